@@ -1,0 +1,76 @@
+"""The settings: one frozen Config. Command line > MLX_MCP_* environment > config.toml > defaults."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_config_path
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings.exceptions import SettingsError
+
+from mlx_mcp.errors import ConfigError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Config(BaseSettings):
+    """What a user can set. `load` is the way to make one: it turns every fault into a ConfigError."""
+
+    model_config = SettingsConfigDict(env_prefix="MLX_MCP_", frozen=True, extra="ignore")
+
+    model: str | None = Field(None, description="`embedded`, a folder, or a hub id; the embedded model if unset")
+    host: str = Field("127.0.0.1", description="address for --http; any but loopback needs a token")
+    port: int = Field(8080, ge=0, le=65535, description="port for --http; 0 takes a free one")
+    token: SecretStr | None = Field(None, description="bearer token that --http callers must send")
+    openblas: bool = Field(True, description="put an installed OpenBLAS in front on Linux CPUs")
+    max_weights_bytes: int | None = Field(None, gt=0, description="memory for weights; three quarters of it if unset")
+    max_running: int = Field(16, ge=1, le=512, description="generations that run at once, per model")
+    max_waiting: int = Field(1024, ge=0, description="calls that may wait for a place")
+    max_request_bytes: int = Field(4 << 20, ge=1024, description="the longest message taken from a client")
+    shutdown_timeout_s: float = Field(5.0, ge=0, le=300, description="how long running calls may take to end at exit")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line (given as arguments), then environment, then the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config_path())
+
+    @classmethod
+    def load(cls, **given: Any) -> Config:
+        """The settings in force; an argument that is None counts as not given.
+
+        Raises:
+            ConfigError: a value is out of range or the file is broken, with the name of the setting.
+        """
+        try:
+            config = cls(**{key: value for key, value in given.items() if value is not None})
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ConfigError(f"Bad settings (flag, MLX_MCP_* or {config_path()}): {faults}.") from error
+        except (SettingsError, ValueError) as error:
+            raise ConfigError(f"The settings in {config_path()} cannot be read: {error}.") from error
+        if config.host not in LOOPBACK and config.token is None:
+            raise ConfigError(
+                f"Serving on {config.host} lets others in, so it needs a token: set MLX_MCP_TOKEN, and have clients "
+                "send it as `Authorization: Bearer …`. Without one, serve on 127.0.0.1."
+            )
+        return config
+
+
+def config_path() -> Path:
+    """Where config.toml is looked for: MLX_MCP_CONFIG, else the user's configuration folder."""
+    return Path(os.environ.get("MLX_MCP_CONFIG") or user_config_path("mlx-mcp") / "config.toml")
+
+
+def available_memory_bytes() -> int:
+    """The machine's memory; on Apple silicon the GPU shares it."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,36 @@
+"""Finds stop strings in text that comes in pieces. Knows nothing of tokens."""
+
+from __future__ import annotations
+
+
+class StopStrings:
+    """Passes text on until a stop string begins; neither the string nor a part of it is ever passed on."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self.stops = stops
+        self.held = ""  # the end of the text so far, while it may be the beginning of a stop string
+        self.met = False
+
+    def feed(self, piece: str) -> str:
+        """Take the next piece; returns what can safely be shown. After a stop was met, nothing is."""
+        if self.met:
+            return ""
+        text, self.held = self.held + piece, ""
+        found = [at for stop in self.stops if (at := text.find(stop)) >= 0]
+        if found:
+            self.met = True
+            return text[: min(found)]
+        longest = max((self._overlap(text, stop) for stop in self.stops), default=0)
+        if longest:
+            text, self.held = text[:-longest], text[-longest:]
+        return text
+
+    def finish(self) -> str:
+        """What was held back and turned out to be no stop string."""
+        text, self.held = self.held, ""
+        return text
+
+    @staticmethod
+    def _overlap(text: str, stop: str) -> int:
+        """Length of the longest end of `text` that begins `stop`."""
+        return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

@@ -1,0 +1,102 @@
+"""What `mlx-mcp doctor` looks at. Each finding says what to do, where there is something to do."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from mlx_mcp import __version__
+from mlx_mcp.config import Config, available_memory_bytes, config_path
+from mlx_mcp.core.ports import Message
+from mlx_mcp.engine.client import EngineClient, GenerateRequest, Result
+from mlx_mcp.errors import MlxMcpError
+from mlx_mcp.mlx_backend.blas import HINT, find_openblas, prefer_openblas
+from mlx_mcp.models.registry import EMBEDDED
+from mlx_mcp.wiring import wire
+
+TESTED = {"mcp": "2.3", "mlx": "0.32", "mlx-lm": "0.32"}
+QUESTION = "Dana's badge is 482. The launch code is 9053. Rex has the color green. What is the launch code?"
+ANSWER = "9053"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    kind: Literal["ok", "hint", "fault"]
+    text: str
+
+
+def examine(config: Config) -> Iterator[Finding]:
+    """Look at everything, the quick things first."""
+    yield Finding("ok", f"mlx-mcp {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    for package, tested in TESTED.items():
+        yield package_finding(package, tested)
+    where = "found" if config_path().is_file() else "none, defaults in force"
+    yield Finding("ok", f"settings file {config_path()}: {where}")
+    if config.openblas:
+        prefer_openblas()  # as the server does, before mlx is imported
+    try:
+        yield from device_findings(config)
+    except ImportError as error:
+        yield Finding("fault", f"mlx does not import: {error}. On Linux install `mlx[cpu]` or `mlx[cuda13]`.")
+        return
+    client, registry = wire(config)
+    for entry in registry.entries():
+        size = "not downloaded yet" if entry.weights_bytes is None else f"{entry.weights_bytes / 1e6:,.1f} MB"
+        yield Finding("ok", f"model {entry.spec.name}{' (default)' if entry.default else ''}: {size}")
+    if registry.nothing_configured:
+        yield Finding("hint", "no model is configured: the small embedded one serves. Choose one with --model.")
+    try:
+        yield asyncio.run(embedded_finding(client))
+    finally:
+        client.close()
+
+
+def package_finding(package: str, tested: str) -> Finding:
+    """Whether a package is there, in a version that was tested."""
+    try:
+        found = version(package)
+    except PackageNotFoundError:
+        return Finding("fault", f"{package} is not installed: install mlx-mcp again.")
+    if not found.startswith(tested + "."):
+        return Finding("hint", f"{package} {found}: tested with {tested}")
+    return Finding("ok", f"{package} {found}")
+
+
+def device_findings(config: Config) -> Iterator[Finding]:
+    """Which device computes, and on Linux CPUs with which BLAS."""
+    import mlx.core as mx
+
+    device = mx.default_device()
+    yield Finding("ok", f"device {device}, {available_memory_bytes() / 1e9:.0f} GB of memory")
+    if sys.platform.startswith("linux") and device == mx.cpu:
+        path = find_openblas()
+        if path is None:
+            yield Finding("hint", f"slow reference BLAS: installing OpenBLAS makes prompts many times faster ({HINT}).")
+        elif not config.openblas:
+            yield Finding("hint", f"OpenBLAS is installed ({path}) but switched off: --openblas is many times faster.")
+        else:
+            yield Finding("ok", f"OpenBLAS in front: {path}")
+
+
+async def embedded_finding(client: EngineClient) -> Finding:
+    """Whether the embedded model recalls a fact, through the whole engine."""
+    began, text = time.monotonic(), ""
+    try:
+        async for update in client.generate(GenerateRequest((Message("user", QUESTION),), EMBEDDED, 32)):
+            if isinstance(update, Result):
+                text = update.text
+    except MlxMcpError as error:
+        return Finding("fault", f"the embedded model does not answer: {error}")
+    if text.strip() != ANSWER:
+        return Finding(
+            "fault", f"the embedded model answers {text!r} instead of {ANSWER!r}: the installation is damaged."
+        )
+    return Finding("ok", f"the embedded model answers right, {time.monotonic() - began:.1f} s with loading")

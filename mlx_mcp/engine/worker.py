@@ -1,0 +1,109 @@
+"""The engine thread.
+
+Guarantees:
+    - One thread makes the engine, handles every command and runs every step; nobody else touches it.
+    - A command is handled before the next step begins: a cancel waits for one step at most.
+    - `send` never blocks. What was sent before the thread died is failed, what is sent after raises EngineDead: no
+      waiter is left without an answer.
+    - The thread blocks, using no processor, while there is nothing to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+
+from mlx_mcp.engine.engine import Engine, EngineFactory
+from mlx_mcp.engine.messages import Command, Failed, Find, Load, Stop, Submit
+from mlx_mcp.errors import EngineDead
+from mlx_mcp.stats import EngineStats
+
+logger = logging.getLogger(__name__)
+
+
+class EngineThread:
+    """Runs one Engine on one thread, which starts with the first command."""
+
+    def __init__(self, make_engine: EngineFactory) -> None:
+        self._make_engine = make_engine
+        self._inbox: deque[Command] = deque()
+        self._wake = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._dead: EngineDead | None = None
+        self._stats = EngineStats()
+
+    @property
+    def stats(self) -> EngineStats:
+        """The engine's counts after its latest step or command."""
+        return self._stats
+
+    @property
+    def dead(self) -> EngineDead | None:
+        """Why the engine will never answer again; None while it lives or has not started."""
+        return self._dead
+
+    def send(self, command: Command) -> None:
+        """Give the engine a command.
+
+        Raises:
+            EngineDead: the thread has ended.
+        """
+        with self._wake:
+            if self._dead is not None:
+                raise EngineDead(self._dead.cause)
+            if self._thread is None:
+                # A daemon: a host that is killed must not leave a process waiting for a step.
+                self._thread = threading.Thread(target=self._main, name="mlx-engine", daemon=True)
+                self._thread.start()
+            self._inbox.append(command)
+            self._wake.notify()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Fail every waiter and end the thread; returns whether it ended in time. Idempotent."""
+        with self._wake:
+            if self._thread is None:
+                self._dead = self._dead or EngineDead()
+                return True
+            self._inbox.append(Stop())
+            self._wake.notify()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _main(self) -> None:
+        engine: Engine | None = None
+        dead = EngineDead()
+        try:
+            engine = self._make_engine()
+            self._loop(engine)
+        except BaseException as error:
+            # The one place that may catch everything: a dead thread that told nobody would hang every caller.
+            logger.exception("the engine thread died")
+            dead = EngineDead(repr(error))
+        with self._wake:
+            self._dead = dead
+            left, self._inbox = self._inbox, deque()
+        for command in left:
+            if isinstance(command, Submit | Load | Find):
+                command.sink(Failed(dead))
+        if engine is not None:
+            engine.fail_all(dead)
+            engine.loader.close()
+        self._stats = EngineStats()
+
+    def _loop(self, engine: Engine) -> None:
+        while True:
+            with self._wake:
+                while not self._inbox and not engine.has_work:
+                    self._wake.wait()
+                commands, self._inbox = self._inbox, deque()
+            while commands:
+                command = commands.popleft()
+                if isinstance(command, Stop):
+                    with self._wake:
+                        self._inbox.extendleft(reversed(commands))
+                    return
+                engine.handle(command)
+            if engine.has_work:
+                engine.step()
+            self._stats = engine.stats

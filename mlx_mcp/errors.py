@@ -1,0 +1,84 @@
+"""Every error that leaves this package, in one tree.
+
+    MlxMcpError
+    ├── RequestError              the caller's mistake; the text names the next step
+    │   ├── InvalidRequest        an argument is missing, malformed or out of range
+    │   ├── PromptTooLong         prompt and answer do not fit the model's context
+    │   └── UnknownModel          no such model here
+    ├── CapacityError             full for now; retry after `retry_after_s`
+    ├── ModelError                a model cannot be served: broken files, unsupported, too large
+    ├── GenerationFailed          this generation broke; the engine goes on
+    ├── ConfigError               the server was started with settings that cannot work
+    └── EngineDead                the engine thread is gone; nothing but a restart helps
+
+Texts are written for whoever can act: the calling model for a `RequestError`, the user for the rest.
+"""
+
+from __future__ import annotations
+
+
+class MlxMcpError(Exception):
+    """The root: `except MlxMcpError` catches everything this package raises on purpose."""
+
+
+class RequestError(MlxMcpError):
+    """The caller could have avoided this."""
+
+
+class InvalidRequest(RequestError):
+    """An argument is missing, malformed or out of range."""
+
+
+class PromptTooLong(RequestError):
+    """The prompt, or the prompt and the wished answer, exceed the model's context."""
+
+    def __init__(self, prompt_tokens: int, max_tokens: int, context_tokens: int) -> None:
+        self.prompt_tokens, self.max_tokens, self.context_tokens = prompt_tokens, max_tokens, context_tokens
+        room = context_tokens - prompt_tokens
+        step = (
+            f"Lower max_tokens to {room} or less, or shorten the prompt."
+            if room > 0
+            else f"Shorten the prompt to fewer than {context_tokens} tokens, or choose a model with a longer context "
+            "(list_models shows each)."
+        )
+        super().__init__(
+            f"The prompt has {prompt_tokens} tokens and max_tokens is {max_tokens}, but the model's context is "
+            f"{context_tokens} tokens. {step}"
+        )
+
+
+class UnknownModel(RequestError):
+    """No model of that name can be served here."""
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        self.name, self.known = name, known
+        shown = ", ".join(known[:8]) + (", …" if len(known) > 8 else "")
+        super().__init__(f"Model not found: {name[:200]!r}. Call list_models for valid names; now: {shown}.")
+
+
+class CapacityError(MlxMcpError):
+    """Full for now; the same call may succeed after `retry_after_s` seconds."""
+
+    def __init__(self, why: str, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(f"{why} Retry in {retry_after_s:g} s.")
+
+
+class ModelError(MlxMcpError):
+    """A model cannot be served; the text says why and what to do."""
+
+
+class GenerationFailed(MlxMcpError):
+    """One generation broke inside the engine, which dropped it and goes on."""
+
+
+class ConfigError(MlxMcpError):
+    """The settings cannot work together; raised before anything is served."""
+
+
+class EngineDead(MlxMcpError):
+    """The engine thread has ended; every waiter hears this."""
+
+    def __init__(self, cause: str = "it was stopped") -> None:
+        self.cause = cause
+        super().__init__(f"The engine is not running ({cause}). Restart the server.")

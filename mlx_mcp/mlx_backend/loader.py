@@ -1,0 +1,224 @@
+"""Turns a folder or a hub id into a running model.
+
+Two parts: `prepare` fetches and checks files on any thread; `materialise` builds the model on the engine thread, a
+slice of the weights at a time, so that rows of other models go on meanwhile. Never runs code that comes with a model,
+and reads no weights but safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_model
+from tqdm.auto import tqdm
+
+from mlx_mcp.core.ports import LoadedModel, ModelSpec, PreparedModel
+from mlx_mcp.errors import ModelError
+from mlx_mcp.mlx_backend.runner import RowRunner
+from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
+
+# What mlx_lm reads of a repository, less Python files: those are never run here.
+HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja"]
+SLICE_BYTES = 64 << 20
+FALLBACK_CONTEXT_TOKENS = 4096  # where neither config nor tokenizer says
+
+
+class MlxLoader:
+    """Loads models with mlx_lm."""
+
+    def prepare(self, spec: ModelSpec, report: Callable[[str], None]) -> PreparedModel:
+        """Fetch and check the files, read the tokenizer.
+
+        Raises:
+            ModelError: with what is wrong and what to do.
+        """
+        folder = download(spec.location, report) if spec.source == "hub" else Path(spec.location)
+        report("reading the tokenizer")
+        config = read_config(folder)
+        weights_bytes = sum(checked_size(path) for path in weight_files(folder))
+        try:
+            tokenizer = ChatTokenizer(folder, config.get("eos_token_id"))
+        except Exception as error:  # transformers raises of every kind for a folder it cannot read
+            raise ModelError(f"The tokenizer in {folder} cannot be read: {error}") from error
+        if mx.default_device() == mx.cpu and not is_quantized(config):
+            weights_bytes *= 2  # halves become singles, see materialise
+        return PreparedModel(spec.name, folder, config, tokenizer, weights_bytes)
+
+    def materialise(self, prepared: PreparedModel) -> Generator[float, None, LoadedModel]:
+        """Build the model and read its weights a slice at a time; yields the share done.
+
+        On a CPU half-precision weights become float32: products of halves run there at a fraction of the speed.
+
+        Raises:
+            ModelError: architecture and weights do not fit, or the architecture is not supported.
+        """
+        try:
+            model, _ = load_model(prepared.folder, lazy=True)
+        except Exception as error:  # model code raises of every kind for a config or weights it does not expect
+            raise ModelError(f"{prepared.name!r} cannot be loaded: {error}") from error
+        if mx.default_device() == mx.cpu:
+            model.set_dtype(mx.float32)
+        weights = list(dict(tree_flatten(model.parameters())).values())
+        total, done = sum(array.nbytes for array in weights), 0
+        yield 0.0
+        for some in slices(weights):
+            mx.eval(some)
+            done += sum(array.nbytes for array in some)
+            yield done / total
+        assert isinstance(prepared.tokenizer, ChatTokenizer)
+        return LoadedModel(
+            name=prepared.name,
+            runner=RowRunner(model),
+            tokenizer=prepared.tokenizer,
+            stop_ids=prepared.tokenizer.stop_ids,
+            vocab_size=config_value(prepared.config, "vocab_size") or prepared.tokenizer.vocab_size,
+            context_tokens=context_tokens(prepared.config, prepared.tokenizer),
+            weights_bytes=total,
+        )
+
+    def close(self) -> None:
+        """Destroy this thread's streams; without this the process now and then aborts at its exit."""
+        mx.clear_streams()
+
+
+def download(repo: str, report: Callable[[str], None]) -> Path:
+    """The local folder of a hub repository, downloaded unless HF_HOME holds it; offline mode is respected.
+
+    Raises:
+        ModelError: it is not here and cannot be fetched.
+    """
+
+    class Reported(tqdm):  # type: ignore[misc]  # tqdm has no types
+        """Tells the progress of the whole download; draws nothing, since stdout and stderr belong to others."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.pop("name", None)
+            super().__init__(*args, **{**kwargs, "file": _Nowhere()})
+
+        def update(self, n: float | None = 1) -> Any:
+            shown = super().update(n)
+            if self.total and self.unit == "B":
+                report(f"downloading {repo}: {self.n / 1e6:.0f} of {self.total / 1e6:.0f} MB")
+            return shown
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=HUB_FILES, local_files_only=True))
+    except HFValidationError as error:
+        raise ModelError(f"{repo!r} is neither a folder nor a hub id such as 'owner/name'.") from error
+    except LocalEntryNotFoundError:
+        report(f"downloading {repo}")
+    try:
+        return Path(snapshot_download(repo, allow_patterns=HUB_FILES, tqdm_class=Reported))
+    except OfflineModeIsEnabled as error:
+        raise ModelError(f"{repo!r} is not downloaded, and HF_HUB_OFFLINE forbids to fetch it.") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"{repo!r} is not in the local hub cache and could not be downloaded: {str(error).splitlines()[0]} "
+            "Check the name and the network, or give the path of a local folder."
+        ) from error
+
+
+class _Nowhere:
+    """A file that takes everything and shows nothing."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json.
+
+    Raises:
+        ModelError: it is missing or broken, or wants code of its own to be run.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder} is not a model folder: it has no config.json.") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / 'config.json'} cannot be read: {error}") from error
+    if "model_file" in config:
+        raise ModelError(f"{folder} wants to run its own Python file ({config['model_file']!r}); that is never done.")
+    return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The folder's weight files, all of which are there.
+
+    Raises:
+        ModelError: there are none in safetensors form, or the index names one that is missing.
+    """
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise ModelError(
+            f"{folder} has no model*.safetensors. Other forms (GGUF, pickle) are not read: convert the model with "
+            "`mlx_lm.convert`, or choose one from the mlx-community on the hub."
+        )
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        named = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+        missing = sorted(named - {path.name for path in files})
+        if missing:
+            raise ModelError(f"{folder} is incomplete: {', '.join(missing[:4])} missing. Download the model again.")
+    return files
+
+
+def checked_size(path: Path) -> int:
+    """The bytes of weights in a safetensors file.
+
+    Raises:
+        ModelError: header and length disagree: the file is cut or damaged.
+    """
+    size = os.path.getsize(path)
+    try:
+        with path.open("rb") as file:
+            (header_bytes,) = struct.unpack("<Q", file.read(8))
+            if header_bytes > size:
+                raise ValueError("the header is longer than the file")
+            header = json.loads(file.read(header_bytes))
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        if 8 + header_bytes + end != size:
+            raise ValueError(f"it should have {8 + header_bytes + end} bytes and has {size}")
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise ModelError(f"{path} is damaged: {error}. Download or convert the model again.") from error
+    return int(end)
+
+
+def is_quantized(config: dict[str, Any]) -> bool:
+    """Whether the weights are stored in fewer than 16 bits."""
+    return any(key in config for key in ("quantization", "quantization_config"))
+
+
+def config_value(config: dict[str, Any], key: str) -> int | None:
+    """A number of the config or of its text part, where multi-modal models keep it."""
+    value = config.get(key) or config.get("text_config", {}).get(key)
+    return int(value) if value else None
+
+
+def context_tokens(config: dict[str, Any], tokenizer: ChatTokenizer) -> int:
+    """How many tokens the model can attend to, prompt and answer together."""
+    return config_value(config, "max_position_embeddings") or tokenizer.max_tokens or FALLBACK_CONTEXT_TOKENS
+
+
+def slices(weights: list[mx.array]) -> Iterator[list[mx.array]]:
+    """The weights in runs of about SLICE_BYTES."""
+    some: list[mx.array] = []
+    for array in weights:
+        some.append(array)
+        if sum(a.nbytes for a in some) >= SLICE_BYTES:
+            yield some
+            some = []
+    if some:
+        yield some

@@ -1,0 +1,134 @@
+"""What can be served: the embedded model, the one the user configured, and what the local hub cache holds.
+
+A name is looked up here and nowhere else: no caller can make the server open a path or download a repository that its
+user did not name. Reads directory listings and config.json only; imports no mlx.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants
+
+from mlx_mcp.core.ports import ModelSpec
+from mlx_mcp.errors import ConfigError, UnknownModel
+
+EMBEDDED = "embedded"
+EMBEDDED_FOLDER = Path(__file__).parent.parent / "assets" / "embedded"
+EMBEDDED_SUMMARY = (
+    "Built in, 0.9M parameters, works offline. It recalls, repeats, lists and counts what it is told and calls tools; "
+    "it cannot reason or write. For real work start the server with --model and a folder or hub id, such as "
+    "`mlx-mcp serve --model mlx-community/Qwen3-4B-4bit`."
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model as list_models shows it."""
+
+    spec: ModelSpec
+    default: bool
+    weights_bytes: int | None  # None before a download
+    context_tokens: int | None
+
+
+class Registry:
+    """The models that can be asked for by name.
+
+    `default` is None (the embedded model serves), "embedded", the path of a folder, or a hub id, which is downloaded at
+    its first use.
+    """
+
+    def __init__(self, default: str | None = None, hub_cache: Path | None = None) -> None:
+        self._hub_cache = hub_cache or Path(constants.HF_HUB_CACHE)
+        self._embedded = ModelSpec(EMBEDDED, "embedded", str(EMBEDDED_FOLDER), EMBEDDED_SUMMARY)
+        self._configured = self._embedded if default in (None, EMBEDDED) else configured(str(default))
+        self.nothing_configured = default is None
+
+    def resolve(self, name: str | None) -> ModelSpec:
+        """The model of that name; the default one for None or "default".
+
+        Raises:
+            UnknownModel: with the names there are.
+        """
+        if name is None or name == "default":
+            return self._configured
+        specs = self._specs()
+        if name not in specs:
+            raise UnknownModel(name, list(specs))
+        return specs[name]
+
+    def entries(self) -> list[Entry]:
+        """Every model that can be asked for, the default one first."""
+        return [self._entry(spec) for spec in self._specs().values()]
+
+    def _specs(self) -> dict[str, ModelSpec]:
+        first = [self._configured, self._embedded]
+        return {spec.name: spec for spec in [*cached(self._hub_cache), *reversed(first)]} | {s.name: s for s in first}
+
+    def _entry(self, spec: ModelSpec) -> Entry:
+        folder = snapshot(self._hub_cache, spec.location) if spec.source == "hub" else Path(spec.location)
+        config = read_json(folder / "config.json") if folder else {}
+        return Entry(
+            spec,
+            default=spec.name == self._configured.name,
+            weights_bytes=sum(p.stat().st_size for p in folder.glob("model*.safetensors")) if folder else None,
+            context_tokens=config.get("max_position_embeddings")
+            or config.get("text_config", {}).get("max_position_embeddings"),
+        )
+
+
+def configured(name: str) -> ModelSpec:
+    """The model that the user named on the command line or in the settings.
+
+    Raises:
+        ConfigError: it looks like a path and is no folder.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return ModelSpec(path.resolve().name, "folder", str(path.resolve()), f"The folder {path.resolve()}.")
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ConfigError(f"No model at {name!r}: give `embedded`, a folder, or a hub id such as 'owner/name'.")
+    return ModelSpec(name, "hub", name, "From the Hugging Face hub; downloaded at its first use.")
+
+
+def cached(hub_cache: Path) -> list[ModelSpec]:
+    """Language models of the hub cache that mlx_lm can load, in order of their names."""
+    supported = architectures()
+    specs = []
+    for folder in sorted(hub_cache.glob("models--*--*")):
+        repo = folder.name.removeprefix("models--").replace("--", "/", 1)
+        files = snapshot(hub_cache, repo)
+        if files is None or not any(files.glob("model*.safetensors")):
+            continue
+        if str(read_json(files / "config.json").get("model_type")).replace("-", "_") in supported:
+            specs.append(ModelSpec(repo, "hub", repo, "In the local hub cache."))
+    return specs
+
+
+def snapshot(hub_cache: Path, repo: str) -> Path | None:
+    """The folder of a repository's newest cached revision; None where there is none."""
+    snapshots = hub_cache / f"models--{repo.replace('/', '--')}" / "snapshots"
+    found = sorted(snapshots.glob("*/config.json"), key=lambda path: path.stat().st_mtime)
+    return found[-1].parent if found else None
+
+
+def architectures() -> set[str]:
+    """The model types that mlx_lm has a file for; finds them without importing it."""
+    package = importlib.util.find_spec("mlx_lm")
+    assert package is not None, "mlx_lm is a dependency"
+    assert package.origin is not None, "mlx_lm is a package of files"
+    return {path.stem for path in (Path(package.origin).parent / "models").glob("*.py")}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty where it is missing or broken, since a listing must not fail over one model."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

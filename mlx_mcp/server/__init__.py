@@ -1,0 +1,1 @@
+"""The MCP surface: tools over stdio and streamable HTTP, all on one engine client."""

@@ -1,0 +1,33 @@
+"""Builds the MCP server: who it is, and its tools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mcp.server.mcpserver import MCPServer
+
+from mlx_mcp import __version__
+from mlx_mcp.engine.client import EngineClient
+from mlx_mcp.models.registry import Registry
+from mlx_mcp.server.tools import make_tools
+
+INSTRUCTIONS = (
+    "Local language models on this machine. `generate` answers one prompt; run several calls in parallel for "
+    "independent pieces of work. Nothing leaves the machine. `list_models` says which models there are."
+)
+
+
+def build_server(client: EngineClient, registry: Registry, **settings: Any) -> MCPServer[Any]:
+    """An MCP server on an engine client; many servers (one per connection) may share one client.
+
+    `settings` go to MCPServer as they are; see its own documentation.
+    """
+    return MCPServer(
+        "mlx-mcp",
+        title="mlx-mcp: local MLX models",
+        instructions=INSTRUCTIONS,
+        version=__version__,
+        tools=make_tools(client, registry),
+        log_level="WARNING",
+        **settings,
+    )

@@ -1,0 +1,107 @@
+"""MCP over streamable HTTP at /mcp, and /health."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from mcp.server.auth.provider import AccessToken
+from mcp.server.auth.settings import AuthSettings
+from mcp.server.mcpserver import MCPServer
+from mcp.server.transport_security import TransportSecuritySettings
+from pydantic import AnyHttpUrl
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from mlx_mcp.config import LOOPBACK, Config
+from mlx_mcp.engine.client import EngineClient
+from mlx_mcp.errors import ConfigError
+
+
+class BearerToken:
+    """Accepts one token, compared in constant time."""
+
+    def __init__(self, token: str) -> None:
+        self._digest = digest(token)
+
+    async def verify_token(self, token: str) -> AccessToken | None:
+        """The caller behind the token; None refuses it."""
+        if not hmac.compare_digest(digest(token), self._digest):
+            return None
+        return AccessToken(token=token, client_id="bearer", scopes=[], expires_at=None)
+
+
+def digest(token: str) -> bytes:
+    """A token's digest: of equal length for every token, and of bytes, which compare_digest takes whatever they are."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+def auth_settings(config: Config) -> dict[str, Any]:
+    """What build_server needs so that only callers with the token get in; nothing where no token is set."""
+    if config.token is None:
+        return {}
+    url = AnyHttpUrl(f"http://{config.host}:{config.port or 80}")
+    auth = AuthSettings(issuer_url=url, resource_server_url=None, required_scopes=[], validate_token_resource=False)
+    return {"auth": auth, "token_verifier": BearerToken(config.token.get_secret_value())}
+
+
+def http_app(server: MCPServer[Any], client: EngineClient, config: Config) -> Starlette:
+    """The ASGI app of a server."""
+
+    async def health(request: Request) -> JSONResponse:
+        stats = client.stats
+        body = {"running": stats.running, "waiting": stats.waiting, "rows": stats.rows, "models": list(stats.models)}
+        dead = client.thread.dead
+        return JSONResponse({"status": "dead" if dead else "ok", **body}, status_code=503 if dead else 200)
+
+    server.custom_route("/health", methods=["GET"])(health)
+    # On loopback the SDK checks Host and Origin, against pages that rebind their name; elsewhere the token guards.
+    security = None if config.host in LOOPBACK else TransportSecuritySettings(enable_dns_rebinding_protection=False)
+    return server.streamable_http_app(
+        host=config.host, max_request_body_size=config.max_request_bytes, transport_security=security
+    )
+
+
+def listen(config: Config) -> socket.socket:
+    """A bound socket for the configured address.
+
+    Raises:
+        ConfigError: the address is taken, or not this machine's.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot listen on {config.host}:{config.port}: {error.strerror}. Choose another with --port."
+        ) from error
+    return listener
+
+
+class HttpServer(uvicorn.Server):
+    """Uvicorn, with the signals left to whoever runs it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Install nothing."""
+        yield
+
+
+def http_server(app: Starlette, config: Config) -> HttpServer:
+    """A server for the app; set its `should_exit` to end it."""
+    return HttpServer(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=max(1, round(config.shutdown_timeout_s)),
+        )
+    )

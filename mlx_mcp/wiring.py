@@ -1,0 +1,56 @@
+"""Puts the layers together: Config → registry, loader, engine thread, client."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator
+
+from mlx_mcp.config import Config, available_memory_bytes
+from mlx_mcp.core.ports import LoadedModel, ModelLoader, ModelSpec, PreparedModel
+from mlx_mcp.core.scheduler import Limits
+from mlx_mcp.engine.client import EngineClient
+from mlx_mcp.engine.engine import Engine
+from mlx_mcp.engine.worker import EngineThread
+from mlx_mcp.mlx_backend.blas import prefer_openblas
+from mlx_mcp.models.registry import Registry
+
+
+class LateLoader:
+    """The MLX loader, imported at its first use: importing mlx_lm takes seconds that a handshake does not have."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def prepare(self, spec: ModelSpec, report: Callable[[str], None]) -> PreparedModel:
+        """See MlxLoader.prepare."""
+        report("starting MLX")
+        if self._config.openblas:
+            prefer_openblas()
+        return self._loader().prepare(spec, report)
+
+    def materialise(self, prepared: PreparedModel) -> Generator[float, None, LoadedModel]:
+        """See MlxLoader.materialise."""
+        return self._loader().materialise(prepared)
+
+    def close(self) -> None:
+        """See MlxLoader.close."""
+        if "mlx.core" in sys.modules:
+            self._loader().close()
+
+    def _loader(self) -> ModelLoader:
+        from mlx_mcp.mlx_backend.loader import MlxLoader
+
+        return MlxLoader()
+
+
+def wire(config: Config) -> tuple[EngineClient, Registry]:
+    """The engine client and the registry of a process; nothing heavy happens before the first generation.
+
+    Raises:
+        ConfigError: the configured model cannot be one.
+    """
+    registry, loader = Registry(config.model), LateLoader(config)
+    limits = Limits(max_running=config.max_running, max_waiting=config.max_waiting)
+    max_weights_bytes = config.max_weights_bytes or available_memory_bytes() * 3 // 4
+    thread = EngineThread(lambda: Engine(loader, limits, max_weights_bytes))
+    return EngineClient(thread, registry, loader), registry

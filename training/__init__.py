@@ -1,0 +1,1 @@
+"""Trains the embedded model from data it makes itself: `python -m training --help`."""

@@ -1,0 +1,47 @@
+"""Command line of the training recipe: `train` makes the embedded model, `evaluate` measures it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+EMBEDDED = Path(__file__).parent.parent / "mlx_mcp" / "assets" / "embedded"
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train the tokenizer and the weights, and export them."""
+    from tokenizers import Tokenizer
+
+    from training.export import export
+    from training.train import SHIPPED, SMOKE, train
+    from training.vocabulary import train_tokenizer
+
+    recipe = SMOKE if args.smoke else SHIPPED
+    args.work.mkdir(parents=True, exist_ok=True)
+    path = args.work / "tokenizer.json"
+    if not path.exists():
+        train_tokenizer(recipe.seed, num_dialogs=400 if args.smoke else 4000).save(str(path), pretty=False)
+    weights = train(recipe, args.work, args.workers)
+    export(weights, Tokenizer.from_file(str(path)), recipe.shape, args.out)
+    print(f"exported to {args.out}")
+
+
+def main() -> None:
+    """Read the arguments and run one command."""
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("train", help="train the embedded model and export it")
+    command.add_argument("--out", type=Path, default=EMBEDDED, help="the folder that mlx_lm loads")
+    command.add_argument(
+        "--work", type=Path, default=Path("build/training"), help="checkpoints; a run goes on from here"
+    )
+    command.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, where there is no GPU")
+    command.add_argument("--smoke", action="store_true", help="a few steps, to prove that the recipe runs")
+    command.set_defaults(run=train)
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
