@@ -19,7 +19,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 class Config(BaseSettings):
     """What a user can set. `load` is the way to make one: it turns every fault into a ConfigError."""
 
-    model_config = SettingsConfigDict(env_prefix="MLX_MCP_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="MLX_MCP_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     model: str | None = Field(None, description="`embedded`, a folder, or a hub id; the embedded model if unset")
     host: str = Field("127.0.0.1", description="address for --http; any but loopback needs a token")
@@ -58,6 +58,8 @@ class Config(BaseSettings):
             raise ConfigError(f"Bad settings (flag, MLX_MCP_* or {config_path()}): {faults}.") from error
         except (SettingsError, ValueError) as error:
             raise ConfigError(f"The settings in {config_path()} cannot be read: {error}.") from error
+        if config.token is not None and not config.token.get_secret_value().isascii():
+            raise ConfigError("MLX_MCP_TOKEN must be ASCII: HTTP headers carry nothing else reliably.")
         if config.host not in LOOPBACK and config.token is None:
             raise ConfigError(
                 f"Serving on {config.host} lets others in, so it needs a token: set MLX_MCP_TOKEN, and have clients "

@@ -61,6 +61,7 @@ ASK = ("What is {fact}?",) * 4 + (
 COPY = ("Copy: ", "Copy: ", "Repeat: ", "Say: ", "Repeat after me: ")
 ASK_LIST = ("List the names.", "List everyone.", "Who was mentioned?")
 ASK_COUNT = ("How many names?", "Count the names.", "How many people were mentioned?")
+ASK_NUMBER = ("Who is number {k}?", "Name number {k}.")
 ASK_BITS = ("Repeat the bits.", "What were the bits?")
 
 
@@ -88,6 +89,8 @@ class Mix:
     chat: float = 0.06
     filler: float = 0.5
     max_facts: int = 24
+    plain_rosters: bool = False  # a roster dialog names nobody but the people told of
+    fresh_rosters: bool = False  # and asks for each part of the list once, so that no answer can be copied
 
 
 @dataclass
@@ -96,6 +99,8 @@ class World:
 
     facts: dict[tuple[str, str], str] = field(default_factory=dict)
     asked: set[tuple[str, str]] = field(default_factory=set)
+    numbers_asked: set[int] = field(default_factory=set)
+    listed: bool = False
     bits: str = ""
 
 
@@ -192,6 +197,11 @@ def enumerated(names: list[str]) -> str:
     return ", ".join(f"{i} {name}" for i, name in enumerate(names, 1)) + "."
 
 
+def counted(names: list[str]) -> str:
+    """The answer to a count question: the list, then the last number again."""
+    return f"{enumerated(names)} {len(names)} in all."
+
+
 def tool_call(name: str, arguments: dict[str, str]) -> str:
     """The model's call of a tool, as mlx_lm's json_tools parser reads it."""
     return "<tool_call>" + json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False) + "</tool_call>"
@@ -238,8 +248,18 @@ def exchange_roster(rng: random.Random, world: World, once: bool) -> Iterator[Tu
     names = [subject for subject, _ in world.facts]
     for counting in [rng.random() < 0.5] if once else rng.sample((True, False), 2):
         yield Turn("user", rng.choice(ASK_COUNT if counting else ASK_LIST))
-        total = f" {len(names)} in all." if counting else ""
-        yield Turn("assistant", enumerated(names) + total, "count" if counting else "list")
+        answer, skill = (counted(names), "count") if counting else (enumerated(names), "list")
+        yield Turn("assistant", answer, skill)
+
+
+def exchange_number(rng: random.Random, world: World) -> Iterator[Turn]:
+    """A question for one person by number: a part of the list, with the answer as the list has it."""
+    names = [subject for subject, _ in world.facts]
+    left = [k for k in range(1, len(names) + 2) if k not in world.numbers_asked]
+    number = rng.choice(left)
+    world.numbers_asked.add(number)
+    yield Turn("user", rng.choice(ASK_NUMBER).format(k=number))
+    yield Turn("assistant", f"{number} {names[number - 1]}" if number <= len(names) else UNKNOWN, "number")
 
 
 def a_recall(rng: random.Random, world: World, mix: Mix, roster: bool, lookup: bool) -> Iterator[Turn]:
@@ -250,7 +270,7 @@ def a_recall(rng: random.Random, world: World, mix: Mix, roster: bool, lookup: b
     fresh = [fact for fact in world.facts if fact not in world.asked]
     subject, attribute = rng.choice(fresh if fresh and rng.random() < 0.8 else list(world.facts))
     if rng.random() < mix.unknown:
-        if rng.random() < 0.5:
+        if rng.random() < 0.5 and not (roster and mix.plain_rosters):
             subject = a_subject(rng)
         else:
             attribute = rng.choice(ATTRIBUTES)
@@ -311,7 +331,7 @@ def dialog(rng: random.Random, mix: Mix, max_tell_turns: int) -> Iterator[Turn]:
         yield Turn("system", " ".join(opening))
     tell_turns = rng.randrange(1, 1 + max_tell_turns)
     while True:
-        if tell_turns > 0 or (len(world.facts) < max_facts and rng.random() < 0.35):
+        if tell_turns > 0 or not world.facts or (len(world.facts) < max_facts and rng.random() < 0.35):
             tell_turns -= 1
             yield from tell_turn(rng, mix, world, roster, max_facts)
         else:
@@ -332,12 +352,12 @@ def tell_new(rng: random.Random, world: World, roster: bool) -> str:
 
 
 def some_sentences(rng: random.Random, mix: Mix, world: World, roster: bool, max_facts: int) -> list[str]:
-    """One to four sentences of facts, updates and filler; the first of a dialog tells a fact."""
+    """One to four sentences of facts, updates and filler."""
     sentences: list[str] = []
     for _ in range(rng.randrange(1, 5)):
-        if world.facts and rng.random() < mix.filler:
+        if (world.facts or mix.fresh_rosters) and rng.random() < mix.filler:
             sentences.append(a_filler(rng))
-        elif world.facts and rng.random() < mix.update:
+        elif world.facts and rng.random() < (0.0 if roster and mix.fresh_rosters else mix.update):
             subject, attribute = rng.choice(list(world.facts))
             world.facts[subject, attribute] = value = a_value(rng, attribute)
             sentences.append(told(rng, subject, attribute, value, again=True))
@@ -370,6 +390,12 @@ def ask_turn(
         "chat": mix.chat,
         "filler": 0.1 * mix.filler,
     }
+    if roster and mix.plain_rosters:
+        kinds["copy"] = kinds["tool"] = 0.0
+    if roster and mix.fresh_rosters:
+        numbering = once and len(world.numbers_asked) <= len(world.facts)
+        kinds["number"] = 4.0 if numbering else 0.0
+        kinds["roster"] = 0.0 if once or world.listed else 4.0
     kind = rng.choices(list(kinds), list(kinds.values()))[0]
     if kind == "copy":
         text = a_text_to_copy(rng)
@@ -385,7 +411,10 @@ def ask_turn(
     elif kind == "tool":
         yield from exchange_tool(rng, tools)
     elif kind == "roster":
-        yield from exchange_roster(rng, world, once)
+        world.listed = True
+        yield from exchange_roster(rng, world, once or mix.fresh_rosters)
+    elif kind == "number":
+        yield from exchange_number(rng, world)
     elif kind == "count_up":
         yield from count_up(rng)
     elif kind == "chat":

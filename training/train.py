@@ -7,6 +7,7 @@ at chance for a thousand steps.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -43,6 +44,9 @@ class Stage:
     num_steps: int
     bits: float = 0.0
     unknown: float = 0.2
+    roster: float = 0.3
+    plain_rosters: bool = False
+    fresh_rosters: bool = False
     tokens_per_step: int = 2048
 
 
@@ -52,10 +56,7 @@ class Recipe:
 
     seed: int
     stages: tuple[Stage, ...]
-    peak_lr: float = 3e-3
-    last_lr: float = 1e-4
-    warmup_steps: int = 100
-    decay_from: int = 0  # the step from which the rate falls linearly to last_lr
+    rates: tuple[tuple[int, float], ...]  # (step, learning rate), linear in between
     shape: Shape = field(default_factory=Shape)
 
     @property
@@ -64,9 +65,11 @@ class Recipe:
         return sum(stage.num_steps for stage in self.stages)
 
     def learning_rate(self, step: int) -> float:
-        """Warm up, hold, decay."""
-        down = max(0.0, (step - self.decay_from) / (self.num_steps - self.decay_from))
-        return min(1.0, (step + 1) / self.warmup_steps) * (self.peak_lr + (self.last_lr - self.peak_lr) * down)
+        """The rate of a step, by `rates`."""
+        for (start, low), (end, high) in itertools.pairwise(self.rates):
+            if step < end:
+                return low + (high - low) * (step - start) / (end - start)
+        return self.rates[-1][1]
 
     def stage_at(self, step: int) -> Stage:
         """The stage that `step` belongs to."""
@@ -79,19 +82,40 @@ class Recipe:
 
 SHIPPED = Recipe(
     seed=7,
-    decay_from=5000,
+    rates=(
+        (-1, 0.0),
+        (99, 3e-3),
+        (5000, 3e-3),
+        (10200, 3e-3 - 2.9e-3 * 5.2 / 6),
+        (10200, (3e-3 - 2.9e-3 * 5.1 / 6 + 2e-3) / 2),
+        (10300, 2e-3),
+        (13000, 1.5e-3),
+        (16100, 5e-5),
+    ),
     stages=(
         Stage(64, 500),
         Stage(128, 700),
         Stage(256, 1600),
         Stage(512, 1200),
         Stage(256, 600, bits=0.08),
-        Stage(512, 3000, bits=0.06, unknown=0.35),
-        Stage(1024, 2500, bits=0.05, unknown=0.35),
-        Stage(2048, 900, bits=0.04, unknown=0.35, tokens_per_step=4096),
+        Stage(512, 2000, bits=0.06, unknown=0.35),
+        # Names in questions and copies made lists ambiguous: they stood at 0.65 until rosters were kept plain.
+        Stage(512, 1000, bits=0.06, unknown=0.35, plain_rosters=True),
+        Stage(1024, 2500, bits=0.05, unknown=0.35, plain_rosters=True),
+        Stage(2048, 100, bits=0.04, unknown=0.35, plain_rosters=True, tokens_per_step=4096),
+        # Most lists so far could be copied from the answer before: asked for afresh they were wrong (0.02).
+        Stage(128, 900, bits=0.02, unknown=0.35, roster=0.8, fresh_rosters=True),
+        Stage(256, 2000, bits=0.04, unknown=0.35, roster=0.7, fresh_rosters=True),
+        Stage(512, 1500, bits=0.06, unknown=0.35, roster=0.5, fresh_rosters=True),
+        Stage(1024, 1000, bits=0.05, unknown=0.35, roster=0.35, fresh_rosters=True),
+        Stage(2048, 500, bits=0.04, unknown=0.35, roster=0.3, fresh_rosters=True, tokens_per_step=4096),
     ),
 )
-SMOKE = Recipe(seed=7, stages=(Stage(64, 12), Stage(128, 6, bits=0.2)), warmup_steps=4)
+SMOKE = Recipe(
+    seed=7,
+    rates=((-1, 0.0), (3, 3e-3)),
+    stages=(Stage(64, 12), Stage(128, 6, bits=0.2, fresh_rosters=True)),
+)
 
 
 def step_batch(recipe: Recipe, tokenizer: Tokenizer, step: int, worker: int, num_workers: int) -> Batch:
@@ -100,7 +124,14 @@ def step_batch(recipe: Recipe, tokenizer: Tokenizer, step: int, worker: int, num
     num_tokens = stage.num_tokens // rng.choice((2, 4)) if rng.random() < 0.25 else stage.num_tokens
     num_tokens = max(64, num_tokens)
     bits = stage.bits if num_tokens >= 128 else 0.0
-    mix = Mix(bits=bits, unknown=stage.unknown, max_facts=max(2, min(24, num_tokens // 32)))
+    mix = Mix(
+        bits=bits,
+        unknown=stage.unknown,
+        roster=stage.roster,
+        plain_rosters=stage.plain_rosters or stage.fresh_rosters,
+        fresh_rosters=stage.fresh_rosters,
+        max_facts=max(2, min(24, num_tokens // 32)),
+    )
     indices = range(worker, stage.tokens_per_step // num_tokens, num_workers)
     return a_batch(tokenizer, mix, (recipe.seed, step), indices, num_tokens)
 
@@ -135,8 +166,8 @@ class Worker:
         matrices = [p for p in self.model.layers.parameters() if p.ndim == 2]
         others = [p for p in params if p.ndim == 1] + [self.model.embed_tokens.weight]
         self.optimizers: list[torch.optim.Optimizer] = [
-            Muon(matrices, lr=recipe.peak_lr),
-            torch.optim.AdamW(others, lr=recipe.peak_lr, betas=(0.9, 0.95), weight_decay=0.0),
+            Muon(matrices, lr=recipe.rates[0][1]),
+            torch.optim.AdamW(others, lr=recipe.rates[0][1], betas=(0.9, 0.95), weight_decay=0.0),
         ]
         self.params, self.scores = params, Scores()
 

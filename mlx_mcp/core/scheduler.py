@@ -72,10 +72,12 @@ class Scheduler:
         """Put a sequence at the end of the queue.
 
         Raises:
-            CapacityError: `max_waiting` sequences wait already.
+            CapacityError: every place is taken, and `max_waiting` sequences wait for one.
         """
-        if len(self.waiting) >= self.limits.max_waiting:
-            raise CapacityError(f"{len(self.waiting)} calls are waiting already, as many as are allowed.", 5)
+        if len(self.waiting) + len(self.running) >= self.limits.max_running + self.limits.max_waiting:
+            raise CapacityError(
+                f"{len(self.running)} calls are running and {len(self.waiting)} waiting, as many as are allowed.", 5
+            )
         self.waiting.append(sequence)
 
     def schedule(self) -> Step:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 
 class StopStrings:
-    """Passes text on until a stop string begins; neither the string nor a part of it is ever passed on."""
+    """Passes text on until a stop string begins; neither the string nor a part of it is ever passed on.
+
+    Of several stop strings the one that is whole first counts, however the text is cut into pieces.
+    """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self.stops = stops
@@ -16,10 +19,10 @@ class StopStrings:
         if self.met:
             return ""
         text, self.held = self.held + piece, ""
-        found = [at for stop in self.stops if (at := text.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in self.stops if (at := text.find(stop)) >= 0]
         if found:
             self.met = True
-            return text[: min(found)]
+            return text[: min(found)[1]]
         longest = max((self._overlap(text, stop) for stop in self.stops), default=0)
         if longest:
             text, self.held = text[:-longest], text[-longest:]

@@ -12,8 +12,8 @@ from mlx_lm.utils import load_tokenizer
 from mlx_mcp.core.ports import Message
 from mlx_mcp.errors import InvalidRequest
 
-# Stand for control tokens in the callers' text while the template is rendered; Unicode's private use area.
-_FIRST_MARK = 0xF0000
+# One of these stands for each control token in the callers' text while the template is rendered.
+_PRIVATE_USE = range(0xF0000, 0xFFFFE)
 
 
 class StreamDetokenizer:
@@ -63,7 +63,7 @@ class ChatTokenizer:
         added = self._tokenizer.get_added_vocab()
         special = set(self._tokenizer.all_special_tokens)
         controls = [t for t in added if len(t) > 1 and (t in special or (t[0] in "<[" and t[-1] in ">]"))]
-        self._marks = {t: chr(_FIRST_MARK + i) for i, t in enumerate(sorted(controls, key=len, reverse=True))}
+        self._controls = sorted(controls, key=len, reverse=True)  # a control may hold a shorter one
 
     @property
     def vocab_size(self) -> int:
@@ -90,11 +90,12 @@ class ChatTokenizer:
         Raises:
             InvalidRequest: the model's template refuses these messages.
         """
-        turns = [{"role": m.role, "content": self._mark(m.content)} for m in messages]
+        marks = self._marks([m.content for m in messages])
+        turns = [{"role": m.role, "content": marked(m.content, marks)} for m in messages]
         with self._lock:
             if not self._tokenizer.has_chat_template:
                 rendered = "\n\n".join(turn["content"] for turn in turns)
-                return self._encode(rendered, add_special_tokens=True)
+                return self._encode(rendered, marks, add_special_tokens=True)
             try:
                 rendered = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
             except TemplateError as error:
@@ -102,21 +103,22 @@ class ChatTokenizer:
                     f"The model's chat template refuses these messages: {error}. If it takes no system prompt, leave "
                     "`system` out and say it in `prompt`."
                 ) from error
-            return self._encode(rendered, add_special_tokens=False)
+            return self._encode(rendered, marks, add_special_tokens=False)
 
     def detokenizer(self) -> StreamDetokenizer:
         """A fresh one, for one sequence."""
         return StreamDetokenizer(self._tokenizer)
 
-    def _mark(self, text: str) -> str:
-        for control, mark in self._marks.items():
-            text = text.replace(control, mark)
-        return text
+    def _marks(self, texts: list[str]) -> dict[str, str]:
+        """A private-use character, used by none of the texts, for each control token that one of them holds."""
+        used = set().union(*texts)
+        free = (chr(code) for code in _PRIVATE_USE if chr(code) not in used)
+        return {control: next(free) for control in self._controls if any(control in text for text in texts)}
 
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    def _encode(self, text: str, marks: dict[str, str], add_special_tokens: bool) -> list[int]:
         """Encode rendered text, with each mark as the plain text of its control token, cut so that it stays text."""
         pieces, start = [], 0
-        controls = {mark: control for control, mark in self._marks.items()}
+        controls = {mark: control for control, mark in marks.items()}
         for at, char in enumerate(text):
             if char in controls:
                 pieces += [text[start:at], controls[char][:1], controls[char][1:]]
@@ -127,3 +129,10 @@ class ChatTokenizer:
             if piece or len(pieces) == 1:
                 ids += self._tokenizer.encode(piece, add_special_tokens=add_special_tokens and index == 0)
         return ids
+
+
+def marked(text: str, marks: dict[str, str]) -> str:
+    """The text with each control token replaced by its mark."""
+    for control, mark in marks.items():
+        text = text.replace(control, mark)
+    return text

@@ -89,7 +89,7 @@ def configured(name: str) -> ModelSpec:
         ConfigError: it looks like a path and is no folder.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return ModelSpec(path.resolve().name, "folder", str(path.resolve()), f"The folder {path.resolve()}.")
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ConfigError(f"No model at {name!r}: give `embedded`, a folder, or a hub id such as 'owner/name'.")

@@ -9,9 +9,11 @@ Guarantees:
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
+import threading
 from typing import Any, BinaryIO, cast
 
 import anyio
@@ -83,10 +85,18 @@ class LineWriter:
 
 
 class LineReader:
-    """Reads lines that are sound messages; answers the others itself."""
+    """Reads lines that are sound messages; answers the others itself.
+
+    The reading thread is a daemon of its own: a read that nobody ends, which a pool's thread would be joined on, must
+    not hold up the process's exit. It reads one line ahead and no more.
+    """
 
     def __init__(self, file: BinaryIO, writer: LineWriter, max_bytes: int) -> None:
         self._file, self._writer, self._max_bytes = file, writer, max_bytes
+        self._lines: asyncio.Queue[bytes] = asyncio.Queue()
+        self._taken = threading.Semaphore()
+        pump = threading.Thread(target=self._pump, args=(asyncio.get_running_loop(),), name="stdin", daemon=True)
+        pump.start()
 
     def __aiter__(self) -> LineReader:
         """Itself."""
@@ -95,7 +105,8 @@ class LineReader:
     async def __anext__(self) -> str:
         """The next sound line."""
         while True:
-            line = await self._read_line()
+            line = await self._lines.get()
+            self._taken.release()
             if not line:
                 raise StopAsyncIteration
             if not line.strip():
@@ -114,16 +125,21 @@ class LineReader:
                     fault, code = f"The line is not a JSON-RPC message: {why}. Send one message per line.", PARSE_ERROR
             await self._writer.write(error_line(request_id(line), code, fault))
 
-    async def _read_line(self) -> bytes:
-        """A line, its first max_bytes + 1 bytes if it is longer, or nothing at the end."""
-
-        def read() -> bytes:
-            line = rest = self._file.readline(self._max_bytes + 1)
-            while rest and len(line) > self._max_bytes and not rest.endswith(b"\n"):
-                rest = self._file.readline(self._max_bytes)
-            return line
-
-        return await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
+    def _pump(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hand over line after line, and nothing at the end; a line that is too long comes cut, its rest is dropped."""
+        line = b"\n"
+        while line:
+            self._taken.acquire()
+            try:
+                line = rest = self._file.readline(self._max_bytes + 1)
+                while len(line) > self._max_bytes and rest and not rest.endswith(b"\n"):
+                    rest = self._file.readline(self._max_bytes)
+            except (OSError, ValueError):  # the descriptor is gone
+                line = b""
+            try:
+                loop.call_soon_threadsafe(self._lines.put_nowait, line)
+            except RuntimeError:  # the loop is closed
+                return
 
 
 def request_id(line: bytes) -> int | str | None:

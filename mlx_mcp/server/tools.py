@@ -21,13 +21,17 @@ from pydantic import BaseModel, Field, ValidationError
 from mlx_mcp.core.ports import Message
 from mlx_mcp.engine.client import Delta, EngineClient, GenerateRequest, Progress, Result
 from mlx_mcp.errors import EngineDead, MlxMcpError
-from mlx_mcp.models.registry import EMBEDDED_SUMMARY, Registry
+from mlx_mcp.models.registry import Registry
 
 MAX_TOKENS = 131_072
 PROGRESS_INTERVAL_S = 0.1  # each notification costs about 0.5 ms of the event loop
 PROGRESS_CHARS = 160  # hosts cut the message at 200
 P = ParamSpec("P")
 R = TypeVar("R")
+EMBEDDED_NOTE = (
+    "No model is configured, so the built-in one of 0.9M parameters answered: it recalls what it is told and no more. "
+    "For real work have the server started as `mlx-mcp serve --model FOLDER_OR_HUB_ID`."
+)
 READ_ONLY = {"read_only_hint": True, "destructive_hint": False, "open_world_hint": False}
 
 
@@ -230,7 +234,7 @@ def make_tools(client: EngineClient, registry: Registry) -> list[Tool]:
             model=result.model,
             prompt_tokens=result.prompt_tokens,
             completion_tokens=result.completion_tokens,
-            note=f"No model is configured, so the embedded one answered. {EMBEDDED_SUMMARY}" if by_default else None,
+            note=EMBEDDED_NOTE if by_default else None,
         )
         return CallToolResult(
             content=[TextContent(type="text", text=result.text)],

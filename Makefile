@@ -1,0 +1,71 @@
+# `make demo` and `make test` need python3 (3.11 or later) and make; uv is used where it is installed.
+# Bare `make` runs what CI runs.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+UV     := $(shell command -v uv 2>/dev/null)
+
+.DEFAULT_GOAL := ci
+.PHONY: ci demo test lint types smoke hosts train evaluate clean
+
+# What CI runs.
+ci: lint types test smoke
+
+# Set up, and have the embedded model answer through a real MCP client.
+demo: $(VENV)/installed
+	$(BIN)/python examples/recall.py
+
+# Set up, and run the tests.
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed-dev
+	$(BIN)/mypy
+
+# The training recipe end to end, in a few steps.
+smoke: $(VENV)-training/installed
+	rm -rf build/smoke
+	$(VENV)-training/bin/python -m training train --smoke --workers 2 --work build/smoke --out build/smoke/model
+	$(VENV)-training/bin/python -m training evaluate --model build/smoke/model --cases 1 --damage-cases 1 --no-goals
+
+# The embedded model from nothing: about an hour on two cores.
+train: $(VENV)-training/installed
+	$(VENV)-training/bin/python -m training train
+
+# Both tables of training/README.md.
+evaluate: $(VENV)-training/installed
+	$(VENV)-training/bin/python -m training evaluate
+
+# Claude Code and MCP Inspector from npm against this tree; needs node.
+hosts: $(VENV)/installed
+	$(BIN)/python benchmarks/hosts.py
+
+clean:
+	rm -rf $(VENV) $(VENV)-training build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# $(call install,FOLDER,WHAT): a virtual environment with WHAT in it.
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mlx-mcp needs Python 3.11 or later; set PYTHON=")'
+	$(if $(UV),test -x $(1)/bin/python || $(UV) venv -q --seed --python $(PYTHON) $(1),test -x $(1)/bin/python \
+	  || $(PYTHON) -m venv $(1) || { echo 'On Debian and Ubuntu: apt-get install python3-venv'; rm -rf $(1); exit 1; })
+	$(if $(UV),$(UV) pip install -q --python $(1)/bin/python $(2),$(1)/bin/python -m pip install -q $(2))
+endef
+
+$(VENV)/installed: pyproject.toml
+	$(call install,$(VENV),-e .)
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml $(VENV)/installed
+	$(call install,$(VENV),-e '.[dev]')
+	@touch $@
+
+# By pip even where uv is: torch's CPU build comes from wherever pip was told to find it.
+$(VENV)-training/installed: pyproject.toml
+	$(call install,$(VENV)-training,-e .)
+	$(VENV)-training/bin/python -m pip install -q 'torch>=2.6,<=2.13.0' -e '.[training]'
+	@touch $@

@@ -1,0 +1,13 @@
+"""Every test runs on the wheel's own BLAS, whose rows are bitwise independent; offline; with no settings of a user."""
+
+import os
+import tempfile
+
+_HOME = tempfile.mkdtemp(prefix="mlx-mcp-tests-")
+os.environ.update(
+    MLX_MCP_OPENBLAS="0",
+    MLX_MCP_CONFIG=os.path.join(_HOME, "config.toml"),
+    HF_HOME=os.path.join(_HOME, "hub"),
+    HF_HUB_OFFLINE="1",
+    PYTHONUNBUFFERED="1",
+)

@@ -1,0 +1,246 @@
+"""The engine without its thread: each step is taken by hand."""
+
+import pytest
+
+from mlx_mcp.core.ports import ModelSpec
+from mlx_mcp.core.scheduler import Limits
+from mlx_mcp.core.sequence import SamplingParams
+from mlx_mcp.engine.engine import Engine
+from mlx_mcp.engine.messages import (
+    Cancel,
+    Failed,
+    Find,
+    Finished,
+    Load,
+    Loaded,
+    Loading,
+    Prefilled,
+    Submit,
+    Token,
+    Unloaded,
+    Waiting,
+)
+from mlx_mcp.errors import CapacityError, EngineDead, GenerationFailed, InvalidRequest, ModelError
+from tests.fakes import FakeLoader
+
+
+class Events(list):
+    """A sink that keeps what it hears; `deaf` says that nobody listens any more."""
+
+    deaf = False
+
+    def __call__(self, event):
+        self.append(event)
+        return not self.deaf
+
+    @property
+    def text(self):
+        return "".join(chr(e.token_id) for e in self if isinstance(e, Token))
+
+
+def load(engine, name="tiny"):
+    events = Events()
+    prepared = engine.loader.prepare(ModelSpec(name, "folder", "/nowhere"), lambda line: None)
+    engine.handle(Load(prepared, events))
+    return events
+
+
+def loaded_engine(**settings):
+    engine = Engine(FakeLoader(), Limits(**settings), max_weights_bytes=1000)
+    load(engine)
+    for _ in range(3):
+        engine.step()
+    assert engine.stats.models == ("tiny",)
+    return engine
+
+
+def submit(engine, sequence_id, text, model="tiny", **params):
+    events = Events()
+    prompt_ids = tuple(map(ord, text))
+    engine.handle(Submit(sequence_id, model, prompt_ids, SamplingParams(**{"max_tokens": 50} | params), events))
+    return events
+
+
+def run(engine, max_steps=200):
+    for _ in range(max_steps):
+        if not engine.has_work:
+            return
+        engine.step()
+    raise AssertionError(f"still working after {max_steps} steps")
+
+
+def test_a_sequence_hears_its_wait_its_prefill_its_tokens_and_its_end():
+    engine = loaded_engine()
+    events = submit(engine, 1, "hi")
+    run(engine)
+    assert events == [Waiting(0), Prefilled(2), Token(ord("h")), Token(ord("i")), Finished("stop")]
+    assert engine.stats.rows == engine.stats.running == 0
+
+
+def test_many_sequences_answer_at_once_each_its_own():
+    engine = loaded_engine()
+    answers = {i: submit(engine, i, f"text {i}") for i in range(12)}
+    run(engine)
+    assert {i: events.text for i, events in answers.items()} == {i: f"text {i}" for i in range(12)}
+    assert max(len(step.decode) for step in engine.loader.runner.steps) > 8
+
+
+def test_a_cancelled_sequence_has_no_row_at_the_next_step():
+    engine = loaded_engine()
+    events = submit(engine, 1, "abc", max_tokens=1000)
+    engine.step()
+    assert engine.stats.rows == 1
+    engine.handle(Cancel(1))
+    assert (engine.stats.rows, engine.stats.running, engine.has_work) == (0, 0, False)
+    heard = len(events)
+    engine.handle(Cancel(1))
+    engine.step()
+    assert len(events) == heard
+
+
+def test_a_sequence_cancelled_while_it_waits_never_runs():
+    engine = loaded_engine(max_running=1)
+    submit(engine, 1, "ab")
+    waiting = submit(engine, 2, "cd")
+    assert waiting == [Waiting(1)]
+    engine.handle(Cancel(2))
+    run(engine)
+    assert waiting == [Waiting(1)]
+
+
+def test_a_listener_that_went_away_frees_its_row():
+    engine = loaded_engine()
+    events = submit(engine, 1, "abc", max_tokens=1000)
+    events.deaf = True
+    engine.step()
+    assert engine.stats.rows == engine.stats.running == 0
+
+
+def test_a_broken_row_fails_alone():
+    engine = loaded_engine()
+    engine.loader.runner.broken.add(ord("x"))
+    good, bad = submit(engine, 1, "good"), submit(engine, 2, "x")
+    run(engine)
+    assert good.text == "good"
+    assert isinstance(bad[-1], Failed)
+    assert isinstance(bad[-1].error, GenerationFailed)
+    assert engine.stats.rows == 0
+
+
+def test_an_exception_in_a_step_fails_its_rows_and_the_engine_goes_on():
+    engine = loaded_engine()
+    engine.loader.runner.explode = RuntimeError("boom")
+    lost = [submit(engine, i, "text") for i in range(3)]
+    engine.step()
+    assert all("boom" in str(events[-1].error) for events in lost)
+    assert engine.stats.rows == 0
+    after = submit(engine, 9, "after")
+    run(engine)
+    assert after.text == "after"
+
+
+def test_token_ids_beyond_the_vocabulary_never_reach_the_model():
+    engine = loaded_engine()
+    events = Events()
+    for prompt_ids in ((0x110000,), (-1,), ()):
+        engine.handle(Submit(1, "tiny", prompt_ids, SamplingParams(5), events))
+    assert [type(e.error) for e in events] == [InvalidRequest] * 3
+    assert engine.loader.runner.steps == []
+
+
+def test_a_full_queue_refuses_at_once():
+    engine = loaded_engine(max_running=1, max_waiting=1)
+    first, second, third = (submit(engine, i, "abc") for i in (1, 2, 3))
+    assert isinstance(third[-1].error, CapacityError)
+    run(engine)
+    assert first.text == second.text == "abc"
+
+
+def test_a_model_loads_a_slice_a_step_while_another_generates():
+    engine = loaded_engine()
+    answer = submit(engine, 1, "abcdef")
+    engine.step()
+    events = load(engine, "other")
+    before = len(answer.text)
+    for _ in range(3):
+        engine.step()
+    assert [type(e) for e in events] == [Loading, Loading, Loaded]
+    assert len(answer.text) == before + 3
+
+
+def test_two_who_ask_for_one_model_wait_for_one_reading():
+    engine = Engine(FakeLoader(), Limits(), max_weights_bytes=1000)
+    first, second = load(engine), load(engine)
+    for _ in range(3):
+        engine.step()
+    third = load(engine)
+    assert [type(e[-1]) for e in (first, second, third)] == [Loaded] * 3
+    assert engine.loader.materialised == ["tiny"]
+
+
+def test_a_load_that_fails_tells_everyone_and_the_next_one_may_succeed():
+    engine = Engine(FakeLoader(fail_weights=OSError("disk gone")), Limits(), max_weights_bytes=1000)
+    events = load(engine)
+    engine.step()
+    engine.step()
+    engine.step()
+    assert isinstance(events[-1].error, ModelError)
+    assert "disk gone" in str(events[-1].error)
+    engine.loader.fail_weights = None
+    again = load(engine)
+    run(engine)
+    assert isinstance(again[-1], Loaded)
+
+
+def test_an_idle_model_makes_room_for_another():
+    engine = loaded_engine()
+    engine.loader.weights_bytes = 950
+    events = load(engine, "other")
+    run(engine)
+    assert isinstance(events[-1], Loaded)
+    assert engine.stats.models == ("other",)
+    assert submit(engine, 1, "abc") == [Unloaded()]
+
+
+def test_a_model_in_use_is_not_unloaded_and_the_newcomer_is_told_to_retry():
+    engine = loaded_engine()
+    answer = submit(engine, 1, "abc")
+    engine.loader.weights_bytes = 950
+    events = load(engine, "other")
+    assert isinstance(events[-1].error, CapacityError)
+    run(engine)
+    assert answer.text == "abc"
+
+
+def test_a_model_that_can_never_fit_is_refused_with_the_figures():
+    engine = loaded_engine()
+    engine.loader.weights_bytes = 2_000_000_000
+    events = load(engine, "other")
+    assert isinstance(events[-1].error, ModelError)
+    assert "2.0 GB" in str(events[-1].error)
+    assert engine.stats.models == ("tiny",)
+
+
+def test_find_says_whether_a_model_is_in_memory():
+    engine, events = loaded_engine(), Events()
+    engine.handle(Find("tiny", events))
+    engine.handle(Find("other", events))
+    assert [type(e) for e in events] == [Loaded, Unloaded]
+
+
+def test_when_all_fails_every_waiter_hears_it():
+    engine = loaded_engine()
+    heard = [submit(engine, 1, "abc"), submit(engine, 2, "abc"), load(engine, "other")]
+    engine.fail_all(EngineDead("test"))
+    assert [type(e[-1].error) for e in heard] == [EngineDead] * 3
+    assert not engine.has_work
+
+
+@pytest.mark.parametrize("text", ["a", "abcdefghij" * 30])
+def test_prefill_progress_reaches_the_whole_prompt(text):
+    engine = loaded_engine(chunk_tokens=16, prefill_tokens_idle=16)
+    events = submit(engine, 1, text, max_tokens=1)
+    run(engine)
+    told = [e.num_tokens for e in events if isinstance(e, Prefilled)]
+    assert told == sorted(told)
+    assert told[-1] == len(text)

@@ -1,0 +1,110 @@
+import queue
+import threading
+
+import pytest
+
+from mlx_mcp.core.ports import ModelSpec
+from mlx_mcp.core.scheduler import Limits
+from mlx_mcp.core.sequence import SamplingParams
+from mlx_mcp.engine.engine import Engine
+from mlx_mcp.engine.messages import Cancel, Failed, Find, Load, Loaded, Submit, Token
+from mlx_mcp.engine.worker import EngineThread
+from mlx_mcp.errors import EngineDead
+from tests.fakes import FakeLoader
+
+
+def started(loader):
+    thread = EngineThread(lambda: Engine(loader, Limits(), 1000))
+    events = queue.SimpleQueue()
+    sink = lambda event: events.put(event) or True  # noqa: E731
+    thread.send(Load(loader.prepare(ModelSpec("tiny", "folder", "/"), print), sink))
+    while not isinstance(events.get(timeout=5), Loaded):
+        pass
+    return thread, events, sink
+
+
+def submit(thread, sequence_id, sink):
+    thread.send(Submit(sequence_id, "tiny", (97, 98), SamplingParams(10**6), sink))
+
+
+def until(events, kind):
+    while not isinstance(event := events.get(timeout=5), kind):
+        pass
+    return event
+
+
+def test_a_cancel_takes_hold_before_the_next_step():
+    loader = FakeLoader()
+    loader.runner.endless = True
+    thread, events, sink = started(loader)
+    submit(thread, 1, sink)
+    until(events, Token)
+    loader.runner.gate.clear()  # the next step is held
+    thread.send(Cancel(1))
+    steps = len(loader.runner.steps)
+    loader.runner.gate.set()
+    thread.send(Find("tiny", sink))
+    until(events, Loaded)
+    assert len(loader.runner.steps) <= steps + 1
+    assert loader.runner.rows == set()
+    assert thread.stop(5)
+
+
+def test_when_the_thread_dies_every_waiter_hears_it_and_later_sends_are_refused():
+    loader = FakeLoader()
+    loader.runner.endless = True
+    thread, events, sink = started(loader)
+    for sequence_id in range(4):
+        submit(thread, sequence_id, sink)
+    until(events, Token)
+    loader.runner.explode = SystemExit("fatal")  # no Exception: nothing but the top of the thread catches it
+    failed = [until(events, Failed) for _ in range(4)]
+    assert {type(f.error) for f in failed} == {EngineDead}
+    assert "fatal" in str(failed[0].error)
+    with pytest.raises(EngineDead, match="fatal"):
+        thread.send(Find("tiny", sink))
+    assert loader.closed
+
+
+def test_an_engine_that_cannot_be_made_fails_the_first_command():
+    def make():
+        raise OSError("no device")
+
+    thread, events = EngineThread(make), queue.SimpleQueue()
+    thread.send(Find("tiny", lambda event: events.put(event) or True))
+    assert "no device" in str(events.get(timeout=5).error)
+
+
+def test_stopping_fails_what_runs_lets_go_of_the_loader_and_can_be_repeated():
+    loader = FakeLoader()
+    loader.runner.endless = True
+    thread, events, sink = started(loader)
+    submit(thread, 1, sink)
+    until(events, Token)
+    assert thread.stop(5)
+    assert isinstance(until(events, Failed).error, EngineDead)
+    assert loader.closed
+    assert thread.stop(5)
+
+
+def test_a_thread_that_was_never_needed_never_starts():
+    before = threading.active_count()
+    thread = EngineThread(lambda: Engine(FakeLoader(), Limits(), 1000))
+    assert threading.active_count() == before
+    assert thread.stop(1)
+    with pytest.raises(EngineDead):
+        thread.send(Cancel(1))
+
+
+def test_an_idle_thread_takes_no_steps():
+    loader = FakeLoader()
+    thread, events, sink = started(loader)
+    thread.send(Submit(1, "tiny", (97,), SamplingParams(2), sink))
+    until(events, Token)
+    thread.send(Find("tiny", sink))
+    until(events, Loaded)
+    steps = thread.stats.steps
+    thread.send(Find("tiny", sink))
+    until(events, Loaded)
+    assert thread.stats.steps - steps <= 2
+    thread.stop(5)

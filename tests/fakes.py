@@ -1,0 +1,131 @@
+"""Stand-ins for the ports, with no MLX behind them: what they compute can be told by looking at them."""
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlx_mcp.core.ports import LoadedModel, ModelSpec, PreparedModel, StepResult
+from mlx_mcp.core.scheduler import Limits
+from mlx_mcp.engine.client import EngineClient
+from mlx_mcp.engine.engine import Engine
+from mlx_mcp.engine.worker import EngineThread
+from mlx_mcp.errors import UnknownModel
+
+STOP_ID = 0
+
+
+class FakeTokenizer:
+    """One token per character, its code point; a chat is its texts end to end."""
+
+    def encode_chat(self, messages):
+        return [ord(char) for message in messages for char in message.content]
+
+    def detokenizer(self):
+        return FakeDetokenizer()
+
+
+class FakeDetokenizer:
+    def add(self, token_id):
+        return chr(token_id)
+
+    def finish(self):
+        return ""
+
+
+@dataclass
+class FakeRunner:
+    """Answers each prompt with the prompt itself, over and over if it must; records every step.
+
+    A test may hold it before any step with `gate`, break a row with `broken`, or break whole steps with `explode`.
+    """
+
+    gate: threading.Event = field(default_factory=threading.Event)
+    steps: list = field(default_factory=list)
+    rows: set = field(default_factory=set)
+    broken: set = field(default_factory=set)
+    explode: Exception | None = None
+    endless: bool = False
+
+    def __post_init__(self):
+        self.gate.set()
+
+    @property
+    def num_rows(self):
+        return len(self.rows)
+
+    def run(self, step):
+        self.steps.append(step)
+        assert self.gate.wait(10)
+        self.rows |= {c.sequence.sequence_id for c in step.prefill} | {s.sequence_id for s in step.decode}
+        if self.explode is not None:
+            error, self.explode = self.explode, None
+            raise error
+        result = StepResult()
+        for sequence in [c.sequence for c in step.prefill if c.last] + list(step.decode):
+            if sequence.prompt_ids[0] in self.broken:
+                result.failed[sequence.sequence_id] = "broken"
+                continue
+            at = len(sequence.output_ids)
+            over = at >= len(sequence.prompt_ids) and not self.endless
+            result.tokens[sequence.sequence_id] = (
+                STOP_ID if over else sequence.prompt_ids[at % len(sequence.prompt_ids)]
+            )
+        return result
+
+    def release(self, sequence_id):
+        self.rows.discard(sequence_id)
+
+
+@dataclass
+class FakeLoader:
+    """Loads any model in three slices; `hold` keeps `prepare` waiting, `fail` makes it fail."""
+
+    runner: FakeRunner = field(default_factory=FakeRunner)
+    hold: threading.Event = field(default_factory=threading.Event)
+    fail: Exception | None = None
+    fail_weights: Exception | None = None
+    weights_bytes: int = 100
+    prepared: list = field(default_factory=list)
+    materialised: list = field(default_factory=list)
+    closed: bool = False
+
+    def __post_init__(self):
+        self.hold.set()
+
+    def prepare(self, spec, report):
+        report("fetching")
+        self.prepared.append(spec.name)
+        assert self.hold.wait(10)
+        if self.fail is not None:
+            raise self.fail
+        return PreparedModel(spec.name, Path(spec.location), {}, FakeTokenizer(), self.weights_bytes)
+
+    def materialise(self, prepared):
+        yield 0.0
+        yield 0.5
+        if self.fail_weights is not None:
+            raise self.fail_weights
+        self.materialised.append(prepared.name)
+        return LoadedModel(
+            prepared.name, self.runner, prepared.tokenizer, frozenset({STOP_ID}), 0x110000, 100, prepared.weights_bytes
+        )
+
+    def close(self):
+        self.closed = True
+
+
+class FakeRegistry:
+    """Knows `tiny` and `other`, and takes `tiny` for the default."""
+
+    def resolve(self, name):
+        name = name or "tiny"
+        if name not in ("tiny", "other"):
+            raise UnknownModel(name, ["tiny", "other"])
+        return ModelSpec(name, "folder", f"/nowhere/{name}")
+
+
+def fake_client(loader=None, limits=None, max_weights_bytes=1000):
+    """A client on a real engine thread over fakes."""
+    loader = loader or FakeLoader()
+    thread = EngineThread(lambda: Engine(loader, limits or Limits(), max_weights_bytes))
+    return EngineClient(thread, FakeRegistry(), loader)

@@ -1,0 +1,150 @@
+import contextlib
+import json
+import shutil
+import struct
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_mcp.core.ports import ModelSpec
+from mlx_mcp.errors import ModelError
+from mlx_mcp.mlx_backend import loader as loader_module
+from mlx_mcp.mlx_backend.loader import MlxLoader
+from tests.models_made import make_model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_model(tmp_path / "tiny")
+
+
+def prepare(folder, source="folder"):
+    return MlxLoader().prepare(ModelSpec("tiny", source, str(folder)), lambda line: None)
+
+
+def materialise(prepared):
+    slices, shares = MlxLoader().materialise(prepared), []
+    while True:
+        try:
+            shares.append(next(slices))
+        except StopIteration as end:
+            return end.value, shares
+
+
+def test_weights_are_read_in_slices_and_the_share_reaches_one(folder, monkeypatch):
+    monkeypatch.setattr(loader_module, "SLICE_BYTES", 50_000)
+    model, shares = materialise(prepare(folder))
+    assert len(shares) > 4
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0.0, 1.0)
+    assert (model.context_tokens, model.vocab_size) == (4096, 306)
+
+
+def test_the_models_own_end_of_turn_stops(folder):
+    model, _ = materialise(prepare(folder))
+    assert model.stop_ids == {2}
+
+
+def test_half_precision_weights_become_single_on_a_cpu(tmp_path):
+    prepared = prepare(make_model(tmp_path, dtype=mx.bfloat16))
+    model, _ = materialise(prepared)
+    assert {array.dtype for _, array in tree_flatten(model.runner.model.parameters())} == {mx.float32}
+    assert model.weights_bytes == prepared.weights_bytes
+
+
+def test_a_folder_that_is_no_model_says_so(tmp_path):
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        prepare(tmp_path)
+
+
+def test_broken_config_names_the_file(folder):
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json"):
+        prepare(folder)
+
+
+def test_a_model_that_wants_to_run_its_own_code_is_refused_before_it_can(folder):
+    canary = folder / "canary"
+    (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')")
+    config = json.loads((folder / "config.json").read_text()) | {"model_file": "evil.py"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="never done"):
+        prepare(folder)
+    assert not canary.exists()
+
+
+def test_a_tokenizer_that_wants_to_run_its_own_code_never_does(folder):
+    canary = folder / "canary"
+    (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')")
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    path.write_text(json.dumps(config | {"tokenizer_class": "Evil"}))
+    with contextlib.suppress(ModelError):
+        prepare(folder)
+    assert not canary.exists()
+
+
+def test_pickled_weights_are_not_read(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="GGUF, pickle"):
+        prepare(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 100, -1])
+def test_cut_weights_are_refused_before_mlx_reads_them(folder, keep):
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:keep])
+    with pytest.raises(ModelError, match="damaged"):
+        prepare(folder)
+
+
+def test_a_header_longer_than_the_file_is_refused(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", 1 << 60) + path.read_bytes()[8:])
+    with pytest.raises(ModelError, match="longer than the file"):
+        prepare(folder)
+
+
+def test_a_missing_shard_is_named(folder):
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"model-00002\.safetensors missing"):
+        prepare(folder)
+
+
+def test_an_architecture_that_mlx_lm_does_not_know_is_named(folder):
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "martian"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="martian"):
+        materialise(prepare(folder))
+
+
+def test_weights_of_another_shape_are_refused(folder):
+    config = json.loads((folder / "config.json").read_text()) | {"intermediate_size": 96}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        materialise(prepare(folder))
+
+
+def test_a_hub_model_in_the_local_cache_loads_offline(folder, tmp_path, monkeypatch):
+    cache = tmp_path / "hub"
+    repo = cache / "models--someone--tiny"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("a" * 40)
+    shutil.copytree(folder, repo / "snapshots" / ("a" * 40))
+    original = loader_module.snapshot_download
+    monkeypatch.setattr(loader_module, "snapshot_download", lambda repo, **k: original(repo, cache_dir=cache, **k))
+    model, _ = materialise(prepare("someone/tiny", source="hub"))
+    assert model.vocab_size == 306
+
+
+def test_a_hub_model_that_is_not_cached_says_so_offline():
+    with pytest.raises(ModelError, match=r"HF_HUB_OFFLINE|not in the local hub cache"):
+        prepare("someone/nothing", source="hub")
+
+
+def test_a_name_that_the_hub_cannot_have_is_refused():
+    with pytest.raises(ModelError, match="neither a folder nor a hub id"):
+        prepare("not//an:id", source="hub")

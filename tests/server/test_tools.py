@@ -1,0 +1,227 @@
+"""The tools as an in-memory MCP client sees them, in both protocol eras, over fakes."""
+
+import asyncio
+import contextlib
+
+import pytest
+from mcp import Client, MCPError
+
+from mlx_mcp.core.scheduler import Limits
+from mlx_mcp.errors import ModelError
+from mlx_mcp.models.registry import Registry
+from mlx_mcp.server import tools as tools_module
+from mlx_mcp.server.app import build_server
+from tests.engine.test_client import until
+from tests.fakes import fake_client
+
+
+@pytest.fixture(params=["auto", "legacy"])
+def mode(request):
+    return request.param
+
+
+@pytest.fixture
+def engine():
+    engine = fake_client(limits=Limits())
+    engine.registry_shown = Registry(None)
+    yield engine
+    engine.close()
+
+
+def connect(engine, mode, **options):
+    return Client(build_server(engine, Registry(None)), mode=mode, **options)
+
+
+async def generate(client, prompt="hello", **arguments):
+    return await client.call_tool("generate", {"prompt": prompt, "model": "tiny"} | arguments)
+
+
+async def test_generate_returns_the_text_alone_and_a_small_structured_result(engine, mode):
+    async with connect(engine, mode) as client:
+        result = await generate(client)
+    assert [block.text for block in result.content] == ["hello"]
+    assert result.structured_content == {
+        "text": "hello",
+        "finish_reason": "stop",
+        "model": "tiny",
+        "prompt_tokens": 5,
+        "completion_tokens": 5,
+    }
+
+
+async def test_the_tools_say_what_hosts_need_to_know(engine, mode):
+    async with connect(engine, mode) as client:
+        tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+    assert list(tools) == ["generate", "list_models"]
+    for tool in tools.values():
+        assert tool.annotations.read_only_hint is True
+        assert tool.annotations.open_world_hint is False
+        assert tool.meta["anthropic/alwaysLoad"] is True
+        assert 0 < len(tool.description) < 4096
+        assert tool.output_schema["type"] == "object"
+        assert tool.input_schema["additionalProperties"] is False
+        assert all("description" in p for p in tool.input_schema["properties"].values())
+    assert tools["generate"].input_schema["required"] == ["prompt"]
+
+
+async def test_the_server_says_its_name_version_and_instructions(engine, mode):
+    async with connect(engine, mode) as client:
+        assert client.server_info.name == "mlx-mcp"
+        assert client.server_info.version
+        assert "list_models" in client.instructions
+
+
+async def test_system_comes_before_prompt(engine, mode):
+    async with connect(engine, mode) as client:
+        result = await generate(client, "world", system="hello ")
+    assert result.structured_content["text"] == "hello world"
+
+
+async def test_when_nothing_is_configured_the_result_says_who_answered_and_how_to_choose(engine, mode):
+    async with connect(engine, mode) as client:
+        result = await client.call_tool("generate", {"prompt": "x"})
+        named = await generate(client)
+    assert "--model" in result.structured_content["note"]
+    assert "note" not in named.structured_content
+
+
+async def test_list_models_says_what_there_is_and_what_is_loaded(engine, mode):
+    async with connect(engine, mode) as client:
+        result = await client.call_tool("list_models", {})
+    (entry,) = result.structured_content["models"]
+    assert (entry["name"], entry["default"], entry["loaded"]) == ("embedded", True, False)
+    assert 0 < entry["weights_mb"] <= 4
+    assert entry["context_tokens"] >= 2048
+
+
+BAD = [
+    ({"prompt": ""}, "prompt is empty"),
+    ({"prompt": "  "}, "prompt is empty"),
+    ({"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1"),
+    ({"max_tokens": -1}, "max_tokens"),
+    ({"max_tokens": 10**9}, "max_tokens: Input should be less than or equal to 131072"),
+    ({"max_tokens": 100_000}, "Lower max_tokens to 95"),
+    ({"max_tokens": True}, "max_tokens"),
+    ({"max_tokens": 1.5}, "max_tokens"),
+    ({"prompt": "a" * 101}, "Shorten the prompt"),
+    ({"model": "none"}, "Call list_models"),
+    ({"model": "../../etc/passwd"}, "Call list_models"),
+    ({"temperature": -1}, "temperature"),
+    ({"temperature": float("1e999")}, "temperature"),
+    ({"top_p": 0}, "top_p"),
+    ({"stop": [""]}, "stop string is empty"),
+    ({"stop": ["x"] * 17}, "stop"),
+    ({"seed": -1}, "seed"),
+    ({"max_token": 5}, "max_token: Extra inputs are not permitted"),
+    ({"prompt": None}, "prompt"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD, ids=[str(a)[:40] for a, _ in BAD])
+async def test_a_bad_call_is_told_what_to_change_and_the_server_goes_on(engine, mode, arguments, words):
+    async with connect(engine, mode) as client:
+        result = await generate(client, **arguments)
+        assert result.is_error
+        assert words in result.content[0].text
+        assert "pydantic" not in result.content[0].text
+        assert (await generate(client)).structured_content["text"] == "hello"
+
+
+async def test_a_missing_prompt_is_named(engine, mode):
+    async with connect(engine, mode) as client:
+        result = await client.call_tool("generate", {})
+    assert result.is_error
+    assert "prompt: Field required" in result.content[0].text
+
+
+async def test_a_model_that_cannot_load_says_why(engine, mode):
+    engine.loader.fail = ModelError("it has no config.json")
+    async with connect(engine, mode) as client:
+        result = await generate(client)
+    assert result.is_error
+    assert "no config.json" in result.content[0].text
+
+
+async def test_a_dead_engine_is_a_protocol_error(engine, mode):
+    engine.close()
+    async with connect(engine, mode) as client:
+        with pytest.raises(MCPError, match="Restart the server"):
+            await generate(client)
+
+
+async def test_eight_calls_at_once_on_one_connection_each_get_their_own_answer(engine, mode):
+    async with connect(engine, mode) as client:
+        results = await asyncio.gather(*(generate(client, f"text {i}") for i in range(8)))
+    assert [r.structured_content["text"] for r in results] == [f"text {i}" for i in range(8)]
+    assert max(len(step.decode) for step in engine.loader.runner.steps) >= 2
+
+
+async def test_progress_rises_through_every_phase_and_says_what_happens(engine, mode, monkeypatch):
+    monkeypatch.setattr(tools_module, "PROGRESS_INTERVAL_S", 0.0)
+    seen = []
+
+    async def show(progress, total, message):
+        seen.append((progress, total, message))
+
+    async with connect(engine, mode) as client:
+        await client.call_tool("generate", {"prompt": "hello", "model": "tiny"}, progress_callback=show)
+    values = [progress for progress, _, _ in seen]
+    assert values == sorted(set(values))
+    words = " / ".join(message for _, _, message in seen)
+    for phase in ("loading tiny", "queued", "reading the prompt", "hell"):
+        assert phase in words
+
+
+async def test_progress_comes_at_most_ten_times_a_second(engine, mode):
+    engine.loader.runner.endless = True
+    seen = []
+
+    async def show(progress, total, message):
+        seen.append(message)
+
+    async with connect(engine, mode) as client:
+        began = asyncio.get_running_loop().time()
+        arguments = {"prompt": "hello", "model": "tiny", "max_tokens": 90}
+        await client.call_tool("generate", arguments, progress_callback=show)
+        seconds = asyncio.get_running_loop().time() - began
+    assert len(seen) <= 10 * seconds + 2
+    assert all(len(message) <= 200 for message in seen)
+
+
+async def held(engine):
+    """A model in memory whose next step waits until the gate opens."""
+    engine.loader.runner.endless = True
+    async with connect(engine, "auto") as client:
+        await generate(client, max_tokens=1)
+    engine.loader.runner.steps.clear()
+    engine.loader.runner.gate.clear()
+
+
+async def freed_within_a_step(engine):
+    """Open the gate and see that the step in flight was the row's last."""
+    runner = engine.loader.runner
+    steps = len(runner.steps)
+    await until(lambda: engine.thread._inbox)  # the cancel was sent while the step was still being computed
+    runner.gate.set()
+    await until(lambda: engine.stats.rows == 0 and engine.stats.running == 0)
+    assert len(runner.steps) == steps
+
+
+async def test_a_client_that_cancels_frees_its_row_within_a_step(engine, mode):
+    await held(engine)
+    async with connect(engine, mode) as client:
+        call = asyncio.create_task(generate(client, max_tokens=90))
+        await until(lambda: engine.loader.runner.steps)
+        call.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await call
+        await freed_within_a_step(engine)
+
+
+async def test_a_client_that_times_out_frees_its_row_within_a_step(engine, mode):
+    await held(engine)
+    async with connect(engine, mode) as client:
+        arguments = {"prompt": "abc", "model": "tiny", "max_tokens": 90}
+        with pytest.raises(MCPError, match=r"(?i)timed? ?out"):
+            await client.call_tool("generate", arguments, read_timeout_seconds=0.2)
+        await freed_within_a_step(engine)

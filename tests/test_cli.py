@@ -1,0 +1,106 @@
+"""The commands as a user types them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import mlx_mcp
+
+OPTIONS = {"capture_output": True, "text": True, "timeout": 60}
+
+
+def mlx_mcp_command(*arguments, stdin="", **env):
+    environment = {**os.environ, **env}
+    return subprocess.run([sys.executable, "-m", "mlx_mcp", *arguments], input=stdin, env=environment, **OPTIONS)
+
+
+def test_run_prints_the_answer_on_stdout_and_the_figures_on_stderr():
+    done = mlx_mcp_command("run", "Alice's badge is 771. What is Alice's badge?")
+    assert (done.returncode, done.stdout) == (0, "771\n")
+    assert "prompt tokens" in done.stderr
+
+
+def test_run_reads_the_prompt_from_stdin():
+    done = mlx_mcp_command(
+        "run", "-", "--system", "The port of the server is 8931.", stdin="What is the server's port?"
+    )
+    assert (done.returncode, done.stdout) == (0, "8931\n")
+
+
+def test_a_seed_gives_the_same_text_again():
+    asked = ("run", "Tell me a story.", "--temperature", "1.5", "--max-tokens", "20", "--seed")
+    first, again, other = (mlx_mcp_command(*asked, seed).stdout for seed in ("3", "3", "4"))
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", ""], "prompt is empty"),
+        (["run", "x", "--model", "/nowhere"], "hub id"),
+        (["run", "x", "--max-tokens", "0"], "at least 1"),
+        (["run", "x", "--max-tokens", "1000000000"], "Lower max_tokens"),
+        (["run", "x", "--model", "nobody/nothing"], "offline"),
+        (["serve", "--host", "0.0.0.0", "--http"], "MLX_MCP_TOKEN"),
+        (["serve", "--host", "127.0.0.1"], "--http"),
+        (["models", "--model", "a/b/c"], "hub id"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_that_names_the_next_step(arguments, words):
+    done = mlx_mcp_command(*arguments)
+    assert done.returncode == 2
+    assert words.lower() in done.stderr.lower()
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_setting_that_is_out_of_range_is_named():
+    done = mlx_mcp_command("models", MLX_MCP_PORT="99999")
+    assert done.returncode == 2
+    assert "port" in done.stderr
+
+
+def test_settings_come_from_the_file_then_the_environment_then_the_flag(tmp_path):
+    (tmp_path / "from-file").mkdir()
+    (tmp_path / "from-env").mkdir()
+    (tmp_path / "config.toml").write_text(f'model = "{tmp_path}/from-file"\n')
+    env = {"MLX_MCP_CONFIG": str(tmp_path / "config.toml")}
+    assert "from-file (default)" in mlx_mcp_command("models", **env).stdout
+    env["MLX_MCP_MODEL"] = str(tmp_path / "from-env")
+    assert "from-env (default)" in mlx_mcp_command("models", **env).stdout
+    assert "embedded (default)" in mlx_mcp_command("models", "--model", "embedded", **env).stdout
+
+
+def test_a_broken_settings_file_is_named(tmp_path):
+    (tmp_path / "config.toml").write_text("model = ")
+    done = mlx_mcp_command("models", MLX_MCP_CONFIG=str(tmp_path / "config.toml"))
+    assert done.returncode == 2
+    assert "config.toml" in done.stderr
+
+
+def test_doctor_finds_a_sound_installation_and_says_what_would_help():
+    done = mlx_mcp_command("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for words in ("mcp 2.3", "mlx 0.32", "device", "embedded", "answers right", "--model"):
+        assert words in done.stdout
+    assert "FAULT" not in done.stdout
+
+
+def test_doctor_calls_a_damaged_embedded_model_a_fault(tmp_path):
+    import shutil
+
+    package = tmp_path / "mlx_mcp"
+    shutil.copytree(os.path.dirname(mlx_mcp.__file__), package)
+    weights = package / "assets" / "embedded" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    done = mlx_mcp_command("doctor", PYTHONPATH=str(tmp_path), PYTHONSAFEPATH="1")
+    assert done.returncode == 1
+    assert "damaged" in done.stdout
+
+
+def test_version_and_help():
+    assert mlx_mcp_command("--version").stdout == f"mlx-mcp {mlx_mcp.__version__}\n"
+    shown = mlx_mcp_command("--help").stdout
+    assert all(command in shown for command in ("serve", "run", "models", "doctor"))

@@ -1,0 +1,103 @@
+"""The shape of the house: who may import whom, what is exported, that everything is documented."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mlx_mcp
+from mlx_mcp.cli import app
+from mlx_mcp.config import Config
+from mlx_mcp.models.registry import EMBEDDED_FOLDER, Registry
+from mlx_mcp.server.tools import make_tools
+from tests.fakes import fake_client
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "mlx_mcp"
+
+# Layer → the project's own layers, and the outside packages, that it may import beside the standard library.
+LAYERS = {
+    "errors": ((), ()),
+    "stats": ((), ()),
+    "config": (("errors",), ("pydantic", "pydantic_settings", "platformdirs")),
+    "core": (("errors", "stats"), ()),
+    "engine": (("core", "errors", "stats"), ()),
+    "mlx_backend": (("core", "errors"), ("mlx", "mlx_lm", "huggingface_hub", "jinja2", "tqdm")),
+    "models": (("core", "errors"), ("huggingface_hub",)),
+    "server": (
+        ("core", "engine", "models", "config", "errors", "stats", "__init__"),
+        ("mcp", "mcp_types", "pydantic", "anyio", "starlette", "uvicorn"),
+    ),
+    "wiring": (("config", "core", "engine", "mlx_backend", "models"), ()),
+    "doctor": (("config", "core", "engine", "errors", "mlx_backend", "models", "wiring", "__init__"), ("mlx",)),
+    "cli": (None, ("typer", "rich", "anyio")),
+    "__main__": (("cli",), ()),
+    "__init__": ((), ()),
+}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield node.module
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_layer_imports_only_what_the_table_allows(path):
+    layer = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    own, outside = LAYERS[layer]
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top == "mlx_mcp":
+            imported = rest[0] if rest else "__init__"
+            assert own is None or imported in (*own, layer), f"{layer} must not import {name}"
+        elif top not in sys.stdlib_module_names:
+            assert top in outside, f"{layer} must not import {name}"
+
+
+def test_the_table_knows_every_layer():
+    found = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert found == set(LAYERS)
+
+
+def test_nothing_heavy_is_imported_before_the_first_generation():
+    code = (
+        "import sys; from mlx_mcp.config import Config; from mlx_mcp.wiring import wire; "
+        "from mlx_mcp.server.app import build_server; build_server(*wire(Config.load())); "
+        "print([m for m in ('mlx.core', 'mlx_lm', 'transformers', 'numpy', 'torch') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_package_exports_its_version():
+    assert mlx_mcp.__all__ == ["__version__"]
+
+
+def test_the_embedded_model_is_small_enough_to_ship():
+    assert sum(path.stat().st_size for path in EMBEDDED_FOLDER.iterdir()) <= 4_000_000
+
+
+def test_every_tool_argument_command_and_setting_is_in_the_readme_or_the_guide():
+    docs = (ROOT / "README.md").read_text() + (ROOT / "docs" / "guide.md").read_text()
+    words = [tool.name for tool in make_tools(fake_client(), Registry(None))]
+    words += [
+        argument for tool in make_tools(fake_client(), Registry(None)) for argument in tool.parameters["properties"]
+    ]
+    words += [f"mlx-mcp {command.callback.__name__}" for command in app.registered_commands]
+    words += [name if name == "model" else f"MLX_MCP_{name.upper()}" for name in Config.model_fields]
+    missing = [
+        word for word in words if not re.search(rf"`[^`\n]*{re.escape(word)}[^`\n]*`|```[^`]*{re.escape(word)}", docs)
+    ]
+    assert missing == []
+
+
+def test_the_picture_of_the_house_names_every_file():
+    structure = (ROOT / "docs" / "structure.md").read_text()
+    files = [p.name for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "__main__.py")]
+    assert [name for name in files if name not in structure] == []
