@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from typing import Literal
 
 from mlx_mcp import __version__
@@ -75,6 +75,15 @@ def device_findings(config: Config) -> Iterator[Finding]:
     import mlx.core as mx
 
     device = mx.default_device()
+    backends = [d.name for d in distributions() if d.name and d.name.startswith(("mlx-cpu", "mlx-cuda"))]
+    if len(set(backends)) > 1:
+        # Both wheels write mlx/lib/libmlx.so: whichever was installed last is in force.
+        cuda = next(name for name in backends if "cuda" in name)
+        yield Finding(
+            "hint",
+            f"{' and '.join(sorted(set(backends)))} overwrite each other. For the GPU: pip uninstall mlx-cpu, then "
+            f"pip install --force-reinstall --no-deps {cuda}=={version(cuda)}.",
+        )
     yield Finding("ok", f"device {device}, {available_memory_bytes() / 1e9:.0f} GB of memory")
     if sys.platform.startswith("linux") and device == mx.cpu:
         path = find_openblas()
