@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import random
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ from mlx_mcp.engine.messages import (
     Waiting,
 )
 from mlx_mcp.engine.worker import EngineThread
-from mlx_mcp.errors import EngineDead, InvalidRequest, PromptTooLong
+from mlx_mcp.errors import EngineDead, InvalidRequest, MlxMcpError, ModelError, PromptTooLong
 from mlx_mcp.stats import EngineStats
 
 DEFAULT_MAX_TOKENS = 512
@@ -122,6 +122,10 @@ class Preparation:
 
     future: Future[PreparedModel] = field(default_factory=Future)
     line: str = "preparing"
+
+    def report(self, line: str) -> None:
+        """Take a line on what is going on; called on the fetching thread, read on the event loops."""
+        self.line = line
 
 
 class EngineClient:
@@ -230,7 +234,7 @@ class EngineClient:
         preparation = self._prepare(spec)
         future = asyncio.wrap_future(preparation.future)
         while True:
-            done, _ = await asyncio.wait([future], timeout=min(1.0, KEEPALIVE_S))
+            done, _ = await asyncio.wait([future], timeout=1.0)
             if done:
                 break
             yield Progress("loading", f"loading {spec.name}: {preparation.line}")
@@ -253,29 +257,25 @@ class EngineClient:
                 return running
             preparation = self._preparations[spec.name] = Preparation()
         # A daemon thread of its own: a download of minutes must not hold up the process's exit.
-        work = self._preparing(spec, preparation)
-        threading.Thread(target=work, name=f"prepare-{spec.name}", daemon=True).start()
+        fetch = threading.Thread(target=self._fetch, args=(spec, preparation), name=f"fetch {spec.name}", daemon=True)
+        fetch.start()
         return preparation
 
-    def _preparing(self, spec: ModelSpec, preparation: Preparation) -> Callable[[], None]:
-        def report(line: str) -> None:
-            preparation.line = line
-
-        def work() -> None:
-            try:
-                prepared = self.loader.prepare(spec, report)
-            except BaseException as error:
-                self._prepared(spec)
-                preparation.future.set_exception(error)
-            else:
-                self._prepared(spec)
-                preparation.future.set_result(prepared)
-
-        return work
-
-    def _prepared(self, spec: ModelSpec) -> None:
+    def _fetch(self, spec: ModelSpec, preparation: Preparation) -> None:
+        """Prepare the model on this thread and tell whoever waits, whatever happens."""
+        prepared, failure = None, None
+        try:
+            prepared = self.loader.prepare(spec, preparation.report)
+        except MlxMcpError as error:
+            failure = error
+        except BaseException as error:  # even a library's SystemExit must not leave callers waiting
+            failure = ModelError(f"Preparing {spec.name!r} failed: {error!r}.")
         with self._lock:
             del self._preparations[spec.name]
+        if prepared is not None:
+            preparation.future.set_result(prepared)
+        else:
+            preparation.future.set_exception(failure)
 
     def close(self, timeout_s: float = 5.0) -> bool:
         """Fail every waiter and end the engine thread; returns whether it ended in time. Idempotent."""

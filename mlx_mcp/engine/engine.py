@@ -147,11 +147,13 @@ class Engine:
             result = runner.run(step)
         except Exception as error:
             # The fault may lie with any row of the step: all of them go, and with them everything they touched.
-            self._fail([c.sequence for c in step.prefill] + list(step.decode), repr(error))
+            for sequence in dict.fromkeys([*(chunk.sequence for chunk in step.prefill), *step.decode]):
+                self._fail(sequence.sequence_id, repr(error))
             return
-        self._fail([self.live[i].sequence for i in result.failed if i in self.live], *set(result.failed.values()))
+        for sequence_id, cause in result.failed.items():
+            self._fail(sequence_id, cause)
         finished = resident.scheduler.commit(step, result.tokens)
-        for sequence in {chunk.sequence for chunk in step.prefill}:
+        for sequence in dict.fromkeys(chunk.sequence for chunk in step.prefill):
             self._emit(sequence, Prefilled(sequence.num_computed))
         for sequence_id in result.tokens:
             live = self.live.get(sequence_id)
@@ -168,11 +170,10 @@ class Engine:
         if live is not None and not live.sink(event):
             self._drop(sequence.sequence_id)
 
-    def _fail(self, sequences: list[Sequence], *causes: str) -> None:
-        for sequence in sequences:
-            sink = self._drop(sequence.sequence_id)
-            if sink is not None:
-                sink(Failed(GenerationFailed(f"The generation failed: {'; '.join(causes)}. Try again.")))
+    def _fail(self, sequence_id: int, cause: str) -> None:
+        sink = self._drop(sequence_id)
+        if sink is not None:
+            sink(Failed(GenerationFailed(f"The generation failed: {cause}. Try again.")))
 
     def _drop(self, sequence_id: int) -> Sink | None:
         live = self.live.pop(sequence_id, None)

@@ -159,16 +159,19 @@ async def cancelled_on_disconnect(context: Context[Any, Any]) -> AsyncIterator[N
     if request is None or not hasattr(request, "receive"):
         yield
         return
-    async with anyio.create_task_group() as tasks:
+    # A scope and a task, not a task group: that would wrap the body's errors.
+    with anyio.CancelScope() as scope:
 
         async def watch() -> None:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
-            tasks.cancel_scope.cancel()
+            scope.cancel()
 
-        tasks.start_soon(watch)
-        yield
-        tasks.cancel_scope.cancel()
+        watching = asyncio.create_task(watch())
+        try:
+            yield
+        finally:
+            watching.cancel()
 
 
 def make_tools(client: EngineClient, registry: Registry) -> list[Tool]:

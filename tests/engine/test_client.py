@@ -154,6 +154,15 @@ async def test_a_model_that_cannot_be_prepared_says_why_and_may_be_tried_again(c
     assert (await answer(client, asking("a"))).text == "a"
 
 
+async def test_a_library_that_exits_while_it_prepares_a_model_leaves_nobody_waiting(client):
+    client.loader.fail = SystemExit("no tokenizer for you")
+    calls = [answer(client, asking("a")) for _ in range(3)]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(r) for r in results} == {ModelError}
+    client.loader.fail = None
+    assert (await answer(client, asking("a"))).text == "a"
+
+
 async def test_a_model_that_was_unloaded_meanwhile_is_loaded_again(client):
     await answer(client, asking("a"))
     client.loader.weights_bytes = 950

@@ -18,10 +18,10 @@ COMMIT = "c" * 40
 class Hub(BaseHTTPRequestHandler):
     """The few endpoints that a snapshot download uses, for one repository, `someone/tiny`."""
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         self.answer(body=True)
 
-    def do_HEAD(self):  # noqa: N802
+    def do_HEAD(self):
         self.answer(body=False)
 
     def answer(self, body):

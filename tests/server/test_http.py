@@ -10,7 +10,7 @@ import sys
 
 import httpx2
 import pytest
-from mcp import Client
+from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
 
 from mlx_mcp.config import Config
@@ -54,6 +54,18 @@ async def test_eight_calls_at_once_on_one_connection_each_get_their_own_answer(e
     async with serving(engine) as address, Client(f"{address}/mcp", mode=mode) as client:
         results = await asyncio.gather(*(generate(client, f"text {i}") for i in range(8)))
     assert [r.structured_content["text"] for r in results] == [f"text {i}" for i in range(8)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_errors_say_over_http_what_they_say_elsewhere(engine, mode):
+    async with serving(engine) as address, Client(f"{address}/mcp", mode=mode) as client:
+        for arguments, words in (({"model": "none"}, "Call list_models"), ({"prompt": "a" * 101}, "Shorten the prompt")):
+            result = await generate(client, **arguments)
+            assert result.is_error
+            assert words in result.content[0].text
+        engine.close()
+        with pytest.raises(MCPError, match="Restart the server"):
+            await generate(client)
 
 
 @pytest.mark.parametrize("mode", MODES)
