@@ -120,7 +120,8 @@ def serve_http(config: Config) -> None:
     listener = listen(config)
     client, registry = wire(config)
     server = http_server(http_app(build_server(client, registry, **auth_settings(config)), client, config), config)
-    address = f"http://{config.host}:{listener.getsockname()[1]}"
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    address = f"http://{host}:{listener.getsockname()[1]}"
     typer.echo(f"mlx-mcp {__version__} serving {registry.resolve(None).name!r} at {address}/mcp", err=True)
 
     async def main() -> None:

@@ -45,6 +45,7 @@ class Stage:
     bits: float = 0.0
     unknown: float = 0.2
     roster: float = 0.3
+    filler: float = 0.5
     plain_rosters: bool = False
     fresh_rosters: bool = False
     tokens_per_step: int = 2048
@@ -90,7 +91,9 @@ SHIPPED = Recipe(
         (10200, (3e-3 - 2.9e-3 * 5.1 / 6 + 2e-3) / 2),
         (10300, 2e-3),
         (13000, 1.5e-3),
-        (16100, 5e-5),
+        (13600, 1.5e-3 - 1.45e-3 * 600 / 3100),
+        (15800, 1e-3),
+        (17550, 3e-5),
     ),
     stages=(
         Stage(64, 500),
@@ -106,9 +109,12 @@ SHIPPED = Recipe(
         # Most lists so far could be copied from the answer before: asked for afresh they were wrong (0.02).
         Stage(128, 900, bits=0.02, unknown=0.35, roster=0.8, fresh_rosters=True),
         Stage(256, 2000, bits=0.04, unknown=0.35, roster=0.7, fresh_rosters=True),
-        Stage(512, 1500, bits=0.06, unknown=0.35, roster=0.5, fresh_rosters=True),
-        Stage(1024, 1000, bits=0.05, unknown=0.35, roster=0.35, fresh_rosters=True),
-        Stage(2048, 500, bits=0.04, unknown=0.35, roster=0.3, fresh_rosters=True, tokens_per_step=4096),
+        Stage(512, 500, bits=0.06, unknown=0.35, roster=0.5, fresh_rosters=True),
+        # Held out, with more filler between the names, lists stood at 0.45.
+        Stage(384, 2200, bits=0.05, unknown=0.35, roster=0.75, fresh_rosters=True, filler=0.65),
+        Stage(512, 600, bits=0.08, unknown=0.35, roster=0.5, fresh_rosters=True),
+        Stage(1024, 700, bits=0.06, unknown=0.35, roster=0.35, fresh_rosters=True),
+        Stage(2048, 450, bits=0.05, unknown=0.35, roster=0.3, fresh_rosters=True, tokens_per_step=4096),
     ),
 )
 SMOKE = Recipe(
@@ -128,6 +134,7 @@ def step_batch(recipe: Recipe, tokenizer: Tokenizer, step: int, worker: int, num
         bits=bits,
         unknown=stage.unknown,
         roster=stage.roster,
+        filler=stage.filler,
         plain_rosters=stage.plain_rosters or stage.fresh_rosters,
         fresh_rosters=stage.fresh_rosters,
         max_facts=max(2, min(24, num_tokens // 32)),

@@ -69,7 +69,7 @@ def http_app(server: MCPServer[Any], client: EngineClient, config: Config) -> St
 
 
 def listen(config: Config) -> socket.socket:
-    """A bound socket for the configured address.
+    """A listening socket for the configured address: who connects from now on waits, and is not refused.
 
     Raises:
         ConfigError: the address is taken, or not this machine's.
@@ -79,6 +79,7 @@ def listen(config: Config) -> socket.socket:
         listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(128)
     except OSError as error:
         raise ConfigError(
             f"Cannot listen on {config.host}:{config.port}: {error.strerror}. Choose another with --port."
