@@ -29,22 +29,16 @@ def train(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Print both tables as Markdown; fail if a skill misses its goal."""
-    from mlx_mcp.mlx_backend.blas import prefer_openblas
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the workers share the cores
+    from training.evaluate import tables
 
-    prefer_openblas()
-    from training.evaluate import Model, damage_table, skill_table
-
-    model, missed = Model(args.model), []
-    print(f"| skill (n = {args.cases}) | right | goal |\n|---|---|---|")
-    for name, share, goal in skill_table(model, args.cases):
-        print(f"| {name} | {share:.3f} | {'' if goal is None else f'{goal:.2f}'} |", flush=True)
-        if goal is not None and share < goal:
-            missed.append(name)
-    print(f"\n| damage (n = {args.damage_cases}) | recall | bits | copy |\n|---|---|---|---|")
-    for damage, right in damage_table(model, args.damage_cases):
-        print(f"| {damage} | {right['recall']:.2f} | {right['bits']:.2f} | {right['copy']:.2f} |", flush=True)
+    missed = []
+    for line, kept in tables(args.model, args.cases, args.damage_cases, args.workers):
+        print(line, flush=True)
+        if not kept:
+            missed.append(line)
     if missed and not args.no_goals:
-        raise SystemExit(f"goals missed: {', '.join(missed)}")
+        raise SystemExit("goals missed:\n" + "\n".join(missed))
 
 
 def main() -> None:
@@ -63,6 +57,7 @@ def main() -> None:
     command.add_argument("--model", type=Path, default=EMBEDDED, help="the folder to measure")
     command.add_argument("--cases", type=int, default=200, help="held-out dialogs per skill")
     command.add_argument("--damage-cases", type=int, default=48, help="dialogs per damage and probe")
+    command.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     command.add_argument("--no-goals", action="store_true", help="measure only; do not fail below a goal")
     command.set_defaults(run=evaluate)
     args = parser.parse_args()

@@ -6,9 +6,12 @@ and the model ends its turn by itself. Greedy, float32.
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.utils import load_model
 from tokenizers import Tokenizer
 
+from mlx_mcp.mlx_backend.blas import prefer_openblas
 from training import grammar
 from training.damage import BLOCK, DAMAGES, HARMLESS, Scene
 from training.grammar import Turn, World
@@ -182,8 +186,21 @@ def unknown(script: Script) -> Case:
             return script.case(row, grammar.asked(script.rng, subject, attribute), grammar.UNKNOWN)
 
 
+def last_turn(script: Script, lead: str, text: str) -> Case:
+    """A text to be given back at once after 512 tokens; it is part of the context, so that damage can reach it."""
+    row = script.told(script.facts(8), 480)
+    row.add(script.tokenizer, Turn("user", lead + text))
+    answer = script.ids(text)
+    return Case(row.ids[:-1], [END, ROLE_IDS["assistant"]], [*answer, END], len(row.ids) - 1 - len(answer))
+
+
 def bits(script: Script) -> Case:
-    """Sixteen bits in a turn of their own among 8 facts, to be echoed after 512 tokens."""
+    """Sixteen bits to echo: only right positions give them back."""
+    return last_turn(script, "Echo: ", grammar.some_bits(script.rng))
+
+
+def bits_later(script: Script) -> Case:
+    """Sixteen bits told among 8 facts, and asked for at the end of 512 tokens."""
     value = grammar.some_bits(script.rng)
     row = script.told(script.facts(4), script.rng.randrange(40, 400))
     row.add(script.tokenizer, Turn("user", f"Bits: {value}"))
@@ -193,12 +210,8 @@ def bits(script: Script) -> Case:
 
 
 def copy(script: Script) -> Case:
-    """A text to repeat; the text is part of the context, so that damage can reach it."""
-    row = script.told(script.facts(8), 480)
-    text = grammar.a_text_to_copy(script.rng)
-    row.add(script.tokenizer, Turn("user", script.rng.choice(grammar.COPY) + text))
-    answer = script.ids(text)
-    return Case(row.ids[:-1], [END, ROLE_IDS["assistant"]], [*answer, END], len(row.ids) - 1 - len(answer))
+    """A text to repeat."""
+    return last_turn(script, script.rng.choice(grammar.COPY), grammar.a_text_to_copy(script.rng))
 
 
 def tool_call(script: Script) -> Case:
@@ -264,6 +277,7 @@ SKILLS: dict[str, tuple[Callable[[Script], Case], float | None]] = {
     "recall, told in the question's turn": (in_question, None),
     "unknown": (unknown, 0.95),
     "bits probe": (bits, 0.99),
+    "bits, asked for later": (bits_later, None),
     "copy": (copy, 0.97),
     "tool call": (tool_call, 0.97),
     "tool result": (tool_result, None),
@@ -276,14 +290,13 @@ SKILLS: dict[str, tuple[Callable[[Script], Case], float | None]] = {
 }
 
 
-def skill_table(model: Model, num_cases: int) -> Iterator[tuple[str, float, float | None]]:
-    """Each skill's name, the share of cases that were right, and the share that must be."""
-    for name, (make, goal) in SKILLS.items():
-        right = 0
-        for index in range(num_cases):
-            case = make(Script(model.tokenizer, f"{name}-{index}"))
-            right += model.answers(case, model.cache_of(case.context))
-        yield name, right / num_cases, goal
+def skill_share(folder: Path, name: str, num_cases: int) -> float:
+    """The share of a skill's cases that were right."""
+    model, right = Model(folder), 0
+    for index in range(num_cases):
+        case = SKILLS[name][0](Script(model.tokenizer, f"{name}-{index}"))
+        right += model.answers(case, model.cache_of(case.context))
+    return right / num_cases
 
 
 def scene_of(model: Model, case: Case, name: str) -> Scene:
@@ -296,16 +309,31 @@ def scene_of(model: Model, case: Case, name: str) -> Scene:
     return Scene(model.cache_of(case.context), model.cache_of(foreign), target, other)
 
 
-def damage_table(model: Model, num_cases: int) -> Iterator[tuple[str, dict[str, float]]]:
-    """For each damage, the share of recall, bits and copy cases that are still right."""
-    probes = {"recall": recall(8, 512), "bits": bits, "copy": copy}
-    damages = HARMLESS | DAMAGES
-    right = {damage: dict.fromkeys(probes, 0) for damage in damages}
-    for probe, make in probes.items():
-        for index in range(num_cases):
-            case = make(Script(model.tokenizer, f"damage-{probe}-{index}"))
-            scene = scene_of(model, case, f"{probe}-{index}")
-            for damage, inflict in damages.items():
-                right[damage][probe] += model.answers(case, inflict(scene))
-    for damage, shares in right.items():
-        yield damage, {probe: count / num_cases for probe, count in shares.items()}
+PROBES = {"recall": recall(8, 512), "bits": bits, "copy": copy}
+
+
+def damage_shares(folder: Path, probe: str, num_cases: int) -> dict[str, float]:
+    """For each damage, the share of the probe's cases that are still right."""
+    model, damages = Model(folder), HARMLESS | DAMAGES
+    right = dict.fromkeys(damages, 0)
+    for index in range(num_cases):
+        case = PROBES[probe](Script(model.tokenizer, f"damage-{probe}-{index}"))
+        scene = scene_of(model, case, f"{probe}-{index}")
+        for damage, inflict in damages.items():
+            right[damage] += model.answers(case, inflict(scene))
+    return {damage: count / num_cases for damage, count in right.items()}
+
+
+def tables(folder: Path, num_cases: int, num_damage_cases: int, num_workers: int) -> Iterator[tuple[str, bool]]:
+    """Both tables as lines of Markdown, each with whether it keeps its goal."""
+    with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), prefer_openblas) as pool:
+        shares = pool.map(skill_share, repeat(folder), SKILLS, repeat(num_cases))
+        damaged = pool.map(damage_shares, repeat(folder), PROBES, repeat(num_damage_cases))
+        yield f"| skill | right of {num_cases} | goal |\n|---|---|---|", True
+        for (name, (_, goal)), share in zip(SKILLS.items(), shares, strict=True):
+            shown = "" if goal is None else f"{goal:.2f}"
+            yield f"| {name} | {share:.3f} | {shown} |", goal is None or share >= goal
+        columns = list(damaged)
+        yield f"\n| damage (n = {num_damage_cases}) | {' | '.join(PROBES)} |\n|---|---|---|---|", True
+        for damage in HARMLESS | DAMAGES:
+            yield f"| {damage} | {' | '.join(f'{column[damage]:.2f}' for column in columns)} |", True

@@ -83,6 +83,7 @@ class Mix:
     update: float = 0.1
     copy: float = 0.15
     bits: float = 0.0
+    echo: float = 0.0
     tool: float = 0.15
     roster: float = 0.3
     count_up: float = 0.05
@@ -384,6 +385,7 @@ def ask_turn(
         "recall": mix.recall,
         "copy": mix.copy,
         "bits": 2 * mix.bits,
+        "echo": 2 * mix.echo,
         "tool": 3 * mix.tool if tools else 0.0,
         "roster": 3.0 * mix.roster if roster else 0.0,
         "count_up": mix.count_up,
@@ -408,6 +410,10 @@ def ask_turn(
             yield Turn("assistant", ACKNOWLEDGED, "acknowledge")
         yield Turn("user", rng.choice(ASK_BITS))
         yield Turn("assistant", world.bits, "bits")
+    elif kind == "echo":
+        bits = some_bits(rng)
+        yield Turn("user", f"Echo: {bits}")
+        yield Turn("assistant", bits, "echo")
     elif kind == "tool":
         yield from exchange_tool(rng, tools)
     elif kind == "roster":

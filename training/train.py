@@ -43,6 +43,7 @@ class Stage:
     num_tokens: int
     num_steps: int
     bits: float = 0.0
+    echo: float = 0.0
     unknown: float = 0.2
     roster: float = 0.3
     filler: float = 0.5
@@ -93,7 +94,9 @@ SHIPPED = Recipe(
         (13000, 1.5e-3),
         (13600, 1.5e-3 - 1.45e-3 * 600 / 3100),
         (15800, 1e-3),
-        (17550, 3e-5),
+        (16600, 1e-3 - 0.97e-3 * 800 / 1750),
+        (16700, 1e-3),
+        (17920, 3e-5),
     ),
     stages=(
         Stage(64, 500),
@@ -113,8 +116,11 @@ SHIPPED = Recipe(
         # Held out, with more filler between the names, lists stood at 0.45.
         Stage(384, 2200, bits=0.05, unknown=0.35, roster=0.75, fresh_rosters=True, filler=0.65),
         Stage(512, 600, bits=0.08, unknown=0.35, roster=0.5, fresh_rosters=True),
-        Stage(1024, 700, bits=0.06, unknown=0.35, roster=0.35, fresh_rosters=True),
-        Stage(2048, 450, bits=0.05, unknown=0.35, roster=0.3, fresh_rosters=True, tokens_per_step=4096),
+        Stage(1024, 200, bits=0.06, unknown=0.35, roster=0.35, fresh_rosters=True),
+        # Bits that are asked for later are found by their neighbours; only an echo at once needs their positions.
+        Stage(512, 300, bits=0.04, echo=0.12, unknown=0.35, roster=0.5, fresh_rosters=True),
+        Stage(1024, 600, bits=0.03, echo=0.08, unknown=0.35, roster=0.35, fresh_rosters=True),
+        Stage(2048, 420, bits=0.03, echo=0.06, unknown=0.35, roster=0.3, fresh_rosters=True, tokens_per_step=4096),
     ),
 )
 SMOKE = Recipe(
@@ -132,6 +138,7 @@ def step_batch(recipe: Recipe, tokenizer: Tokenizer, step: int, worker: int, num
     bits = stage.bits if num_tokens >= 128 else 0.0
     mix = Mix(
         bits=bits,
+        echo=stage.echo,
         unknown=stage.unknown,
         roster=stage.roster,
         filler=stage.filler,
