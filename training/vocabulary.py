@@ -21,7 +21,8 @@ BEGIN, END, PAD = 0, 1, 2
 ROLE_IDS = {"system": 3, "user": 4, "assistant": 5, "tool": 6}
 TOOL_MARKS = ["<tool_call>", "</tool_call>"]
 
-# Tools go in the system turn as "Tools: lookup(key)."; a system turn is made where there is none.
+# Tools go in the system turn as "Tools: lookup(key)."; a system turn is made where there is none. mlx_lm knows a model
+# that calls tools by "<tool_call>" and "tool_call.name" in its template.
 CHAT_TEMPLATE = """<|begin|>
 {%- macro signature(tool) -%}
 {%- set f = tool.function if tool.function is defined else tool -%}
@@ -37,10 +38,10 @@ CHAT_TEMPLATE = """<|begin|>
 {%- for m in messages -%}
 <|{{ m.role if m.role in ('system', 'assistant', 'tool') else 'user' }}|>{{ m.content or '' }}
 {%- if m.role == 'system' and loop.first and ns.tools -%}{{ ' ' if m.content else '' }}{{ ns.tools }}{%- endif -%}
-{%- for call in m.tool_calls or [] -%}
-{%- set call = call.function if call.function is defined else call -%}
-{%- set arguments = call.arguments if call.arguments is string else call.arguments | tojson -%}
-<tool_call>{"name": "{{ call.name }}", "arguments": {{ arguments }}}</tool_call>
+{%- for tool_call in m.tool_calls or [] -%}
+{%- set tool_call = tool_call.function if tool_call.function is defined else tool_call -%}
+{%- set arguments = tool_call.arguments if tool_call.arguments is string else tool_call.arguments | tojson -%}
+<tool_call>{"name": "{{ tool_call.name }}", "arguments": {{ arguments }}}</tool_call>
 {%- endfor -%}
 <|end|>
 {%- endfor -%}
