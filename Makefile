@@ -33,7 +33,7 @@ smoke: $(VENV)-training/installed
 	$(VENV)-training/bin/python -m training train --smoke --workers 2 --work build/smoke --out build/smoke/model
 	$(VENV)-training/bin/python -m training evaluate --model build/smoke/model --cases 1 --damage-cases 1 --no-goals
 
-# The embedded model from nothing: about an hour on two cores.
+# The embedded model from nothing: about two hours on two cores.
 train: $(VENV)-training/installed
 	$(VENV)-training/bin/python -m training train
 
@@ -51,9 +51,9 @@ clean:
 # $(call install,FOLDER,WHAT): a virtual environment with WHAT in it.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mlx-mcp needs Python 3.11 or later; set PYTHON=")'
-	$(if $(UV),test -x $(1)/bin/python || $(UV) venv -q --seed --python $(PYTHON) $(1),test -x $(1)/bin/python \
+	@$(if $(UV),test -x $(1)/bin/python || $(UV) venv -q --seed --python $(PYTHON) $(1),test -x $(1)/bin/python \
 	  || $(PYTHON) -m venv $(1) || { echo 'On Debian and Ubuntu: apt-get install python3-venv'; rm -rf $(1); exit 1; })
-	$(if $(UV),$(UV) pip install -q --python $(1)/bin/python $(2),$(1)/bin/python -m pip install -q $(2))
+	@$(if $(UV),$(UV) pip install -q --python $(1)/bin/python $(2),$(1)/bin/python -m pip install -q $(2))
 endef
 
 $(VENV)/installed: pyproject.toml
@@ -67,5 +67,5 @@ $(VENV)/installed-dev: pyproject.toml $(VENV)/installed
 # By pip even where uv is: torch's CPU build comes from wherever pip was told to find it.
 $(VENV)-training/installed: pyproject.toml
 	$(call install,$(VENV)-training,-e .)
-	$(VENV)-training/bin/python -m pip install -q 'torch>=2.6,<=2.13.0' -e '.[training]'
+	@$(VENV)-training/bin/python -m pip install -q 'torch>=2.6,<=2.13.0' -e '.[training]'
 	@touch $@
