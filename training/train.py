@@ -14,7 +14,6 @@ import random
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -294,9 +293,3 @@ def train(recipe: Recipe, folder: Path, num_workers: int) -> dict[str, torch.Ten
     state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
     weights: dict[str, torch.Tensor] = state["model"]
     return weights
-
-
-def checkpoints(folder: Path) -> Iterator[dict[str, object]]:
-    """The lines of a run's log."""
-    for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
-        yield json.loads(line)
