@@ -230,6 +230,7 @@ class Engine:
         except MlxMcpError as error:
             event = Failed(error)
         except Exception as error:
+            # A model that cannot be read must not end the thread under the rows of the others.
             event = Failed(ModelError(f"Loading {pending.prepared.name!r} failed: {error!r}."))
         if not isinstance(event, Loading):
             del self.loads[pending.prepared.name]

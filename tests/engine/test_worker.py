@@ -16,7 +16,11 @@ from tests.fakes import FakeLoader
 def started(loader):
     thread = EngineThread(lambda: Engine(loader, Limits(), 1000))
     events = queue.SimpleQueue()
-    sink = lambda event: events.put(event) or True  # noqa: E731
+
+    def sink(event):
+        events.put(event)
+        return True
+
     thread.send(Load(loader.prepare(ModelSpec("tiny", "folder", "/"), print), sink))
     while not isinstance(events.get(timeout=5), Loaded):
         pass

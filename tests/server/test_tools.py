@@ -6,7 +6,6 @@ import contextlib
 import pytest
 from mcp import Client, MCPError
 
-from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.errors import ModelError
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.server import tools as tools_module
@@ -22,8 +21,7 @@ def mode(request):
 
 @pytest.fixture
 def engine():
-    engine = fake_client(limits=Limits())
-    engine.registry_shown = Registry(None)
+    engine = fake_client()
     yield engine
     engine.close()
 
