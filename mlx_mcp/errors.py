@@ -4,6 +4,7 @@
     ├── RequestError              the caller's mistake; the text names the next step
     │   ├── InvalidRequest        an argument is missing, malformed or out of range
     │   ├── PromptTooLong         prompt and answer do not fit the model's context
+    │   ├── RequestTooLarge       prompt and answer do not fit the memory for keys and values
     │   └── UnknownModel          no such model here
     ├── CapacityError             full for now; retry after `retry_after_s`
     ├── ModelError                a model cannot be served: broken files, unsupported, too large
@@ -44,6 +45,19 @@ class PromptTooLong(RequestError):
         super().__init__(
             f"The prompt has {prompt_tokens} tokens and max_tokens is {max_tokens}, but the model's context is "
             f"{context_tokens} tokens. {step}"
+        )
+
+
+class RequestTooLarge(RequestError):
+    """The keys and values of prompt and answer would not fit in memory if nothing else ran."""
+
+    def __init__(self, prompt_tokens: int, need_bytes: int, limit_bytes: int, max_tokens: int) -> None:
+        self.need_bytes, self.limit_bytes = need_bytes, limit_bytes
+        step = f"Lower max_tokens to {max_tokens} or less" if max_tokens > 0 else "Shorten the prompt"
+        super().__init__(
+            f"The prompt of {prompt_tokens} tokens and its answer need {need_bytes / 1e6:.1f} MB for keys and values, "
+            f"and the server may use {limit_bytes / 1e6:.1f} MB. {step}, or have the server started with a larger "
+            "max_kv_bytes, or with kv_bits."
         )
 
 

@@ -12,6 +12,9 @@ class EngineStats:
     steps: int = 0
     running: int = 0
     waiting: int = 0
+    preemptions: int = 0  # sequences that gave way, since the start
     rows: int = 0  # rows that hold keys and values
+    kv_bytes: int = 0  # what these take
+    kv_reserved_bytes: int = 0  # what is set aside for them; never above max_kv_bytes
     models: tuple[str, ...] = ()  # in memory, least recently used first
     weights_bytes: int = 0

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
 from mlx_mcp.core.scheduler import Step
+from mlx_mcp.core.sequence import Constraint, Sequence, TokenLogprobs
+from mlx_mcp.core.slots import KvCost
 
 
 @dataclass(frozen=True)
@@ -37,45 +40,137 @@ class StepResult:
     """What a step produced, by sequence id: the next token, or why there is none."""
 
     tokens: dict[int, int] = field(default_factory=dict)
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)  # of the rows that asked for them
     failed: dict[int, str] = field(default_factory=dict)
 
 
-class Detokenizer(Protocol):
-    """Turns one sequence's tokens into text as they come."""
+@dataclass(frozen=True)
+class Prompt:
+    """A chat as token ids, and in which state the answer to it begins."""
 
-    def add(self, token_id: int) -> str:
-        """The text that became certain with this token; never half a character."""
+    ids: tuple[int, ...]
+    reasoning: bool = False  # the template opened the reasoning: the answer begins inside it
 
-    def finish(self) -> str:
+
+class TextKind(StrEnum):
+    """What a piece of generated text is."""
+
+    ANSWER = "answer"
+    REASONING = "reasoning"
+    TOOL_CALL = "tool_call"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that became certain."""
+
+    kind: TextKind
+    text: str
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call that the model asks for."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class AnswerReader(Protocol):
+    """Turns one sequence's tokens into text as they come, split into reasoning, answer and tool calls."""
+
+    def add(self, token_id: int) -> list[Piece]:
+        """The text that became certain with this token: never half a character, never a part of a marker."""
+
+    def finish(self) -> list[Piece]:
         """What was held back."""
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls that are whole by now."""
+
+
+class GrammarKind(StrEnum):
+    """What a grammar is written in."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    LARK = "lark"
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What an answer must look like."""
+
+    kind: GrammarKind
+    source: str  # a JSON schema as JSON text, a regular expression, or a Lark grammar
 
 
 class ChatTokenizer(Protocol):
     """A model's vocabulary and chat template."""
 
-    def encode_chat(self, messages: list[Message]) -> list[int]:
-        """The prompt's token ids, generation prompt included; text in `messages` can never become a special token.
+    def encode_chat(
+        self, messages: list[Message], tools: tuple[dict[str, Any], ...] = (), reasoning: bool = True
+    ) -> Prompt:
+        """The prompt, generation prompt included; text in `messages` can never become a special token.
+
+        `tools` are function definitions in OpenAI's form; `reasoning` False asks the template for none.
 
         Raises:
-            ModelError: the model's template refuses these messages.
+            InvalidRequest: the model's template refuses these messages, or knows no tools.
         """
 
-    def detokenizer(self) -> Detokenizer:
-        """A fresh one, for one sequence."""
+    def reader(self, prompt: Prompt, tools: tuple[dict[str, Any], ...] = (), plain: bool = False) -> AnswerReader:
+        """A fresh one, for one answer to `prompt`; `plain` takes all text for the answer."""
+
+    def token_text(self, token_id: int) -> str:
+        """How a single token reads."""
+
+    def compile(self, grammar: Grammar, vocab_size: int) -> Constraint:
+        """A fresh constraint over a model's `vocab_size` token ids; may take long for a large grammar.
+
+        Raises:
+            InvalidRequest: the grammar is malformed, or too large; with the place.
+        """
 
 
 class ModelRunner(Protocol):
-    """Computes steps for one model, and owns the keys and values of its live rows."""
+    """Computes steps for one model, and owns the keys and values of its live rows.
+
+    Steps may overlap: the next one may be launched before this one's result is collected, as long as it only goes on
+    with rows of this one, and no row of either `must_wait`.
+    """
+
+    @property
+    def cost(self) -> KvCost:
+        """What a row costs."""
 
     @property
     def num_rows(self) -> int:
         """Rows that hold keys and values now."""
 
-    def run(self, step: Step) -> StepResult:
-        """Compute every chunk and every decoding row; only a prompt's last chunk yields a token."""
+    @property
+    def kv_bytes(self) -> int:
+        """What the rows' keys and values take now."""
+
+    def must_wait(self, sequence: Sequence) -> bool:
+        """Whether drawing this row's next token needs its last one on the host."""
+
+    def launch(self, step: Step) -> Flight:
+        """Start computing every chunk and every decoding row; only a prompt's last chunk yields a token."""
 
     def release(self, sequence_id: int) -> None:
         """Free a row; unknown ids are ignored, since a sequence may end before its first step."""
+
+    def reset(self) -> None:
+        """Drop every row: after an exception nothing that a step may have touched is trusted."""
+
+
+class Flight(Protocol):
+    """A step that is being computed."""
+
+    def collect(self) -> StepResult:
+        """Wait for its tokens."""
 
 
 @dataclass(frozen=True)

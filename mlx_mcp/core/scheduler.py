@@ -1,24 +1,29 @@
 """Decides which sequences run next. Knows nothing of text, threads or MLX.
 
 A step holds every decoding sequence and prefill chunks within a token budget, so that a long prompt delays the others'
-next token by one chunk and no more. Sequences are admitted first come, first served.
+next token by one chunk and no more. Sessions take turns, for a place in the batch and for prefill; within a session
+sequences go first come, first served. A sequence is admitted when its keys and values so far fit in memory; when one
+outgrows what is left, the youngest gives way: it keeps its tokens, and is computed again when there is room.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
+from collections import Counter, deque
+from dataclasses import dataclass, field
 
 from mlx_mcp.core.sequence import Sequence
-from mlx_mcp.errors import CapacityError
+from mlx_mcp.core.slots import HEADROOM_TOKENS, Slot, SlotPool
+from mlx_mcp.errors import CapacityError, RequestTooLarge
+
+RETRY_AFTER_S = 5
 
 
 @dataclass(frozen=True)
 class Limits:
     """What one scheduler may hold.
 
-    A chunk is `chunk_tokens` long and begins at a multiple of it, whatever the budget: a prompt is always cut at the
-    same places, so that the same prompt gives the same keys and values.
+    A chunk ends at a multiple of `chunk_tokens`, whatever the budget: a prompt is always cut at the same places, so
+    that the same prompt gives the same keys and values. A budget is at least one chunk.
     """
 
     max_running: int = 16
@@ -30,7 +35,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Prompt tokens [start, end) of one sequence; the last chunk of a prompt yields its first token."""
+    """Tokens [start, end) of one sequence; the last chunk yields its next token."""
 
     sequence: Sequence
     start: int
@@ -38,87 +43,258 @@ class Chunk:
 
     @property
     def last(self) -> bool:
-        """Whether the prompt is whole after this chunk."""
-        return self.end == len(self.sequence.prompt_ids)
+        """Whether every token is computed after this chunk."""
+        return self.end == self.sequence.num_tokens
+
+
+@dataclass(frozen=True)
+class Move:
+    """A sequence that outgrew its slot: its keys and values go to a larger one, before the step."""
+
+    sequence: Sequence
+    old: Slot
+    new: Slot
 
 
 @dataclass(frozen=True)
 class Step:
     """What the runner does next."""
 
-    prefill: tuple[Chunk, ...]
-    decode: tuple[Sequence, ...]
+    prefill: tuple[Chunk, ...] = ()
+    decode: tuple[Sequence, ...] = ()
+    moves: tuple[Move, ...] = ()
+    preempted: tuple[Sequence, ...] = ()  # gave up their slots before the step
 
     @property
-    def empty(self) -> bool:
-        """Whether there is nothing to do."""
-        return not self.prefill and not self.decode
+    def drawing(self) -> list[Sequence]:
+        """The sequences that get a token, decoding ones first."""
+        return [*self.decode, *(chunk.sequence for chunk in self.prefill if chunk.last)]
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """Every sequence that the step computes, each once."""
+        return list(dict.fromkeys([*self.decode, *(chunk.sequence for chunk in self.prefill)]))
 
 
+@dataclass
 class Scheduler:
     """The waiting and the running sequences of one model."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+    limits: Limits
+    pool: SlotPool
+    running: list[Sequence] = field(default_factory=list)  # in order of admission
+    # Session → its queue; the order of the sessions is the order of their turns.
+    waiting: dict[str, deque[Sequence]] = field(default_factory=dict)
+    # Session → when it last had a prefill turn; only of sessions that run.
+    turns: dict[str, int] = field(default_factory=dict)
+    clock: int = 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that hold no place."""
+        return sum(len(queue) for queue in self.waiting.values())
 
     @property
     def has_work(self) -> bool:
-        """Whether schedule() would return a step that does something."""
+        """Whether there is a sequence that has not ended."""
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
-        """Put a sequence at the end of the queue.
+        """Put a sequence at the end of its session's queue.
 
         Raises:
+            RequestTooLarge: it would not fit in memory if it were alone.
             CapacityError: every place is taken, and `max_waiting` sequences wait for one.
         """
-        if len(self.waiting) + len(self.running) >= self.limits.max_running + self.limits.max_waiting:
+        limit_bytes = self.pool.ledger.limit_bytes
+        if self.pool.alone_bytes(sequence.max_length) > limit_bytes:
+            prompt, most = len(sequence.prompt_ids), sequence.max_length
+            while most > prompt and self.pool.alone_bytes(most) > limit_bytes:
+                most -= 1
+            raise RequestTooLarge(prompt, self.pool.alone_bytes(sequence.max_length), limit_bytes, most - prompt)
+        if self.num_waiting + len(self.running) >= self.limits.max_running + self.limits.max_waiting:
             raise CapacityError(
-                f"{len(self.running)} calls are running and {len(self.waiting)} waiting, as many as are allowed.", 5
+                f"{len(self.running)} calls are running and {self.num_waiting} waiting, as many as are allowed.",
+                RETRY_AFTER_S,
             )
-        self.waiting.append(sequence)
+        self.waiting.setdefault(sequence.session, deque()).append(sequence)
 
     def schedule(self) -> Step:
-        """Admit what fits and choose the next step's work."""
-        while self.waiting and len(self.running) < self.limits.max_running:
-            self.running.append(self.waiting.popleft())
-        decode = tuple(s for s in self.running if not s.num_uncomputed_prompt)
-        budget = self.limits.prefill_tokens_busy if decode else self.limits.prefill_tokens_idle
-        chunks: list[Chunk] = []
-        for sequence in self.running:
-            start = sequence.num_computed
-            while start < len(sequence.prompt_ids) and budget > 0:
-                end = min(start + self.limits.chunk_tokens, len(sequence.prompt_ids))
-                chunks.append(Chunk(sequence, start, end))
-                budget -= end - start
-                start = end
-        return Step(tuple(chunks), decode)
+        """Make room for those that grow, admit what fits, and choose the next step's work."""
+        preempted: list[Sequence] = []
+        moves = self._grow(preempted)
+        self._admit(preempted)
+        decode = tuple(sequence for sequence in self.running if sequence.decoding)
+        moves = [move for move in moves if move.sequence.slot is move.new]  # the others were preempted after all
+        return Step(self._chunks(busy=bool(decode)), decode, tuple(moves), tuple(preempted))
+
+    def ahead(self, step: Step) -> Step | None:
+        """The step after `step`, whose tokens are not known yet; None if that takes more than going on with its rows.
+
+        A sequence that turns out to have ended is computed once for nothing.
+        """
+        if self.waiting and (len(self.running) < self.limits.max_running or self._crowding(next(iter(self.waiting)))):
+            return None
+        drawing = step.drawing
+        going = [s for s in drawing if s in self.running and len(s.output_ids) + 1 < s.params.max_tokens]
+        fits = all(s.slot is not None and s.num_tokens < s.slot.capacity for s in going)
+        if not going or not fits or set(self.running) - set(drawing):
+            return None
+        return Step(decode=tuple(going))
 
     def commit(self, step: Step, tokens: dict[int, int]) -> list[Sequence]:
         """Take the step's new tokens, by sequence id; returns the sequences that finished, which hold no place more."""
+        finished = []
         for chunk in step.prefill:
             chunk.sequence.num_computed = chunk.end
         for sequence in step.decode:
             sequence.num_computed += 1
-        by_id = {s.sequence_id: s for s in self.running}
-        finished = []
-        for sequence_id, token_id in tokens.items():
-            sequence = by_id[sequence_id]
-            sequence.append(token_id)
-            if sequence.finish_reason is not None:
-                self.running.remove(sequence)
-                finished.append(sequence)
+        running = set(self.running)  # a step that was run ahead may hold sequences that ended meanwhile
+        for sequence in step.drawing:
+            if sequence.sequence_id in tokens and sequence in running:
+                sequence.append(tokens[sequence.sequence_id])
+                if sequence.finish_reason is not None:
+                    self.remove(sequence)
+                    finished.append(sequence)
         return finished
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence wherever it is: cancelled or failed."""
+        """Forget a sequence wherever it is: finished, cancelled or failed."""
         if sequence in self.running:
-            self.running.remove(sequence)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)
+            self._leave(sequence)
+        elif sequence in self.waiting.get(sequence.session, ()):
+            self.waiting[sequence.session].remove(sequence)
+            if not self.waiting[sequence.session]:
+                del self.waiting[sequence.session]
+
+    def preempt_all(self) -> None:
+        """Have every running sequence computed again from its tokens, in the same order."""
+        for sequence in reversed(list(self.running)):
+            self._preempt(sequence, [])
 
     def num_ahead(self, sequence: Sequence) -> int:
-        """How many sequences must be admitted before this waiting one; 0 once it runs."""
-        return self.waiting.index(sequence) + 1 if sequence in self.waiting else 0
+        """How many sequences are admitted before this waiting one if nobody else comes; 0 once it runs."""
+        queue = self.waiting.get(sequence.session, ())
+        if sequence not in queue:
+            return 0
+        sessions = list(self.waiting)
+        turn, at = queue.index(sequence), sessions.index(sequence.session)
+        before = sum(min(len(self.waiting[s]), turn + (i < at)) for i, s in enumerate(sessions) if i != at)
+        return turn + before + 1
+
+    def check_integrity(self) -> None:
+        """Prove that every running sequence has a slot, every waiting one none, and that the pool agrees."""
+        assert all(s.slot is None and not s.num_computed for queue in self.waiting.values() for s in queue)
+        assert all(queue for queue in self.waiting.values()), "an empty queue was kept"
+        slots = [s.slot for s in self.running if s.slot is not None]
+        assert len(slots) == len(self.running), "a running sequence has no slot"
+        assert set(self.turns) == {s.session for s in self.running}, "turns of sessions that do not run"
+        self.pool.check_integrity(slots)
+
+    # Memory
+
+    def _grow(self, preempted: list[Sequence]) -> list[Move]:
+        """Give every sequence that is full a larger slot; the youngest give way, at last the one itself."""
+        moves = []
+        for sequence in list(self.running):
+            old = sequence.slot
+            if old is None or sequence.num_tokens <= old.capacity:
+                continue
+            new = self.pool.take(self._need(sequence))
+            while new is None and sequence in self.running:
+                self._preempt(self.running[-1], preempted)
+                new = self.pool.take(self._need(sequence)) if sequence in self.running else None
+            if new is not None:
+                # Only after the copy is the old slot free, but the runner copies before anything else is written.
+                self.pool.give_back(old)
+                sequence.slot = new
+                moves.append(Move(sequence, old, new))
+        return moves
+
+    def _need(self, sequence: Sequence) -> int:
+        """Tokens to have room for: what is there and some to come; more for one that has shown that it goes on."""
+        some = max(HEADROOM_TOKENS, sequence.num_tokens // 4) if sequence.output_ids else HEADROOM_TOKENS
+        return min(sequence.num_tokens + some, sequence.max_length)
+
+    def _preempt(self, sequence: Sequence, preempted: list[Sequence]) -> None:
+        """Take a sequence's slot; it is the next of its session, and its session the next of all."""
+        self._leave(sequence)
+        sequence.num_computed = 0
+        queue = self.waiting.pop(sequence.session, deque())
+        queue.appendleft(sequence)
+        self.waiting = {sequence.session: queue, **self.waiting}
+        preempted.append(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        assert sequence.slot is not None, f"sequence {sequence.sequence_id} ran without a slot"
+        self.pool.give_back(sequence.slot)
+        sequence.slot = None
+        if all(other.session != sequence.session for other in self.running):
+            del self.turns[sequence.session]
+
+    # Turns
+
+    def _admit(self, preempted: list[Sequence]) -> None:
+        """Give places to the sessions in turn, as long as there are places and memory.
+
+        Whoever has the turn and does not fit keeps it: nobody small slips past for ever. A session that runs nothing
+        gets a place of the one that runs the most.
+        """
+        while self.waiting:
+            session, queue = next(iter(self.waiting.items()))
+            slot = self.pool.take(self._need(queue[0])) if len(self.running) < self.limits.max_running else None
+            if slot is None:
+                crowding = self._crowding(session)
+                if crowding is None:
+                    return
+                self._preempt(crowding, preempted)
+                self._to_the_end(crowding.session)
+                slot = self.pool.take(self._need(queue[0]))
+                if slot is None:
+                    return
+            sequence = queue.popleft()
+            sequence.slot = slot
+            self.running.append(sequence)
+            self._to_the_end(session)
+            if session not in self.turns:
+                self._take_turn(session)
+
+    def _crowding(self, session: str) -> Sequence | None:
+        """The youngest sequence of the session that runs the most, if that is several and `session` runs none."""
+        counts = Counter(sequence.session for sequence in self.running)
+        if session in counts or not counts:
+            return None
+        most = max(counts, key=lambda s: counts[s])
+        if counts[most] < 2:
+            return None
+        return next(sequence for sequence in reversed(self.running) if sequence.session == most)
+
+    def _to_the_end(self, session: str) -> None:
+        """Pass the turn on; a session without a queue has none."""
+        queue = self.waiting.pop(session)
+        if queue:
+            self.waiting[session] = queue
+
+    def _take_turn(self, session: str) -> None:
+        self.clock += 1
+        self.turns[session] = self.clock
+
+    def _chunks(self, busy: bool) -> tuple[Chunk, ...]:
+        """Prefill chunks within the budget: each goes to the session that has gone without for longest."""
+        budget = self.limits.prefill_tokens_busy if busy else self.limits.prefill_tokens_idle
+        starts = {sequence: sequence.num_computed for sequence in self.running if not sequence.decoding}
+        chunks: list[Chunk] = []
+        while starts:
+            sequence = min(starts, key=lambda s: self.turns[s.session])  # the first admitted of a session
+            start = starts[sequence]
+            end = min((start // self.limits.chunk_tokens + 1) * self.limits.chunk_tokens, sequence.num_tokens)
+            if end - start > budget:
+                break
+            budget -= end - start
+            chunks.append(Chunk(sequence, start, end))
+            self._take_turn(sequence.session)
+            starts[sequence] = end
+            if end == sequence.num_tokens:
+                del starts[sequence]
+        return tuple(chunks)

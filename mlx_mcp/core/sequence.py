@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
+
+from mlx_mcp.core.slots import Slot
 
 
 class FinishReason(StrEnum):
@@ -17,14 +20,47 @@ class FinishReason(StrEnum):
 class SamplingParams:
     """How the next token is chosen.
 
-    `temperature` 0 is greedy. `top_p` keeps the smallest set of likeliest tokens whose probability reaches it. The same
-    `seed` on the same tokens draws the same text, whatever else is running.
+    `temperature` 0 is greedy. Then, in this order: `top_k` keeps the k likeliest tokens (0: all), `top_p` the smallest
+    set of the likeliest of these whose probability reaches it, `min_p` those at least that fraction as likely as the
+    likeliest. Before all that, `repetition_penalty` divides the positive logits of every token of prompt and output and
+    multiplies the negative ones (Keskar et al., arXiv 1909.05858), `presence_penalty` and `frequency_penalty` are
+    taken off the logits of output tokens once or once per occurrence (as in OpenAI's API), and `logit_bias` is added to
+    the logits of the tokens it names. `logprobs` reports each token's log-probability with those of that many of the
+    likeliest tokens. The same `seed` on the same tokens draws the same text, whatever else is running.
     """
 
     max_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """How likely the model held a token for, and the likeliest ones in its place, from its unchanged logits."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # token id, log-probability; likeliest first
+
+
+class Constraint(Protocol):
+    """Which tokens a grammar allows next; belongs to one sequence and is told of every token it takes."""
+
+    def mask(self) -> bytes:
+        """One bit per token id of the model, least significant bit of the first byte first: whether it may come next.
+
+        A grammar that is complete allows the end of the turn.
+        """
+
+    def accept(self, token_id: int) -> None:
+        """Go on past a token that the mask allowed."""
 
 
 @dataclass(eq=False)
@@ -35,19 +71,32 @@ class Sequence:
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     stop_ids: frozenset[int]
-    num_computed: int = 0  # tokens whose keys and values are in the cache
+    session: str = ""  # whose turn it takes when there is not room for all
+    constraint: Constraint | None = None
     output_ids: list[int] = field(default_factory=list)
+    num_computed: int = 0  # tokens whose keys and values are in the cache
+    slot: Slot | None = None  # where these are; None while it waits
     finish_reason: FinishReason | None = None
 
     @property
-    def num_uncomputed_prompt(self) -> int:
-        """Prompt tokens that prefill has yet to compute."""
-        return max(0, len(self.prompt_ids) - self.num_computed)
+    def num_tokens(self) -> int:
+        """Tokens known: prompt and output."""
+        return len(self.prompt_ids) + len(self.output_ids)
 
     @property
-    def last_id(self) -> int:
-        """The token that decode feeds next."""
-        return self.output_ids[-1]
+    def max_length(self) -> int:
+        """Tokens whose keys and values it may come to hold."""
+        return len(self.prompt_ids) + self.params.max_tokens
+
+    @property
+    def decoding(self) -> bool:
+        """Whether everything but its latest output token is computed."""
+        return bool(self.output_ids) and self.num_computed == self.num_tokens - 1
+
+    def tokens(self, start: int, end: int) -> tuple[int, ...]:
+        """Token ids [start, end) of prompt and output laid end to end."""
+        split = len(self.prompt_ids)
+        return (*self.prompt_ids[start:end], *self.output_ids[max(0, start - split) : max(0, end - split)])
 
     def append(self, token_id: int) -> None:
         """Take the next token; a stop token ends the sequence and is not part of its output."""
@@ -56,5 +105,7 @@ class Sequence:
             self.finish_reason = FinishReason.STOP
             return
         self.output_ids.append(token_id)
+        if self.constraint is not None:
+            self.constraint.accept(token_id)
         if len(self.output_ids) >= self.params.max_tokens:
             self.finish_reason = FinishReason.LENGTH

@@ -6,12 +6,14 @@ nothing of event loops, text or MLX.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
-from mlx_mcp.core.ports import LoadedModel, ModelLoader, PreparedModel
-from mlx_mcp.core.scheduler import Limits, Scheduler
-from mlx_mcp.core.sequence import Sequence
+from mlx_mcp.core.ports import Flight, LoadedModel, ModelLoader, PreparedModel, StepResult
+from mlx_mcp.core.scheduler import Limits, Scheduler, Step
+from mlx_mcp.core.sequence import FinishReason, Sequence
+from mlx_mcp.core.slots import Ledger, SlotPool
 from mlx_mcp.engine.messages import (
     Cancel,
     Command,
@@ -29,16 +31,32 @@ from mlx_mcp.engine.messages import (
     Unloaded,
     Waiting,
 )
-from mlx_mcp.errors import CapacityError, GenerationFailed, InvalidRequest, MlxMcpError, ModelError
+from mlx_mcp.errors import (
+    CapacityError,
+    GenerationFailed,
+    InvalidRequest,
+    MlxMcpError,
+    ModelError,
+    RequestTooLarge,
+)
 from mlx_mcp.stats import EngineStats
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Resident:
-    """A model in memory and the sequences that use it."""
+    """A model in memory, the sequences that use it, and the step that is being computed."""
 
     model: LoadedModel
     scheduler: Scheduler
+    step: Step | None = None
+    flight: Flight | None = None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a sequence has not ended, or a step's tokens are still to come."""
+        return self.scheduler.has_work or self.flight is not None
 
 
 @dataclass
@@ -63,17 +81,19 @@ class PendingLoad:
 class Engine:
     """Models, their schedulers and every live sequence."""
 
-    def __init__(self, loader: ModelLoader, limits: Limits, max_weights_bytes: int) -> None:
+    def __init__(self, loader: ModelLoader, limits: Limits, max_weights_bytes: int, max_kv_bytes: int) -> None:
         self.loader, self.limits, self.max_weights_bytes = loader, limits, max_weights_bytes
+        self.ledger = Ledger(max_kv_bytes)
         self.residents: dict[str, Resident] = {}  # least recently used first
         self.live: dict[int, Live] = {}
         self.loads: dict[str, PendingLoad] = {}
         self.num_steps = 0
+        self.num_preemptions = 0
 
     @property
     def has_work(self) -> bool:
         """Whether step() would do something."""
-        return bool(self.live or self.loads)
+        return bool(self.live or self.loads) or any(r.has_work for r in self.residents.values())
 
     @property
     def stats(self) -> EngineStats:
@@ -82,8 +102,11 @@ class Engine:
         return EngineStats(
             steps=self.num_steps,
             running=sum(len(r.scheduler.running) for r in residents),
-            waiting=sum(len(r.scheduler.waiting) for r in residents),
+            waiting=sum(r.scheduler.num_waiting for r in residents),
+            preemptions=self.num_preemptions,
             rows=sum(r.model.runner.num_rows for r in residents),
+            kv_bytes=sum(r.model.runner.kv_bytes for r in residents),
+            kv_reserved_bytes=self.ledger.used_bytes,
             models=tuple(self.residents),
             weights_bytes=sum(r.model.weights_bytes for r in residents),
         )
@@ -106,7 +129,7 @@ class Engine:
         for pending in list(self.loads.values()):
             self._advance(pending)
         for resident in list(self.residents.values()):
-            if resident.scheduler.has_work:
+            if resident.has_work:
                 self._run(resident)
 
     def fail_all(self, error: MlxMcpError) -> None:
@@ -115,6 +138,7 @@ class Engine:
         self.live.clear()
         self.loads.clear()
         self.residents.clear()
+        self.ledger = Ledger(self.ledger.limit_bytes)
         for sink in sinks:
             sink(Failed(error))
 
@@ -128,39 +152,76 @@ class Engine:
         self.residents[command.model] = resident  # now the most recently used
         model = resident.model
         # MLX reads foreign memory for an id beyond the embedding, or dies: no such id may reach it.
-        if not command.prompt_ids or not all(0 <= i < model.vocab_size for i in command.prompt_ids):
-            command.sink(Failed(InvalidRequest("The prompt has no tokens, or token ids that the model does not have.")))
+        ids = [*command.prompt_ids, *(token_id for token_id, _ in command.params.logit_bias)]
+        if not command.prompt_ids or not all(0 <= i < model.vocab_size for i in ids):
+            why = f"The prompt has no tokens, or prompt or logit_bias have ids beyond the model's {model.vocab_size}."
+            command.sink(Failed(InvalidRequest(why)))
             return
-        sequence = Sequence(command.sequence_id, command.prompt_ids, command.params, model.stop_ids)
+        sequence = Sequence(
+            command.sequence_id,
+            command.prompt_ids,
+            command.params,
+            model.stop_ids,
+            command.session or f"call {command.sequence_id}",
+            command.constraint,
+        )
         try:
             resident.scheduler.add(sequence)
-        except CapacityError as error:
+        except (CapacityError, RequestTooLarge) as error:
             command.sink(Failed(error))
             return
         self.live[sequence.sequence_id] = Live(sequence, resident, command.sink)
         command.sink(Waiting(resident.scheduler.num_ahead(sequence) - 1))
 
     def _run(self, resident: Resident) -> None:
-        step = resident.scheduler.schedule()
-        runner = resident.model.runner
+        """Take the tokens of the step in flight, or of the next one; meanwhile the one after may already run."""
+        scheduler, runner = resident.scheduler, resident.model.runner
+        step, flight = resident.step, resident.flight
+        resident.step = resident.flight = None
         try:
-            result = runner.run(step)
+            if step is None or flight is None:
+                step = scheduler.schedule()
+                self.num_preemptions += len(step.preempted)
+                for sequence in step.preempted:
+                    runner.release(sequence.sequence_id)
+                flight = runner.launch(step)
+            if not any(runner.must_wait(sequence) for sequence in step.drawing):
+                resident.step = scheduler.ahead(step)
+            if resident.step is not None:
+                resident.flight = runner.launch(resident.step)
+            result = flight.collect()
         except Exception as error:
-            # The fault may lie with any row of the step: all of them go, and with them everything they touched.
-            for sequence in dict.fromkeys([*(chunk.sequence for chunk in step.prefill), *step.decode]):
-                self._fail(sequence.sequence_id, repr(error))
-            return
+            self._fail_step(resident, step, error)
+        else:
+            self._commit(resident, step, result)
+
+    def _fail_step(self, resident: Resident, step: Step | None, error: Exception) -> None:
+        """Fail a step's sequences, drop everything computed, and have the other sequences computed again.
+
+        The fault may lie with any row of the step, and their tensors hold other rows too.
+        """
+        assert step is not None, "the scheduler broke"
+        logger.exception("a step failed", exc_info=error)
+        resident.step = resident.flight = None
+        for sequence in step.sequences:
+            self._fail(sequence.sequence_id, repr(error))
+        resident.scheduler.preempt_all()
+        resident.model.runner.reset()
+
+    def _commit(self, resident: Resident, step: Step, result: StepResult) -> None:
         for sequence_id, cause in result.failed.items():
             self._fail(sequence_id, cause)
         finished = resident.scheduler.commit(step, result.tokens)
         for sequence in dict.fromkeys(chunk.sequence for chunk in step.prefill):
-            self._emit(sequence, Prefilled(sequence.num_computed))
-        for sequence_id in result.tokens:
-            live = self.live.get(sequence_id)
-            if live is not None and live.sequence.finish_reason != "stop":
-                self._emit(live.sequence, Token(live.sequence.last_id))
+            self._emit(sequence, Prefilled(min(sequence.num_computed, len(sequence.prompt_ids))))
+        for sequence in step.drawing:
+            live = self.live.get(sequence.sequence_id)
+            if live is None or sequence.sequence_id not in result.tokens:
+                continue
+            if sequence.finish_reason is not FinishReason.STOP:
+                self._emit(sequence, Token(sequence.output_ids[-1], result.logprobs.get(sequence.sequence_id)))
         for sequence in finished:
-            runner.release(sequence.sequence_id)
+            resident.model.runner.release(sequence.sequence_id)
             live = self.live.pop(sequence.sequence_id, None)
             if live is not None and sequence.finish_reason is not None:
                 live.sink(Finished(sequence.finish_reason))
@@ -214,7 +275,7 @@ class Engine:
                 "models may use. Choose a smaller or more strongly quantized model, or raise max_weights_bytes."
             )
         pending = sum(load.prepared.weights_bytes for load in self.loads.values())
-        idle = [name for name, r in self.residents.items() if not r.scheduler.has_work]
+        idle = [name for name, r in self.residents.items() if not r.has_work]
         while self.stats.weights_bytes + pending + need > limit:
             if not idle:
                 raise CapacityError(f"There is no room for {prepared.name!r} while other models are in use.", 15)
@@ -225,8 +286,10 @@ class Engine:
         try:
             event = Loading(next(pending.slices))
         except StopIteration as end:
-            self.residents[pending.prepared.name] = Resident(end.value, Scheduler(self.limits))
-            event = Loaded(end.value)
+            model: LoadedModel = end.value
+            scheduler = Scheduler(self.limits, SlotPool(self.ledger, model.runner.cost))
+            self.residents[model.name] = Resident(model, scheduler)
+            event = Loaded(model)
         except MlxMcpError as error:
             event = Failed(error)
         except Exception as error:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mlx_mcp.core.ports import LoadedModel, PreparedModel
-from mlx_mcp.core.sequence import FinishReason, SamplingParams
+from mlx_mcp.core.sequence import Constraint, FinishReason, SamplingParams, TokenLogprobs
 from mlx_mcp.errors import MlxMcpError
 
 
@@ -29,6 +29,7 @@ class Token:
     """The next token of the answer."""
 
     token_id: int
+    logprobs: TokenLogprobs | None = None  # if it was asked for
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,18 @@ class Load:
 
 @dataclass(frozen=True)
 class Submit:
-    """Generate: events go to `sink` until Finished, Failed or Unloaded."""
+    """Generate: events go to `sink` until Finished, Failed or Unloaded.
+
+    Sessions take turns; a call without one counts as its own. The constraint is the engine's from here on.
+    """
 
     sequence_id: int
     model: str
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     sink: Sink
+    session: str = ""
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from mlx_mcp.core.ports import LoadedModel, ModelSpec, PreparedModel
 from mlx_mcp.errors import ModelError
-from mlx_mcp.mlx_backend.runner import RowRunner
+from mlx_mcp.mlx_backend.runner import Runner
 from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
 
 # What mlx_lm reads of a repository, less Python files: those are never run here.
@@ -33,7 +33,10 @@ FALLBACK_CONTEXT_TOKENS = 4096  # where neither config nor tokenizer says
 
 
 class MlxLoader:
-    """Loads models with mlx_lm."""
+    """Loads models with mlx_lm; `kv_bits` (8, 4 or None) is what their keys and values are stored in."""
+
+    def __init__(self, kv_bits: int | None = None) -> None:
+        self.kv_bits = kv_bits
 
     def prepare(self, spec: ModelSpec, report: Callable[[str], None]) -> PreparedModel:
         """Fetch and check the files, read the tokenizer.
@@ -77,7 +80,7 @@ class MlxLoader:
         assert isinstance(prepared.tokenizer, ChatTokenizer)
         return LoadedModel(
             name=prepared.name,
-            runner=RowRunner(model),
+            runner=Runner(model, self.kv_bits),
             tokenizer=prepared.tokenizer,
             stop_ids=prepared.tokenizer.stop_ids,
             vocab_size=config_value(prepared.config, "vocab_size") or prepared.tokenizer.vocab_size,

@@ -1,67 +1,141 @@
-"""Computes steps: one row at a time over mlx-lm's own caches, so that every row is bitwise what it is alone.
+"""Computes steps: prompts in chunks, one row at a time; decoding rows as one batch. Knows no queues and no text.
 
 Engine thread only: MLX streams belong to the thread that made them.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_mcp.core.ports import StepResult
 from mlx_mcp.core.scheduler import Step
-from mlx_mcp.core.sequence import Sequence
-from mlx_mcp.mlx_backend.sampler import next_token
+from mlx_mcp.core.sequence import Sequence, TokenLogprobs
+from mlx_mcp.core.slots import KvCost
+from mlx_mcp.mlx_backend.rows import make_rows
+from mlx_mcp.mlx_backend.sampler import Drawn, Row, draw, on_host
+
+CLEAR_CACHE_STEPS = 512  # attention's temporaries grow with the rows, and MLX keeps a buffer of every size
 
 
-class RowRunner:
-    """A model and the caches of its live rows."""
+@dataclass
+class Flight:
+    """A step that is being computed: for each forward pass the sequences and the tokens drawn for them."""
 
-    def __init__(self, model: Any) -> None:
+    drawn: list[tuple[list[Sequence], Drawn]] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)
+
+    def collect(self) -> StepResult:
+        """Wait for the tokens; a row whose logits are no numbers has failed, and no other."""
+        tokens: dict[int, int] = {}
+        logprobs: dict[int, TokenLogprobs] = {}
+        failed = dict(self.failed)
+        for sequences, drawn in self.drawn:
+            for sequence, choice in zip(sequences, drawn.read(), strict=True):
+                if sequence.sequence_id in failed:
+                    continue
+                if choice.token_id is None:
+                    failed[sequence.sequence_id] = "the model's logits are not numbers"
+                    continue
+                tokens[sequence.sequence_id] = choice.token_id
+                if choice.logprobs is not None:
+                    logprobs[sequence.sequence_id] = choice.logprobs
+        return StepResult(tokens, logprobs, failed)
+
+
+class Runner:
+    """A model and the keys and values of its live rows."""
+
+    def __init__(self, model: Any, kv_bits: int | None = None) -> None:
         self.model = model
-        self.caches: dict[int, list[Any]] = {}
+        self.rows = make_rows(model, kv_bits)
+        self.latest = Flight()
+        self.num_launched = 0
+
+    @property
+    def cost(self) -> KvCost:
+        """What a row costs."""
+        return self.rows.cost
 
     @property
     def num_rows(self) -> int:
         """Rows that hold keys and values now."""
-        return len(self.caches)
+        return len(self.rows.lengths)
 
-    def run(self, step: Step) -> StepResult:
-        """Compute the step; the tokens of all rows are evaluated together."""
-        drawn: dict[int, tuple[mx.array, mx.array]] = {}
-        for sequence in step.decode:
-            drawn[sequence.sequence_id] = self._draw(sequence, self._forward(sequence, (sequence.last_id,)))
+    @property
+    def kv_bytes(self) -> int:
+        """What the rows' keys and values take now."""
+        return self.rows.nbytes
+
+    def must_wait(self, sequence: Sequence) -> bool:
+        """Whether drawing this row's next token needs its last one on the host."""
+        return sequence.constraint is not None or on_host(sequence.params)
+
+    def launch(self, step: Step) -> Flight:
+        """Start computing a step; returns while the device is still at it.
+
+        Decoding rows go first. A chunk writes into tensors that they read, which costs no copy once they are done.
+        """
+        flight = Flight()
+        for move in step.moves:
+            self.rows.move(move)
+        for sequences, caches in self.rows.batches(list(step.decode)):
+            logits = self.model(self._inputs(sequences), cache=caches)[:, -1]
+            self._draw(flight, sequences, logits)
         for chunk in step.prefill:
-            logits = self._forward(chunk.sequence, chunk.sequence.prompt_ids[chunk.start : chunk.end])
+            ids = mx.array([chunk.sequence.tokens(chunk.start, chunk.end)])
+            logits = self.model(ids, cache=self.rows.one(chunk))[:, -1]
             if chunk.last:
-                drawn[chunk.sequence.sequence_id] = self._draw(chunk.sequence, logits)
+                self._draw(flight, [chunk.sequence], logits)
             else:
                 # The keys and values alone: nobody reads these logits, so the vocabulary product is never computed.
-                mx.eval([cache.state for cache in self.caches[chunk.sequence.sequence_id]])
-        mx.eval(list(drawn.values()))
-        tokens, failed = {}, {}
-        for sequence_id, (token, broken) in drawn.items():
-            if broken.item():
-                failed[sequence_id] = "the model's logits are not numbers"
-            else:
-                tokens[sequence_id] = int(token.item())  # type: ignore[arg-type]  # an argmax is an integer
-        return StepResult(tokens, failed)
+                mx.async_eval(self.rows.arrays([chunk.sequence]))
+        self.latest = flight
+        self.num_launched += 1
+        if self.num_launched % CLEAR_CACHE_STEPS == 0:
+            mx.clear_cache()
+        return flight
 
     def release(self, sequence_id: int) -> None:
         """Free a row's keys and values."""
-        if self.caches.pop(sequence_id, None) is not None and not self.caches:
+        if self.rows.release(sequence_id) and not self.rows.lengths:
+            self.latest = Flight()
             mx.clear_cache()
 
-    def _forward(self, sequence: Sequence, ids: tuple[int, ...]) -> mx.array:
-        """Feed `ids` to the row; its last position's logits: [vocab]."""
-        cache = self.caches.get(sequence.sequence_id)
-        if cache is None:
-            cache = self.caches[sequence.sequence_id] = make_prompt_cache(self.model)
-        logits: mx.array = self.model(mx.array([ids]), cache=cache)
-        return logits[0, -1]
+    def reset(self) -> None:
+        """Drop every row."""
+        for sequence_id in list(self.rows.lengths):
+            self.release(sequence_id)
 
-    def _draw(self, sequence: Sequence, logits: mx.array) -> tuple[mx.array, mx.array]:
-        """The next token, and whether the logits are broken: MLX samples some id from NaN without a word."""
-        return next_token(logits, sequence.params, len(sequence.output_ids)), mx.any(mx.isnan(logits))
+    def _inputs(self, sequences: list[Sequence]) -> mx.array:
+        """The token each row is fed: [rows, 1]. In a step that is run ahead they are still on the device."""
+        positions = [self.rows.lengths[s.sequence_id] - 1 for s in sequences]
+        if all(at < s.num_tokens for at, s in zip(positions, sequences, strict=True)):
+            return mx.array([s.tokens(at, at + 1) for at, s in zip(positions, sequences, strict=True)])
+        order = [s.sequence_id for some, _ in self.latest.drawn for s in some]
+        tokens = mx.concatenate([drawn.tokens for _, drawn in self.latest.drawn])
+        if order != [s.sequence_id for s in sequences]:
+            tokens = tokens[mx.array([order.index(s.sequence_id) for s in sequences])]
+        return tokens[:, None]
+
+    def _draw(self, flight: Flight, sequences: list[Sequence], logits: mx.array) -> None:
+        """Draw each row's next token from logits [rows, vocab], and have all of it evaluated."""
+        waits = [s for s in sequences if s.constraint is not None]
+        if waits:
+            mx.async_eval(logits)  # masks are made meanwhile
+        rows = []
+        for sequence in sequences:
+            sequence_id = sequence.sequence_id
+            mask = None
+            if sequence.constraint is not None:
+                try:
+                    mask = sequence.constraint.mask()
+                except Exception as error:  # a grammar that breaks at run time must not take the other rows with it
+                    flight.failed[sequence_id] = f"the constraint failed: {error}"
+            index = self.rows.lengths[sequence_id] - len(sequence.prompt_ids)
+            rows.append(Row(sequence.params, index, sequence.prompt_ids, sequence.output_ids, mask))
+        drawn = draw(logits, rows)
+        flight.drawn.append((sequences, drawn))
+        mx.async_eval(drawn.arrays(), self.rows.arrays(sequences))

@@ -1,42 +1,239 @@
-"""Chooses the next token of a row from its logits."""
+"""Chooses the next token of every row of a batch from its logits. Knows nothing of sequences, caches or grammars.
+
+What a row gets depends on nothing but its own logits, tokens, mask, parameters and index, to the bit: not on its
+company, and not on what was drawn before, so that a row that is resumed goes on with the same text. So no sum decides
+anything here whose order of additions a backend may choose by the shape of the batch: sorts, maxima, running sums only.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
 import mlx.core as mx
+import numpy as np
 
-from mlx_mcp.core.sequence import SamplingParams
+from mlx_mcp.core.sequence import SamplingParams, TokenLogprobs
+
+_BLOCK = 128  # divides most vocabularies
+_ALMOST_1 = 1 - 2**-24  # the largest float32 below 1
 
 
-def next_token(logits: mx.array, params: SamplingParams, index: int) -> mx.array:
-    """The row's token number `index`, as a lazy scalar.
+@dataclass(frozen=True)
+class Row:
+    """One row to draw for."""
 
-    logits: [vocab]. The draw depends on nothing but logits, seed and index: not on the batch, and not on what was drawn
-    before, so that a row that is resumed goes on with the same text.
+    params: SamplingParams
+    index: int  # how many tokens it has produced: the number of this draw
+    prompt_ids: Sequence[int]
+    output_ids: Sequence[int]
+    mask: bytes | None = None  # a constraint's: one bit per token id, least significant bit of the first byte first
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A row's next token, and its log-probabilities if they were asked for.
+
+    There is no token where the model's logits hold NaN or an infinity, or where the mask allows none.
     """
-    if params.temperature == 0:
-        return mx.argmax(logits)
-    logits = logits.astype(mx.float32) / params.temperature
-    if params.top_p < 1:
-        logits = nucleus(logits, params.top_p)
-    return mx.random.categorical(logits, key=draw_key(params.seed, index))
+
+    token_id: int | None
+    logprobs: TokenLogprobs | None = None
 
 
-def nucleus(logits: mx.array, top_p: float) -> mx.array:
-    """Rule out every token beyond the likeliest ones that together reach `top_p` (Holtzman et al., arXiv 1904.09751).
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn for a batch. `tokens` may still be lazy: the next step can be fed from it before it is read."""
 
-    The likeliest is always kept; tokens as likely as the last one kept are kept too.
+    tokens: mx.array  # [rows] uint32; some token of the vocabulary even where a row gets none
+    logits: mx.array  # [rows, vocab] float32, as the model gave them
+    sums: mx.array  # [rows]: finite only where every logit is
+    rows: Sequence[Row]
+
+    def arrays(self) -> list[mx.array]:
+        """What must be evaluated before read()."""
+        return [self.tokens, self.sums, self.logits]
+
+    def read(self) -> list[Choice]:
+        """One choice per row. Blocks until arrays() are there."""
+        tokens = np.asarray(self.tokens).tolist()
+        # Finite logits may add up to an infinity, so a sum only says where to look.
+        suspects = np.flatnonzero(~np.isfinite(np.asarray(self.sums))).tolist()
+        broken = {i for i in suspects if not mx.all(mx.isfinite(self.logits[i])).item()}
+        choices = []
+        for i, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
+            if i in broken or not _allows(row.mask, token):
+                choices.append(Choice(None))
+            elif row.params.logprobs is None:
+                choices.append(Choice(token))
+            else:
+                # On the host: nothing waits for it, and ties can be put in order there.
+                choices.append(Choice(token, _logprobs(np.asarray(self.logits[i]), token, row.params.logprobs)))
+        return choices
+
+
+def draw(logits: mx.array, rows: Sequence[Row]) -> Drawn:
+    """Choose the next token of every row.
+
+    logits: [rows, vocab], any float dtype. Evaluates nothing, unless a row has a temperature and the device is a CPU.
     """
-    descending = -mx.sort(-logits)
-    probs = mx.softmax(descending)
-    likelier = mx.cumsum(probs) - probs
-    threshold = mx.min(mx.where(likelier < top_p, descending, mx.inf))
-    return mx.where(logits < threshold, -mx.inf, logits)
+    logits = logits.astype(mx.float32)
+    adjusted = _adjust(logits, rows)
+    tokens = mx.argmax(adjusted, axis=-1)
+    warm = [i for i, row in enumerate(rows) if row.params.temperature > 0]
+    if warm:
+        chosen = adjusted[mx.array(warm)]
+        # On a CPU numpy sorts and exponentiates about 30 times as fast as mlx; on a GPU everything stays there, lazily.
+        x, xp = (np.asarray(chosen), np) if _on_cpu() else (chosen, mx)
+        with np.errstate(invalid="ignore", over="ignore"):  # rows that read() will find broken
+            drawn = mx.array(sample(x, [rows[i] for i in warm], xp), dtype=mx.uint32)
+        if len(warm) == len(rows):
+            tokens = drawn
+        else:
+            tokens[mx.array(warm)] = drawn
+    return Drawn(tokens, logits, mx.sum(logits, axis=-1), rows)
 
 
-def draw_key(seed: int, index: int) -> mx.array:
-    """A random key for one draw: SplitMix64 of seed and index, so that neighbours share nothing."""
+def on_host(params: SamplingParams) -> bool:
+    """Whether drawing needs a row's logits or its latest token on the host, so that no step can run ahead of it.
+
+    A row with a constraint always does: its mask follows from the latest token.
+    """
+    penalised = params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+    return penalised or (params.temperature > 0 and _on_cpu())
+
+
+def uniform(seed: int, index: int) -> float:
+    """The number in [0, 1) that decides draw `index`: SplitMix64 of both, so that neighbours share nothing.
+
+    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014. 24 bits, which a
+    float32 holds exactly: both devices draw with the same number.
+    """
     mask = (1 << 64) - 1
     x = (seed * 0x9E3779B97F4A7C15 + (index + 1) * 0xBF58476D1CE4E5B9) & mask
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
-    return mx.random.key(x ^ (x >> 31))
+    return float((x ^ (x >> 31)) >> 40) / (1 << 24)
+
+
+def sample(logits: Any, rows: Sequence[Row], xp: Any) -> Any:
+    """Draw from what temperature, top_k, top_p and min_p leave, by inverse CDF.
+
+    logits: [rows, vocab] float32, of the array namespace `xp`: numpy, or mlx.core, which stays lazy. Returns token ids
+    [rows]. Every row has a temperature.
+    """
+    params = [row.params for row in rows]
+    # What float32 rounds to 0 is still a temperature.
+    temperature = _column([max(p.temperature, 1e-30) for p in params], xp)
+    weights = xp.exp((logits - xp.max(logits, axis=-1, keepdims=True)) / temperature)  # the likeliest token's is 1
+    kept = weights >= _column([min(p.min_p, 1.0) for p in params], xp)
+    cutting = [i for i, p in enumerate(params) if p.top_k or p.top_p < 1]
+    if cutting:
+        at = xp.array(cutting)
+        floor = _column([-np.inf] * len(rows), xp)
+        floor[at] = _floor(logits[at], temperature[at], [params[i] for i in cutting], xp)
+        kept = kept & (logits >= floor)
+    u = _column([uniform(row.params.seed, row.index) for row in rows], xp)
+    return _reach(weights * kept, u, xp)
+
+
+def _floor(logits: Any, temperature: Any, params: list[SamplingParams], xp: Any) -> Any:
+    """The lowest logit that top_k and top_p keep (Holtzman et al., arXiv 1904.09751), [rows, 1].
+
+    Counted from below: the unlikeliest tokens go as long as they come to 1 - top_p at most. The small ones are added
+    first, so that little is lost where top_p is close to 1.
+    """
+    vocab = logits.shape[-1]
+    ascending = xp.sort(logits, axis=-1)
+    first = xp.array([max(vocab - (p.top_k or vocab), 0) for p in params])[:, None]
+    weights = xp.exp((ascending - ascending[:, -1:]) / temperature)
+    weights = weights * (ascending >= xp.take_along_axis(ascending, first, axis=-1))
+    lowest = _reach(weights, _column([min(1 - p.top_p, _ALMOST_1) for p in params], xp), xp)
+    return xp.take_along_axis(ascending, lowest[:, None], axis=-1)
+
+
+def _reach(weights: Any, fraction: Any, xp: Any) -> Any:
+    """The first place, [rows], where the sum of the weights so far exceeds that fraction (< 1) of their total.
+
+    weights: [rows, vocab] float32, none negative. The place always has a weight. It is looked for in two steps, first a
+    block and then within it: that takes one cheap pass over everything, and no sum is so long that float32 loses much.
+    """
+    num_rows, vocab = weights.shape
+    if vocab % _BLOCK:
+        weights = xp.pad(weights, ((0, 0), (0, -vocab % _BLOCK)))
+    blocks = weights.reshape(num_rows, -1, _BLOCK)
+    # numpy adds every block up alike; mlx's sum goes by the number of blocks, its scan does not. GPUs have no float64.
+    sums = np.sum(blocks, axis=-1).astype(np.float64) if xp is np else mx.cumsum(blocks, axis=-1)[..., -1]
+    # A parallel scan is not quite monotonic: what has no weight is never where it rises.
+    so_far = xp.cumsum(sums, axis=-1) * (sums > 0)
+    # A total times 1 - 2^-24 or less rounds to less than the total: there is always such a place.
+    target = fraction * xp.max(so_far, axis=-1, keepdims=True)
+    block = xp.argmax(so_far > target, axis=-1)
+    before = xp.take_along_axis(so_far - sums, block[:, None], axis=-1)
+    inside = blocks[xp.arange(num_rows), block]
+    so_far = xp.cumsum(inside, axis=-1) * (inside > 0)
+    # The block's own sums round differently, so what is left of the target may be a little too much for it.
+    left = xp.clip(target - before, 0, _ALMOST_1 * xp.max(so_far, axis=-1, keepdims=True))
+    return block * _BLOCK + xp.argmax(so_far > left, axis=-1)
+
+
+def _column(values: list[float], xp: Any) -> Any:
+    return xp.array(values, dtype=xp.float32)[:, None]
+
+
+def _on_cpu() -> bool:
+    return bool(mx.default_device() == mx.cpu)
+
+
+def _adjust(logits: mx.array, rows: Sequence[Row]) -> mx.array:
+    """Penalties, then biases, then masks. Token ids in a bias that the model has no logits for change nothing."""
+    vocab = logits.shape[-1]
+    factors: dict[int, dict[int, float]] = {}  # row → token id → repetition penalty
+    offsets: dict[int, dict[int, float]] = {}
+    for i, row in enumerate(rows):
+        p = row.params
+        if p.repetition_penalty != 1:
+            factors[i] = dict.fromkeys({*row.prompt_ids, *row.output_ids}, p.repetition_penalty)
+        offsets[i] = {token: bias for token, bias in p.logit_bias if 0 <= token < vocab}
+        if p.presence_penalty or p.frequency_penalty:
+            for token, count in Counter(row.output_ids).items():
+                penalty = p.presence_penalty + p.frequency_penalty * count
+                offsets[i][token] = offsets[i].get(token, 0) - penalty
+    logits = mx.array(logits)  # an assignment changes the object, and the caller's stays as the model gave it
+    if any(factors.values()):
+        at, values = _entries(factors)
+        logits[at] = mx.where(logits[at] > 0, logits[at] / values, logits[at] * values)
+    if any(offsets.values()):
+        at, values = _entries(offsets)
+        logits[at] = logits[at] + values
+    masks = {i: np.frombuffer(row.mask, np.uint8) for i, row in enumerate(rows) if row.mask is not None}
+    if masks:
+        masked = mx.array(list(masks))
+        bits = [np.unpackbits(mask, count=vocab, bitorder="little") for mask in masks.values()]  # 0 beyond its end
+        logits[masked] = mx.where(mx.array(np.stack(bits).view(np.bool_)), logits[masked], -mx.inf)
+    return logits
+
+
+def _entries(tables: dict[int, dict[int, float]]) -> tuple[tuple[mx.array, mx.array], mx.array]:
+    """Where the entries of row → token id → value lie, and the values."""
+    rows = np.repeat(list(tables), [len(table) for table in tables.values()])
+    tokens = np.fromiter(chain.from_iterable(tables.values()), np.int32)
+    values = np.fromiter(chain.from_iterable(table.values() for table in tables.values()), np.float32)
+    return (mx.array(rows.astype(np.int32)), mx.array(tokens)), mx.array(values)
+
+
+def _allows(mask: bytes | None, token_id: int) -> bool:
+    return mask is None or bool(token_id < 8 * len(mask) and mask[token_id // 8] >> token_id % 8 & 1)
+
+
+def _logprobs(logits: Any, token_id: int, count: int) -> TokenLogprobs:
+    """Of one row's logits, [vocab] in numpy; of tokens as likely as each other the lower id comes first."""
+    count = min(count, logits.size)
+    logprobs = logits - logits.max()
+    logprobs -= np.log(np.exp(logprobs).sum())
+    ids = np.flatnonzero(logits >= np.partition(logits, -count)[-count]) if count else np.arange(0)
+    ids = ids[np.argsort(-logits[ids], kind="stable")][:count]
+    return TokenLogprobs(float(logprobs[token_id]), tuple(zip(ids.tolist(), logprobs[ids].tolist(), strict=True)))

@@ -1,0 +1,153 @@
+"""Where rows keep their keys and values, and what that costs. Knows sizes and places, not what is in them.
+
+A row has a slot: room for `capacity` tokens. Slots of one capacity are cut from slabs, so that the rows of a slab are
+attended to in one call; a row joins or leaves by taking or freeing a slot, which moves no other row. A slab goes as soon
+as its last row does.
+
+    slab 1: capacity 128   [row a][row b][ free ][row c]
+    slab 2: capacity 2048  [row d                      ]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+HEADROOM_TOKENS = 64  # a row gets at least so much room to grow, so that it does not move at once
+SLAB_TOKENS = 1024  # the first slab of a class is about this long: eight slots of 128 tokens
+MAX_SLAB_SLOTS = 16
+MAX_SHARED_CAPACITY = 2048  # longer rows have a slab each: one call per row costs them nothing
+
+
+@dataclass(frozen=True)
+class KvCost:
+    """What a row costs, in bytes, whatever layers the model has."""
+
+    token_bytes: int = 0  # per token of capacity: layers that keep every token
+    windows: tuple[tuple[int, int], ...] = ()  # most tokens kept, bytes per token: layers that keep the last ones
+    state_bytes: int = 0  # layers that keep a state of one size
+
+    def row_bytes(self, capacity: int) -> int:
+        """The most that a row with room for `capacity` tokens takes."""
+        windows = sum(min(capacity, most) * each for most, each in self.windows)
+        return capacity * self.token_bytes + windows + self.state_bytes
+
+
+@dataclass
+class Ledger:
+    """Bytes of keys and values, of all models together; never above the limit."""
+
+    limit_bytes: int
+    used_bytes: int = 0
+
+    def charge(self, num_bytes: int) -> bool:
+        """Book the bytes; False, and nothing booked, if they do not fit."""
+        if self.used_bytes + num_bytes > self.limit_bytes:
+            return False
+        self.used_bytes += num_bytes
+        return True
+
+    def refund(self, num_bytes: int) -> None:
+        """Give booked bytes back."""
+        assert num_bytes <= self.used_bytes, f"refund of {num_bytes} of {self.used_bytes} bytes"
+        self.used_bytes -= num_bytes
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Slots that lie in one tensor per layer."""
+
+    slab_id: int
+    capacity: int  # tokens per slot
+    num_slots: int
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One row's place."""
+
+    slab: Slab
+    index: int
+
+    @property
+    def capacity(self) -> int:
+        """Tokens it has room for."""
+        return self.slab.capacity
+
+
+@dataclass
+class SlotPool:
+    """The slabs of one model; charges each to the ledger while it exists."""
+
+    ledger: Ledger
+    cost: KvCost
+    slabs: dict[int, Slab] = field(default_factory=dict)
+    free: dict[int, set[int]] = field(default_factory=dict)  # slab id → free slots
+    num_made: int = 0
+
+    @property
+    def used_bytes(self) -> int:
+        """What the slabs cost, free slots included."""
+        return sum(self._slab_bytes(slab) for slab in self.slabs.values())
+
+    def take(self, num_tokens: int) -> Slot | None:
+        """A slot with room for `num_tokens`, in the fullest slab of its class or in a new one; None if neither fits."""
+        capacity = capacity_for(num_tokens)
+        shared = [i for i, slab in self.slabs.items() if slab.capacity == capacity and self.free[i]]
+        slab_id = min(shared, key=lambda i: (len(self.free[i]), i), default=None)
+        if slab_id is None:
+            slab_id = self._make(capacity)
+        if slab_id is None:
+            return None
+        index = min(self.free[slab_id])
+        self.free[slab_id].remove(index)
+        return Slot(self.slabs[slab_id], index)
+
+    def give_back(self, slot: Slot) -> None:
+        """Free a slot, and its slab if that was the last row in it."""
+        slab, free = slot.slab, self.free[slot.slab.slab_id]
+        assert slot.index not in free, f"double free of {slot}"
+        free.add(slot.index)
+        if len(free) == slab.num_slots:
+            del self.slabs[slab.slab_id], self.free[slab.slab_id]
+            self.ledger.refund(self._slab_bytes(slab))
+
+    def alone_bytes(self, num_tokens: int) -> int:
+        """What one row of `num_tokens` costs if there is no other."""
+        return self.cost.row_bytes(capacity_for(num_tokens))
+
+    def check_integrity(self, held: list[Slot]) -> None:
+        """Prove that the slots held are exactly those that are not free, and that the bytes add up."""
+        assert len(set(held)) == len(held), "two rows in one slot"
+        taken = {(i, n) for i, slab in self.slabs.items() for n in range(slab.num_slots)} - {
+            (i, n) for i, free in self.free.items() for n in free
+        }
+        assert taken == {(slot.slab.slab_id, slot.index) for slot in held}, "slots held and slots taken differ"
+        assert self.used_bytes <= self.ledger.used_bytes <= self.ledger.limit_bytes, "the ledger is wrong"
+
+    def _make(self, capacity: int) -> int | None:
+        """A new slab as large as its class is already, or as fits; None if not even one slot does."""
+        in_class = sum(slab.num_slots for slab in self.slabs.values() if slab.capacity == capacity)
+        num_slots = 1
+        if capacity <= MAX_SHARED_CAPACITY:
+            num_slots = min(MAX_SLAB_SLOTS, max(1, SLAB_TOKENS // capacity, in_class))
+        while num_slots:
+            slab = Slab(self.num_made, capacity, num_slots)
+            if self.ledger.charge(self._slab_bytes(slab)):
+                self.num_made += 1
+                self.slabs[slab.slab_id] = slab
+                self.free[slab.slab_id] = set(range(num_slots))
+                return slab.slab_id
+            num_slots //= 2
+        return None
+
+    def _slab_bytes(self, slab: Slab) -> int:
+        return slab.num_slots * self.cost.row_bytes(slab.capacity)
+
+
+def capacity_for(num_tokens: int) -> int:
+    """The capacity class for so many tokens: doubling, then by halves, then by eighths, since long rows are dear."""
+    for capacity in (128, 256, 512, 768, 1024, 1536, 2048):
+        if num_tokens <= capacity:
+            return capacity
+    granule = max(512, 1 << (num_tokens.bit_length() - 4))
+    return -(-num_tokens // granule) * granule

@@ -1,0 +1,305 @@
+"""Decides how keys and values are kept and attended to, under unmodified models.
+
+mlx-lm's models hand their cache to `scaled_dot_product_attention`, a name of their own module. `hook` puts `attend` in
+its place, and the caches here decide the rest: the linear layers run over the whole batch, attention over each row's own
+keys and values, none of them padded to the longest row's length. Three kinds of layers:
+
+    FULL    keeps every token: slots in slabs, one attention call per run of neighbouring slots
+    WINDOW  keeps the last tokens in a ring: each row's own ring, one call per row
+    STATE   keeps a recurrent state: the rows' states in one tensor
+
+Engine thread only.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Protocol
+
+import mlx.core as mx
+from mlx_lm.models import base
+from mlx_lm.models.cache import ArraysCache, RotatingKVCache, create_attention_mask
+
+from mlx_mcp.core.slots import Slab, Slot
+
+
+@dataclass(frozen=True)
+class KvBits:
+    """How FULL layers store keys and values: groups of `group_size` numbers in `bits` bits each."""
+
+    bits: int
+    group_size: int
+
+
+class Batched(Protocol):
+    """A cache that attends for a batch of rows, one token each."""
+
+    def attend(self, queries: mx.array, scale: float, mask: Any, sinks: mx.array | None) -> mx.array:
+        """Attention of queries [rows, heads, 1, head_dim] over each row's own keys and values."""
+
+
+def attend(
+    queries: mx.array,
+    keys: Any,
+    values: Any,
+    cache: Any,
+    scale: float,
+    mask: Any = None,
+    sinks: mx.array | None = None,
+) -> mx.array:
+    """What the models call in place of mlx-lm's function of the same arguments."""
+    if isinstance(cache, SlotsCache | RingsCache):
+        return cache.attend(queries, scale, mask, sinks)
+    out: mx.array = original(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
+    return out
+
+
+original = base.scaled_dot_product_attention
+
+
+def hook(model: Any) -> bool:
+    """Put `attend` into every module of the model's code; False if none of them has the name."""
+    modules = {sys.modules[type(module).__module__] for module in model.modules()}
+    own = [m for m in modules if getattr(m, "scaled_dot_product_attention", None) in (original, attend)]
+    for module in own:
+        module.scaled_dot_product_attention = attend  # type: ignore[attr-defined]
+    return bool(own)
+
+
+def attention(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    scale: float,
+    mask: mx.array | None,
+    sinks: mx.array | None,
+) -> mx.array:
+    """Attention of one query per row over its keys and values.
+
+    queries: [rows, heads, 1, head_dim]; keys, values: [rows, kv_heads, tokens, width]; mask: bool, broadcast over
+    [rows, kv_heads, heads per kv_head, tokens]; result: [rows, heads, 1, width].
+
+    On a CPU mlx's own reads the keys once for each query head; folding the heads that share keys into one product is
+    1.3 to 1.5 times as fast (docs/log.md).
+    """
+    if sinks is not None or mx.default_device() != mx.cpu:
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
+    rows, heads, _, width = queries.shape
+    shared = keys.shape[1]
+    scores = (queries * scale).reshape(rows, shared, heads // shared, width) @ keys.swapaxes(-1, -2)
+    if mask is not None:
+        scores = mx.where(mask, scores, -mx.inf)
+    weights = mx.softmax(scores, axis=-1, precise=True)
+    return (weights @ values).reshape(rows, heads, 1, values.shape[-1])
+
+
+@dataclass(frozen=True)
+class Run:
+    """Rows [first_row, first_row + n) of the batch, which lie in slots [first_slot, first_slot + n) of one slab."""
+
+    slab: Slab
+    first_row: int
+    first_slot: int
+    lengths: list[int]  # tokens kept before this step
+    slots: mx.array  # [n]
+    positions: mx.array  # [n]
+    mask: mx.array | None  # [n, 1, 1, longest]: each row's own tokens; None where all are as long
+
+    @property
+    def rows(self) -> slice:
+        """Where the rows are in the batch."""
+        return slice(self.first_row, self.first_row + len(self.lengths))
+
+    @property
+    def where(self) -> slice:
+        """Where the rows are in the slab."""
+        return slice(self.first_slot, self.first_slot + len(self.lengths))
+
+    @property
+    def longest(self) -> int:
+        """Tokens to attend to, this step's included."""
+        return max(self.lengths) + 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where a batch's rows are; made once a step, and used by every FULL layer."""
+
+    runs: list[Run]
+    offsets: mx.array  # [rows]: the position of each row's token
+
+
+def plan(rows: list[tuple[Slot, int]]) -> Plan:
+    """The plan for rows of slot and length; they must come in order of slab and slot."""
+    runs, at = [], 0
+    for _, group in groupby(enumerate(rows), lambda pair: (pair[1][0].slab, pair[1][0].index - pair[0])):
+        members = [row for _, row in group]
+        lengths = [length for _, length in members]
+        slab, first = members[0][0].slab, members[0][0].index
+        positions, mask = mx.array(lengths), None
+        if min(lengths) < max(lengths):
+            mask = (mx.arange(max(lengths) + 1) <= positions[:, None])[:, None, None]
+        runs.append(Run(slab, at, first, lengths, mx.arange(first, first + len(members)), positions, mask))
+        at += len(members)
+    return Plan(runs, mx.array([length for _, length in rows]))
+
+
+Planes = tuple[mx.array, ...]  # what a tensor is stored as: itself, or quantized values, scales and biases
+
+
+class FullLayer:
+    """The keys and values of one FULL layer: for each slab, planes of [slots, kv_heads, capacity, width]."""
+
+    def __init__(self, kv_bits: KvBits | None) -> None:
+        self.kv_bits = kv_bits
+        self.slabs: dict[int, tuple[list[mx.array], list[mx.array]]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """What all slabs take."""
+        return sum(plane.nbytes for pair in self.slabs.values() for planes in pair for plane in planes)
+
+    def encode(self, x: mx.array) -> Planes:
+        """How `x` [..., head_dim] is stored."""
+        if self.kv_bits is None:
+            return (x,)
+        return tuple(mx.quantize(x, group_size=self.kv_bits.group_size, bits=self.kv_bits.bits))
+
+    def planes(self, slab: Slab, like: tuple[Planes, Planes]) -> tuple[list[mx.array], list[mx.array]]:
+        """The slab's keys and values, all zero if it is new."""
+        if slab.slab_id not in self.slabs:
+            keys, values = (
+                [mx.zeros((slab.num_slots, p.shape[1], slab.capacity, p.shape[3]), p.dtype) for p in planes]
+                for planes in like
+            )
+            self.slabs[slab.slab_id] = keys, values
+        return self.slabs[slab.slab_id]
+
+    def copy(self, old: Slot, new: Slot, length: int) -> None:
+        """Copy a row's first `length` tokens to another slot."""
+        source = self.slabs[old.slab.slab_id]
+        target = self.planes(new.slab, (tuple(source[0]), tuple(source[1])))
+        for to, planes in zip(target, source, strict=True):
+            for i, plane in enumerate(planes):
+                to[i][new.index : new.index + 1, :, :length] = plane[old.index : old.index + 1, :, :length]
+
+    def scrub(self, slot: Slot) -> None:
+        """Zero a slot: a weight of nothing on a number that is none, left there by a broken row, is none itself."""
+        for planes in self.slabs.get(slot.slab.slab_id, ()):
+            for plane in planes:
+                plane[slot.index : slot.index + 1] = mx.zeros((), plane.dtype)
+
+
+class RowCache:
+    """One row of a FULL layer while a chunk of its prompt is computed; to the model an ordinary mlx-lm cache."""
+
+    def __init__(self, layer: FullLayer, slot: Slot, length: int) -> None:
+        self.layer, self.slot, self.offset = layer, slot, length
+        if layer.kv_bits is not None:  # what mlx-lm's attention looks for
+            self.bits, self.group_size = layer.kv_bits.bits, layer.kv_bits.group_size
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+        """Append keys and values [1, kv_heads, tokens, head_dim]; returns all of the row's."""
+        start, end, i = self.offset, self.offset + keys.shape[2], self.slot.index
+        self.offset = end
+        new = self.layer.encode(keys), self.layer.encode(values)
+        kept = self.layer.planes(self.slot.slab, new)
+        for planes, some in zip(kept, new, strict=True):
+            for plane, x in zip(planes, some, strict=True):
+                plane[i : i + 1, :, start:end] = x
+        whole = [tuple(plane[i : i + 1, :, :end] for plane in planes) for planes in kept]
+        return (whole[0], whole[1]) if self.layer.kv_bits else (whole[0][0], whole[1][0])
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:  # noqa: N803
+        """What mlx-lm's caches make; the argument's name is theirs."""
+        return create_attention_mask(N, self.offset, return_array, window_size)
+
+
+class SlotsCache:
+    """The rows of a batch in one FULL layer, one token each."""
+
+    def __init__(self, layer: FullLayer, where: Plan) -> None:
+        self.layer, self.plan, self.offset = layer, where, where.offsets
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Append keys and values [rows, kv_heads, 1, head_dim], each at its row's own position; returns them."""
+        new = self.layer.encode(keys), self.layer.encode(values)
+        for run in self.plan.runs:
+            kept = self.layer.planes(run.slab, new)
+            for planes, some in zip(kept, new, strict=True):
+                for plane, x in zip(planes, some, strict=True):
+                    if run.mask is None:  # one position for all: no scatter
+                        plane[run.where, :, run.longest - 1 : run.longest] = x[run.rows]
+                    else:
+                        plane[run.slots, :, run.positions] = x[run.rows, :, 0]
+        return keys, values
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> None:  # noqa: N803
+        """None: each run has its own mask."""
+        assert N == 1 and window_size is None, "a window over a layer that keeps every token"
+
+    def attend(self, queries: mx.array, scale: float, mask: Any, sinks: mx.array | None) -> mx.array:
+        """See Batched.attend."""
+        assert mask is None, "the model made a mask of its own"
+        outs = []
+        for run in self.plan.runs:
+            keys, values = (
+                tuple(plane[run.where, :, : run.longest] for plane in planes)
+                for planes in self.layer.slabs[run.slab.slab_id]
+            )
+            whole = len(self.plan.runs) == 1
+            q = queries if whole else queries[run.rows]
+            if self.layer.kv_bits is None:
+                out = attention(q, keys[0], values[0], scale, run.mask, sinks)
+            else:
+                assert sinks is None, "mlx-lm has no quantized attention with sinks"
+                out = base.quantized_scaled_dot_product_attention(
+                    q, keys, values, scale, run.mask, self.layer.kv_bits.group_size, self.layer.kv_bits.bits
+                )
+            outs.append(out)
+        return outs[0] if len(outs) == 1 else mx.concatenate(outs)
+
+
+class RingsCache:
+    """The rows of a batch in one WINDOW layer, one token each; every row keeps its own ring."""
+
+    def __init__(self, rings: list[RotatingKVCache]) -> None:
+        self.rings = rings
+        self.offset = mx.array([ring.offset for ring in rings])
+        self.kept: list[tuple[mx.array, mx.array]] = []
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Append keys and values [rows, kv_heads, 1, head_dim]; returns them."""
+        self.kept = [
+            ring.update_and_fetch(keys[i : i + 1], values[i : i + 1]) for i, ring in enumerate(self.rings)
+        ]
+        return keys, values
+
+    def make_mask(
+        self,
+        N: int,  # noqa: N803  # the argument's name is mlx-lm's
+        return_array: bool = False,
+        window_size: int | None = None,
+    ) -> list[Any] | None:
+        """Each row's own mask, in a list that goes through the model to `attend`; None if no row has one."""
+        masks = [ring.make_mask(N, window_size=window_size, return_array=return_array) for ring in self.rings]
+        return None if all(mask is None for mask in masks) else masks
+
+    def attend(self, queries: mx.array, scale: float, mask: Any, sinks: mx.array | None) -> mx.array:
+        """See Batched.attend."""
+        masks = mask or [None] * len(self.rings)
+        outs = [
+            attention(queries[i : i + 1], keys, values, scale, masks[i], sinks)
+            for i, (keys, values) in enumerate(self.kept)
+        ]
+        return outs[0] if len(outs) == 1 else mx.concatenate(outs)
+
+
+def join_states(rows: list[ArraysCache]) -> ArraysCache:
+    """The rows' recurrent states, each [1, …], in one cache of [rows, …]."""
+    joined = ArraysCache(len(rows[0].cache))
+    for i, parts in enumerate(zip(*(row.cache for row in rows), strict=True)):
+        joined[i] = mx.concatenate(parts)
+    return joined
