@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlx_mcp.core.ports import LoadedModel, ModelSpec, PreparedModel, StepResult
-from mlx_mcp.core.scheduler import Limits
+from mlx_mcp.core.scheduler import Limits, Step
+from mlx_mcp.core.slots import KvCost
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.engine import Engine
 from mlx_mcp.engine.worker import EngineThread
@@ -36,7 +37,8 @@ class FakeDetokenizer:
 class FakeRunner:
     """Answers each prompt with the prompt itself, over and over if it must; records every step.
 
-    A test may hold it before any step with `gate`, break a row with `broken`, or break whole steps with `explode`.
+    A test may hold it before any step with `gate`, break a row with `broken`, break whole steps with `explode`, or let
+    steps run ahead of their tokens with `ahead`. A token costs one byte.
     """
 
     gate: threading.Event = field(default_factory=threading.Event)
@@ -45,6 +47,9 @@ class FakeRunner:
     broken: set = field(default_factory=set)
     explode: Exception | None = None
     endless: bool = False
+    ahead: bool = False
+    cost: KvCost = KvCost(token_bytes=1)
+    kv_bytes: int = 0
 
     def __post_init__(self):
         self.gate.set()
@@ -53,27 +58,43 @@ class FakeRunner:
     def num_rows(self):
         return len(self.rows)
 
-    def run(self, step):
+    def must_wait(self, sequence):
+        return not self.ahead
+
+    def launch(self, step):
         self.steps.append(step)
         assert self.gate.wait(10)
-        self.rows |= {c.sequence.sequence_id for c in step.prefill} | {s.sequence_id for s in step.decode}
-        if self.explode is not None:
-            error, self.explode = self.explode, None
+        assert all(s.slot is not None for s in step.sequences)
+        self.rows |= {s.sequence_id for s in step.sequences}
+        return FakeFlight(self, step)
+
+    def release(self, sequence_id):
+        self.rows.discard(sequence_id)
+
+    def reset(self):
+        self.rows.clear()
+
+
+@dataclass
+class FakeFlight:
+    runner: FakeRunner
+    step: Step
+
+    def collect(self):
+        if self.runner.explode is not None:
+            error, self.runner.explode = self.runner.explode, None
             raise error
         result = StepResult()
-        for sequence in [c.sequence for c in step.prefill if c.last] + list(step.decode):
-            if sequence.prompt_ids[0] in self.broken:
+        for sequence in self.step.drawing:
+            if sequence.prompt_ids[0] in self.runner.broken:
                 result.failed[sequence.sequence_id] = "broken"
                 continue
             at = len(sequence.output_ids)
-            over = at >= len(sequence.prompt_ids) and not self.endless
+            over = at >= len(sequence.prompt_ids) and not self.runner.endless
             result.tokens[sequence.sequence_id] = (
                 STOP_ID if over else sequence.prompt_ids[at % len(sequence.prompt_ids)]
             )
         return result
-
-    def release(self, sequence_id):
-        self.rows.discard(sequence_id)
 
 
 @dataclass
@@ -124,8 +145,8 @@ class FakeRegistry:
         return ModelSpec(name, "folder", f"/nowhere/{name}")
 
 
-def fake_client(loader=None, limits=None, max_weights_bytes=1000):
+def fake_client(loader=None, limits=None, max_weights_bytes=1000, max_kv_bytes=1 << 30):
     """A client on a real engine thread over fakes."""
     loader = loader or FakeLoader()
-    thread = EngineThread(lambda: Engine(loader, limits or Limits(), max_weights_bytes))
+    thread = EngineThread(lambda: Engine(loader, limits or Limits(), max_weights_bytes, max_kv_bytes))
     return EngineClient(thread, FakeRegistry(), loader)

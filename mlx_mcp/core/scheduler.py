@@ -8,6 +8,7 @@ outgrows what is left, the youngest gives way: it keeps its tokens, and is compu
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
@@ -40,11 +41,7 @@ class Chunk:
     sequence: Sequence
     start: int
     end: int
-
-    @property
-    def last(self) -> bool:
-        """Whether every token is computed after this chunk."""
-        return self.end == self.sequence.num_tokens
+    last: bool  # every token there is when the step begins is computed after it
 
 
 @dataclass(frozen=True)
@@ -108,10 +105,9 @@ class Scheduler:
         """
         limit_bytes = self.pool.ledger.limit_bytes
         if self.pool.alone_bytes(sequence.max_length) > limit_bytes:
-            prompt, most = len(sequence.prompt_ids), sequence.max_length
-            while most > prompt and self.pool.alone_bytes(most) > limit_bytes:
-                most -= 1
-            raise RequestTooLarge(prompt, self.pool.alone_bytes(sequence.max_length), limit_bytes, most - prompt)
+            prompt, need_bytes = len(sequence.prompt_ids), self.pool.alone_bytes(sequence.max_length)
+            most = bisect_right(range(sequence.max_length), limit_bytes, key=self.pool.alone_bytes) - 1
+            raise RequestTooLarge(prompt, need_bytes, limit_bytes, most - prompt)
         if self.num_waiting + len(self.running) >= self.limits.max_running + self.limits.max_waiting:
             raise CapacityError(
                 f"{len(self.running)} calls are running and {self.num_waiting} waiting, as many as are allowed.",
@@ -292,7 +288,7 @@ class Scheduler:
             if end - start > budget:
                 break
             budget -= end - start
-            chunks.append(Chunk(sequence, start, end))
+            chunks.append(Chunk(sequence, start, end, last=end == sequence.num_tokens))
             self._take_turn(sequence.session)
             starts[sequence] = end
             if end == sequence.num_tokens:

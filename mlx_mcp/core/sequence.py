@@ -105,7 +105,5 @@ class Sequence:
             self.finish_reason = FinishReason.STOP
             return
         self.output_ids.append(token_id)
-        if self.constraint is not None:
-            self.constraint.accept(token_id)
         if len(self.output_ids) >= self.params.max_tokens:
             self.finish_reason = FinishReason.LENGTH

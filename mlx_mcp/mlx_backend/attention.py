@@ -1,8 +1,8 @@
 """Decides how keys and values are kept and attended to, under unmodified models.
 
-mlx-lm's models hand their cache to `scaled_dot_product_attention`, a name of their own module. `hook` puts `attend` in
-its place, and the caches here decide the rest: the linear layers run over the whole batch, attention over each row's own
-keys and values, none of them padded to the longest row's length. Three kinds of layers:
+mlx-lm's models hand what their cache returns to `scaled_dot_product_attention`, a name of their own module. `hook` puts
+`attend` in its place, and the caches here decide the rest: the linear layers run over the whole batch, attention over
+each row's own keys and values, none of them padded to the longest row's length. Three kinds of layers:
 
     FULL    keeps every token: slots in slabs, one attention call per run of neighbouring slots
     WINDOW  keeps the last tokens in a ring: each row's own ring, one call per row
@@ -16,6 +16,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from itertools import groupby
+from types import ModuleType
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -33,11 +34,23 @@ class KvBits:
     group_size: int
 
 
-class Batched(Protocol):
-    """A cache that attends for a batch of rows, one token each."""
+class Keeper(Protocol):
+    """A cache that attends to what it keeps."""
 
     def attend(self, queries: mx.array, scale: float, mask: Any, sinks: mx.array | None) -> mx.array:
-        """Attention of queries [rows, heads, 1, head_dim] over each row's own keys and values."""
+        """Attention of queries [rows, heads, tokens, head_dim] over each row's own keys and values."""
+
+
+class Kept:
+    """What the caches here return in place of keys and of values.
+
+    A model can hand it to attention, in this layer or in another that shares its keys and values, and to nothing else:
+    one that looks into its keys fails at once, where the latest token's alone would give it wrong answers.
+    """
+
+    def __init__(self, keeper: Keeper, values: mx.array) -> None:
+        self.keeper = keeper
+        self.dtype = values.dtype  # some models bring what comes out of attention to the type of their values
 
 
 def attend(
@@ -50,8 +63,8 @@ def attend(
     sinks: mx.array | None = None,
 ) -> mx.array:
     """What the models call in place of mlx-lm's function of the same arguments."""
-    if isinstance(cache, SlotsCache | RingsCache):
-        return cache.attend(queries, scale, mask, sinks)
+    if isinstance(keys, Kept):
+        return keys.keeper.attend(queries, scale, mask, sinks)
     out: mx.array = original(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
     return out
 
@@ -59,13 +72,17 @@ def attend(
 original = base.scaled_dot_product_attention
 
 
-def hook(model: Any) -> bool:
-    """Put `attend` into every module of the model's code; False if none of them has the name."""
-    modules = {sys.modules[type(module).__module__] for module in model.modules()}
-    own = [m for m in modules if getattr(m, "scaled_dot_product_attention", None) in (original, attend)]
-    for module in own:
-        module.scaled_dot_product_attention = attend  # type: ignore[attr-defined]
-    return bool(own)
+def code(model: Any) -> set[ModuleType]:
+    """The Python modules that the model's layers are written in, those that they inherit from included."""
+    classes = {cls for module in model.modules() for cls in type(module).__mro__}
+    return {sys.modules[cls.__module__] for cls in classes}
+
+
+def hook(model: Any) -> None:
+    """Put `attend` in the place of mlx-lm's function throughout the model's code."""
+    for module in code(model):
+        if getattr(module, "scaled_dot_product_attention", None) is original:
+            module.scaled_dot_product_attention = attend  # type: ignore[attr-defined]
 
 
 def attention(
@@ -121,6 +138,11 @@ class Run:
     def longest(self) -> int:
         """Tokens to attend to, this step's included."""
         return max(self.lengths) + 1
+
+    def within(self, window: int) -> mx.array:
+        """A mask like `mask` of each row's own last `window` tokens."""
+        tokens, last = mx.arange(self.longest), self.positions[:, None]
+        return ((tokens <= last) & (tokens > last - window))[:, None, None]
 
 
 @dataclass(frozen=True)
@@ -193,15 +215,15 @@ class FullLayer:
 
 
 class RowCache:
-    """One row of a FULL layer while a chunk of its prompt is computed; to the model an ordinary mlx-lm cache."""
+    """One row of a FULL layer while a chunk of its prompt is computed."""
 
     def __init__(self, layer: FullLayer, slot: Slot, length: int) -> None:
         self.layer, self.slot, self.offset = layer, slot, length
         if layer.kv_bits is not None:  # what mlx-lm's attention looks for
             self.bits, self.group_size = layer.kv_bits.bits, layer.kv_bits.group_size
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
-        """Append keys and values [1, kv_heads, tokens, head_dim]; returns all of the row's."""
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Kept, Kept]:
+        """Append keys and values [1, kv_heads, tokens, head_dim]."""
         start, end, i = self.offset, self.offset + keys.shape[2], self.slot.index
         self.offset = end
         new = self.layer.encode(keys), self.layer.encode(values)
@@ -210,11 +232,23 @@ class RowCache:
             for plane, x in zip(planes, some, strict=True):
                 plane[i : i + 1, :, start:end] = x
         whole = [tuple(plane[i : i + 1, :, :end] for plane in planes) for planes in kept]
-        return (whole[0], whole[1]) if self.layer.kv_bits else (whole[0][0], whole[1][0])
+        self.keys, self.values = whole if self.layer.kv_bits else [planes[0] for planes in whole]
+        self.kept = Kept(self, values)
+        return self.keys_and_values()
 
-    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:  # noqa: N803
+    def keys_and_values(self) -> tuple[Kept, Kept]:
+        """What was returned last, for layers that share it."""
+        return self.kept, self.kept
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """What mlx-lm's caches make; the argument's name is theirs."""
         return create_attention_mask(N, self.offset, return_array, window_size)
+
+    def attend(self, queries: mx.array, scale: float, mask: Any, sinks: mx.array | None) -> mx.array:
+        """See Keeper.attend."""
+        # [:], since mlx-lm's quantized attention changes its queries, and a layer may attend twice with the same.
+        out: mx.array = original(queries[:], self.keys, self.values, self, scale, mask, sinks)
+        return out
 
 
 class SlotsCache:
@@ -223,8 +257,8 @@ class SlotsCache:
     def __init__(self, layer: FullLayer, where: Plan) -> None:
         self.layer, self.plan, self.offset = layer, where, where.offsets
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Append keys and values [rows, kv_heads, 1, head_dim], each at its row's own position; returns them."""
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Kept, Kept]:
+        """Append keys and values [rows, kv_heads, 1, head_dim], each at its row's own position."""
         new = self.layer.encode(keys), self.layer.encode(values)
         for run in self.plan.runs:
             kept = self.layer.planes(run.slab, new)
@@ -234,15 +268,21 @@ class SlotsCache:
                         plane[run.where, :, run.longest - 1 : run.longest] = x[run.rows]
                     else:
                         plane[run.slots, :, run.positions] = x[run.rows, :, 0]
-        return keys, values
+        self.kept = Kept(self, values)
+        return self.keys_and_values()
 
-    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> None:  # noqa: N803
-        """None: each run has its own mask."""
-        assert N == 1 and window_size is None, "a window over a layer that keeps every token"
+    def keys_and_values(self) -> tuple[Kept, Kept]:
+        """What was returned last, for layers that share it."""
+        return self.kept, self.kept
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> int | None:
+        """The window, which goes through the model to `attend`; each run has its own mask."""
+        assert N == 1, f"{N} tokens in a step of one token each"
+        return window_size
 
     def attend(self, queries: mx.array, scale: float, mask: Any, sinks: mx.array | None) -> mx.array:
-        """See Batched.attend."""
-        assert mask is None, "the model made a mask of its own"
+        """See Keeper.attend."""
+        assert mask is None or isinstance(mask, int), "the model made a mask of its own"
         outs = []
         for run in self.plan.runs:
             keys, values = (
@@ -251,12 +291,13 @@ class SlotsCache:
             )
             whole = len(self.plan.runs) == 1
             q = queries if whole else queries[run.rows]
+            own = run.mask if mask is None else run.within(mask)
             if self.layer.kv_bits is None:
-                out = attention(q, keys[0], values[0], scale, run.mask, sinks)
+                out = attention(q, keys[0], values[0], scale, own, sinks)
             else:
                 assert sinks is None, "mlx-lm has no quantized attention with sinks"
                 out = base.quantized_scaled_dot_product_attention(
-                    q, keys, values, scale, run.mask, self.layer.kv_bits.group_size, self.layer.kv_bits.bits
+                    q[:], keys, values, scale, own, self.layer.kv_bits.group_size, self.layer.kv_bits.bits
                 )
             outs.append(out)
         return outs[0] if len(outs) == 1 else mx.concatenate(outs)
@@ -268,18 +309,20 @@ class RingsCache:
     def __init__(self, rings: list[RotatingKVCache]) -> None:
         self.rings = rings
         self.offset = mx.array([ring.offset for ring in rings])
-        self.kept: list[tuple[mx.array, mx.array]] = []
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Append keys and values [rows, kv_heads, 1, head_dim]; returns them."""
-        self.kept = [
-            ring.update_and_fetch(keys[i : i + 1], values[i : i + 1]) for i, ring in enumerate(self.rings)
-        ]
-        return keys, values
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Kept, Kept]:
+        """Append keys and values [rows, kv_heads, 1, head_dim]."""
+        self.whole = [ring.update_and_fetch(keys[i : i + 1], values[i : i + 1]) for i, ring in enumerate(self.rings)]
+        self.kept = Kept(self, values)
+        return self.keys_and_values()
+
+    def keys_and_values(self) -> tuple[Kept, Kept]:
+        """What was returned last, for layers that share it."""
+        return self.kept, self.kept
 
     def make_mask(
         self,
-        N: int,  # noqa: N803  # the argument's name is mlx-lm's
+        N: int,  # the name is mlx-lm's
         return_array: bool = False,
         window_size: int | None = None,
     ) -> list[Any] | None:
@@ -288,11 +331,12 @@ class RingsCache:
         return None if all(mask is None for mask in masks) else masks
 
     def attend(self, queries: mx.array, scale: float, mask: Any, sinks: mx.array | None) -> mx.array:
-        """See Batched.attend."""
+        """See Keeper.attend."""
+        assert mask is None or isinstance(mask, list), "the model made a mask of its own"
         masks = mask or [None] * len(self.rings)
         outs = [
             attention(queries[i : i + 1], keys, values, scale, masks[i], sinks)
-            for i, (keys, values) in enumerate(self.kept)
+            for i, (keys, values) in enumerate(self.whole)
         ]
         return outs[0] if len(outs) == 1 else mx.concatenate(outs)
 

@@ -47,12 +47,20 @@ HOLD_VALUES = frozenset(
     "default examples example readOnly writeOnly deprecated discriminator contentMediaType contentEncoding".split()
 )
 
-NEXT_STEPS = {
-    GrammarKind.JSON_SCHEMA: "Leave that out of the JSON schema and say it in the prompt, or write it in another way, "
-    "such as anyOf for oneOf.",
-    GrammarKind.REGEX: "A regular expression must match the whole answer, in the syntax of Rust's regex crate: it has no "
-    "look-around and no back-references.",
-    GrammarKind.LARK: "A Lark grammar needs a rule named start and describes text, in llguidance's variant of Lark.",
+# What each kind is called, and what helps.
+KINDS = {
+    GrammarKind.JSON_SCHEMA: (
+        "JSON schema",
+        "Leave it out and say it in the prompt, or write it in another way, such as anyOf for oneOf.",
+    ),
+    GrammarKind.REGEX: (
+        "regular expression",
+        "Write it as Rust's regex crate has it, without look-around and back-references; it matches whole answers.",
+    ),
+    GrammarKind.LARK: (
+        "Lark grammar",
+        "Write it in llguidance's variant of Lark, with a rule named start; it describes text, not tokens.",
+    ),
 }
 
 
@@ -81,7 +89,7 @@ class Grammars:
         self._compiling = threading.Lock()  # one at a time: who waits for the same grammar finds it made
 
     def compile(self, grammar: Grammar, vocab_size: int) -> GrammarConstraint:
-        """A fresh constraint over `vocab_size` token ids: a tenth of a second or more, microseconds for a known grammar.
+        """A fresh constraint over `vocab_size` token ids: 0.1 s or more if the grammar is new, microseconds if not.
 
         Constraints of one grammar share llguidance's lexer: what it has learnt, and its limits.
 
@@ -105,8 +113,9 @@ class Grammars:
             made = LLMatcher(self._vocabulary.tokens, source, log_level=0, limits=LIMITS), self._vocabulary
             GrammarConstraint(made[0].deep_copy(), made[1], lambda: None).mask()  # a grammar may allow no answer
         except (ValueError, RecursionError, GenerationFailed) as error:
+            name, next_step = KINDS[grammar.kind]
             why = shortened(str(error), grammar.kind)
-            raise InvalidRequest(f"The grammar cannot be used: {why}\n{NEXT_STEPS[grammar.kind]}") from error
+            raise InvalidRequest(f"This {name} cannot be used: {why}\n{next_step}") from error
         with self._lock:
             self._kept[key] = made
             if len(self._kept) > NUM_KEPT:
@@ -177,7 +186,7 @@ def make_vocabulary(tokenizer: Any, stop_ids: frozenset[int], vocab_size: int) -
         num_tokens = backend.get_vocab_size()
         if max(backend.get_vocab().values()) >= num_tokens:
             raise ValueError("its token ids have gaps")
-        stops = sorted(stop_ids & set(range(min(num_tokens, vocab_size))))
+        stops = sorted(i for i in stop_ids if i < min(num_tokens, vocab_size))
         if not stops:
             raise ValueError("it has no token that ends a turn")
         tokens = LLTokenizer(backend.to_str(), n_vocab=max(num_tokens, vocab_size), eos_token=stops)
@@ -248,11 +257,12 @@ def try_apart(source: str) -> None:
     """
     try:
         trial = subprocess.run(
-            [sys.executable, "-P", "-m", __name__],
+            [sys.executable, "-P", "-X", "utf8", "-m", __name__],
             input=source,
             capture_output=True,
             encoding="utf-8",
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            close_fds=False,  # so that Python spawns and need not fork a process that holds a model; no fd is inherited
             timeout=TRIAL_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
@@ -280,10 +290,10 @@ def trial() -> None:
 
 
 def shortened(message: str, kind: GrammarKind | None = None) -> str:
-    """llguidance's message without the state it adds, in a few lines of bounded length."""
+    """The message without the state that llguidance adds, in a few lines of bounded length."""
     if kind is GrammarKind.REGEX:  # which llguidance shows inside a Lark grammar of its own
         message = message.split(" (in regex): ")[-1].split("\n   1 | ")[0]
-    lines = [line[:120] for line in takewhile(lambda line: not line.startswith("<"), message.splitlines())]
+    lines = [line[:160] for line in takewhile(lambda line: not line.startswith("<"), message.splitlines())]
     return "\n".join(lines if len(lines) <= 8 else [*lines[:4], "…", *lines[-3:]]).rstrip()
 
 

@@ -16,11 +16,23 @@ from mlx_mcp.core.scheduler import Chunk, Move
 from mlx_mcp.core.sequence import Sequence
 from mlx_mcp.core.slots import KvCost, Slot
 from mlx_mcp.errors import ModelError
-from mlx_mcp.mlx_backend.attention import FullLayer, KvBits, RingsCache, RowCache, SlotsCache, hook, join_states, plan
+from mlx_mcp.mlx_backend.attention import (
+    FullLayer,
+    KvBits,
+    RingsCache,
+    RowCache,
+    SlotsCache,
+    code,
+    hook,
+    join_states,
+    plan,
+)
 
 # Model files of mlx-lm that touch keys and values through their cache and `scaled_dot_product_attention` alone.
 # tests/mlx_backend/test_architectures.py proves each of them.
 ALLOWED = frozenset({"llama", "gemma3_text", "qwen3_next", "mamba2"})
+
+ALONE: frozenset[str] = frozenset()
 
 Batch = tuple[list[Sequence], list[Any]]  # rows that go through the model together, and the caches to go with
 
@@ -233,7 +245,7 @@ def make_rows(model: Any, kv_bits: int | None) -> Rows:
     """
     caches = make_prompt_cache(model)
     kinds = {type(leaf) for leaf in leaves(caches)}
-    slotted = architecture(model) in ALLOWED and kinds <= {KVCache, RotatingKVCache, ArraysCache}
+    slotted = way(model, kinds) is SlottedRows
     model(mx.array([[0]]), cache=caches)  # to see what its keys and values look like
     mx.eval([cache.state for cache in caches])
     quantized = None
@@ -248,9 +260,17 @@ def make_rows(model: Any, kv_bits: int | None) -> Rows:
     if slotted:
         hook(model)
         return SlottedRows(model, cost, quantized)
-    if all(hasattr(kind, "merge") for kind in kinds):
-        return PaddedRows(model, cost)
-    return SoloRows(model, cost)
+    return way(model, kinds)(model, cost)
+
+
+def way(model: Any, kinds: set[type]) -> type[Rows]:
+    """How the rows of a model with these kinds of caches go through it."""
+    files = {m.__name__.rpartition(".")[2] for m in code(model) if hasattr(m, "Model")}
+    if files & ALONE or any(type(m).__name__ == "DynamicNTKScalingRoPE" for m in model.modules()):
+        return SoloRows
+    if files <= ALLOWED and kinds <= {KVCache, RotatingKVCache, ArraysCache}:
+        return SlottedRows
+    return PaddedRows if all(hasattr(kind, "merge") for kind in kinds) else SoloRows
 
 
 def architecture(model: Any) -> str:

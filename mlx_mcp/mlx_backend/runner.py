@@ -39,6 +39,12 @@ class Flight:
                 if choice.token_id is None:
                     failed[sequence.sequence_id] = "the model's logits are not numbers"
                     continue
+                if sequence.constraint is not None and choice.token_id not in sequence.stop_ids:
+                    try:
+                        sequence.constraint.accept(choice.token_id)
+                    except Exception as error:  # as in _draw
+                        failed[sequence.sequence_id] = f"the constraint failed: {error}"
+                        continue
                 tokens[sequence.sequence_id] = choice.token_id
                 if choice.logprobs is not None:
                     logprobs[sequence.sequence_id] = choice.logprobs

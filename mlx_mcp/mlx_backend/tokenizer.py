@@ -1,69 +1,187 @@
-"""A model's text side: chat template, encoding, streaming decoding. May be used from any thread."""
+"""A model's text side: chat template, encoding, reading answers. May be used from any thread."""
 
 from __future__ import annotations
 
+import json
+import re
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2.exceptions import TemplateError
+from mlx_lm.generate import TextStateMachine, make_text_state_machine
 from mlx_lm.utils import load_tokenizer
 
-from mlx_mcp.core.ports import Message
+from mlx_mcp.core.ports import Grammar, Message, Piece, Prompt, TextKind, ToolCall
+from mlx_mcp.core.sequence import Constraint
 from mlx_mcp.errors import InvalidRequest
+from mlx_mcp.mlx_backend.constraint import Grammars
+
+# mlx_lm has no types.
+_load: Any = load_tokenizer
+_StateMachine: Any = TextStateMachine
+_make_state_machine: Any = make_text_state_machine
 
 # One of these stands for each control token in the callers' text while the template is rendered.
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
 
+_CONTEXT = 8  # tokens that decide how the next one reads; a character has at most four
+
+# What the text is in the states of mlx_lm's machine; "tool" is dealt with apart, any other is a message's header.
+_KINDS = {"normal": TextKind.ANSWER, "reasoning": TextKind.REASONING}
+
+# gpt-oss's channels (OpenAI's "harmony response format"), which mlx_lm does not split: ml-explore/mlx-lm#1867.
+_CHANNELS = [
+    ("<|channel|>analysis<|message|>", "reasoning"),
+    ("<|channel|>commentary<|message|>", "normal"),
+    ("<|channel|>final<|message|>", "normal"),
+]
+_HARMONY = {
+    "normal": [*_CHANNELS, ("<|end|>", "header")],
+    "reasoning": [("<|end|>", "header")],
+    "header": _CHANNELS,
+}
+
 
 class StreamDetokenizer:
-    """Decodes one sequence as its tokens come; text ever added equals the decoding of all tokens at once.
+    """Decodes one sequence as its tokens come; the text of all pieces is the decoding of all tokens at once.
 
-    Decodes from the last safe point, so the cost of a token does not grow with the text.
+    Only the latest tokens are decoded, so the cost of a token does not grow with the text.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._shown = ""  # the decoding of the ids before _next, which are kept for context only
-        self._next = 0
+        self._ids: list[int] = []  # the latest
+        self._num_shown = 0  # characters of their text that were passed on
 
     def add(self, token_id: int) -> str:
         """The text that became certain with this token; never half a character."""
         self._ids.append(token_id)
-        text = self._decode(self._ids)
-        if text.endswith("\ufffd") or len(text) <= len(self._shown):
-            return ""  # the bytes of a character are not all here yet
-        return self._advance(text)
+        text = self._decode()
+        broken = len(text) - len(text.rstrip("\ufffd"))
+        return self._pass_on(text, len(text) - min(broken, 3))  # what lacks bytes has at most three
 
     def finish(self) -> str:
         """What was held back; broken characters show as U+FFFD."""
-        return self._advance(self._decode(self._ids))
+        text = self._decode()
+        return self._pass_on(text, len(text))
 
-    def _advance(self, text: str) -> str:
-        piece = text[len(self._shown) :]
-        self._ids = self._ids[self._next :]
-        self._next = len(self._ids)
-        self._shown = self._decode(self._ids)
+    def _pass_on(self, text: str, end: int) -> str:
+        piece = text[self._num_shown : end]
+        self._num_shown = max(self._num_shown, end)
+        if len(self._ids) >= 2 * _CONTEXT:
+            # Counted from the end: at the beginning, decoding may break a character or drop a space.
+            num_held = len(text) - self._num_shown
+            self._ids = self._ids[-_CONTEXT:]
+            self._num_shown = max(0, len(self._decode()) - num_held)
         return piece
 
-    def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def _decode(self) -> str:
+        text: str = self._tokenizer.decode(self._ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a model marks the parts of its answers."""
+
+    machine: Any  # mlx_lm's TextStateMachine
+    initial: str  # its state where an answer begins
+    hidden: frozenset[int]  # special tokens that are no part of a marker
+
+
+class AnswerReader:
+    """Reads one answer, which mlx_lm's state machine splits at the markers of the model's format.
+
+    Markers are not shown, and neither are the newlines right after one, which belong to the format. A call is passed on
+    in one piece when it is whole. What stands in a call's markers and is no call of one of `tools` is shown as answer,
+    markers included: it is cut off, malformed, or calls what was not offered.
+    """
+
+    def __init__(self, tokenizer: Any, form: Format, reasoning: bool, tools: tuple[dict[str, Any], ...]) -> None:
+        self._tokenizer, self._hidden, self._tools = tokenizer, form.hidden, tools
+        self._detokenizer = StreamDetokenizer(tokenizer)
+        self._state = form.machine.make_state("reasoning" if reasoning else form.initial)
+        self._after_marker = reasoning
+        self._call = ""  # the text of the call that is being read
+        self._calls: list[ToolCall] = []
+
+    def add(self, token_id: int) -> list[Piece]:
+        """The text that became certain with this token: never half a character, never a part of a marker."""
+        # Inside a call special tokens are the parser's: Mistral's [ARGS], Kimi's <|tool_call_begin|>.
+        if token_id in self._hidden and self._state[0] != "tool":
+            return []
+        return self._split(self._detokenizer.add(token_id))
+
+    def finish(self) -> list[Piece]:
+        """What was held back."""
+        pieces = self._split(self._detokenizer.finish())
+        self._state, rest, state = _StateMachine.flush(self._state)
+        pieces += self._take(state, rest)
+        if state == "tool":
+            # Some parsers take a call that was cut off for one with fewer arguments.
+            pieces.append(self._unread("") if self._tokenizer.tool_call_end else self._end_call())
+        return pieces
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls that are whole by now."""
+        return tuple(self._calls)
+
+    def _split(self, text: str) -> list[Piece]:
+        self._state, segments = _StateMachine.split(self._state, text)
+        state, part = segments[0]
+        pieces = self._take(state, part)
+        for following, part in segments[1:]:  # each after a marker
+            self._after_marker = True
+            if state == "tool":
+                pieces.append(self._end_call())
+            state = following
+            pieces += self._take(state, part)
+        return pieces
+
+    def _take(self, state: str, text: str) -> list[Piece]:
+        if state == "tool":
+            self._call += text
+            return []
+        if self._after_marker:
+            text = text.lstrip("\r\n")
+        if not text or state not in _KINDS:
+            return []
+        self._after_marker = False
+        return [Piece(_KINDS[state], text)]
+
+    def _end_call(self) -> Piece:
+        calls = parsed_calls(self._tokenizer.tool_parser, self._call, self._tools)
+        if not calls:
+            return self._unread(self._tokenizer.tool_call_end)
+        piece = Piece(TextKind.TOOL_CALL, self._call)
+        self._call = ""
+        self._calls += calls
+        return piece
+
+    def _unread(self, end: str) -> Piece:
+        """The call as text of the answer."""
+        piece = Piece(TextKind.ANSWER, f"{self._tokenizer.tool_call_start}{self._call}{end}")
+        self._call, self._after_marker = "", False
+        return piece
 
 
 class ChatTokenizer:
     """The tokenizer of a model folder."""
 
     def __init__(self, folder: Path, eos_token_ids: Any) -> None:
-        load: Any = load_tokenizer  # mlx_lm has no types
-        self._tokenizer = load(folder, {"trust_remote_code": False}, eos_token_ids=eos_token_ids)
+        self._tokenizer = _load(folder, {"trust_remote_code": False}, eos_token_ids=eos_token_ids)
         # transformers changes its tokenizer's state while it encodes, on any thread.
         self._lock = threading.Lock()
+        self._grammars = Grammars(self._tokenizer, self.stop_ids)
+        self._format, self._plain = formats(self._tokenizer)
         added = self._tokenizer.get_added_vocab()
         special = set(self._tokenizer.all_special_tokens)
         controls = [t for t in added if len(t) > 1 and (t in special or (t[0] in "<[" and t[-1] in ">]"))]
         self._controls = sorted(controls, key=len, reverse=True)  # a control may hold a shorter one
+        self._control = re.compile("|".join(map(re.escape, self._controls)) or r"(?!)")
+        self._letter = self._tokenizer.encode("a", add_special_tokens=False)
 
     @property
     def vocab_size(self) -> int:
@@ -81,39 +199,84 @@ class ChatTokenizer:
         claimed = self._tokenizer.model_max_length
         return int(claimed) if claimed and claimed < 10**9 else None
 
-    def encode_chat(self, messages: list[Message]) -> list[int]:
-        """The prompt's token ids, generation prompt included; text in `messages` never becomes a control token.
+    def encode_chat(
+        self, messages: list[Message], tools: tuple[dict[str, Any], ...] = (), reasoning: bool = True
+    ) -> Prompt:
+        """The prompt, generation prompt included; no text in `messages` or `tools` becomes a control token.
 
         Control tokens in the text ("<|im_end|>" in a document about templates) are encoded as the plain text they are,
-        so that no content can end a turn or open another role's.
+        so that no content can end a turn or open another role's. `tools` are function definitions in OpenAI's form;
+        `reasoning` False asks the template for none.
 
         Raises:
-            InvalidRequest: the model's template refuses these messages.
+            InvalidRequest: the model's template refuses these messages, or knows no tools.
         """
-        marks = self._marks([m.content for m in messages])
-        turns = [{"role": m.role, "content": marked(m.content, marks)} for m in messages]
+        if tools and not (self._tokenizer.has_chat_template and self._tokenizer.tool_parser):
+            raise InvalidRequest(
+                "This model cannot be given tools: how it would call them is not known. Choose another model "
+                "(list_models shows them), or leave `tools` out and describe in `prompt` what to answer."
+            )
+        chat = {"messages": [{"role": m.role, "content": m.content} for m in messages], "tools": list(tools)}
         with self._lock:
-            if not self._tokenizer.has_chat_template:
-                rendered = "\n\n".join(turn["content"] for turn in turns)
-                return self._encode(rendered, marks, add_special_tokens=True)
             try:
-                rendered = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            except TemplateError as error:
+                marks = self._marks(chat)
+                rendered = self._render(self._marked(chat, marks), reasoning)
+            except (
+                Exception
+            ) as error:  # a template is foreign code, and raises of every kind for what it does not expect
                 raise InvalidRequest(
-                    f"The model's chat template refuses these messages: {error}. If it takes no system prompt, leave "
-                    "`system` out and say it in `prompt`."
+                    f"The model's chat template refuses these messages{' or tools' if tools else ''}: {error}. If it "
+                    "takes no system prompt, leave `system` out and say it in `prompt`."
                 ) from error
-            return self._encode(rendered, marks, add_special_tokens=False)
+            ids = self._encode(rendered, marks, add_special_tokens=not self._tokenizer.has_chat_template)
+        # Only the template can have written the marker here: in the callers' text it would be a mark.
+        opened = self._tokenizer.has_thinking and rendered.rstrip().endswith(self._tokenizer.think_start)
+        return Prompt(tuple(ids), opened)
 
-    def detokenizer(self) -> StreamDetokenizer:
-        """A fresh one, for one sequence."""
-        return StreamDetokenizer(self._tokenizer)
+    def reader(self, prompt: Prompt, tools: tuple[dict[str, Any], ...] = (), plain: bool = False) -> AnswerReader:
+        """A fresh one, for one answer to `prompt`; `plain` takes all text for the answer."""
+        if plain:
+            return AnswerReader(self._tokenizer, self._plain, False, ())
+        return AnswerReader(self._tokenizer, self._format, prompt.reasoning, tools)
 
-    def _marks(self, texts: list[str]) -> dict[str, str]:
-        """A private-use character, used by none of the texts, for each control token that one of them holds."""
-        used = set().union(*texts)
-        free = (chr(code) for code in _PRIVATE_USE if chr(code) not in used)
-        return {control: next(free) for control in self._controls if any(control in text for text in texts)}
+    def token_text(self, token_id: int) -> str:
+        """How a single token reads in the midst of a text; a part of a character reads U+FFFD."""
+        with_letter: str = self._tokenizer.decode([*self._letter, token_id], clean_up_tokenization_spaces=False)
+        return with_letter.removeprefix("a")
+
+    def compile(self, grammar: Grammar, vocab_size: int) -> Constraint:
+        """A fresh constraint over a model's `vocab_size` token ids; may take long for a large grammar.
+
+        Raises:
+            InvalidRequest: the grammar is malformed, or too large; with the place.
+        """
+        return self._grammars.compile(grammar, vocab_size)
+
+    def _render(self, chat: dict[str, Any], reasoning: bool) -> str:
+        if not self._tokenizer.has_chat_template:
+            return "\n\n".join(message["content"] for message in chat["messages"])
+        options = {} if reasoning else {"enable_thinking": False}
+        rendered: str = self._tokenizer.apply_chat_template(
+            chat["messages"], tools=chat["tools"] or None, tokenize=False, add_generation_prompt=True, **options
+        )
+        return rendered
+
+    def _marks(self, chat: dict[str, Any]) -> dict[str, str]:
+        """A private-use character for each control token; the chat uses none of them."""
+        used = set(json.dumps(chat, ensure_ascii=False))
+        return dict(zip(self._controls, (c for c in map(chr, _PRIVATE_USE) if c not in used), strict=False))
+
+    def _marked(self, value: Any, marks: dict[str, str]) -> Any:
+        """The value with each control token in its strings replaced by its mark."""
+        match value:
+            case str():
+                return self._control.sub(lambda found: marks[found[0]], value)
+            case dict():
+                return {self._marked(key, marks): self._marked(part, marks) for key, part in value.items()}
+            case list() | tuple():
+                return [self._marked(part, marks) for part in value]
+            case _:
+                return value
 
     def _encode(self, text: str, marks: dict[str, str], add_special_tokens: bool) -> list[int]:
         """Encode rendered text, with each mark as the plain text of its control token, cut so that it stays text."""
@@ -126,13 +289,51 @@ class ChatTokenizer:
         pieces.append(text[start:])
         ids: list[int] = []
         for index, piece in enumerate(pieces):
-            if piece or len(pieces) == 1:
+            if piece or index == 0:
                 ids += self._tokenizer.encode(piece, add_special_tokens=add_special_tokens and index == 0)
         return ids
 
 
-def marked(text: str, marks: dict[str, str]) -> str:
-    """The text with each control token replaced by its mark."""
-    for control, mark in marks.items():
-        text = text.replace(control, mark)
-    return text
+def formats(tokenizer: Any) -> tuple[Format, Format]:
+    """How the model marks the parts of its answers; and the format in which there are none."""
+    special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    vocab = tokenizer.get_vocab()
+    if "<|channel|>" in vocab and "<|message|>" in vocab:
+        machine, edges = _StateMachine(_HARMONY), _HARMONY
+    else:
+        machine, edges = _make_state_machine(tokenizer), tokenizer.response_transitions
+    markers = [tokenizer.think_start, tokenizer.think_end, tokenizer.tool_call_start, tokenizer.tool_call_end]
+    markers += [*tokenizer.structural_markers, *(marker for some in edges.values() for marker, _ in some)]
+    shown = "\n".join(filter(None, markers))
+    hidden = frozenset(i for i, text in special.items() if text not in shown)
+    return (
+        Format(machine, tokenizer.response_initial_state or "normal", hidden),
+        Format(_StateMachine(), "normal", frozenset(special)),
+    )
+
+
+def parsed_calls(parser: Any, text: str, tools: tuple[dict[str, Any], ...]) -> list[ToolCall]:
+    """The calls that a model wrote in its notation; none if it is malformed, or not all are of `tools`."""
+    try:
+        parsed = parser(text, list(tools))
+        calls = [tool_call(call) for call in (parsed if isinstance(parsed, list) else [parsed])]
+    except Exception:  # models write anything, and parsers raise of every kind
+        return []
+    offered = {tool["function"]["name"] for tool in tools}
+    return calls if all(call.name in offered for call in calls) else []
+
+
+def tool_call(parsed: dict[str, Any]) -> ToolCall:
+    """A call from what a parser of mlx_lm returns, if its arguments are a JSON object.
+
+    Raises:
+        ValueError or TypeError, among others: they are not.
+    """
+    arguments = parsed.get("arguments") or {}
+    if isinstance(arguments, str):
+        arguments = json.loads(arguments)
+    # There and back: some parsers evaluate Python's literals, such as sets or bytes; and no UTF-8 holds half a surrogate.
+    arguments = json.loads(json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode())
+    if not isinstance(arguments, dict):
+        raise TypeError("the arguments are no object")
+    return ToolCall(parsed["name"], arguments)

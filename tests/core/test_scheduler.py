@@ -1,61 +1,99 @@
+import random
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlx_mcp.core.scheduler import Limits, Scheduler
 from mlx_mcp.core.sequence import SamplingParams, Sequence
-from mlx_mcp.errors import CapacityError
+from mlx_mcp.core.slots import KvCost, Ledger, SlotPool
+from mlx_mcp.errors import CapacityError, RequestTooLarge
 
 LIMITS = Limits(max_running=2, max_waiting=2, chunk_tokens=4, prefill_tokens_idle=8, prefill_tokens_busy=4)
 
 
-def sequence(sequence_id, num_prompt, max_tokens=5):
-    return Sequence(sequence_id, tuple(range(1, num_prompt + 1)), SamplingParams(max_tokens), frozenset({0}))
+def make(limits=LIMITS, limit_bytes=1 << 30):
+    return Scheduler(limits, SlotPool(Ledger(limit_bytes), KvCost(token_bytes=1)))
+
+
+def sequence(sequence_id, num_prompt, max_tokens=5, session=None):
+    prompt_ids = tuple(range(1, num_prompt + 1))
+    return Sequence(sequence_id, prompt_ids, SamplingParams(max_tokens), frozenset({0}), session or str(sequence_id))
 
 
 def chunks(step):
     return [(chunk.sequence.sequence_id, chunk.start, chunk.end) for chunk in step.prefill]
 
 
-def test_an_idle_engine_prefills_whole_chunks_up_to_its_budget():
-    scheduler = Scheduler(LIMITS)
-    scheduler.add(sequence(1, 11))
+def take(scheduler):
+    """Schedule a step and commit it with a token for everyone; returns the step."""
     step = scheduler.schedule()
-    assert chunks(step) == [(1, 0, 4), (1, 4, 8)]
-    scheduler.commit(step, {})
-    assert chunks(scheduler.schedule()) == [(1, 8, 11)]
+    scheduler.commit(step, {s.sequence_id: 9 for s in step.drawing})
+    scheduler.check_integrity()
+    return step
+
+
+# Chunks
+
+
+def test_an_idle_engine_prefills_whole_chunks_up_to_its_budget():
+    scheduler = make()
+    scheduler.add(sequence(1, 11))
+    assert chunks(take(scheduler)) == [(1, 0, 4), (1, 4, 8)]
+    assert chunks(take(scheduler)) == [(1, 8, 11)]
 
 
 def test_a_long_prompt_costs_decoding_rows_one_chunk_a_step():
-    scheduler = Scheduler(LIMITS)
+    scheduler = make()
     decoding = sequence(1, 3)
     scheduler.add(decoding)
-    scheduler.commit(scheduler.schedule(), {1: 9})
+    take(scheduler)
     scheduler.add(sequence(2, 10))
-    step = scheduler.schedule()
+    step = take(scheduler)
     assert step.decode == (decoding,)
     assert chunks(step) == [(2, 0, 4)]
 
 
-def test_chunks_begin_at_the_same_places_whatever_else_runs():
-    alone, crowded = Scheduler(LIMITS), Scheduler(LIMITS)
-    alone.add(sequence(1, 10))
-    crowded.add(sequence(7, 2, max_tokens=100))
-    crowded.commit(crowded.schedule(), {7: 9})
-    crowded.add(sequence(1, 10))
+def test_a_budget_is_never_exceeded():
+    scheduler = make()
+    for i in (1, 2):
+        scheduler.add(sequence(i, 3))
+    assert chunks(take(scheduler)) == [(1, 0, 3), (2, 0, 3)]
+    scheduler = make(Limits(max_running=3, chunk_tokens=4, prefill_tokens_idle=5, prefill_tokens_busy=4))
+    for i in (1, 2):
+        scheduler.add(sequence(i, 3))
+    assert chunks(take(scheduler)) == [(1, 0, 3)]
+
+
+def test_chunks_end_at_the_same_places_whatever_else_runs():
     cuts = {}
-    for name, scheduler in (("alone", alone), ("crowded", crowded)):
-        cuts[name] = []
-        while not cuts[name] or cuts[name][-1][2] < 10:
-            step = scheduler.schedule()
-            cuts[name] += chunks(step)
-            scheduler.commit(step, {s.sequence_id: 9 for s in step.decode})
+    for name in ("alone", "crowded"):
+        scheduler = make()
+        if name == "crowded":
+            scheduler.add(sequence(7, 2, max_tokens=100))
+            take(scheduler)
+        scheduler.add(sequence(1, 10))
+        cuts[name] = [chunk for _ in range(4) for chunk in chunks(take(scheduler))]
     assert cuts["alone"] == cuts["crowded"] == [(1, 0, 4), (1, 4, 8), (1, 8, 10)]
 
 
+def test_a_short_prompt_is_not_held_up_by_a_long_one_that_came_first():
+    scheduler = make()
+    scheduler.add(sequence(1, 400))
+    take(scheduler)
+    scheduler.add(sequence(2, 4))
+    assert [chunks(take(scheduler)) for _ in range(2)] == [[(1, 8, 12), (2, 0, 4)], [(1, 12, 16)]]
+
+
+# Turns
+
+
 def test_sequences_are_admitted_first_come_first_served_and_a_finished_one_makes_room():
-    scheduler = Scheduler(LIMITS)
+    scheduler = make()
     first, second, third = (sequence(i, 2, max_tokens=1) for i in (1, 2, 3))
     for s in (first, second, third):
         scheduler.add(s)
+    assert scheduler.num_ahead(third) == 3
     step = scheduler.schedule()
     assert scheduler.running == [first, second]
     assert scheduler.num_ahead(third) == 1
@@ -64,8 +102,168 @@ def test_sequences_are_admitted_first_come_first_served_and_a_finished_one_makes
     assert scheduler.running == [third]
 
 
+def test_sessions_take_turns_for_places_and_within_one_the_order_holds():
+    scheduler = make(Limits(max_running=1))
+    for i, session in enumerate("aaaabbc"):
+        scheduler.add(sequence(i, 2, max_tokens=1, session=session))
+    ahead = {s.sequence_id: scheduler.num_ahead(s) for queue in scheduler.waiting.values() for s in queue}
+    order = [take(scheduler).sequences[0].sequence_id for _ in range(7)]
+    assert order == [0, 4, 6, 1, 5, 2, 3]
+    assert [ahead[i] for i in order] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_session_with_fifty_prompts_holds_up_no_session_with_one():
+    limits = Limits(max_running=8, chunk_tokens=4, prefill_tokens_idle=8, prefill_tokens_busy=4)
+    scheduler = make(limits)
+    crowd = [sequence(i, 8, max_tokens=20, session="crowd") for i in range(50)]
+    for s in crowd:
+        scheduler.add(s)
+    for _ in range(30):  # the crowd has every place
+        take(scheduler)
+    assert {s.session for s in scheduler.running} == {"crowd"}
+    singles = [sequence(100 + i, 8, max_tokens=20) for i in range(7)]
+    for s in singles:
+        scheduler.add(s)
+    first_token, finished = {}, []
+    for step_number in range(2000):
+        if not scheduler.has_work:
+            break
+        for s in take(scheduler).drawing:
+            first_token.setdefault(s.sequence_id, step_number)
+            if s.finish_reason:
+                finished.append(s.sequence_id)
+    # Eight sessions share the prefill budget: two chunks each need at most eight turns apiece, and a step over.
+    assert max(first_token[s.sequence_id] for s in singles) <= 2 * 8 + 1
+    assert max(finished.index(s.sequence_id) for s in singles) < finished.index(49)
+    assert len(finished) == 57 - sum(s.finish_reason is not None for s in crowd if s.sequence_id not in finished)
+    assert all(len(s.output_ids) == 20 for s in crowd + singles)
+
+
+def test_prefill_is_shared_evenly_by_sessions_not_by_sequences():
+    limits = Limits(max_running=8, chunk_tokens=4, prefill_tokens_idle=4, prefill_tokens_busy=4)
+    scheduler = make(limits)
+    for i in range(4):
+        scheduler.add(sequence(i, 100, session="crowd"))
+    scheduler.add(sequence(9, 100))
+    served = [chunks(take(scheduler))[0][0] for _ in range(20)]
+    assert served.count(9) == 10
+
+
+def test_a_session_that_runs_nothing_gets_a_place_from_the_one_with_the_most():
+    scheduler = make()
+    first, second = sequence(1, 2, session="a"), sequence(2, 2, session="a")
+    for s in (first, second):
+        scheduler.add(s)
+    take(scheduler)
+    scheduler.add(other := sequence(3, 2, session="b"))
+    step = take(scheduler)
+    assert step.preempted == (second,)
+    assert scheduler.running == [first, other]
+
+
+def test_a_session_never_loses_its_only_place():
+    scheduler = make()
+    for i in (1, 2, 3):
+        scheduler.add(sequence(i, 2, max_tokens=4))
+    steps = [take(scheduler) for _ in range(4)]
+    assert all(step.preempted == () for step in steps)
+    assert [s.sequence_id for s in steps[-1].decode] == [1, 2]
+
+
+# Memory
+
+
+def test_what_does_not_fit_waits_and_nobody_small_slips_past():
+    scheduler = make(Limits(max_running=8), limit_bytes=2048)
+    large, larger, small = sequence(1, 1400), sequence(2, 1400), sequence(3, 10)
+    for s in (large, larger, small):
+        scheduler.add(s)
+    take(scheduler)
+    assert scheduler.running == [large]
+    scheduler.remove(large)
+    take(scheduler)
+    assert scheduler.running == [larger, small]
+
+
+def test_what_can_never_fit_is_refused_at_once_with_the_figures():
+    scheduler = make(limit_bytes=1_000_000)
+    with pytest.raises(RequestTooLarge, match=r"need 1\.\d MB .* may use 1\.0 MB\. Lower max_tokens to (\d+)") as caught:
+        scheduler.add(sequence(1, 1000, max_tokens=1_200_000))
+    most = int(str(caught.value).split("max_tokens to ")[1].split()[0])
+    scheduler.add(sequence(2, 1000, max_tokens=most))
+    with pytest.raises(RequestTooLarge):
+        scheduler.add(sequence(3, 1000, max_tokens=most + 1))
+    with pytest.raises(RequestTooLarge, match="Shorten the prompt, or have the server started with a larger max_kv"):
+        scheduler.add(sequence(4, 1_200_000))
+
+
+def test_a_row_that_outgrows_its_slot_moves_and_only_that_row():
+    scheduler = make()
+    growing, other = sequence(1, 60, max_tokens=200), sequence(2, 60, max_tokens=200)
+    scheduler.add(growing)
+    for _ in range(20):
+        take(scheduler)
+    scheduler.add(other)
+    old, moves = growing.slot, []
+    while not moves:
+        moves = take(scheduler).moves
+    assert [(m.sequence, m.old, m.new) for m in moves] == [(growing, old, growing.slot)]
+    assert growing.num_tokens == 130  # the step that computes token 129 found no room in 128; a token came with it
+    assert growing.slot.capacity == 256
+
+
+def test_when_memory_runs_out_the_youngest_gives_way_keeps_its_tokens_and_comes_back():
+    # Both fit in slots of 1024 tokens; one that moves from there to 1536 leaves no room for the other.
+    limits = Limits(max_running=2, chunk_tokens=64, prefill_tokens_idle=64, prefill_tokens_busy=64)
+    scheduler = make(limits, limit_bytes=3000)
+    old, young = sequence(1, 950, max_tokens=100), sequence(2, 900, max_tokens=200)
+    for s in (old, young):
+        scheduler.add(s)
+    preempted = []
+    while not preempted:
+        preempted = list(take(scheduler).preempted)
+    assert preempted == [young]
+    kept = list(young.output_ids)
+    assert len(kept) > 0
+    assert scheduler.num_ahead(young) == 1
+    while scheduler.has_work:
+        take(scheduler)
+    assert young.output_ids[: len(kept)] == kept
+    assert (len(old.output_ids), len(young.output_ids)) == (100, 200)
+    assert scheduler.pool.ledger.used_bytes == 0
+
+
+def test_a_preempted_row_is_computed_again_over_prompt_and_output():
+    scheduler = make(Limits(max_running=1, chunk_tokens=4, prefill_tokens_idle=8, prefill_tokens_busy=4))
+    scheduler.add(s := sequence(1, 3, max_tokens=20))
+    for _ in range(7):
+        take(scheduler)
+    assert s.num_tokens == 10
+    scheduler.preempt_all()
+    scheduler.check_integrity()
+    assert chunks(take(scheduler)) == [(1, 0, 4), (1, 4, 8)]
+    assert s.tokens(2, 6) == (3, 9, 9, 9)
+    step = take(scheduler)
+    assert (chunks(step), step.prefill[0].last) == ([(1, 8, 10)], True)
+    assert len(s.output_ids) == 8
+
+
+def test_a_row_that_cannot_grow_even_alone_is_computed_again_in_a_larger_slot():
+    # 256 and 512 do not fit together, but 512 does.
+    scheduler = make(limit_bytes=600)
+    scheduler.add(s := sequence(1, 180, max_tokens=200))
+    preempted = []
+    while scheduler.has_work:
+        preempted += take(scheduler).preempted
+    assert preempted == [s]
+    assert len(s.output_ids) == 200
+
+
+# Queue
+
+
 def test_a_full_queue_says_when_to_retry():
-    scheduler = Scheduler(LIMITS)
+    scheduler = make()
     for i in range(4):
         scheduler.add(sequence(i, 1))
     scheduler.schedule()
@@ -75,7 +273,7 @@ def test_a_full_queue_says_when_to_retry():
 
 
 def test_a_removed_sequence_is_scheduled_no_more_wherever_it_was():
-    scheduler = Scheduler(LIMITS)
+    scheduler = make()
     running, waiting = sequence(1, 2), sequence(3, 2)
     for s in (running, sequence(2, 2), waiting):
         scheduler.add(s)
@@ -83,7 +281,11 @@ def test_a_removed_sequence_is_scheduled_no_more_wherever_it_was():
     scheduler.remove(waiting)
     scheduler.remove(running)
     scheduler.remove(running)
+    scheduler.check_integrity()
     assert chunks(scheduler.schedule()) == [(2, 0, 2)]
+
+
+# Ends
 
 
 def test_a_stop_token_ends_a_sequence_and_is_no_part_of_its_output():
@@ -99,3 +301,81 @@ def test_max_tokens_ends_a_sequence_with_length():
     assert s.finish_reason is None
     s.append(6)
     assert s.finish_reason == "length"
+
+
+# Running ahead
+
+
+def test_a_step_goes_ahead_with_the_rows_that_are_not_sure_to_end():
+    scheduler = make()
+    short, long = sequence(1, 2, max_tokens=2), sequence(2, 2, max_tokens=9)
+    for s in (short, long):
+        scheduler.add(s)
+    first = scheduler.schedule()
+    second = scheduler.ahead(first)
+    assert second.decode == (short, long)
+    assert scheduler.commit(first, {1: 9, 2: 9}) == []
+    third = scheduler.ahead(second)
+    assert third.decode == (long,)
+    assert scheduler.commit(second, {1: 9, 2: 0}) == [short, long]
+    assert scheduler.commit(third, {2: 9}) == []  # computed for nothing
+    assert long.output_ids == [9]
+    scheduler.check_integrity()
+
+
+@pytest.mark.parametrize("reason", ["a prompt is not read", "someone could be admitted", "a row has to move"])
+def test_no_step_goes_ahead_of_other_work(reason):
+    scheduler = make()
+    scheduler.add(sequence(1, 127 if reason == "a row has to move" else 2, max_tokens=1 if "move" in reason else 50))
+    if reason == "a row has to move":
+        scheduler.running, scheduler.waiting = [], {}
+        scheduler.add(sequence(1, 64, max_tokens=100))
+        while True:
+            step = scheduler.schedule()
+            if step.decode and step.decode[0].num_tokens == step.decode[0].slot.capacity:
+                break
+            scheduler.commit(step, {1: 9})
+    else:
+        step = scheduler.schedule()
+        assert scheduler.ahead(step) is not None
+        scheduler.commit(step, {1: 9})
+        scheduler.add(sequence(2, 30))
+        if reason == "a prompt is not read":
+            step = scheduler.schedule()
+    assert scheduler.ahead(step) is None
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 1 << 32), st.integers(512, 4000), st.integers(1, 6))
+def test_whatever_comes_and_goes_every_sequence_gets_all_its_tokens_once(seed, limit_bytes, max_running):
+    rng = random.Random(seed)
+    limits = Limits(max_running=max_running, max_waiting=50, chunk_tokens=16, prefill_tokens_idle=32, prefill_tokens_busy=16)
+    scheduler, ahead, alive, number = make(limits, limit_bytes), None, {}, 0
+    computed = {}
+    for _ in range(4000):
+        if number < 12 and rng.random() < 0.2:
+            number += 1
+            s = sequence(number, rng.randint(1, 200), rng.randint(1, 150), rng.choice("abc"))
+            scheduler.add(s)
+            alive[number] = s
+        if alive and rng.random() < 0.02:
+            scheduler.remove(alive.pop(rng.choice(list(alive))))
+        if number == 12 and not alive:
+            break
+        step = ahead or scheduler.schedule()
+        if ahead is None:
+            for s in step.preempted:
+                computed[s.sequence_id] = 0
+        for chunk in step.prefill:  # every token is computed once, in order, within the slot
+            assert computed.get(chunk.sequence.sequence_id, 0) == chunk.start
+            computed[chunk.sequence.sequence_id] = chunk.end
+            assert chunk.end <= chunk.sequence.slot.capacity
+        for s in step.decode:
+            computed[s.sequence_id] += 1
+            assert s.slot is None or computed[s.sequence_id] <= s.slot.capacity
+        ahead = scheduler.ahead(step) if rng.random() < 0.5 else None
+        for s in scheduler.commit(step, {s.sequence_id: 9 for s in step.drawing}):
+            assert len(alive.pop(s.sequence_id).output_ids) == s.params.max_tokens
+        scheduler.check_integrity()
+    assert not alive and not scheduler.has_work
+    assert scheduler.pool.ledger.used_bytes == 0

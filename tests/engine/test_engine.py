@@ -1,5 +1,7 @@
 """The engine without its thread: each step is taken by hand."""
 
+import random
+
 import pytest
 
 from mlx_mcp.core.ports import ModelSpec
@@ -20,7 +22,7 @@ from mlx_mcp.engine.messages import (
     Unloaded,
     Waiting,
 )
-from mlx_mcp.errors import CapacityError, EngineDead, GenerationFailed, InvalidRequest, ModelError
+from mlx_mcp.errors import CapacityError, EngineDead, GenerationFailed, InvalidRequest, ModelError, RequestTooLarge
 from tests.fakes import FakeLoader
 
 
@@ -45,8 +47,8 @@ def load(engine, name="tiny"):
     return events
 
 
-def loaded_engine(**settings):
-    engine = Engine(FakeLoader(), Limits(**settings), max_weights_bytes=1000)
+def loaded_engine(max_kv_bytes=1 << 30, **settings):
+    engine = Engine(FakeLoader(), Limits(**settings), max_weights_bytes=1000, max_kv_bytes=max_kv_bytes)
     load(engine)
     for _ in range(3):
         engine.step()
@@ -54,10 +56,11 @@ def loaded_engine(**settings):
     return engine
 
 
-def submit(engine, sequence_id, text, model="tiny", **params):
+def submit(engine, sequence_id, text, model="tiny", session="", **params):
     events = Events()
     prompt_ids = tuple(map(ord, text))
-    engine.handle(Submit(sequence_id, model, prompt_ids, SamplingParams(**{"max_tokens": 50} | params), events))
+    params = SamplingParams(**{"max_tokens": 50} | params)
+    engine.handle(Submit(sequence_id, model, prompt_ids, params, events, session))
     return events
 
 
@@ -139,12 +142,108 @@ def test_an_exception_in_a_step_fails_its_rows_and_the_engine_goes_on():
     assert after.text == "after"
 
 
+def test_an_exception_costs_the_sequences_outside_the_step_nothing_but_time():
+    engine = loaded_engine(chunk_tokens=4, prefill_tokens_idle=4, prefill_tokens_busy=4)
+    inside, outside = submit(engine, 1, "abcdefgh"), submit(engine, 2, "ijklmnop")
+    engine.step()  # the first chunk of the one
+    engine.step()  # the first of the other
+    engine.loader.runner.explode = RuntimeError("boom")
+    engine.step()
+    assert isinstance(inside[-1], Failed)
+    assert engine.stats.rows == engine.stats.kv_reserved_bytes == 0
+    run(engine)
+    assert outside.text == "ijklmnop"
+
+
+def test_a_step_that_was_run_ahead_fails_like_any_other():
+    engine = loaded_engine()
+    engine.loader.runner.ahead = True
+    lost = submit(engine, 1, "abcdefgh")
+    engine.step()
+    engine.loader.runner.explode = RuntimeError("boom")
+    engine.step()
+    assert isinstance(lost[-1], Failed)
+    run(engine)
+    assert (engine.stats.rows, engine.stats.kv_reserved_bytes, engine.has_work) == (0, 0, False)
+    after = submit(engine, 2, "after")
+    run(engine)
+    assert after.text == "after"
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_rows_that_come_and_go_while_steps_run_ahead_hear_the_same(ahead):
+    engine = loaded_engine(max_running=3)
+    engine.loader.runner.ahead = ahead
+    answers = {}
+    for i in range(8):
+        answers[i] = submit(engine, i, "abcdefghij"[: i + 2], max_tokens=3 + i)
+        engine.step()
+        if i == 4:
+            engine.handle(Cancel(2))
+    run(engine)
+    assert {i: e.text for i, e in answers.items() if i != 2} == {
+        i: "abcdefghij"[: i + 2][: 3 + i] for i in range(8) if i != 2
+    }
+    assert engine.stats.rows == engine.stats.kv_reserved_bytes == 0
+
+
+def test_a_thousand_cancels_at_random_moments_leave_nothing_behind():
+    rng = random.Random(3)
+    engine = loaded_engine(max_kv_bytes=3000, max_running=6, chunk_tokens=8, prefill_tokens_idle=16, prefill_tokens_busy=8)
+    engine.loader.runner.endless = True
+    live, number = [], 0
+    for _ in range(1000):
+        engine.loader.runner.ahead = rng.random() < 0.5
+        while len(live) < 8:
+            number += 1
+            submit(engine, number, "x" * rng.randint(1, 300), max_tokens=600, session=rng.choice("abc"))
+            live.append(number)
+        for _ in range(rng.randint(0, 3)):
+            engine.step()
+        victim = live.pop(rng.randrange(len(live)))
+        engine.handle(Cancel(victim))
+        assert victim not in engine.loader.runner.rows
+        engine.residents["tiny"].scheduler.check_integrity()
+    for number in live:
+        engine.handle(Cancel(number))
+    run(engine)
+    stats = engine.stats
+    assert (stats.running, stats.waiting, stats.rows, stats.kv_reserved_bytes) == (0, 0, 0, 0)
+    assert stats.preemptions > 0
+
+
+def test_a_preempted_sequence_goes_on_where_it_was():
+    engine = loaded_engine(max_kv_bytes=3000, chunk_tokens=64, prefill_tokens_idle=64, prefill_tokens_busy=64)
+    texts = ["ab" * 475, "cd" * 450]
+    answers = [submit(engine, i, text, max_tokens=200) for i, text in enumerate(texts)]
+    run(engine, 2000)
+    assert engine.stats.preemptions == 1
+    assert [a.text for a in answers] == [text[:200] for text in texts]
+
+
+def test_what_can_never_fit_is_refused_before_it_is_queued():
+    engine = loaded_engine(max_kv_bytes=1000)
+    events = submit(engine, 1, "x" * 2000)
+    assert isinstance(events[-1].error, RequestTooLarge)
+    assert not engine.has_work
+
+
+def test_calls_without_a_session_take_turns_as_sessions_of_their_own():
+    engine = loaded_engine(max_running=1)
+    for i in range(3):
+        submit(engine, i, "a", session="crowd", max_tokens=1)
+    submit(engine, 9, "b", max_tokens=1)
+    run(engine)
+    assert [step.sequences[0].sequence_id for step in engine.loader.runner.steps] == [0, 9, 1, 2]
+
+
 def test_token_ids_beyond_the_vocabulary_never_reach_the_model():
     engine = loaded_engine()
     events = Events()
     for prompt_ids in ((0x110000,), (-1,), ()):
         engine.handle(Submit(1, "tiny", prompt_ids, SamplingParams(5), events))
-    assert [type(e.error) for e in events] == [InvalidRequest] * 3
+    engine.handle(Submit(1, "tiny", (1,), SamplingParams(5, logit_bias=((0x110000, 1.0),)), events))
+    assert [type(e.error) for e in events] == [InvalidRequest] * 4
     assert engine.loader.runner.steps == []
 
 
@@ -169,7 +268,7 @@ def test_a_model_loads_a_slice_a_step_while_another_generates():
 
 
 def test_two_who_ask_for_one_model_wait_for_one_reading():
-    engine = Engine(FakeLoader(), Limits(), max_weights_bytes=1000)
+    engine = Engine(FakeLoader(), Limits(), max_weights_bytes=1000, max_kv_bytes=1 << 30)
     first, second = load(engine), load(engine)
     for _ in range(3):
         engine.step()
@@ -179,7 +278,7 @@ def test_two_who_ask_for_one_model_wait_for_one_reading():
 
 
 def test_a_load_that_fails_tells_everyone_and_the_next_one_may_succeed():
-    engine = Engine(FakeLoader(fail_weights=OSError("disk gone")), Limits(), max_weights_bytes=1000)
+    engine = Engine(FakeLoader(fail_weights=OSError("disk gone")), Limits(), max_weights_bytes=1000, max_kv_bytes=1 << 30)
     events = load(engine)
     engine.step()
     engine.step()

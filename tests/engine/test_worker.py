@@ -14,7 +14,7 @@ from tests.fakes import FakeLoader
 
 
 def started(loader):
-    thread = EngineThread(lambda: Engine(loader, Limits(), 1000))
+    thread = EngineThread(lambda: Engine(loader, Limits(), 1000, 1 << 30))
     events = queue.SimpleQueue()
 
     def sink(event):
@@ -93,7 +93,7 @@ def test_stopping_fails_what_runs_lets_go_of_the_loader_and_can_be_repeated():
 
 def test_a_thread_that_was_never_needed_never_starts():
     before = threading.active_count()
-    thread = EngineThread(lambda: Engine(FakeLoader(), Limits(), 1000))
+    thread = EngineThread(lambda: Engine(FakeLoader(), Limits(), 1000, 1 << 30))
     assert threading.active_count() == before
     assert thread.stop(1)
     with pytest.raises(EngineDead):
