@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := ci
-.PHONY: ci demo test lint types smoke hosts train evaluate clean
+.PHONY: ci demo test lint types smoke hosts campaign bench-engine train evaluate clean
 
 # What CI runs.
 ci: lint types test smoke
@@ -44,6 +44,14 @@ evaluate: $(VENV)-training/installed
 # Claude Code and MCP Inspector from npm against this tree; needs node.
 hosts: $(VENV)/installed
 	$(BIN)/python benchmarks/hosts.py
+
+# The tests that draw their own cases, fifty times as long; takes an hour or so.
+campaign: $(VENV)/installed
+	EFFORT=50 $(BIN)/pytest --timeout=0 tests/core/test_scheduler.py tests/mlx_backend/test_runner.py
+
+# The engine beside mlx_lm's BatchGenerator; minutes.
+bench-engine: $(VENV)/installed
+	$(BIN)/python benchmarks/engine.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-training build .pytest_cache .mypy_cache .ruff_cache .hypothesis

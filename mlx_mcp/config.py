@@ -27,8 +27,13 @@ class Config(BaseSettings):
     token: SecretStr | None = Field(None, description="bearer token that --http callers must send")
     openblas: bool = Field(True, description="put an installed OpenBLAS in front on Linux CPUs")
     max_weights_bytes: int | None = Field(None, gt=0, description="memory for weights; three quarters of it if unset")
+    max_kv_bytes: int | None = Field(None, gt=0, description="memory for keys and values; an eighth of it if unset")
+    kv_bits: int | None = Field(None, description="8 or 4: keep keys and values quantized; unset: as the model has them")
     max_running: int = Field(16, ge=1, le=512, description="generations that run at once, per model")
     max_waiting: int = Field(1024, ge=0, description="calls that may wait for a place")
+    chunk_tokens: int = Field(128, ge=64, le=8192, multiple_of=64, description="tokens of a prompt computed at once")
+    prefill_tokens_busy: int = Field(128, ge=64, description="tokens of prompts a step while others decode")
+    prefill_tokens_idle: int = Field(512, ge=64, description="tokens of prompts a step while nobody does")
     max_request_bytes: int = Field(4 << 20, ge=1024, description="the longest message taken from a client")
     shutdown_timeout_s: float = Field(5.0, ge=0, le=300, description="how long running calls may take to end at exit")
 
@@ -58,6 +63,13 @@ class Config(BaseSettings):
             raise ConfigError(f"Bad settings (flag, MLX_MCP_* or {config_path()}): {faults}.") from error
         except (SettingsError, ValueError) as error:
             raise ConfigError(f"The settings in {config_path()} cannot be read: {error}.") from error
+        if config.kv_bits not in (None, 4, 8):
+            raise ConfigError(f"kv_bits is {config.kv_bits}; it must be 8 or 4, or unset for full precision.")
+        if min(config.prefill_tokens_busy, config.prefill_tokens_idle) < config.chunk_tokens:
+            raise ConfigError(
+                f"prefill_tokens_busy ({config.prefill_tokens_busy}) and prefill_tokens_idle "
+                f"({config.prefill_tokens_idle}) must be at least chunk_tokens ({config.chunk_tokens})."
+            )
         if config.token is not None and not config.token.get_secret_value().isascii():
             raise ConfigError("MLX_MCP_TOKEN must be ASCII: HTTP headers carry nothing else reliably.")
         if config.host not in LOOPBACK and config.token is None:

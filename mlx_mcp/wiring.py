@@ -40,7 +40,7 @@ class LateLoader:
     def _loader(self) -> ModelLoader:
         from mlx_mcp.mlx_backend.loader import MlxLoader
 
-        return MlxLoader()
+        return MlxLoader(self._config.kv_bits)
 
 
 def wire(config: Config) -> tuple[EngineClient, Registry]:
@@ -50,7 +50,14 @@ def wire(config: Config) -> tuple[EngineClient, Registry]:
         ConfigError: the configured model cannot be one.
     """
     registry, loader = Registry(config.model), LateLoader(config)
-    limits = Limits(max_running=config.max_running, max_waiting=config.max_waiting)
+    limits = Limits(
+        config.max_running,
+        config.max_waiting,
+        config.chunk_tokens,
+        config.prefill_tokens_idle,
+        config.prefill_tokens_busy,
+    )
     max_weights_bytes = config.max_weights_bytes or available_memory_bytes() * 3 // 4
-    thread = EngineThread(lambda: Engine(loader, limits, max_weights_bytes))
+    max_kv_bytes = config.max_kv_bytes or available_memory_bytes() // 8
+    thread = EngineThread(lambda: Engine(loader, limits, max_weights_bytes, max_kv_bytes))
     return EngineClient(thread, registry, loader), registry

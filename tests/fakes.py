@@ -1,36 +1,86 @@
 """Stand-ins for the ports, with no MLX behind them: what they compute can be told by looking at them."""
 
+import re
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlx_mcp.core.ports import LoadedModel, ModelSpec, PreparedModel, StepResult
+from mlx_mcp.core.ports import (
+    LoadedModel,
+    ModelSpec,
+    Piece,
+    PreparedModel,
+    Prompt,
+    StepResult,
+    TextKind,
+    ToolCall,
+)
 from mlx_mcp.core.scheduler import Limits, Step
 from mlx_mcp.core.slots import KvCost
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.engine import Engine
 from mlx_mcp.engine.worker import EngineThread
-from mlx_mcp.errors import UnknownModel
+from mlx_mcp.errors import InvalidRequest, UnknownModel
 
 STOP_ID = 0
+MARKERS = {"[": TextKind.REASONING, "]": TextKind.ANSWER, "{": TextKind.TOOL_CALL, "}": TextKind.ANSWER}
 
 
 class FakeTokenizer:
-    """One token per character, its code point; a chat is its texts end to end."""
+    """One token per character, its code point; a chat is its texts end to end.
 
-    def encode_chat(self, messages):
-        return [ord(char) for message in messages for char in message.content]
+    Text in [brackets] is reasoning, which is left out of the chat if there shall be none; {name} calls a tool.
+    """
 
-    def detokenizer(self):
-        return FakeDetokenizer()
+    def encode_chat(self, messages, tools=(), reasoning=True):
+        text = "".join(message.content for message in messages)
+        return Prompt(tuple(map(ord, text if reasoning else re.sub(r"\[.*?\]", "", text))))
 
+    def reader(self, prompt, tools=(), plain=False):
+        return FakeReader({} if plain else MARKERS)
 
-class FakeDetokenizer:
-    def add(self, token_id):
+    def token_text(self, token_id):
         return chr(token_id)
 
+    def compile(self, grammar, vocab_size):
+        if grammar.source == "malformed":
+            raise InvalidRequest("The grammar is malformed.")
+        return FakeConstraint()
+
+
+@dataclass
+class FakeReader:
+    markers: dict
+    kind: TextKind = TextKind.ANSWER
+    name: str = ""
+    tool_calls: tuple = ()
+
+    def add(self, token_id):
+        char = chr(token_id)
+        if char in self.markers:
+            self.kind = self.markers[char]
+            if char != "}":
+                return []
+            name, self.name = self.name, ""
+            self.tool_calls += (ToolCall(name, {}),)
+            return [Piece(TextKind.TOOL_CALL, name)]
+        if self.kind is TextKind.TOOL_CALL:
+            self.name += char
+            return []
+        return [Piece(self.kind, char)]
+
     def finish(self):
-        return ""
+        return [Piece(TextKind.ANSWER, "{" + self.name)] if self.kind is TextKind.TOOL_CALL else []
+
+
+class FakeConstraint:
+    """Allows everything."""
+
+    def mask(self):
+        return b"\xff" * (0x110000 // 8)
+
+    def accept(self, token_id):
+        pass
 
 
 @dataclass

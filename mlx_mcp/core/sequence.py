@@ -14,6 +14,7 @@ class FinishReason(StrEnum):
 
     STOP = "stop"  # the model ended its turn, or a stop string was met
     LENGTH = "length"  # max_tokens were produced
+    TOOL_CALLS = "tool_calls"  # the model asks for tools to be called
 
 
 @dataclass(frozen=True)

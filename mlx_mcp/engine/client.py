@@ -1,21 +1,35 @@
 """The engine as an event loop sees it: one async call per generation.
 
-Owns what lies between text and tokens: loading on first use, the chat template, streaming text, stop strings, and
-cancelling the row when the caller goes away. Knows nothing of MCP or MLX.
+Owns what lies between text and tokens: loading on first use, the chat template, grammars, streaming text, stop strings,
+and cancelling the row when the caller goes away. Knows nothing of MCP or MLX.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import random
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
-from mlx_mcp.core.ports import LoadedModel, Message, ModelLoader, ModelRegistry, ModelSpec, PreparedModel
+from mlx_mcp.core.ports import (
+    Grammar,
+    LoadedModel,
+    Message,
+    ModelLoader,
+    ModelRegistry,
+    ModelSpec,
+    Piece,
+    PreparedModel,
+    Prompt,
+    TextKind,
+    ToolCall,
+)
 from mlx_mcp.core.sequence import FinishReason, SamplingParams
 from mlx_mcp.core.stop_strings import StopStrings
 from mlx_mcp.engine.messages import (
@@ -39,11 +53,32 @@ from mlx_mcp.stats import EngineStats
 
 DEFAULT_MAX_TOKENS = 512
 KEEPALIVE_S = 5.0  # hosts cut a call that shows no life; repeat the latest progress this often
+CHECK_S = 1.0  # how often a waiter looks whether the engine lives
+MAX_LOGIT_BIASES = 1024
+
+# What an argument may be.
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_tokens": (lambda value: value is None or value >= 1, "at least 1"),
+    "temperature": (lambda value: 0 <= value <= 5, "from 0 (greedy) to 5"),
+    "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "top_k": (lambda value: value >= 0, "0 (all tokens) or more"),
+    "min_p": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "repetition_penalty": (lambda value: 0 < value <= 10, "above 0 and at most 10; 1 means none"),
+    "presence_penalty": (lambda value: -2 <= value <= 2, "from -2 to 2"),
+    "frequency_penalty": (lambda value: -2 <= value <= 2, "from -2 to 2"),
+    "logprobs": (lambda value: value is None or 0 <= value <= 20, "from 0 to 20"),
+}
 
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """One completion. `max_tokens` None means 512, or what the context leaves; `seed` None draws one."""
+    """One completion.
+
+    `max_tokens` None means 512, or what the context leaves; `seed` None draws one. `stop` strings end the answer, and
+    only in the answer are they looked for: not in reasoning, not in tool calls. `tools` are function definitions in
+    OpenAI's form; `reasoning` False asks the model for none. A `grammar` holds all of the text, which then has neither
+    reasoning nor tool calls. Sampling is described in `SamplingParams`.
+    """
 
     messages: tuple[Message, ...]
     model: str | None = None
@@ -52,6 +87,17 @@ class GenerateRequest:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id, what is added to its logit
+    logprobs: int | None = None
+    session: str = ""  # calls of one session share a turn when there is not room for all
+    grammar: Grammar | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    reasoning: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,21 +112,38 @@ class Progress:
 
 @dataclass(frozen=True)
 class Delta:
-    """New text of the answer."""
+    """New text; a tool call comes whole, in the model's own notation."""
 
     text: str
     num_tokens: int
+    kind: TextKind = TextKind.ANSWER
+
+
+@dataclass(frozen=True)
+class TokenChoice:
+    """A token of the output, and the likeliest ones in its place."""
+
+    token_id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()  # token id, text, log-probability; likeliest first
 
 
 @dataclass(frozen=True)
 class Result:
-    """The whole answer and what it took."""
+    """The whole answer and what it took.
+
+    `text` is the answer without `reasoning` and `tool_calls`; `logprobs`, if asked for, are of every token of these.
+    """
 
     text: str
     finish_reason: FinishReason
     model: str
     prompt_tokens: int
     completion_tokens: int
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenChoice, ...] = ()
 
 
 Update = Progress | Delta | Result
@@ -89,7 +152,8 @@ Update = Progress | Delta | Result
 class Mailbox:
     """Events for one waiter on one event loop; `put` is the sink that the engine thread calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, thread: EngineThread) -> None:
+        self._thread = thread
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
 
@@ -101,19 +165,27 @@ class Mailbox:
             return False
         return True
 
-    async def get(self, timeout_s: float | None = None) -> Event | None:
+    async def get(self, timeout_s: float = math.inf) -> Event | None:
         """The next event; None after `timeout_s` without one.
 
         Raises:
             MlxMcpError: the event was a failure.
+            EngineDead: the thread died without a word.
         """
-        try:
-            event = await asyncio.wait_for(self._queue.get(), timeout_s)
-        except TimeoutError:
-            return None
-        if isinstance(event, Failed):
-            raise event.error
-        return event
+        deadline = self._loop.time() + timeout_s
+        while True:
+            wait_s = min(CHECK_S, deadline - self._loop.time())
+            try:
+                async with asyncio.timeout(wait_s):
+                    event = await self._queue.get()
+            except TimeoutError:
+                check_alive(self._thread)
+                if wait_s < CHECK_S:
+                    return None
+                continue
+            if isinstance(event, Failed):
+                raise event.error
+            return event
 
 
 @dataclass
@@ -126,6 +198,69 @@ class Preparation:
     def report(self, line: str) -> None:
         """Take a line on what is going on; called on the fetching thread, read on the event loops."""
         self.line = line
+
+
+class Answer:
+    """What has come of one sequence so far."""
+
+    def __init__(self, model: LoadedModel, prompt: Prompt, request: GenerateRequest) -> None:
+        self._model, self._prompt = model, prompt
+        self._reader = model.tokenizer.reader(prompt, request.tools, plain=request.grammar is not None)
+        self._stop = StopStrings(request.stop)
+        self._deltas: list[Delta] = []
+        self._choices: list[TokenChoice] = []
+        self.num_tokens = 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was met."""
+        return self._stop.met
+
+    def add(self, token: Token) -> list[Delta]:
+        """Take the next token; returns what it lets be shown."""
+        self.num_tokens += 1
+        if token.logprobs is not None:
+            read = self._model.tokenizer.token_text
+            top = tuple((token_id, read(token_id), logprob) for token_id, logprob in token.logprobs.top)
+            self._choices.append(TokenChoice(token.token_id, read(token.token_id), token.logprobs.logprob, top))
+        return self._show(self._reader.add(token.token_id))
+
+    def finish(self) -> list[Delta]:
+        """Take the end of the sequence; returns what was held back."""
+        shown = self._show(self._reader.finish())
+        held = Delta(self._stop.finish(), self.num_tokens)
+        self._deltas.append(held)
+        return [*shown, held] if held.text else shown
+
+    def result(self, reason: FinishReason | None) -> Result:
+        """All of it; `reason` is why the sequence ended, None if it was a stop string that ended the answer."""
+        calls = self._reader.tool_calls
+        if self.stopped or reason is None:
+            reason = FinishReason.STOP
+        elif reason is FinishReason.STOP and calls:
+            reason = FinishReason.TOOL_CALLS
+        return Result(
+            text=self._text(TextKind.ANSWER),
+            finish_reason=reason,
+            model=self._model.name,
+            prompt_tokens=len(self._prompt.ids),
+            completion_tokens=self.num_tokens,
+            reasoning=self._text(TextKind.REASONING),
+            tool_calls=calls,
+            logprobs=tuple(self._choices),
+        )
+
+    def _show(self, pieces: list[Piece]) -> list[Delta]:
+        deltas = []
+        for piece in pieces:
+            text = self._stop.feed(piece.text) if piece.kind is TextKind.ANSWER else piece.text
+            if text:
+                deltas.append(Delta(text, self.num_tokens, piece.kind))
+        self._deltas += deltas
+        return deltas
+
+    def _text(self, kind: TextKind) -> str:
+        return "".join(delta.text for delta in self._deltas if delta.kind is kind)
 
 
 class EngineClient:
@@ -164,31 +299,35 @@ class EngineClient:
                 else:
                     model = step
             assert model is not None, "loading ends with a model or an error"
-            # On a thread: a template may take long, and the loop serves everyone.
-            prompt_ids = tuple(await asyncio.to_thread(model.tokenizer.encode_chat, list(request.messages)))
-            params = sampling_params(request, len(prompt_ids), model.context_tokens)
+            # On threads: templates and grammars may take long, and the loop serves everyone.
+            tokenizer, grammar = model.tokenizer, request.grammar
+            prompt = await asyncio.to_thread(
+                tokenizer.encode_chat, list(request.messages), request.tools, request.reasoning and grammar is None
+            )
+            params = sampling_params(request, len(prompt.ids), model)
+            constraint = None
+            if grammar is not None:
+                constraint = await asyncio.to_thread(tokenizer.compile, grammar, model.vocab_size)
+            sequence_id, mailbox = next(self._ids), Mailbox(self.thread)
+            submit = Submit(sequence_id, model.name, prompt.ids, params, mailbox.put, request.session, constraint)
             # `aclosing`: a bare `async for` would leave the row running until the garbage collector comes.
-            async with aclosing(self._run(model, prompt_ids, params, request.stop)) as updates:
+            async with aclosing(self._run(submit, mailbox, Answer(model, prompt, request))) as updates:
                 async for update in updates:
                     yield update
                     if isinstance(update, Result):
                         return
             # The model was unloaded between loading and submitting: load it again.
 
-    async def _run(
-        self, model: LoadedModel, prompt_ids: tuple[int, ...], params: SamplingParams, stops: tuple[str, ...]
-    ) -> AsyncGenerator[Update, None]:
+    async def _run(self, submit: Submit, mailbox: Mailbox, answer: Answer) -> AsyncGenerator[Update, None]:
         """Submit and follow one sequence; ends without a Result if the model is not in memory."""
-        mailbox, sequence_id = Mailbox(), next(self._ids)
-        detokenizer, stop = model.tokenizer.detokenizer(), StopStrings(stops)
-        num_prompt, num_tokens, text, ended = len(prompt_ids), 0, "", False
-        total = num_prompt + params.max_tokens
+        num_prompt, ended = len(submit.prompt_ids), False
+        total = num_prompt + submit.params.max_tokens
         progress = Progress("queued", "queued", 0, total)
-        self.thread.send(Submit(sequence_id, model.name, prompt_ids, params, mailbox.put))
+        self.thread.send(submit)
         reason: FinishReason | None
         try:
             while not ended:
-                piece, reason = "", None
+                deltas, reason = [], None
                 match await mailbox.get(KEEPALIVE_S):
                     case Waiting(num_ahead):
                         progress = Progress("queued", f"queued behind {num_ahead} calls", 0, total)
@@ -196,36 +335,33 @@ class EngineClient:
                         progress = Progress(
                             "prefill", f"reading the prompt: {done} of {num_prompt} tokens", done, total
                         )
-                    case Token(token_id):
-                        num_tokens += 1
-                        piece = stop.feed(detokenizer.add(token_id))
-                        progress = Progress("decode", f"{num_tokens} tokens", num_prompt + num_tokens, total)
-                        reason = FinishReason.STOP if stop.met else None
+                    case Token() as token:
+                        deltas = answer.add(token)
+                        done = answer.num_tokens
+                        progress = Progress("decode", f"{done} tokens", num_prompt + done, total)
                     case Finished(reason):
                         ended = True
-                        piece = stop.feed(detokenizer.finish()) + stop.finish()
-                        reason = FinishReason.STOP if stop.met else reason
+                        deltas = answer.finish()
                     case Unloaded():
                         ended = True
                         return
                     case _:
                         pass  # nothing new for a while
-                if piece:
-                    text += piece
-                    yield Delta(piece, num_tokens)
-                elif reason is None:
-                    yield progress
-                if reason is not None:
-                    yield Result(text, reason, model.name, num_prompt, num_tokens)
+                for delta in deltas:
+                    yield delta
+                if reason is not None or answer.stopped:
+                    yield answer.result(reason)
                     return
+                if not deltas:
+                    yield progress
         finally:
             if not ended:
                 with suppress(EngineDead):  # then no row is left to free
-                    self.thread.send(Cancel(sequence_id))
+                    self.thread.send(Cancel(submit.sequence_id))
 
     async def _load(self, spec: ModelSpec) -> AsyncGenerator[Progress | LoadedModel, None]:
         """Yield progress and last the model, which is loaded if it is not in memory; one load serves all who ask."""
-        mailbox = Mailbox()
+        mailbox = Mailbox(self.thread)
         self.thread.send(Find(spec.name, mailbox.put))
         event = await mailbox.get()
         if isinstance(event, Loaded):
@@ -234,9 +370,10 @@ class EngineClient:
         preparation = self._prepare(spec)
         future = asyncio.wrap_future(preparation.future)
         while True:
-            done, _ = await asyncio.wait([future], timeout=1.0)
+            done, _ = await asyncio.wait([future], timeout=CHECK_S)
             if done:
                 break
+            check_alive(self.thread)
             yield Progress("loading", f"loading {spec.name}: {preparation.line}")
         self.thread.send(Load(future.result(), mailbox.put))
         while True:
@@ -290,25 +427,69 @@ def check(request: GenerateRequest) -> None:
     """
     if not any(message.content.strip() for message in request.messages if message.role != "system"):
         raise InvalidRequest("The prompt is empty. Say in `prompt` what the model should do.")
-    if request.max_tokens is not None and request.max_tokens < 1:
-        raise InvalidRequest(f"max_tokens is {request.max_tokens}; it must be at least 1.")
-    if not 0 <= request.temperature <= 5:
-        raise InvalidRequest(f"temperature is {request.temperature:g}; it must be from 0 (greedy) to 5.")
-    if not 0 < request.top_p <= 1:
-        raise InvalidRequest(f"top_p is {request.top_p:g}; it must be above 0 and at most 1.")
+    for name, (may_be, words) in RANGES.items():
+        value = getattr(request, name)
+        if not may_be(value):  # as nothing is that compares with NaN
+            raise InvalidRequest(f"{name} is {value}; it must be {words}.")
     if any(not stop for stop in request.stop):
         raise InvalidRequest("A stop string is empty; leave it out.")
+    biased = [token_id for token_id, _ in request.logit_bias]
+    if len(biased) > MAX_LOGIT_BIASES:
+        raise InvalidRequest(f"logit_bias has {len(biased)} entries; it may have {MAX_LOGIT_BIASES}.")
+    if len(set(biased)) < len(biased):
+        raise InvalidRequest("logit_bias names a token id twice; leave one out.")
+    for token_id, bias in request.logit_bias:
+        if token_id < 0 or not -100 <= bias <= 100:
+            raise InvalidRequest(
+                f"logit_bias has {bias} for token id {token_id}; ids are 0 or more, biases from -100 to 100."
+            )
+    if request.tools and request.grammar is not None:
+        raise InvalidRequest("`tools` and a grammar cannot go together: leave one out.")
+    for tool in request.tools:
+        function = tool.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InvalidRequest(
+                'A tool has no function name; write {"type": "function", "function": {"name": …, "description": …, '
+                '"parameters": …}}.'
+            )
 
 
-def sampling_params(request: GenerateRequest, num_prompt: int, context_tokens: int) -> SamplingParams:
-    """The request's sampling parameters, with max_tokens settled against the context.
+def sampling_params(request: GenerateRequest, num_prompt: int, model: LoadedModel) -> SamplingParams:
+    """The request's sampling parameters, with max_tokens settled against the model's context.
 
     Raises:
         PromptTooLong: prompt and answer do not fit.
+        InvalidRequest: logit_bias has an id that the model does not have.
     """
-    room = context_tokens - num_prompt
+    room = model.context_tokens - num_prompt
     max_tokens = request.max_tokens or max(1, min(DEFAULT_MAX_TOKENS, room))
     if max_tokens > room:
-        raise PromptTooLong(num_prompt, max_tokens, context_tokens)
-    seed = random.getrandbits(32) if request.seed is None else request.seed
-    return SamplingParams(max_tokens, request.temperature, request.top_p, seed)
+        raise PromptTooLong(num_prompt, max_tokens, model.context_tokens)
+    for token_id, _ in request.logit_bias:
+        if token_id >= model.vocab_size:
+            raise InvalidRequest(
+                f"logit_bias has token id {token_id}; the ids of {model.name!r} go up to {model.vocab_size - 1}."
+            )
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        min_p=request.min_p,
+        repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        logit_bias=request.logit_bias,
+        logprobs=request.logprobs,
+        seed=random.getrandbits(32) if request.seed is None else request.seed,
+    )
+
+
+def check_alive(thread: EngineThread) -> None:
+    """See that the engine can still answer.
+
+    Raises:
+        EngineDead: it cannot.
+    """
+    if thread.dead is not None:
+        raise EngineDead(thread.dead.cause)

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 from mlx_lm.models import base
-from mlx_lm.models.cache import ArraysCache, RotatingKVCache, create_attention_mask
+from mlx_lm.models.cache import ArraysCache, create_attention_mask
 
 from mlx_mcp.core.slots import Slab, Slot
 
@@ -48,9 +48,9 @@ class Kept:
     one that looks into its keys fails at once, where the latest token's alone would give it wrong answers.
     """
 
-    def __init__(self, keeper: Keeper, values: mx.array) -> None:
-        self.keeper = keeper
-        self.dtype = values.dtype  # some models bring what comes out of attention to the type of their values
+    def __init__(self, keeper: Keeper, dtype: mx.Dtype) -> None:
+        self.keeper = keeper  # which must not point back: a cycle would keep tensors until the garbage is collected
+        self.dtype = dtype  # some models bring what comes out of attention to the type of their values
 
 
 def attend(
@@ -69,7 +69,8 @@ def attend(
     return out
 
 
-original = base.scaled_dot_product_attention
+original: Any = base.scaled_dot_product_attention
+quantized: Any = base.quantized_scaled_dot_product_attention
 
 
 def code(model: Any) -> set[ModuleType]:
@@ -231,14 +232,14 @@ class RowCache:
         for planes, some in zip(kept, new, strict=True):
             for plane, x in zip(planes, some, strict=True):
                 plane[i : i + 1, :, start:end] = x
-        whole = [tuple(plane[i : i + 1, :, :end] for plane in planes) for planes in kept]
+        whole: list[Any] = [tuple(plane[i : i + 1, :, :end] for plane in planes) for planes in kept]
         self.keys, self.values = whole if self.layer.kv_bits else [planes[0] for planes in whole]
-        self.kept = Kept(self, values)
+        self.dtype = values.dtype
         return self.keys_and_values()
 
     def keys_and_values(self) -> tuple[Kept, Kept]:
         """What was returned last, for layers that share it."""
-        return self.kept, self.kept
+        return Kept(self, self.dtype), Kept(self, self.dtype)
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """What mlx-lm's caches make; the argument's name is theirs."""
@@ -268,12 +269,12 @@ class SlotsCache:
                         plane[run.where, :, run.longest - 1 : run.longest] = x[run.rows]
                     else:
                         plane[run.slots, :, run.positions] = x[run.rows, :, 0]
-        self.kept = Kept(self, values)
+        self.dtype = values.dtype
         return self.keys_and_values()
 
     def keys_and_values(self) -> tuple[Kept, Kept]:
         """What was returned last, for layers that share it."""
-        return self.kept, self.kept
+        return Kept(self, self.dtype), Kept(self, self.dtype)
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> int | None:
         """The window, which goes through the model to `attend`; each run has its own mask."""
@@ -286,7 +287,7 @@ class SlotsCache:
         outs = []
         for run in self.plan.runs:
             keys, values = (
-                tuple(plane[run.where, :, : run.longest] for plane in planes)
+                [plane[run.where, :, : run.longest] for plane in planes]
                 for planes in self.layer.slabs[run.slab.slab_id]
             )
             whole = len(self.plan.runs) == 1
@@ -296,9 +297,8 @@ class SlotsCache:
                 out = attention(q, keys[0], values[0], scale, own, sinks)
             else:
                 assert sinks is None, "mlx-lm has no quantized attention with sinks"
-                out = base.quantized_scaled_dot_product_attention(
-                    q[:], keys, values, scale, own, self.layer.kv_bits.group_size, self.layer.kv_bits.bits
-                )
+                bits, size = self.layer.kv_bits.bits, self.layer.kv_bits.group_size
+                out = quantized(q[:], tuple(keys), tuple(values), scale, own, size, bits)
             outs.append(out)
         return outs[0] if len(outs) == 1 else mx.concatenate(outs)
 
@@ -306,19 +306,19 @@ class SlotsCache:
 class RingsCache:
     """The rows of a batch in one WINDOW layer, one token each; every row keeps its own ring."""
 
-    def __init__(self, rings: list[RotatingKVCache]) -> None:
+    def __init__(self, rings: list[Any]) -> None:  # RotatingKVCache, which has no types
         self.rings = rings
         self.offset = mx.array([ring.offset for ring in rings])
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Kept, Kept]:
         """Append keys and values [rows, kv_heads, 1, head_dim]."""
         self.whole = [ring.update_and_fetch(keys[i : i + 1], values[i : i + 1]) for i, ring in enumerate(self.rings)]
-        self.kept = Kept(self, values)
+        self.dtype = values.dtype
         return self.keys_and_values()
 
     def keys_and_values(self) -> tuple[Kept, Kept]:
         """What was returned last, for layers that share it."""
-        return self.kept, self.kept
+        return Kept(self, self.dtype), Kept(self, self.dtype)
 
     def make_mask(
         self,
@@ -341,9 +341,9 @@ class RingsCache:
         return outs[0] if len(outs) == 1 else mx.concatenate(outs)
 
 
-def join_states(rows: list[ArraysCache]) -> ArraysCache:
-    """The rows' recurrent states, each [1, …], in one cache of [rows, …]."""
+def join_states(rows: list[Any]) -> Any:
+    """The rows' recurrent states, each an ArraysCache of [1, …], in one of [rows, …]."""
     joined = ArraysCache(len(rows[0].cache))
     for i, parts in enumerate(zip(*(row.cache for row in rows), strict=True)):
-        joined[i] = mx.concatenate(parts)
+        joined[i] = mx.concatenate(list(parts))
     return joined

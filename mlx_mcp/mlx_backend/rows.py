@@ -1,20 +1,21 @@
 """Holds the keys and values of a model's live rows, and hands them to the model as the caches it expects.
 
-Three ways, chosen by what the architecture allows: our own attention over slots and rings; mlx-lm's padded batch caches;
-each row by itself, for caches that nothing can batch. Engine thread only.
+Three ways, chosen by what the architecture allows: our own attention over slots and rings; mlx-lm's padded batch
+caches; each row by itself, for models that nothing can batch. Engine thread only.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import mlx.core as mx
-from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache, make_prompt_cache
 
 from mlx_mcp.core.scheduler import Chunk, Move
 from mlx_mcp.core.sequence import Sequence
-from mlx_mcp.core.slots import KvCost, Slot
+from mlx_mcp.core.slots import KvCost, Slab, Slot
 from mlx_mcp.errors import ModelError
 from mlx_mcp.mlx_backend.attention import (
     FullLayer,
@@ -29,10 +30,21 @@ from mlx_mcp.mlx_backend.attention import (
 )
 
 # Model files of mlx-lm that touch keys and values through their cache and `scaled_dot_product_attention` alone.
-# tests/mlx_backend/test_architectures.py proves each of them.
-ALLOWED = frozenset({"llama", "gemma3_text", "qwen3_next", "mamba2"})
-
-ALONE: frozenset[str] = frozenset()
+# tests/mlx_backend/test_architectures.py proves each of them, here and in ALONE.
+ALLOWED = frozenset(
+    """
+    Klear afmoe apertus baichuan_m1 bailing_moe bailing_moe_linear cohere cohere2 dbrx deepseek deepseek_v2 dots1
+    ernie4_5 ernie4_5_moe exaone exaone4 exaone_moe falcon_h1 gemma gemma3 gemma3_text gemma3n gemma4 gemma4_text glm
+    glm4 glm4_moe gpt2 gpt_neox gpt_oss gptj granite granitemoe granitemoehybrid helium hunyuan hunyuan_v1_dense
+    internlm2 internlm3 iquestloopcoder jamba laguna lfm2 lfm2-vl lfm2_moe lille-130m llama llama4_text mamba mamba2
+    mellum mimo mimo_v2_flash minicpm minicpm3 minimax ministral3 mistral3 mixtral muse_glimmer nanbeige nanochat
+    nemotron nemotron-nas nemotron_h olmo2 olmo3 olmo_hybrid olmoe openelm phi phi3 phimoe phixtral pixtral plamo3 qwen
+    qwen2 qwen2_moe qwen2_vl qwen3 qwen3_5 qwen3_5_moe qwen3_moe qwen3_next qwen3_vl qwen3_vl_moe recurrent_gemma rwkv7
+    seed_oss smollm3 spark2_5 starcoder2 step3p5 talkie telechat3 youtu_llm
+    """.split()
+)
+# Model files that fail or, worse, answer wrongly when the rows of a batch are padded to one length.
+ALONE = frozenset("afm7 gemma2 gpt_bigcode longcat_flash_ngram minimax_m3_vl phi3small".split())
 
 Batch = tuple[list[Sequence], list[Any]]  # rows that go through the model together, and the caches to go with
 
@@ -67,7 +79,7 @@ class Rows(ABC):
         own = (self.own.get(sequence.sequence_id, []) for sequence in sequences)
         return [cache.state for caches in own for cache in caches if cache is not None]
 
-    def move(self, move: Move) -> None:
+    def move(self, move: Move) -> None:  # noqa: B027  # not every way has slots
         """Take a row to a larger slot; nothing to do where rows have none."""
 
     def release(self, sequence_id: int) -> bool:
@@ -97,13 +109,15 @@ class PaddedRows(Rows):
     @property
     def nbytes(self) -> int:
         """See Rows.nbytes."""
-        return super().nbytes + sum(cache.nbytes for cache in self.batch)
+        return super().nbytes + sum(int(cache.nbytes) for cache in self.batch)
 
     def batches(self, sequences: list[Sequence]) -> list[Batch]:
         """One batch; who left is cut out of it, who is new is merged in."""
         if not sequences:
             return []
-        stay = [i for i, member in enumerate(self.members) if member in sequences and member.sequence_id not in self.own]
+        # Who was computed again since has caches of its own, and is as good as new.
+        there = [member in sequences and member.sequence_id not in self.own for member in self.members]
+        stay = [i for i, still in enumerate(there) if still]
         if not stay:
             self.batch = []
         elif len(stay) < len(self.members):
@@ -143,13 +157,13 @@ class SlottedRows(Rows):
         self.layers = {i: FullLayer(kv_bits) for i, leaf in enumerate(leaves(self.template)) if type(leaf) is KVCache}
         self.slots: dict[int, Slot] = {}
         self.joined_ids: list[int | None] = []  # whose states are in `joined`, in its order
-        self.joined: dict[int, ArraysCache] = {}
+        self.joined: dict[int, Any] = {}  # place among the caches → ArraysCache
 
     @property
     def nbytes(self) -> int:
         """See Rows.nbytes."""
         full = sum(layer.nbytes for layer in self.layers.values())
-        return super().nbytes + full + sum(cache.nbytes for cache in self.joined.values())
+        return super().nbytes + full + sum(int(cache.nbytes) for cache in self.joined.values())
 
     def one(self, chunk: Chunk) -> list[Any]:
         """See Rows.one."""
@@ -175,7 +189,7 @@ class SlottedRows(Rows):
         ids = [sequence.sequence_id for sequence in ordered]
         where = plan([(self.slots[i], self.lengths[i]) for i in ids])
         self._join(ids)
-        caches = []
+        caches: list[Any] = []
         for i, leaf in enumerate(leaves(self.template)):
             if i in self.layers:
                 caches.append(SlotsCache(self.layers[i], where))
@@ -244,29 +258,26 @@ def make_rows(model: Any, kv_bits: int | None) -> Rows:
         ModelError: `kv_bits` is set, and the model's keys and values cannot be quantized.
     """
     caches = make_prompt_cache(model)
-    kinds = {type(leaf) for leaf in leaves(caches)}
-    slotted = way(model, kinds) is SlottedRows
+    rows = way(model, {type(leaf) for leaf in leaves(caches)})
     model(mx.array([[0]]), cache=caches)  # to see what its keys and values look like
     mx.eval([cache.state for cache in caches])
-    quantized = None
-    if kv_bits is not None:
-        quantized = KvBits(kv_bits, group_size(leaves(caches))) if slotted else None
-        if quantized is None:
-            raise ModelError(
-                f"Keys and values of the architecture {architecture(model)!r} cannot be quantized. Start the server "
-                "without kv_bits, or choose another model."
-            )
-    cost = kv_cost(leaves(caches), quantized)
-    if slotted:
+    if rows is SlottedRows:
         hook(model)
-        return SlottedRows(model, cost, quantized)
-    return way(model, kinds)(model, cost)
+        quantized = None if kv_bits is None else KvBits(kv_bits, group_size(leaves(caches)))
+        if quantized is not None:
+            try_quantized(model, quantized)
+        return SlottedRows(model, kv_cost(leaves(caches), quantized), quantized)
+    if kv_bits is not None:
+        raise not_quantizable(f"The architecture {architecture(model)!r} reads them itself.")
+    return rows(model, kv_cost(leaves(caches), None))
 
 
 def way(model: Any, kinds: set[type]) -> type[Rows]:
     """How the rows of a model with these kinds of caches go through it."""
-    files = {m.__name__.rpartition(".")[2] for m in code(model) if hasattr(m, "Model")}
-    if files & ALONE or any(type(m).__name__ == "DynamicNTKScalingRoPE" for m in model.modules()):
+    files = {module.__name__.rpartition(".")[2] for module in code(model) if hasattr(module, "Model")}
+    # Its frequencies go by the length of the one sequence that it takes.
+    dynamic = any(type(module).__name__ == "DynamicNTKScalingRoPE" for module in model.modules())
+    if dynamic or files & ALONE:
         return SoloRows
     if files <= ALLOWED and kinds <= {KVCache, RotatingKVCache, ArraysCache}:
         return SlottedRows
@@ -278,19 +289,16 @@ def architecture(model: Any) -> str:
     return type(model).__module__.rpartition(".")[2]
 
 
-def leaves(caches: list[Any]) -> list[Any]:
+def leaves(caches: Iterable[Any]) -> list[Any]:
     """The caches with every list among them opened."""
     return [leaf for cache in caches for leaf in (leaves(cache.caches) if isinstance(cache, CacheList) else [cache])]
 
 
-def regroup(template: list[Any], flat: list[Any]) -> list[Any]:
+def regroup(template: Iterable[Any], flat: Iterable[Any]) -> list[Any]:
     """The leaves put back into lists as in the template."""
-    rest = iter(flat)
-
-    def fill(caches: Any) -> list[Any]:
-        return [CacheList(*fill(c.caches)) if isinstance(c, CacheList) else next(rest) for c in caches]
-
-    return fill(template)
+    # No function inside that calls itself: such a cycle would keep the caches until the garbage is collected.
+    rest, group = iter(flat), cast(Any, CacheList)
+    return [group(*regroup(c.caches, rest)) if isinstance(c, CacheList) else next(rest) for c in template]
 
 
 def group_size(caches: list[Any]) -> int:
@@ -299,25 +307,55 @@ def group_size(caches: list[Any]) -> int:
     Raises:
         ModelError: none does.
     """
-    widths = {array.shape[-1] for cache in caches if type(cache) is KVCache for array in (cache.keys, cache.values)}
+    full: list[Any] = [cache for cache in caches if type(cache) is KVCache]
+    widths = {array.shape[-1] for cache in full for array in (cache.keys, cache.values)}
+    if not widths:
+        raise not_quantizable("No layer keeps those of every token.")
     for size in (64, 32):
-        if widths and all(width % size == 0 for width in widths):
+        if all(width % size == 0 for width in widths):
             return size
-    raise ModelError("The model's keys and values cannot be quantized: no head is a multiple of 32 wide.")
+    raise not_quantizable(
+        f"Heads must be a multiple of 32 wide; here they are {' and '.join(map(str, sorted(widths)))}."
+    )
+
+
+def try_quantized(model: Any, kv_bits: KvBits) -> None:
+    """Let the model's attention be asked for one quantized token; nothing is computed.
+
+    Raises:
+        ModelError: mlx-lm has no quantized attention of this kind.
+    """
+    template, slot = make_prompt_cache(model), Slot(Slab(0, capacity=1, num_slots=1), 0)
+    flat = [RowCache(FullLayer(kv_bits), slot, 0) if type(leaf) is KVCache else leaf for leaf in leaves(template)]
+    try:
+        model(mx.array([[0]]), cache=regroup(template, flat))
+    except ValueError as error:
+        raise not_quantizable(f"mlx-lm says: {error}") from error
+
+
+def not_quantizable(why: str) -> ModelError:
+    """The error for a model whose keys and values cannot be quantized."""
+    return ModelError(
+        f"This model's keys and values cannot be quantized. {why} Start the server without kv_bits, or choose another "
+        "model."
+    )
 
 
 def kv_cost(caches: list[Any], quantized: KvBits | None) -> KvCost:
-    """What a row costs, told from caches that hold one token."""
+    """What a row costs at most, told from caches that hold one token."""
     token_bytes, state_bytes, windows = 0, 0, []
+    layer = FullLayer(quantized)
     for cache in caches:
-        if type(cache) is KVCache:
-            layer = FullLayer(quantized)
+        kind = type(cache)
+        if kind is KVCache:
             one = [plane for x in (cache.keys, cache.values) for plane in layer.encode(x[..., :1, :])]
             token_bytes += sum(plane.nbytes for plane in one)
-        elif type(cache) is RotatingKVCache:
+        elif kind in (RotatingKVCache, ChunkedKVCache):
             each = cache.nbytes // cache.keys.shape[2]
-            windows.append((cache.max_size, each))
-            state_bytes += cache.step * each  # what mlx-lm's ring keeps in reserve
-        else:
+            windows.append((cache.max_size if kind is RotatingKVCache else cache.chunk_size, each))
+            state_bytes += cache.step * each  # what mlx-lm keeps in reserve
+        elif kind is ArraysCache:
             state_bytes += cache.nbytes
+        else:  # a model's own: it may keep as much of every token
+            token_bytes += cache.nbytes
     return KvCost(token_bytes, tuple(windows), state_bytes)

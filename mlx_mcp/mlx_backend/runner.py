@@ -97,7 +97,7 @@ class Runner:
                 self._draw(flight, [chunk.sequence], logits)
             else:
                 # The keys and values alone: nobody reads these logits, so the vocabulary product is never computed.
-                mx.async_eval(self.rows.arrays([chunk.sequence]))
+                mx.async_eval(self.rows.arrays([chunk.sequence]))  # type: ignore[no-untyped-call]
         self.latest = flight
         self.num_launched += 1
         if self.num_launched % CLEAR_CACHE_STEPS == 0:
@@ -130,7 +130,7 @@ class Runner:
         """Draw each row's next token from logits [rows, vocab], and have all of it evaluated."""
         waits = [s for s in sequences if s.constraint is not None]
         if waits:
-            mx.async_eval(logits)  # masks are made meanwhile
+            mx.async_eval(logits)  # type: ignore[no-untyped-call]  # masks are made meanwhile
         rows = []
         for sequence in sequences:
             sequence_id = sequence.sequence_id
@@ -144,4 +144,4 @@ class Runner:
             rows.append(Row(sequence.params, index, sequence.prompt_ids, sequence.output_ids, mask))
         drawn = draw(logits, rows)
         flight.drawn.append((sequences, drawn))
-        mx.async_eval(drawn.arrays(), self.rows.arrays(sequences))
+        mx.async_eval(drawn.arrays(), self.rows.arrays(sequences))  # type: ignore[no-untyped-call]

@@ -25,7 +25,7 @@ _make_state_machine: Any = make_text_state_machine
 # One of these stands for each control token in the callers' text while the template is rendered.
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
 
-_CONTEXT = 8  # tokens that decide how the next one reads; a character has at most four
+_MAX_HELD = 16  # tokens that show nothing before they pass for broken; a character has at most four
 
 # What the text is in the states of mlx_lm's machine; "tool" is dealt with apart, any other is a message's header.
 _KINDS = {"normal": TextKind.ANSWER, "reasoning": TextKind.REASONING}
@@ -46,38 +46,39 @@ _HARMONY = {
 class StreamDetokenizer:
     """Decodes one sequence as its tokens come; the text of all pieces is the decoding of all tokens at once.
 
-    Only the latest tokens are decoded, so the cost of a token does not grow with the text.
+    Decodes from the last safe point but one, so the cost of a token does not grow with the text. (Any window of the
+    latest tokens would not do: where sentencepiece spells with bytes, a run of them that begins amid a character is
+    broken to its end.)
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []  # the latest
-        self._num_shown = 0  # characters of their text that were passed on
+        self._ids: list[int] = []
+        self._shown = ""  # the decoding of the ids before _next, which are kept for context only
+        self._next = 0
 
     def add(self, token_id: int) -> str:
         """The text that became certain with this token; never half a character."""
         self._ids.append(token_id)
-        text = self._decode()
-        broken = len(text) - len(text.rstrip("\ufffd"))
-        return self._pass_on(text, len(text) - min(broken, 3))  # what lacks bytes has at most three
+        text = self._decode(self._ids)
+        incomplete = text.endswith("\ufffd") or len(text) <= len(self._shown)
+        if incomplete and len(self._ids) - self._next < _MAX_HELD:
+            return ""  # the bytes of a character are not all here yet
+        return self._advance(text)
 
     def finish(self) -> str:
         """What was held back; broken characters show as U+FFFD."""
-        text = self._decode()
-        return self._pass_on(text, len(text))
+        return self._advance(self._decode(self._ids))
 
-    def _pass_on(self, text: str, end: int) -> str:
-        piece = text[self._num_shown : end]
-        self._num_shown = max(self._num_shown, end)
-        if len(self._ids) >= 2 * _CONTEXT:
-            # Counted from the end: at the beginning, decoding may break a character or drop a space.
-            num_held = len(text) - self._num_shown
-            self._ids = self._ids[-_CONTEXT:]
-            self._num_shown = max(0, len(self._decode()) - num_held)
+    def _advance(self, text: str) -> str:
+        piece = text[len(self._shown) :]
+        self._ids = self._ids[self._next :]
+        self._next = len(self._ids)
+        self._shown = self._decode(self._ids)
         return piece
 
-    def _decode(self) -> str:
-        text: str = self._tokenizer.decode(self._ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
 
@@ -221,12 +222,10 @@ class ChatTokenizer:
             try:
                 marks = self._marks(chat)
                 rendered = self._render(self._marked(chat, marks), reasoning)
-            except (
-                Exception
-            ) as error:  # a template is foreign code, and raises of every kind for what it does not expect
+            except Exception as error:  # a template is foreign code, and what it does not expect breaks it in any way
                 raise InvalidRequest(
-                    f"The model's chat template refuses these messages{' or tools' if tools else ''}: {error}. If it "
-                    "takes no system prompt, leave `system` out and say it in `prompt`."
+                    f"These messages{' or tools' if tools else ''} do not fit the model's chat template: {error}. If "
+                    "it takes no system prompt, leave `system` out and say it in `prompt`."
                 ) from error
             ids = self._encode(rendered, marks, add_special_tokens=not self._tokenizer.has_chat_template)
         # Only the template can have written the marker here: in the callers' text it would be a mark.
@@ -263,7 +262,9 @@ class ChatTokenizer:
 
     def _marks(self, chat: dict[str, Any]) -> dict[str, str]:
         """A private-use character for each control token; the chat uses none of them."""
-        used = set(json.dumps(chat, ensure_ascii=False))
+        text = json.dumps(chat, ensure_ascii=False)
+        text.encode()  # refuses half surrogates, for which there are no tokens
+        used = set(text)
         return dict(zip(self._controls, (c for c in map(chr, _PRIVATE_USE) if c not in used), strict=False))
 
     def _marked(self, value: Any, marks: dict[str, str]) -> Any:
@@ -319,7 +320,7 @@ def parsed_calls(parser: Any, text: str, tools: tuple[dict[str, Any], ...]) -> l
         calls = [tool_call(call) for call in (parsed if isinstance(parsed, list) else [parsed])]
     except Exception:  # models write anything, and parsers raise of every kind
         return []
-    offered = {tool["function"]["name"] for tool in tools}
+    offered = [tool["function"]["name"] for tool in tools]
     return calls if all(call.name in offered for call in calls) else []
 
 
@@ -332,7 +333,7 @@ def tool_call(parsed: dict[str, Any]) -> ToolCall:
     arguments = parsed.get("arguments") or {}
     if isinstance(arguments, str):
         arguments = json.loads(arguments)
-    # There and back: some parsers evaluate Python's literals, such as sets or bytes; and no UTF-8 holds half a surrogate.
+    # There and back: some parsers give Python's sets or bytes, and JSON may spell half a surrogate, which has no UTF-8.
     arguments = json.loads(json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode())
     if not isinstance(arguments, dict):
         raise TypeError("the arguments are no object")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
@@ -18,9 +19,9 @@ from mcp.server.mcpserver.tools import Tool
 from mcp_types import INTERNAL_ERROR, CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field, ValidationError
 
-from mlx_mcp.core.ports import Message
+from mlx_mcp.core.ports import Grammar, GrammarKind, Message
 from mlx_mcp.engine.client import Delta, EngineClient, GenerateRequest, Progress, Result
-from mlx_mcp.errors import EngineDead, MlxMcpError
+from mlx_mcp.errors import EngineDead, InvalidRequest, MlxMcpError
 from mlx_mcp.models.registry import Registry
 
 MAX_TOKENS = 131_072
@@ -35,14 +36,32 @@ EMBEDDED_NOTE = (
 READ_ONLY = {"read_only_hint": True, "destructive_hint": False, "open_world_hint": False}
 
 
+class CalledTool(BaseModel):
+    """A call that the local model asks for; nobody has carried it out."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class LikelyToken(BaseModel):
+    """A token of the answer: how it reads, its log-probability, and the likeliest ones in its place."""
+
+    token: str
+    logprob: float
+    top: list[tuple[str, float]]
+
+
 class Generation(BaseModel):
     """What `generate` returns. Hosts show a model this and nothing else, so it is small."""
 
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
     model: str
     prompt_tokens: int
     completion_tokens: int
+    reasoning: str | None = None
+    tool_calls: list[CalledTool] | None = None
+    logprobs: list[LikelyToken] | None = None
     note: str | None = None
 
 
@@ -207,14 +226,59 @@ def make_tools(client: EngineClient, registry: Registry) -> list[Tool]:
             int | None,
             Field(ge=0, le=2**32 - 1, strict=True, description="The same seed gives the same text for the same call."),
         ] = None,
+        json_schema: Annotated[
+            dict[str, Any] | None, Field(description="The answer is JSON that obeys this schema, whatever the model.")
+        ] = None,
+        regex: Annotated[str | None, Field(description="The whole answer matches this (Rust's syntax).")] = None,
+        grammar: Annotated[str | None, Field(description="The answer follows this Lark grammar, from `start`.")] = None,
+        tools: Annotated[
+            list[dict[str, Any]] | None,
+            Field(max_length=128, description="Functions in OpenAI's form that the model may ask for in `tool_calls`."),
+        ] = None,
+        reasoning: Annotated[
+            bool, Field(description="False asks a thinking model to answer at once; thoughts are never part of `text`.")
+        ] = True,
+        top_k: Annotated[
+            int, Field(ge=0, strict=True, description="Draw only from so many of the likeliest tokens; 0: all.")
+        ] = 0,
+        min_p: Annotated[
+            float, Field(ge=0, le=1, description="Draw only from tokens at least this fraction as likely as the likeliest.")
+        ] = 0.0,
+        repetition_penalty: Annotated[
+            float, Field(gt=0, le=10, description="Above 1: tokens of prompt and answer become less likely.")
+        ] = 1.0,
+        presence_penalty: Annotated[
+            float, Field(ge=-2, le=2, description="Above 0: tokens of the answer become less likely.")
+        ] = 0.0,
+        frequency_penalty: Annotated[
+            float, Field(ge=-2, le=2, description="Above 0: the more often a token was in the answer, the less likely.")
+        ] = 0.0,
+        logit_bias: Annotated[
+            dict[int, float] | None,
+            Field(max_length=1024, description="Token id to what is added to its logit, from -100 (never) to 100."),
+        ] = None,
+        logprobs: Annotated[
+            int | None,
+            Field(ge=0, le=20, strict=True, description="Return log-probabilities, with so many alternatives a token."),
+        ] = None,
     ) -> Annotated[CallToolResult, Generation]:
         """Generate text with a language model that runs on this machine; nothing leaves it.
 
         Use it to hand off work that needs no further tools: summaries, drafts, extraction, classification, a second
         opinion; calls may run in parallel. The model sees nothing but `system` and `prompt`: no files, no earlier
-        calls. Returns {text, finish_reason, model, prompt_tokens, completion_tokens}; finish_reason "length" means that
-        max_tokens cut the answer off. The first call to a model loads it, which can take minutes; progress is reported.
+        calls. For data rather than prose give `json_schema`, `regex` or `grammar`: the answer then always parses,
+        unless finish_reason is "length", which means that max_tokens cut it off. Returns {text, finish_reason, model,
+        prompt_tokens, completion_tokens}, and {reasoning}, {tool_calls} or {logprobs} where there are any. The first
+        call to a model loads it, which can take minutes; progress is reported.
         """
+        grammars = {
+            GrammarKind.JSON_SCHEMA: None if json_schema is None else json.dumps(json_schema),
+            GrammarKind.REGEX: regex,
+            GrammarKind.LARK: grammar,
+        }
+        wanted = [Grammar(kind, source) for kind, source in grammars.items() if source is not None]
+        if len(wanted) > 1:
+            raise InvalidRequest("Give one of json_schema, regex and grammar, not several.")
         messages = (Message("system", system),) if system else ()
         request = GenerateRequest(
             messages=(*messages, Message("user", prompt)),
@@ -224,6 +288,16 @@ def make_tools(client: EngineClient, registry: Registry) -> list[Tool]:
             top_p=top_p,
             stop=tuple(stop or ()),
             seed=seed,
+            grammar=wanted[0] if wanted else None,
+            tools=tuple(tools or ()),
+            reasoning=reasoning,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=tuple((logit_bias or {}).items()),
+            logprobs=logprobs,
         )
         result: Result | None = None
         async with cancelled_on_disconnect(ctx):
@@ -237,6 +311,13 @@ def make_tools(client: EngineClient, registry: Registry) -> list[Tool]:
             model=result.model,
             prompt_tokens=result.prompt_tokens,
             completion_tokens=result.completion_tokens,
+            reasoning=result.reasoning or None,
+            tool_calls=[CalledTool(name=c.name, arguments=c.arguments) for c in result.tool_calls] or None,
+            logprobs=[
+                LikelyToken(token=c.text, logprob=c.logprob, top=[(text, logprob) for _, text, logprob in c.top])
+                for c in result.logprobs
+            ]
+            or None,
             note=EMBEDDED_NOTE if by_default else None,
         )
         return CallToolResult(

@@ -3,11 +3,17 @@ import contextlib
 
 import pytest
 
-from mlx_mcp.core.ports import Message
+from mlx_mcp.core.ports import Grammar, GrammarKind, LoadedModel, Message, TextKind, ToolCall
+from mlx_mcp.core.sequence import SamplingParams, TokenLogprobs
 from mlx_mcp.engine import client as client_module
-from mlx_mcp.engine.client import Delta, GenerateRequest, Progress, Result
+from mlx_mcp.engine.client import Delta, EngineClient, GenerateRequest, Mailbox, Progress, Result, TokenChoice
+from mlx_mcp.engine.messages import Find, Load, Loaded, Submit, Unloaded
 from mlx_mcp.errors import EngineDead, InvalidRequest, ModelError, PromptTooLong, UnknownModel
-from tests.fakes import FakeLoader, fake_client
+from tests.fakes import FakeConstraint, FakeFlight, FakeLoader, FakeRegistry, FakeRunner, FakeTokenizer, fake_client
+
+LOOK = ({"type": "function", "function": {"name": "look", "parameters": {}}},)
+NAN = float("nan")
+YES = Grammar(GrammarKind.REGEX, "yes")
 
 
 def asking(text, **options):
@@ -70,6 +76,102 @@ async def test_a_stop_string_ends_the_answer_and_frees_the_row(client):
     await until(lambda: client.stats.rows == 0)
 
 
+async def test_reasoning_answer_and_tool_calls_are_told_apart(client):
+    updates = await collect(client, asking("[let me see]I look.{look}", tools=LOOK))
+    result = updates[-1]
+    assert (result.text, result.reasoning, result.tool_calls) == ("I look.", "let me see", (ToolCall("look", {}),))
+    assert result.finish_reason == "tool_calls"
+    deltas = [u for u in updates if isinstance(u, Delta)]
+    texts = {kind: "".join(d.text for d in deltas if d.kind is kind) for kind in TextKind}
+    assert texts == {"answer": "I look.", "reasoning": "let me see", "tool_call": "look"}
+
+
+async def test_an_answer_that_was_cut_off_says_so_whatever_calls_it_made(client):
+    result = await answer(client, asking("{look}and", tools=LOOK, max_tokens=7))
+    assert (result.text, result.finish_reason, result.tool_calls) == ("a", "length", (ToolCall("look", {}),))
+
+
+async def test_stop_strings_end_the_answer_and_neither_reasoning_nor_calls(client):
+    result = await answer(client, asking("[a END b]c{END}d END e", stop=("END",)))
+    assert (result.reasoning, result.text, result.finish_reason) == ("a END b", "cd ", "stop")
+    assert result.tool_calls == (ToolCall("END", {}),)
+
+
+async def test_a_stop_string_is_found_though_a_call_stands_in_its_midst(client):
+    updates = await collect(client, asking("one EN{look}D two", stop=("END",)))
+    assert (updates[-1].text, updates[-1].finish_reason) == ("one ", "stop")
+    assert "".join(u.text for u in updates if isinstance(u, Delta) and u.kind == "answer") == "one "
+
+
+async def test_a_stop_string_is_found_in_what_was_held_back_to_the_end(client):
+    result = await answer(client, asking("one {END two", stop=("END",), max_tokens=9))
+    assert (result.text, result.finish_reason) == ("one {", "stop")
+
+
+async def test_what_only_began_like_a_stop_string_is_shown_at_last(client):
+    updates = await collect(client, asking("one EN", stop=("END",)))
+    assert "".join(u.text for u in updates if isinstance(u, Delta)) == updates[-1].text == "one EN"
+
+
+async def test_reasoning_may_be_declined(client):
+    assert (await answer(client, asking("[hm]yes", reasoning=False))).reasoning == ""
+
+
+async def test_a_grammar_reaches_the_engine_compiled_and_the_answer_is_read_as_it_stands(client):
+    result = await answer(client, asking("[hm]{yes}", grammar=YES))
+    assert (result.text, result.reasoning, result.tool_calls, result.finish_reason) == ("{yes}", "", (), "stop")
+    (sequence,) = {s for step in client.loader.runner.steps for s in step.sequences}
+    assert isinstance(sequence.constraint, FakeConstraint)
+
+
+async def test_a_grammar_that_cannot_be_compiled_is_refused_before_anything_is_queued(client):
+    with pytest.raises(InvalidRequest, match="malformed"):
+        await answer(client, asking("yes", grammar=Grammar(GrammarKind.REGEX, "malformed")))
+    assert client.loader.runner.steps == []
+
+
+async def test_the_engine_gets_the_session_and_every_sampling_parameter(client):
+    params = SamplingParams(
+        max_tokens=3,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=40,
+        min_p=0.1,
+        repetition_penalty=1.1,
+        presence_penalty=-0.5,
+        frequency_penalty=2,
+        logit_bias=((97, -100), (98, 1.5)),
+        logprobs=2,
+        seed=7,
+    )
+    options = {name: getattr(params, name) for name in SamplingParams.__dataclass_fields__}
+    await answer(client, asking("abc", session="mine", **options))
+    sequence = client.loader.runner.steps[0].sequences[0]
+    assert (sequence.params, sequence.session) == (params, "mine")
+
+
+async def test_logprobs_come_with_the_text_of_each_token():
+    class Flight(FakeFlight):
+        def collect(self):
+            result = super().collect()
+            for sequence_id, token_id in result.tokens.items():
+                result.logprobs[sequence_id] = TokenLogprobs(-0.5, ((token_id, -0.5), (ord("x"), -1.0)))
+            return result
+
+    class Runner(FakeRunner):
+        def launch(self, step):
+            super().launch(step)
+            return Flight(self, step)
+
+    client = fake_client(FakeLoader(Runner()))
+    result = await answer(client, asking("ab", logprobs=2))
+    assert result.logprobs == (
+        TokenChoice(97, "a", -0.5, ((97, "a", -0.5), (120, "x", -1.0))),
+        TokenChoice(98, "b", -0.5, ((98, "b", -0.5), (120, "x", -1.0))),
+    )
+    assert client.close()
+
+
 async def test_max_tokens_cuts_with_length(client):
     result = await answer(client, asking("hello", max_tokens=2))
     assert (result.text, result.finish_reason, result.completion_tokens) == ("he", "length", 2)
@@ -105,6 +207,13 @@ async def test_a_call_cancelled_while_its_model_loads_leaves_nothing_behind(clie
     assert (await answer(client, asking("abc"))).text == "abc"
 
 
+async def test_looking_after_the_engine_is_no_sign_of_life(client, monkeypatch):
+    monkeypatch.setattr(client_module, "CHECK_S", 0.002)
+    begin = asyncio.get_running_loop().time()
+    assert await Mailbox(client.thread).get(0.05) is None
+    assert asyncio.get_running_loop().time() - begin >= 0.05
+
+
 async def test_a_long_wait_shows_signs_of_life(client, monkeypatch):
     monkeypatch.setattr(client_module, "KEEPALIVE_S", 0.01)
     await answer(client, asking("a"))
@@ -128,9 +237,31 @@ async def test_a_long_wait_shows_signs_of_life(client, monkeypatch):
         (asking("a" * 100), PromptTooLong, "Shorten the prompt to fewer than 100 tokens"),
         (asking("a" * 99, max_tokens=2), PromptTooLong, "Lower max_tokens to 1"),
         (asking("a", temperature=-0.1), InvalidRequest, "temperature"),
-        (asking("a", temperature=float("nan")), InvalidRequest, "temperature"),
+        (asking("a", temperature=NAN), InvalidRequest, "temperature"),
         (asking("a", top_p=0), InvalidRequest, "top_p"),
         (asking("a", stop=("",)), InvalidRequest, "stop string is empty"),
+        (asking("a", top_k=-1), InvalidRequest, "top_k is -1; it must be 0"),
+        (asking("a", min_p=1.1), InvalidRequest, "min_p is 1.1; it must be from 0 to 1"),
+        (asking("a", min_p=NAN), InvalidRequest, "min_p"),
+        (asking("a", top_p=NAN), InvalidRequest, "top_p"),
+        (asking("a", repetition_penalty=0), InvalidRequest, "repetition_penalty"),
+        (asking("a", repetition_penalty=float("inf")), InvalidRequest, "at most 10"),
+        (asking("a", repetition_penalty=NAN), InvalidRequest, "repetition_penalty"),
+        (asking("a", presence_penalty=-2.5), InvalidRequest, "presence_penalty is -2.5; it must be from -2 to 2"),
+        (asking("a", presence_penalty=NAN), InvalidRequest, "presence_penalty"),
+        (asking("a", frequency_penalty=2.5), InvalidRequest, "frequency_penalty"),
+        (asking("a", frequency_penalty=NAN), InvalidRequest, "frequency_penalty"),
+        (asking("a", logprobs=-1), InvalidRequest, "logprobs"),
+        (asking("a", logprobs=21), InvalidRequest, "from 0 to 20"),
+        (asking("a", logit_bias=((-1, 1.0),)), InvalidRequest, "ids are 0 or more"),
+        (asking("a", logit_bias=((1, 101.0),)), InvalidRequest, "from -100 to 100"),
+        (asking("a", logit_bias=((1, NAN),)), InvalidRequest, "from -100 to 100"),
+        (asking("a", logit_bias=((1, 1.0), (1, 2.0))), InvalidRequest, "token id twice"),
+        (asking("a", logit_bias=tuple((i, 1.0) for i in range(1025))), InvalidRequest, "it may have 1024"),
+        (asking("a", logit_bias=((0x110000, 1.0),)), InvalidRequest, "the ids of 'tiny' go up to 1114111"),
+        (asking("a", grammar=YES, tools=LOOK), InvalidRequest, "leave one out"),
+        (asking("a", tools=({"name": "look"},)), InvalidRequest, "no function name; write"),
+        (asking("a", tools=({"function": {"name": 1}},)), InvalidRequest, "no function name; write"),
         (asking("a", model="none"), UnknownModel, "Call list_models"),
     ],
 )
@@ -181,6 +312,39 @@ async def test_a_dead_engine_answers_every_call_at_once(client):
     assert {type(r) for r in results} == {EngineDead}
     with pytest.raises(EngineDead):
         await answer(client, asking("abc"))
+
+
+class SilentThread:
+    """An engine thread that answers some commands, and dies without a word."""
+
+    def __init__(self, answers):
+        self.answers, self.sent, self.dead = answers, [], None
+
+    def send(self, command):
+        self.sent.append(type(command))
+        if type(command) in self.answers:
+            command.sink(self.answers[type(command)])
+
+
+async def test_whoever_waits_hears_within_two_seconds_that_the_engine_died():
+    model = Loaded(LoadedModel("tiny", None, FakeTokenizer(), frozenset(), 0x110000, 100, 0))
+    finding, preparing, loading, running = threads = [
+        SilentThread({}),
+        SilentThread({Find: Unloaded()}),
+        SilentThread({Find: Unloaded()}),
+        SilentThread({Find: model}),
+    ]
+    held = FakeLoader()
+    held.hold.clear()
+    clients = [EngineClient(t, FakeRegistry(), held if t is preparing else FakeLoader()) for t in threads]
+    calls = [asyncio.create_task(answer(client, asking("abc"))) for client in clients]
+    await until(lambda: Find in finding.sent and held.prepared and Load in loading.sent and Submit in running.sent)
+    for thread in threads:
+        thread.dead = EngineDead("gone")
+    async with asyncio.timeout(2):
+        results = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(r) for r in results} == {EngineDead}
+    held.hold.set()
 
 
 def test_one_client_serves_several_event_loops(client):

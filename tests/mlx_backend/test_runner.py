@@ -16,6 +16,7 @@ from mlx_mcp.core.slots import Ledger, SlotPool, capacity_for
 from mlx_mcp.errors import ModelError
 from mlx_mcp.mlx_backend import runner as runner_module
 from mlx_mcp.mlx_backend.runner import Runner
+from tests.effort import EFFORT
 from tests.models_made import make_model
 
 LIMITS = Limits(max_running=6, chunk_tokens=16, prefill_tokens_idle=32, prefill_tokens_busy=16)
@@ -151,7 +152,7 @@ def assert_as_alone(alone, bound, machine, sequences):
 EVENTS = st.lists(st.sampled_from(["join", "join", "step", "step", "step", "cancel", "drop all"]), min_size=6, max_size=60)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12 * EFFORT, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(EVENTS, st.permutations(range(len(ROWS))), st.sampled_from([1 << 40, 2.2, 3.0]), st.integers(0, 1 << 32))
 def test_every_row_of_a_batch_is_bit_by_bit_what_it_is_alone(kind, alone, events, order, memory, seed):
     model, kv_bits, bound = kind

@@ -1,95 +1,397 @@
+import json
+from itertools import groupby, pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers
 
-from mlx_mcp.core.ports import Message
+from mlx_mcp.core.ports import Grammar, GrammarKind, Message, Prompt, ToolCall
 from mlx_mcp.errors import InvalidRequest
-from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
+from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer, StreamDetokenizer
 from mlx_mcp.models.registry import EMBEDDED_FOLDER
-from tests.models_made import make_model
+from tests.models_made import TEMPLATE, write_tokenizer
 
 CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>"]
+ASSISTANT = "<|im_start|>assistant\n"
+
+# As Qwen3's: `tool_call.name` is what mlx_lm knows the notation by.
+JSON_TOOLS = "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}{# <tool_call> tool_call.name #}"
+THINKING = "{% if enable_thinking %}<think>\n{% else %}<think>\n\n</think>\n\n{% endif %}"
+QWEN = {"template": JSON_TOOLS + TEMPLATE + THINKING, "added": ["<think>", "</think>", "<tool_call>", "</tool_call>"]}
+MISTRAL = {"template": TEMPLATE + "{# [TOOL_CALLS] #}", "special": ["[TOOL_CALLS]", "[ARGS]", "[INST]"]}
+LFM = {"template": TEMPLATE, "special": ["<|tool_call_start|>", "<|tool_call_end|>"]}
+HARMONY = {"template": TEMPLATE, "special": ["<|channel|>", "<|message|>", "<|start|>", "<|end|>"]}
+
+LOOK = ({"type": "function", "function": {"name": "look", "description": "Look there.", "parameters": {}}},)
+HI = [Message("user", "hi")]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder):
+def make_tokenizer(folder, template=TEMPLATE, added=(), special=()):
+    write_tokenizer(folder, template)
+    path = str(folder / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.add_tokens(list(added))
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.save(path)
     return ChatTokenizer(folder, None)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return make_tokenizer(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    return make_tokenizer(tmp_path_factory.mktemp("qwen"), **QWEN)
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return ChatTokenizer(EMBEDDED_FOLDER, None)
+
+
+@pytest.fixture(scope="module")
+def mistral(tmp_path_factory):
+    return make_tokenizer(tmp_path_factory.mktemp("mistral"), **MISTRAL)
+
+
+def encoded(tokenizer, text):
+    return tokenizer._tokenizer.encode(text, add_special_tokens=False)
 
 
 def decoded(tokenizer, ids):
     return tokenizer._tokenizer.decode(ids, skip_special_tokens=False)
 
 
+def joined(pieces):
+    """Pieces end to end, one per run of a kind."""
+    return [(kind.value, "".join(p.text for p in run)) for kind, run in groupby(pieces, key=lambda p: p.kind)]
+
+
+def read(tokenizer, *parts, reasoning=False, tools=LOOK, plain=False):
+    """What a reader makes of an answer whose parts are encoded one by one: its pieces and its calls."""
+    reader = tokenizer.reader(Prompt((), reasoning), tools, plain)
+    pieces = [piece for part in parts for token_id in encoded(tokenizer, part) for piece in reader.add(token_id)]
+    return joined(pieces + reader.finish()), list(reader.tool_calls)
+
+
+# Prompts
+
+
 def test_a_chat_is_rendered_by_the_models_own_template(tokenizer):
-    ids = tokenizer.encode_chat([Message("system", "be brief"), Message("user", "hi")])
-    assert decoded(tokenizer, ids) == (
-        "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    prompt = tokenizer.encode_chat([Message("system", "be brief"), Message("user", "hi")])
+    assert decoded(tokenizer, prompt.ids) == (
+        f"<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n{ASSISTANT}"
     )
 
 
 @pytest.mark.parametrize("control", CONTROLS)
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
 def test_control_tokens_in_a_text_stay_text(tokenizer, control, role):
-    plain = tokenizer.encode_chat([Message(role, "x"), Message("user", "y")])
-    forged = tokenizer.encode_chat([Message(role, f"x{control}{control} z"), Message("user", "y")])
+    plain = tokenizer.encode_chat([Message(role, "x"), Message("user", "y")]).ids
+    forged = tokenizer.encode_chat([Message(role, f"x{control}{control} z"), Message("user", "y")]).ids
     ids = tokenizer._tokenizer.convert_tokens_to_ids(CONTROLS)
     assert [i for i in forged if i in ids] == [i for i in plain if i in ids]
     assert f"x{control}{control} z" in decoded(tokenizer, forged)
 
 
+@pytest.mark.parametrize("place", ["name", "description", "parameter", "value"])
+def test_control_tokens_in_tools_and_roles_stay_text(qwen, place):
+    def controls(word, role):
+        words = dict.fromkeys(["name", "description", "parameter", "value"], "x") | {place: word}
+        parameters = {"properties": {words["parameter"]: {"enum": [[words["value"]], 1, None]}}}
+        function = {"name": words["name"], "description": words["description"], "parameters": parameters}
+        ids = qwen.encode_chat([Message(role, "hi")], ({"type": "function", "function": function},)).ids
+        assert word in decoded(qwen, ids)
+        return [i for i in ids if i in qwen._tokenizer.get_added_vocab().values()]
+
+    assert controls("<|im_end|><tool_call>", "<|im_end|>") == controls("x", "user")
+
+
 def test_text_without_control_tokens_is_encoded_as_the_template_and_tokenizer_have_it(tokenizer):
     text = "a <b> [c] \U000f0000 ünïcode\n\n 中文 </think"
-    rendered = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
-    expected = tokenizer._tokenizer.encode(rendered, add_special_tokens=False)
-    assert tokenizer.encode_chat([Message("user", text)]) == expected
+    rendered = f"<|im_start|>user\n{text}<|im_end|>\n{ASSISTANT}"
+    assert list(tokenizer.encode_chat([Message("user", text)]).ids) == encoded(tokenizer, rendered)
 
 
 def test_private_use_characters_beside_a_control_token_stay_what_they_are(tokenizer):
     text = "\U000f0000<|im_end|>\U000f0001\U000f0000"
-    assert text in decoded(tokenizer, tokenizer.encode_chat([Message("user", text)]))
+    assert text in decoded(tokenizer, tokenizer.encode_chat([Message("user", text)]).ids)
 
 
-def test_a_template_that_refuses_says_so(tmp_path):
-    template = "{{ raise_exception('System role not supported') }}"
-    tokenizer = ChatTokenizer(make_model(tmp_path, template=template), None)
-    with pytest.raises(InvalidRequest, match="System role not supported"):
-        tokenizer.encode_chat([Message("user", "hi")])
+@pytest.mark.parametrize("template", ["{{ raise_exception('no system role') }}", "{{ 'no system role' + 1 }}"])
+def test_a_template_that_refuses_says_so(tmp_path, template):
+    tokenizer = make_tokenizer(tmp_path, template)
+    with pytest.raises(InvalidRequest, match=r"These messages do not fit .*(no system role|str)"):
+        tokenizer.encode_chat(HI)
+
+
+def test_text_that_is_none_is_refused(tokenizer):
+    with pytest.raises(InvalidRequest, match="surrogates not allowed"):
+        tokenizer.encode_chat([Message("user", "half \ud83d")])
 
 
 def test_a_model_without_a_template_gets_the_plain_text(tmp_path):
-    tokenizer = ChatTokenizer(make_model(tmp_path, template=None), None)
-    assert decoded(tokenizer, tokenizer.encode_chat([Message("user", "just text")])) == "just text"
+    tokenizer = make_tokenizer(tmp_path, template=None)
+    assert decoded(tokenizer, tokenizer.encode_chat([Message("user", "just text")]).ids) == "just text"
 
 
-def streamed(tokenizer, text):
-    ids = tokenizer._tokenizer.encode(text, add_special_tokens=False)
-    detokenizer = tokenizer.detokenizer()
-    pieces = [detokenizer.add(i) for i in ids]
-    return ids, pieces, detokenizer.finish()
+def test_a_template_gets_the_tools(qwen, embedded):
+    assert '"name": "look"' in decoded(qwen, qwen.encode_chat(HI, LOOK).ids)
+    assert "Tools: look()." in decoded(embedded, embedded.encode_chat(HI, LOOK).ids)
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=40))
-def test_streamed_text_is_the_whole_text_and_never_half_a_character(text):
-    tokenizer = ChatTokenizer(EMBEDDED_FOLDER, None)
-    ids, pieces, last = streamed(tokenizer, text)
-    assert "".join(pieces) + last == tokenizer._tokenizer.decode(ids, skip_special_tokens=True)
+@pytest.mark.parametrize("template", [TEMPLATE, None])
+def test_tools_for_a_model_that_cannot_call_any_are_refused_with_the_next_step(tmp_path, template):
+    tokenizer = make_tokenizer(tmp_path, template)
+    with pytest.raises(InvalidRequest, match="leave `tools` out"):
+        tokenizer.encode_chat(HI, LOOK)
+
+
+def test_tools_that_a_template_cannot_take_are_refused(qwen):
+    nested = {}
+    for _ in range(5000):
+        nested = {"items": nested}
+    with pytest.raises(InvalidRequest, match="These messages or tools do not fit"):
+        qwen.encode_chat(HI, ({"function": {"name": "look", "parameters": nested}},))
+
+
+def test_a_prompt_says_whether_the_template_opened_the_reasoning(qwen):
+    asked, not_asked = qwen.encode_chat(HI), qwen.encode_chat(HI, reasoning=False)
+    assert decoded(qwen, asked.ids).endswith(f"{ASSISTANT}<think>\n")
+    assert decoded(qwen, not_asked.ids).endswith(f"{ASSISTANT}<think>\n\n</think>\n\n")
+    assert (asked.reasoning, not_asked.reasoning) == (True, False)
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, "{% for m in messages %}{{ m.content }}{% endfor %}"])
+def test_no_text_can_pass_for_reasoning_that_the_template_opened(tmp_path, template):
+    tokenizer = make_tokenizer(tmp_path, template, added=QWEN["added"])
+    assert tokenizer._tokenizer.has_thinking
+    assert not tokenizer.encode_chat([Message("user", "end with <think>\n")]).reasoning
+
+
+# Streaming
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(max_size=60), cuts=st.lists(st.integers(0, 60), max_size=6))
+def test_streamed_text_is_the_whole_text_and_never_half_a_character(embedded, text, cuts):
+    ids = [i for part in cut(text, cuts) for i in encoded(embedded, part)]
+    reader = embedded.reader(Prompt(()), plain=True)
+    pieces = [piece.text for i in ids for piece in reader.add(i)]
+    last = "".join(piece.text for piece in reader.finish())
+    assert "".join(pieces) + last == embedded._tokenizer.decode(ids, skip_special_tokens=True)
     if "\ufffd" not in text:
         assert not any("\ufffd" in piece for piece in pieces)
 
 
+def cut(text, cuts):
+    ends = sorted({min(c, len(text)) for c in cuts} | {0, len(text)})
+    return [text[a:b] for a, b in pairwise(ends)]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 1023), max_size=60))
+def test_any_tokens_read_as_they_do_all_at_once(embedded, ids):
+    detokenizer = StreamDetokenizer(embedded._tokenizer)
+    pieces = [detokenizer.add(i) for i in ids]
+    assert "".join(pieces) + detokenizer.finish() == decoded(embedded, ids)
+
+
+def test_text_of_a_tokenizer_that_spells_with_bytes_and_marks_words_by_spaces_survives_streaming(tmp_path):
+    # As sentencepiece's: decoding drops the first space, and reads bytes in runs.
+    vocab = ["<unk>", "<|im_end|>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdefghijklmnopqrstuvwxyz"]
+    spm = Tokenizer(models.BPE({t: i for i, t in enumerate(vocab)}, [], unk_token="<unk>", byte_fallback=True))
+    spm.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    spm.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    write_tokenizer(tmp_path, None)
+    spm.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = ChatTokenizer(tmp_path, None)
+    text = "one two  three é 中文 🙂🙂🙂🙂🙂🙂 " * 3
+    assert read(tokenizer, text) == ([("answer", text)], [])
+    assert [tokenizer.token_text(i) for i in encoded(tokenizer, "a b")] == [" ", "a", " ", "b"]
+
+
+def test_a_tokens_cost_does_not_grow_with_the_text(tokenizer):
+    class Counting:
+        def decode(self, ids, **options):
+            sizes.append(len(ids))
+            return tokenizer._tokenizer.decode(ids, **options)
+
+    sizes = []
+    detokenizer = StreamDetokenizer(Counting())
+    half = encoded(tokenizer, "é")[0]
+    for token_id in [half] * 200 + encoded(tokenizer, "the agent reads the file " * 20):
+        detokenizer.add(token_id)
+    assert max(sizes) <= 32
+
+
 def test_a_character_that_never_ends_is_shown_as_broken_at_last(tokenizer):
-    ids = tokenizer._tokenizer.encode("né", add_special_tokens=False)[:-1]
-    detokenizer = tokenizer.detokenizer()
-    assert "".join(detokenizer.add(i) for i in ids) == "n"
+    detokenizer = StreamDetokenizer(tokenizer._tokenizer)
+    assert "".join(detokenizer.add(i) for i in encoded(tokenizer, "né")[:-1]) == "n"
     assert detokenizer.finish() == "\ufffd"
 
 
 def test_leading_spaces_and_newlines_survive_streaming(tokenizer):
-    _, pieces, last = streamed(tokenizer, "  two\n\n three ")
-    assert "".join(pieces) + last == "  two\n\n three "
+    assert read(tokenizer, "\n  two\n\n three ") == ([("answer", "\n  two\n\n three ")], [])
+
+
+def test_special_tokens_are_not_shown(qwen, mistral):
+    assert read(qwen, "a<|im_start|>b<|endoftext|>") == ([("answer", "ab")], [])
+    assert read(mistral, "a[INST]b") == ([("answer", "ab")], [])
+
+
+def test_a_token_reads_as_it_would_in_a_text(tokenizer):
+    def reads(text):
+        return [tokenizer.token_text(i) for i in encoded(tokenizer, text)]
+
+    assert reads("the agent") == ["the", " agent"]
+    assert reads("é<|im_end|>") == ["\ufffd", "\ufffd", "<|im_end|>"]
+
+
+# Reasoning and tool calls
+
+
+def test_reasoning_is_told_from_the_answer_whoever_opened_it(qwen):
+    expected = [("reasoning", "let me see\n"), ("answer", "It is.")], []
+    assert read(qwen, "<think>\nlet me see\n</think>\n\nIt is.") == expected
+    assert read(qwen, "\nlet me see\n</think>\n\nIt is.", reasoning=True) == expected
+
+
+def test_a_plain_answer_is_not_split(qwen, mistral):
+    text = '<think>a</think>\n<tool_call>{"name": "look"}</tool_call>'
+    assert read(qwen, text, plain=True, reasoning=True) == ([("answer", text)], [])
+    assert read(mistral, "[TOOL_CALLS]look[ARGS]{}", plain=True) == ([("answer", "look{}")], [])
+
+
+def test_what_only_begins_like_a_marker_is_text(qwen):
+    assert read(qwen, "a < b <thin") == ([("answer", "a < b <thin")], [])
+
+
+def test_calls_are_parsed_and_told_from_the_answer(qwen):
+    calls = ['{"name": "look", "arguments": {"at": "é"}}', '\n{"name": "look", "arguments": "{\\"at\\": 2}"}\n']
+    pieces, parsed = read(qwen, f"Let me.<tool_call>{calls[0]}</tool_call>\n<tool_call>{calls[1]}</tool_call>\nSo.")
+    assert pieces == [("answer", "Let me."), ("tool_call", "".join(calls)), ("answer", "So.")]
+    assert parsed == [ToolCall("look", {"at": "é"}), ToolCall("look", {"at": 2})]
+
+
+@pytest.mark.parametrize("arguments", ["", ', "arguments": {}', ', "arguments": null', ', "arguments": ""'])
+def test_a_call_may_have_no_arguments(qwen, arguments):
+    text = f'{{"name": "look"{arguments}}}'
+    assert read(qwen, f"<tool_call>{text}</tool_call>") == ([("tool_call", text)], [ToolCall("look", {})])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "look!",
+        '{"name": "look", "arguments": {"at": ',
+        '{"name": "burn", "arguments": {}}',
+        '{"name": ["look"], "arguments": {}}',
+        '{"arguments": {}}',
+        '"look"',
+        "[]",
+        '[{"name": "look"}, {"name": "burn"}]',
+        '{"name": "look", "arguments": [1]}',
+        '{"name": "look", "arguments": "x"}',
+        '{"name": "look", "arguments": {"at": NaN}}',
+        '{"name": "look", "arguments": {"at": "\\ud800"}}',
+        "[" * 5000,
+    ],
+)
+def test_what_is_no_call_of_an_offered_tool_is_shown_as_it_was_written(qwen, text):
+    written = f"Well.\n<tool_call>{text}</tool_call>\nYes."
+    assert read(qwen, written) == ([("answer", written)], [])
+
+
+def test_a_call_that_was_not_asked_for_is_text(qwen):
+    written = '<tool_call>{"name": "look"}</tool_call>'
+    assert read(qwen, written, tools=()) == ([("answer", written)], [])
+
+
+def test_a_call_that_was_cut_off_is_shown_and_is_no_call(qwen):
+    whole = '<tool_call>{"name": "look", "arguments": {}}'
+    assert read(qwen, whole) == ([("answer", whole)], [])
+    assert read(qwen, f"{whole}</tool") == ([("answer", f"{whole}</tool")], [])
+
+
+def test_special_tokens_mark_calls_and_stand_in_them(mistral):
+    call = '[{"name": "look", "arguments": {"at": 1}}]'
+    assert read(mistral, f"So[TOOL_CALLS]{call}") == (
+        [("answer", "So"), ("tool_call", call)],
+        [ToolCall("look", {"at": 1})],
+    )
+    assert read(mistral, 'look: [TOOL_CALLS]look[ARGS]{"at": 1}[TOOL_CALLS]look[ARGS]{}')[1] == [
+        ToolCall("look", {"at": 1}),
+        ToolCall("look", {}),
+    ]
+
+
+def test_a_call_without_an_end_marker_that_was_cut_off_is_shown(mistral):
+    written = 'So[TOOL_CALLS]look[ARGS]{"at": '
+    assert read(mistral, written) == ([("answer", written)], [])
+
+
+def test_arguments_that_json_cannot_hold_are_no_call(tmp_path):
+    lfm = make_tokenizer(tmp_path, **LFM)
+    assert read(lfm, "<|tool_call_start|>[look(at=(1, 2))]<|tool_call_end|>")[1] == [ToolCall("look", {"at": [1, 2]})]
+    written = "<|tool_call_start|>[look(at={1, 2})]<|tool_call_end|>"
+    assert read(lfm, written) == ([("answer", written)], [])
+
+
+def test_the_channels_of_gpt_oss_are_told_apart(tmp_path):
+    harmony = make_tokenizer(tmp_path, **HARMONY)
+    written = (
+        "<|channel|>analysis<|message|>Let me see.<|end|><|start|>assistant<|channel|>commentary<|message|>I look."
+        "<|end|><|start|>assistant<|channel|>final<|message|>It is."
+    )
+    assert read(harmony, written) == ([("reasoning", "Let me see."), ("answer", "I look.It is.")], [])
+
+
+def test_the_embedded_models_calls_are_read(embedded):
+    call = '{"name": "look", "arguments": {"at": "the door"}}'
+    assert read(embedded, f"<tool_call>{call}</tool_call>")[1] == [ToolCall("look", {"at": "the door"})]
+
+
+TEXTS = st.text(alphabet="a<>/é中\n ", max_size=12)  # parts of markers, and none whole
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    parts=st.lists(st.tuples(st.sampled_from(["reasoning", "answer", "call", "no call"]), TEXTS), max_size=5),
+    cuts=st.lists(st.integers(0, 200), max_size=12),
+)
+def test_however_an_answer_is_cut_into_tokens_its_pieces_are_the_same(qwen, parts, cuts):
+    written, expected, calls, after_marker = "", [], [], False
+    for kind, text in parts:
+        call = json.dumps({"name": "look", "arguments": {"at": text}}, ensure_ascii=False)
+        written += {
+            "reasoning": f"<think>{text}</think>",
+            "answer": text,
+            "call": f"<tool_call>{call}</tool_call>",
+            "no call": f"<tool_call>{text}</tool_call>",
+        }[kind]
+        match kind:
+            case "reasoning":
+                expected.append((kind, text.lstrip("\n")))
+            case "answer":
+                expected.append((kind, text.lstrip("\n") if after_marker else text))
+            case "call":
+                expected.append(("tool_call", call))
+                calls.append(ToolCall("look", {"at": text}))
+            case "no call":
+                expected.append(("answer", f"<tool_call>{text}</tool_call>"))
+        after_marker = kind in ("reasoning", "call") or (after_marker and kind == "answer" and not expected[-1][1])
+    runs = groupby((part for part in expected if part[1]), key=lambda part: part[0])
+    assert read(qwen, *cut(written, cuts)) == ([(kind, "".join(text for _, text in run)) for kind, run in runs], calls)
+
+
+def test_a_grammar_is_compiled_over_the_models_vocabulary(embedded):
+    constraint = embedded.compile(Grammar(GrammarKind.REGEX, "yes|no"), 1024)
+    allowed = int.from_bytes(constraint.mask(), "little")
+    assert {embedded.token_text(i)[0] for i in range(1024) if allowed >> i & 1} == {"y", "n"}
