@@ -227,7 +227,9 @@ def mixed(rounds: int) -> None:
     model = make_model(MODEL_25M)
     lines = ([128] * 7 + [2048], [512] * 7 + [8192], [128, 256, 512, 1024, 2048, 4096])
     for lengths in lines:
-        decode(model, 2048, lengths, rounds, "mixed " + "+".join(f"{lengths.count(n)}x{n}" for n in sorted(set(lengths))))
+        decode(
+            model, 2048, lengths, rounds, "mixed " + "+".join(f"{lengths.count(n)}x{n}" for n in sorted(set(lengths)))
+        )
 
 
 def gap(rounds: int) -> None:
@@ -253,7 +255,9 @@ def gap(rounds: int) -> None:
             worst[name].append(max(gaps))
             side.close()
     a, b = median(worst["ours"]), median(worst["theirs"])
-    print(f"gap                    ours {a * 1e3:7.1f} ms   theirs {b * 1e3:7.1f} ms   {a / b:5.3f} of theirs", flush=True)
+    print(
+        f"gap                    ours {a * 1e3:7.1f} ms   theirs {b * 1e3:7.1f} ms   {a / b:5.3f} of theirs", flush=True
+    )
 
 
 def sampling(rounds: int) -> None:
@@ -273,9 +277,12 @@ def sampling(rounds: int) -> None:
         ours.close()
         theirs.close()
     (a, b), (c, d) = figures["greedy"], figures["top-p"]
-    print(f"sampling greedy step   ours {a * 1e3:7.1f} ms   theirs {b * 1e3:7.1f} ms   {b / a:5.2f}x as fast")
-    print(f"sampling top-p step    ours {c * 1e3:7.1f} ms   theirs {d * 1e3:7.1f} ms   {d / c:5.2f}x as fast")
-    print(f"sampling top-p itself  ours {(c - a) * 1e3:7.1f} ms   theirs {(d - b) * 1e3:7.1f} ms   {(d - b) / (c - a):5.2f}x as fast")
+    for label, ours_s, theirs_s in (("greedy step", a, b), ("top-p step", c, d), ("top-p itself", c - a, d - b)):
+        print(
+            f"sampling {label:13} ours {ours_s * 1e3:7.1f} ms   theirs {theirs_s * 1e3:7.1f} ms   "
+            f"{theirs_s / ours_s:5.2f}x as fast",
+            flush=True,
+        )
 
 
 def overhead(rounds: int) -> None:
@@ -301,7 +308,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     args = parser.parse_args()
     random.seed(0)
-    print(f"{mx.default_device()}, {BLAS or 'the BLAS of the wheel'}, medians of {args.rounds} blocks of {BLOCK} steps", flush=True)
+    print(
+        f"{mx.default_device()}, {BLAS or 'the BLAS of the wheel'}, medians of {args.rounds} blocks of {BLOCK} steps",
+        flush=True,
+    )
     for name in args.sections or SECTIONS:
         SECTIONS[name](args.rounds)
 

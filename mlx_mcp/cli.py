@@ -150,7 +150,7 @@ def run(
 ) -> None:
     """Answer one prompt in the terminal, as it is generated."""
     from mlx_mcp.config import Config
-    from mlx_mcp.core.ports import Message
+    from mlx_mcp.core.ports import Message, TextKind
     from mlx_mcp.engine.client import EngineClient, GenerateRequest
     from mlx_mcp.wiring import wire
 
@@ -170,9 +170,9 @@ def run(
                 match update:
                     case Progress(_, message):
                         status.update(message)
-                    case Delta(piece, _):
+                    case Delta(piece, _, kind):
                         status.stop()
-                        typer.echo(piece, nl=False)
+                        typer.echo(piece, nl=False, err=kind is not TextKind.ANSWER)
                     case Result():
                         result = update
         assert result is not None, "a generation ends with a result or an error"

@@ -28,7 +28,9 @@ class Config(BaseSettings):
     openblas: bool = Field(True, description="put an installed OpenBLAS in front on Linux CPUs")
     max_weights_bytes: int | None = Field(None, gt=0, description="memory for weights; three quarters of it if unset")
     max_kv_bytes: int | None = Field(None, gt=0, description="memory for keys and values; an eighth of it if unset")
-    kv_bits: int | None = Field(None, description="8 or 4: keep keys and values quantized; unset: as the model has them")
+    kv_bits: int | None = Field(
+        None, description="8 or 4: keep keys and values quantized; unset: as the model has them"
+    )
     max_running: int = Field(16, ge=1, le=512, description="generations that run at once, per model")
     max_waiting: int = Field(1024, ge=0, description="calls that may wait for a place")
     chunk_tokens: int = Field(128, ge=64, le=8192, multiple_of=64, description="tokens of a prompt computed at once")

@@ -98,11 +98,14 @@ class FakeRunner:
     explode: Exception | None = None
     endless: bool = False
     ahead: bool = False
-    cost: KvCost = KvCost(token_bytes=1)
     kv_bytes: int = 0
 
     def __post_init__(self):
         self.gate.set()
+
+    @property
+    def cost(self):
+        return KvCost(token_bytes=1)
 
     @property
     def num_rows(self):

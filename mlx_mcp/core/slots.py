@@ -1,8 +1,8 @@
 """Where rows keep their keys and values, and what that costs. Knows sizes and places, not what is in them.
 
 A row has a slot: room for `capacity` tokens. Slots of one capacity are cut from slabs, so that the rows of a slab are
-attended to in one call; a row joins or leaves by taking or freeing a slot, which moves no other row. A slab goes as soon
-as its last row does.
+attended to in one call; a row joins or leaves by taking or freeing a slot, which moves no other row. A slab goes as
+soon as its last row does.
 
     slab 1: capacity 128   [row a][row b][ free ][row c]
     slab 2: capacity 2048  [row d                      ]

@@ -63,7 +63,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "top_k": (lambda value: value >= 0, "0 (all tokens) or more"),
     "min_p": (lambda value: 0 <= value <= 1, "from 0 to 1"),
-    "repetition_penalty": (lambda value: 0 < value <= 10, "above 0 and at most 10; 1 means none"),
+    "repetition_penalty": (lambda value: 0.01 <= value <= 10, "from 0.01 to 10; 1 means none"),
     "presence_penalty": (lambda value: -2 <= value <= 2, "from -2 to 2"),
     "frequency_penalty": (lambda value: -2 <= value <= 2, "from -2 to 2"),
     "logprobs": (lambda value: value is None or 0 <= value <= 20, "from 0 to 20"),

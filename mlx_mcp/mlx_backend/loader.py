@@ -11,6 +11,7 @@ import json
 import os
 import struct
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder} is not a model folder: it has no config.json.") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder / 'config.json'} cannot be read: {error}") from error
+    with suppress(OSError, ValueError):  # where mlx_lm looks first for the tokens that end a turn
+        generation = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        config["eos_token_id"] = generation.get("eos_token_id") or config.get("eos_token_id")
     if "model_file" in config:
         raise ModelError(f"{folder} wants to run its own Python file ({config['model_file']!r}); that is never done.")
     return config

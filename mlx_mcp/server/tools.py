@@ -17,7 +17,7 @@ from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
 from mcp_types import INTERNAL_ERROR, CallToolResult, TextContent, ToolAnnotations
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from mlx_mcp.core.ports import Grammar, GrammarKind, Message
 from mlx_mcp.engine.client import Delta, EngineClient, GenerateRequest, Progress, Result
@@ -27,6 +27,9 @@ from mlx_mcp.models.registry import Registry
 MAX_TOKENS = 131_072
 PROGRESS_INTERVAL_S = 0.1  # each notification costs about 0.5 ms of the event loop
 PROGRESS_CHARS = 160  # hosts cut the message at 200
+# A text that may be left out or null. Not `str | None`: of those the SDK parses what reads as JSON, such as the regular
+# expression "[0]", and then finds that it is no text.
+Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
 P = ParamSpec("P")
 R = TypeVar("R")
 EMBEDDED_NOTE = (
@@ -200,10 +203,8 @@ def make_tools(client: EngineClient, registry: Registry) -> list[Tool]:
     async def generate(
         prompt: Annotated[str, Field(description="What the model should do, with all it needs to know.")],
         ctx: Context,
-        system: Annotated[str | None, Field(description="System prompt: role and rules.")] = None,
-        model: Annotated[
-            str | None, Field(description="A name from list_models; the default model if left out.")
-        ] = None,
+        system: Annotated[Text, Field(description="System prompt: role and rules.")] = "",
+        model: Annotated[Text, Field(description="A name from list_models; the default model if left out.")] = "",
         max_tokens: Annotated[
             int | None,
             Field(
@@ -229,8 +230,8 @@ def make_tools(client: EngineClient, registry: Registry) -> list[Tool]:
         json_schema: Annotated[
             dict[str, Any] | None, Field(description="The answer is JSON that obeys this schema, whatever the model.")
         ] = None,
-        regex: Annotated[str | None, Field(description="The whole answer matches this (Rust's syntax).")] = None,
-        grammar: Annotated[str | None, Field(description="The answer follows this Lark grammar, from `start`.")] = None,
+        regex: Annotated[Text, Field(description="The whole answer matches this (Rust's syntax).")] = "",
+        grammar: Annotated[Text, Field(description="The answer follows this Lark grammar, from `start`.")] = "",
         tools: Annotated[
             list[dict[str, Any]] | None,
             Field(max_length=128, description="Functions in OpenAI's form that the model may ask for in `tool_calls`."),
@@ -242,10 +243,11 @@ def make_tools(client: EngineClient, registry: Registry) -> list[Tool]:
             int, Field(ge=0, strict=True, description="Draw only from so many of the likeliest tokens; 0: all.")
         ] = 0,
         min_p: Annotated[
-            float, Field(ge=0, le=1, description="Draw only from tokens at least this fraction as likely as the likeliest.")
+            float,
+            Field(ge=0, le=1, description="Draw only from tokens at least this fraction as likely as the likeliest."),
         ] = 0.0,
         repetition_penalty: Annotated[
-            float, Field(gt=0, le=10, description="Above 1: tokens of prompt and answer become less likely.")
+            float, Field(ge=0.01, le=10, description="Above 1: tokens of prompt and answer become less likely.")
         ] = 1.0,
         presence_penalty: Annotated[
             float, Field(ge=-2, le=2, description="Above 0: tokens of the answer become less likely.")
@@ -272,17 +274,17 @@ def make_tools(client: EngineClient, registry: Registry) -> list[Tool]:
         call to a model loads it, which can take minutes; progress is reported.
         """
         grammars = {
-            GrammarKind.JSON_SCHEMA: None if json_schema is None else json.dumps(json_schema),
+            GrammarKind.JSON_SCHEMA: "" if json_schema is None else json.dumps(json_schema),
             GrammarKind.REGEX: regex,
             GrammarKind.LARK: grammar,
         }
-        wanted = [Grammar(kind, source) for kind, source in grammars.items() if source is not None]
+        wanted = [Grammar(kind, source) for kind, source in grammars.items() if source]
         if len(wanted) > 1:
             raise InvalidRequest("Give one of json_schema, regex and grammar, not several.")
         messages = (Message("system", system),) if system else ()
         request = GenerateRequest(
             messages=(*messages, Message("user", prompt)),
-            model=model,
+            model=model or None,
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -304,7 +306,7 @@ def make_tools(client: EngineClient, registry: Registry) -> list[Tool]:
             result = await follow(client, request, ProgressReporter(ctx))
         if result is None:
             raise ToolError("The client disconnected.")
-        by_default = model is None and registry.nothing_configured
+        by_default = not model and registry.nothing_configured
         generation = Generation(
             text=result.text,
             finish_reason=result.finish_reason.value,

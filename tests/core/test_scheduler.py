@@ -188,7 +188,9 @@ def test_what_does_not_fit_waits_and_nobody_small_slips_past():
 
 def test_what_can_never_fit_is_refused_at_once_with_the_figures():
     scheduler = make(limit_bytes=1_000_000)
-    with pytest.raises(RequestTooLarge, match=r"need 1\.\d MB .* may use 1\.0 MB\. Lower max_tokens to (\d+)") as caught:
+    with pytest.raises(
+        RequestTooLarge, match=r"need 1\.\d MB .* may use 1\.0 MB\. Lower max_tokens to (\d+)"
+    ) as caught:
         scheduler.add(sequence(1, 1000, max_tokens=1_200_000))
     most = int(str(caught.value).split("max_tokens to ")[1].split()[0])
     scheduler.add(sequence(2, 1000, max_tokens=most))
@@ -350,7 +352,9 @@ def test_no_step_goes_ahead_of_other_work(reason):
 @given(st.integers(0, 1 << 32), st.integers(512, 4000), st.integers(1, 6))
 def test_whatever_comes_and_goes_every_sequence_gets_all_its_tokens_once(seed, limit_bytes, max_running):
     rng = random.Random(seed)
-    limits = Limits(max_running=max_running, max_waiting=50, chunk_tokens=16, prefill_tokens_idle=32, prefill_tokens_busy=16)
+    limits = Limits(
+        max_running=max_running, max_waiting=50, chunk_tokens=16, prefill_tokens_idle=32, prefill_tokens_busy=16
+    )
     scheduler, ahead, alive, number = make(limits, limit_bytes), None, {}, 0
     computed = {}
     for _ in range(4000):
@@ -378,5 +382,6 @@ def test_whatever_comes_and_goes_every_sequence_gets_all_its_tokens_once(seed, l
         for s in scheduler.commit(step, {s.sequence_id: 9 for s in step.drawing}):
             assert len(alive.pop(s.sequence_id).output_ids) == s.params.max_tokens
         scheduler.check_integrity()
-    assert not alive and not scheduler.has_work
+    assert not alive
+    assert not scheduler.has_work
     assert scheduler.pool.ledger.used_bytes == 0

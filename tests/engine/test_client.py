@@ -245,7 +245,7 @@ async def test_a_long_wait_shows_signs_of_life(client, monkeypatch):
         (asking("a", min_p=NAN), InvalidRequest, "min_p"),
         (asking("a", top_p=NAN), InvalidRequest, "top_p"),
         (asking("a", repetition_penalty=0), InvalidRequest, "repetition_penalty"),
-        (asking("a", repetition_penalty=float("inf")), InvalidRequest, "at most 10"),
+        (asking("a", repetition_penalty=float("inf")), InvalidRequest, "from 0.01 to 10"),
         (asking("a", repetition_penalty=NAN), InvalidRequest, "repetition_penalty"),
         (asking("a", presence_penalty=-2.5), InvalidRequest, "presence_penalty is -2.5; it must be from -2 to 2"),
         (asking("a", presence_penalty=NAN), InvalidRequest, "presence_penalty"),

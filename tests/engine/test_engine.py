@@ -189,7 +189,9 @@ def test_rows_that_come_and_go_while_steps_run_ahead_hear_the_same(ahead):
 
 def test_a_thousand_cancels_at_random_moments_leave_nothing_behind():
     rng = random.Random(3)
-    engine = loaded_engine(max_kv_bytes=3000, max_running=6, chunk_tokens=8, prefill_tokens_idle=16, prefill_tokens_busy=8)
+    engine = loaded_engine(
+        max_kv_bytes=3000, max_running=6, chunk_tokens=8, prefill_tokens_idle=16, prefill_tokens_busy=8
+    )
     engine.loader.runner.endless = True
     live, number = [], 0
     for _ in range(1000):
@@ -278,7 +280,9 @@ def test_two_who_ask_for_one_model_wait_for_one_reading():
 
 
 def test_a_load_that_fails_tells_everyone_and_the_next_one_may_succeed():
-    engine = Engine(FakeLoader(fail_weights=OSError("disk gone")), Limits(), max_weights_bytes=1000, max_kv_bytes=1 << 30)
+    engine = Engine(
+        FakeLoader(fail_weights=OSError("disk gone")), Limits(), max_weights_bytes=1000, max_kv_bytes=1 << 30
+    )
     events = load(engine)
     engine.step()
     engine.step()

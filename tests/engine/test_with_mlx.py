@@ -121,7 +121,9 @@ async def test_a_seed_gives_the_same_text_alone_and_in_any_batch(client):
 
     alone = [(await answer(client, request(seed))).text for seed in range(4)]
     others = [ask(question, FACTS, temperature=0.5, min_p=0.1) for question in QUESTIONS]
-    crowd = await asyncio.gather(*(answer(client, r) for r in [*others, *(request(seed) for seed in range(4)), *others]))
+    crowd = await asyncio.gather(
+        *(answer(client, r) for r in [*others, *(request(seed) for seed in range(4)), *others])
+    )
     assert [r.text for r in crowd[3:7]] == alone
     assert len(set(alone)) == 4
 

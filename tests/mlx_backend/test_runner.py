@@ -149,7 +149,9 @@ def assert_as_alone(alone, bound, machine, sequences):
 
 
 # What happens before each step: a row joins, one is cancelled, all are computed again, or nothing.
-EVENTS = st.lists(st.sampled_from(["join", "join", "step", "step", "step", "cancel", "drop all"]), min_size=6, max_size=60)
+EVENTS = st.lists(
+    st.sampled_from(["join", "join", "step", "step", "step", "cancel", "drop all"]), min_size=6, max_size=60
+)
 
 
 @settings(max_examples=12 * EFFORT, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -6,6 +6,7 @@ import contextlib
 import pytest
 from mcp import Client, MCPError
 
+from mlx_mcp.core.ports import Grammar, GrammarKind
 from mlx_mcp.errors import ModelError
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.server import tools as tools_module
@@ -45,6 +46,83 @@ async def test_generate_returns_the_text_alone_and_a_small_structured_result(eng
         "prompt_tokens": 5,
         "completion_tokens": 5,
     }
+
+
+async def test_reasoning_and_tool_calls_come_apart_from_the_text(engine, mode):
+    look = {"type": "function", "function": {"name": "look"}}
+    async with connect(engine, mode) as client:
+        result = await generate(client, "[hm]yes{look}", tools=[look])
+    assert [block.text for block in result.content] == ["yes"]
+    assert result.structured_content == {
+        "text": "yes",
+        "finish_reason": "tool_calls",
+        "model": "tiny",
+        "prompt_tokens": 13,
+        "completion_tokens": 13,
+        "reasoning": "hm",
+        "tool_calls": [{"name": "look", "arguments": {}}],
+    }
+
+
+async def test_every_argument_reaches_the_engine(engine, mode, monkeypatch):
+    asked = []
+    generate_for_real = engine.generate
+    monkeypatch.setattr(engine, "generate", lambda request: asked.append(request) or generate_for_real(request))
+    given = {
+        "max_tokens": 7,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 3,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.2,
+        "frequency_penalty": -0.3,
+        "seed": 5,
+        "reasoning": False,
+        "logprobs": 2,
+    }
+    async with connect(engine, mode) as client:
+        result = await generate(client, logit_bias={"101": -1}, json_schema={"type": "object"}, stop=["x"], **given)
+    assert not result.is_error
+    (request,) = asked
+    assert {name: getattr(request, name) for name in given} == given
+    assert request.logit_bias == ((101, -1.0),)
+    assert request.grammar == Grammar(GrammarKind.JSON_SCHEMA, '{"type": "object"}')
+    assert request.stop == ("x",)
+
+
+async def test_text_that_reads_as_json_stays_text_and_null_is_as_good_as_nothing(engine):
+    async with connect(engine, "auto") as client:
+        result = await generate(
+            client, "?", system='{"rules": 1}', regex="[0]", grammar=None, model="tiny", stop=None
+        )
+        default = await generate(client, system=None, model=None, regex=None)
+    assert result.structured_content["text"] == '{"rules": 1}?'
+    assert default.structured_content["model"] == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"json_schema": {}, "regex": "a"}, "one of json_schema, regex and grammar"),
+        ({"regex": "malformed"}, "malformed"),
+        ({"grammar": "a", "tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"top_k": -1}, "top_k"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"frequency_penalty": -3}, "frequency_penalty"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"2000000": 1}}, "logit_bias"),
+    ],
+)
+async def test_what_cannot_be_done_is_refused_with_the_arguments_name(engine, arguments, words):
+    async with connect(engine, "auto") as client:
+        result = await generate(client, **arguments)
+    assert result.is_error
+    assert words in result.content[0].text
 
 
 async def test_the_tools_say_what_hosts_need_to_know(engine, mode):
