@@ -320,22 +320,16 @@ class RingsCache:
         """What was returned last, for layers that share it."""
         return Kept(self, self.dtype), Kept(self, self.dtype)
 
-    def make_mask(
-        self,
-        N: int,  # the name is mlx-lm's
-        return_array: bool = False,
-        window_size: int | None = None,
-    ) -> list[Any] | None:
-        """Each row's own mask, in a list that goes through the model to `attend`; None if no row has one."""
-        masks = [ring.make_mask(N, window_size=window_size, return_array=return_array) for ring in self.rings]
-        return None if all(mask is None for mask in masks) else masks
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> None:
+        """None: a ring holds no more than its window."""
+        assert N == 1, f"{N} tokens in a step of one token each"
+        assert window_size is None or window_size >= self.rings[0].max_size, "a window smaller than its ring"
 
     def attend(self, queries: mx.array, scale: float, mask: Any, sinks: mx.array | None) -> mx.array:
         """See Keeper.attend."""
-        assert mask is None or isinstance(mask, list), "the model made a mask of its own"
-        masks = mask or [None] * len(self.rings)
+        assert mask is None, "the model made a mask of its own"
         outs = [
-            attention(queries[i : i + 1], keys, values, scale, masks[i], sinks)
+            attention(queries[i : i + 1], keys, values, scale, None, sinks)
             for i, (keys, values) in enumerate(self.whole)
         ]
         return outs[0] if len(outs) == 1 else mx.concatenate(outs)
