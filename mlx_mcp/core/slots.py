@@ -24,7 +24,8 @@ class KvCost:
 
     token_bytes: int = 0  # per token of capacity: layers that keep every token
     windows: tuple[tuple[int, int], ...] = ()  # most tokens kept, bytes per token: layers that keep the last ones
-    state_bytes: int = 0  # layers that keep a state of one size
+    state_bytes: int = 0  # layers that keep a state of one size, and what is kept in reserve
+    padded: bool = False  # every row takes as much as the longest
 
     def row_bytes(self, capacity: int) -> int:
         """The most that a row with room for `capacity` tokens takes."""
@@ -87,7 +88,11 @@ class SlotPool:
     @property
     def used_bytes(self) -> int:
         """What the slabs cost, free slots included."""
-        return sum(self._slab_bytes(slab) for slab in self.slabs.values())
+        slabs = self.slabs.values()
+        if self.cost.padded:
+            longest = max((slab.capacity for slab in slabs), default=0)
+            return len(slabs) * self.cost.row_bytes(longest)
+        return sum(slab.num_slots * self.cost.row_bytes(slab.capacity) for slab in slabs)
 
     def take(self, num_tokens: int) -> Slot | None:
         """A slot with room for `num_tokens`, in the fullest slab of its class or in a new one; None if neither fits."""
@@ -108,8 +113,9 @@ class SlotPool:
         assert slot.index not in free, f"double free of {slot}"
         free.add(slot.index)
         if len(free) == slab.num_slots:
+            before = self.used_bytes
             del self.slabs[slab.slab_id], self.free[slab.slab_id]
-            self.ledger.refund(self._slab_bytes(slab))
+            self.ledger.refund(before - self.used_bytes)
 
     def alone_bytes(self, num_tokens: int) -> int:
         """What one row of `num_tokens` costs if there is no other."""
@@ -128,20 +134,18 @@ class SlotPool:
         """A new slab as large as its class is already, or as fits; None if not even one slot does."""
         in_class = sum(slab.num_slots for slab in self.slabs.values() if slab.capacity == capacity)
         num_slots = 1
-        if capacity <= MAX_SHARED_CAPACITY:
+        if capacity <= MAX_SHARED_CAPACITY and not self.cost.padded:
             num_slots = min(MAX_SLAB_SLOTS, max(1, SLAB_TOKENS // capacity, in_class))
+        before, slab_id = self.used_bytes, self.num_made
         while num_slots:
-            slab = Slab(self.num_made, capacity, num_slots)
-            if self.ledger.charge(self._slab_bytes(slab)):
+            self.slabs[slab_id] = Slab(slab_id, capacity, num_slots)
+            if self.ledger.charge(self.used_bytes - before):
                 self.num_made += 1
-                self.slabs[slab.slab_id] = slab
-                self.free[slab.slab_id] = set(range(num_slots))
-                return slab.slab_id
+                self.free[slab_id] = set(range(num_slots))
+                return slab_id
+            del self.slabs[slab_id]
             num_slots //= 2
         return None
-
-    def _slab_bytes(self, slab: Slab) -> int:
-        return slab.num_slots * self.cost.row_bytes(slab.capacity)
 
 
 def capacity_for(num_tokens: int) -> int:

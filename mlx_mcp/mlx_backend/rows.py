@@ -266,10 +266,10 @@ def make_rows(model: Any, kv_bits: int | None) -> Rows:
         quantized = None if kv_bits is None else KvBits(kv_bits, group_size(leaves(caches)))
         if quantized is not None:
             try_quantized(model, quantized)
-        return SlottedRows(model, kv_cost(leaves(caches), quantized), quantized)
+        return SlottedRows(model, kv_cost(leaves(caches), quantized, SlottedRows), quantized)
     if kv_bits is not None:
         raise not_quantizable(f"The architecture {architecture(model)!r} reads them itself.")
-    return rows(model, kv_cost(leaves(caches), None))
+    return rows(model, kv_cost(leaves(caches), None, rows))
 
 
 def way(model: Any, kinds: set[type]) -> type[Rows]:
@@ -341,7 +341,7 @@ def not_quantizable(why: str) -> ModelError:
     )
 
 
-def kv_cost(caches: list[Any], quantized: KvBits | None) -> KvCost:
+def kv_cost(caches: list[Any], quantized: KvBits | None, rows: type[Rows]) -> KvCost:
     """What a row costs at most, told from caches that hold one token."""
     token_bytes, state_bytes, windows = 0, 0, []
     layer = FullLayer(quantized)
@@ -349,13 +349,15 @@ def kv_cost(caches: list[Any], quantized: KvBits | None) -> KvCost:
         kind = type(cache)
         if kind is KVCache:
             one = [plane for x in (cache.keys, cache.values) for plane in layer.encode(x[..., :1, :])]
-            token_bytes += sum(plane.nbytes for plane in one)
+            each = sum(plane.nbytes for plane in one)
+            token_bytes += each
+            state_bytes += 0 if rows is SlottedRows else cache.step * each  # what mlx-lm keeps in reserve
         elif kind in (RotatingKVCache, ChunkedKVCache):
             each = cache.nbytes // cache.keys.shape[2]
             windows.append((cache.max_size if kind is RotatingKVCache else cache.chunk_size, each))
-            state_bytes += cache.step * each  # what mlx-lm keeps in reserve
+            state_bytes += cache.step * each
         elif kind is ArraysCache:
             state_bytes += cache.nbytes
         else:  # a model's own: it may keep as much of every token
             token_bytes += cache.nbytes
-    return KvCost(token_bytes, tuple(windows), state_bytes)
+    return KvCost(token_bytes, tuple(windows), state_bytes, padded=rows is PaddedRows)

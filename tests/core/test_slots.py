@@ -86,6 +86,20 @@ def test_windows_and_states_are_counted_with_their_bounds():
     assert pool(token_bytes=10, state_bytes=7).alone_bytes(3) == 1287
 
 
+def test_padded_rows_are_charged_as_much_as_the_longest_each():
+    p = pool(limit_bytes=5000, padded=True)
+    short = [p.take(100), p.take(100)]
+    assert p.ledger.used_bytes == 2 * 128
+    long = p.take(1000)
+    assert p.ledger.used_bytes == 3 * 1024
+    assert p.take(1500) is None  # four times 1536
+    p.give_back(long)
+    assert p.ledger.used_bytes == 2 * 128
+    for slot in short:
+        p.give_back(slot)
+    assert p.ledger.used_bytes == 0
+
+
 def test_two_models_share_one_ledger():
     ledger = Ledger(2048)
     a, b = SlotPool(ledger, KvCost(1)), SlotPool(ledger, KvCost(1))
@@ -95,14 +109,18 @@ def test_two_models_share_one_ledger():
     assert b.take(1500) is not None
 
 
-@given(st.lists(st.one_of(st.integers(1, 3000), st.integers(-20, -1)), max_size=60), st.integers(100, 20_000))
-def test_slots_held_and_slots_free_always_add_up(orders, limit_bytes):
-    p, held = pool(limit_bytes=limit_bytes), []
+@given(
+    st.lists(st.one_of(st.integers(1, 3000), st.integers(-20, -1)), max_size=60),
+    st.integers(100, 20_000),
+    st.booleans(),
+)
+def test_slots_held_and_slots_free_always_add_up(orders, limit_bytes, padded):
+    p, held = pool(limit_bytes=limit_bytes, padded=padded), []
     for order in orders:  # take so many tokens, or give the n-th of the held back
         if order > 0:
             slot = p.take(order)
             if slot is None:
-                assert p.used_bytes + p.alone_bytes(order) > limit_bytes
+                assert padded or p.used_bytes + p.alone_bytes(order) > limit_bytes
             else:
                 assert slot.capacity >= order
                 held.append(slot)

@@ -93,9 +93,7 @@ async def test_every_argument_reaches_the_engine(engine, mode, monkeypatch):
 
 async def test_text_that_reads_as_json_stays_text_and_null_is_as_good_as_nothing(engine):
     async with connect(engine, "auto") as client:
-        result = await generate(
-            client, "?", system='{"rules": 1}', regex="[0]", grammar=None, model="tiny", stop=None
-        )
+        result = await generate(client, "?", system='{"rules": 1}', regex="[0]", grammar=None, model="tiny", stop=None)
         default = await generate(client, system=None, model=None, regex=None)
     assert result.structured_content["text"] == '{"rules": 1}?'
     assert default.structured_content["model"] == "tiny"
