@@ -115,30 +115,15 @@ def attention(
 
 @dataclass(frozen=True)
 class Run:
-    """Rows [first_row, first_row + n) of the batch, which lie in slots [first_slot, first_slot + n) of one slab."""
+    """Neighbouring rows of the batch, n of them, that lie in neighbouring slots of one slab."""
 
     slab: Slab
-    first_row: int
-    first_slot: int
-    lengths: list[int]  # tokens kept before this step
+    rows: slice  # where they are in the batch
+    where: slice  # where they are in the slab
+    longest: int  # tokens to attend to, this step's included
     slots: mx.array  # [n]
-    positions: mx.array  # [n]
+    positions: mx.array  # [n]: where each row's token of this step goes
     mask: mx.array | None  # [n, 1, 1, longest]: each row's own tokens; None where all are as long
-
-    @property
-    def rows(self) -> slice:
-        """Where the rows are in the batch."""
-        return slice(self.first_row, self.first_row + len(self.lengths))
-
-    @property
-    def where(self) -> slice:
-        """Where the rows are in the slab."""
-        return slice(self.first_slot, self.first_slot + len(self.lengths))
-
-    @property
-    def longest(self) -> int:
-        """Tokens to attend to, this step's included."""
-        return max(self.lengths) + 1
 
     def within(self, window: int) -> mx.array:
         """A mask like `mask` of each row's own last `window` tokens."""
@@ -156,16 +141,18 @@ class Plan:
 
 def plan(rows: list[tuple[Slot, int]]) -> Plan:
     """The plan for rows of slot and length; they must come in order of slab and slot."""
-    runs, at = [], 0
+    runs: list[Run] = []
     for _, group in groupby(enumerate(rows), lambda pair: (pair[1][0].slab, pair[1][0].index - pair[0])):
-        members = [row for _, row in group]
-        lengths = [length for _, length in members]
-        slab, first = members[0][0].slab, members[0][0].index
-        positions, mask = mx.array(lengths), None
-        if min(lengths) < max(lengths):
-            mask = (mx.arange(max(lengths) + 1) <= positions[:, None])[:, None, None]
-        runs.append(Run(slab, at, first, lengths, mx.arange(first, first + len(members)), positions, mask))
-        at += len(members)
+        members = list(group)
+        row, (slot, _) = members[0]
+        n, lengths = len(members), [length for _, (_, length) in members]
+        positions, longest = mx.array(lengths), max(lengths) + 1
+        mask = None
+        if min(lengths) + 1 < longest:
+            mask = (mx.arange(longest) <= positions[:, None])[:, None, None]
+        where = slice(slot.index, slot.index + n)
+        slots = mx.arange(where.start, where.stop)
+        runs.append(Run(slot.slab, slice(row, row + n), where, longest, slots, positions, mask))
     return Plan(runs, mx.array([length for _, length in rows]))
 
 
@@ -239,7 +226,8 @@ class RowCache:
 
     def keys_and_values(self) -> tuple[Kept, Kept]:
         """What was returned last, for layers that share it."""
-        return Kept(self, self.dtype), Kept(self, self.dtype)
+        kept = Kept(self, self.dtype)
+        return kept, kept
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """What mlx-lm's caches make; the argument's name is theirs."""
@@ -274,7 +262,8 @@ class SlotsCache:
 
     def keys_and_values(self) -> tuple[Kept, Kept]:
         """What was returned last, for layers that share it."""
-        return Kept(self, self.dtype), Kept(self, self.dtype)
+        kept = Kept(self, self.dtype)
+        return kept, kept
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> int | None:
         """The window, which goes through the model to `attend`; each run has its own mask."""
@@ -318,7 +307,8 @@ class RingsCache:
 
     def keys_and_values(self) -> tuple[Kept, Kept]:
         """What was returned last, for layers that share it."""
-        return Kept(self, self.dtype), Kept(self, self.dtype)
+        kept = Kept(self, self.dtype)
+        return kept, kept
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> None:
         """None: a ring holds no more than its window."""
