@@ -26,7 +26,7 @@ class Config(BaseSettings):
     port: int = Field(8080, ge=0, le=65535, description="port for --http; 0 takes a free one")
     token: SecretStr | None = Field(None, description="bearer token that --http callers must send")
     openblas: bool = Field(True, description="put an installed OpenBLAS in front on Linux CPUs")
-    max_weights_bytes: int | None = Field(None, gt=0, description="memory for weights; three quarters of it if unset")
+    max_weights_bytes: int | None = Field(None, gt=0, description="memory for weights; five eighths of it if unset")
     max_kv_bytes: int | None = Field(None, gt=0, description="memory for keys and values; an eighth of it if unset")
     kv_bits: int | None = Field(
         None, description="8 or 4: keep keys and values quantized; unset: as the model has them"

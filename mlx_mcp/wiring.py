@@ -57,7 +57,8 @@ def wire(config: Config) -> tuple[EngineClient, Registry]:
         config.prefill_tokens_idle,
         config.prefill_tokens_busy,
     )
-    max_weights_bytes = config.max_weights_bytes or available_memory_bytes() * 3 // 4
+    max_weights_bytes = config.max_weights_bytes or available_memory_bytes() * 5 // 8
+    # Together three quarters of it: about what Metal lets a process hold.
     max_kv_bytes = config.max_kv_bytes or available_memory_bytes() // 8
     thread = EngineThread(lambda: Engine(loader, limits, max_weights_bytes, max_kv_bytes))
     return EngineClient(thread, registry, loader), registry

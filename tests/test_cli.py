@@ -56,10 +56,14 @@ def test_a_mistake_is_told_in_one_line_that_names_the_next_step(arguments, words
     assert done.stdout == ""
 
 
-def test_a_setting_that_is_out_of_range_is_named():
-    done = mlx_mcp_command("models", MLX_MCP_PORT="99999")
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("port", "99999"), ("kv_bits", "3"), ("chunk_tokens", "100"), ("prefill_tokens_busy", "64"), ("max_kv_bytes", "0")],
+)
+def test_a_setting_that_is_out_of_range_is_named(setting, value):
+    done = mlx_mcp_command("models", **{f"MLX_MCP_{setting.upper()}": value})
     assert done.returncode == 2
-    assert "port" in done.stderr
+    assert setting in done.stderr
 
 
 def test_settings_come_from_the_file_then_the_environment_then_the_flag(tmp_path):

@@ -56,7 +56,14 @@ def http_app(server: MCPServer[Any], client: EngineClient, config: Config) -> St
 
     async def health(request: Request) -> JSONResponse:
         stats = client.stats
-        body = {"running": stats.running, "waiting": stats.waiting, "rows": stats.rows, "models": list(stats.models)}
+        body = {
+            "running": stats.running,
+            "waiting": stats.waiting,
+            "rows": stats.rows,
+            "kv_bytes": stats.kv_bytes,
+            "preemptions": stats.preemptions,
+            "models": list(stats.models),
+        }
         dead = client.thread.dead
         return JSONResponse({"status": "dead" if dead else "ok", **body}, status_code=503 if dead else 200)
 
