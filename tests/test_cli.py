@@ -58,7 +58,13 @@ def test_a_mistake_is_told_in_one_line_that_names_the_next_step(arguments, words
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("port", "99999"), ("kv_bits", "3"), ("chunk_tokens", "100"), ("prefill_tokens_busy", "64"), ("max_kv_bytes", "0")],
+    [
+        ("port", "99999"),
+        ("kv_bits", "3"),
+        ("chunk_tokens", "100"),
+        ("prefill_tokens_busy", "64"),
+        ("max_kv_bytes", "0"),
+    ],
 )
 def test_a_setting_that_is_out_of_range_is_named(setting, value):
     done = mlx_mcp_command("models", **{f"MLX_MCP_{setting.upper()}": value})

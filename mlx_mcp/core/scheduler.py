@@ -216,6 +216,7 @@ class Scheduler:
         """Take a sequence's slot; it is the next of its session, and its session the next of all."""
         self._leave(sequence)
         sequence.num_computed = 0
+        sequence.num_preemptions += 1
         queue = self.waiting.pop(sequence.session, deque())
         queue.appendleft(sequence)
         self.waiting = {sequence.session: queue, **self.waiting}
@@ -257,14 +258,17 @@ class Scheduler:
                 self._take_turn(session)
 
     def _crowding(self, session: str) -> Sequence | None:
-        """The youngest sequence of the session that runs the most, if that is several and `session` runs none."""
+        """The youngest sequence of the session that runs the most, if that is several and `session` runs none.
+
+        Not one that gave way before: sessions that come and go could have it computed again and again.
+        """
         counts = Counter(sequence.session for sequence in self.running)
         if session in counts or not counts:
             return None
         most = max(counts, key=lambda s: counts[s])
         if counts[most] < 2:
             return None
-        return next(sequence for sequence in reversed(self.running) if sequence.session == most)
+        return next((s for s in reversed(self.running) if s.session == most and not s.num_preemptions), None)
 
     def _to_the_end(self, session: str) -> None:
         """Pass the turn on; a session without a queue has none."""

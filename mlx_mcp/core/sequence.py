@@ -77,6 +77,7 @@ class Sequence:
     output_ids: list[int] = field(default_factory=list)
     num_computed: int = 0  # tokens whose keys and values are in the cache
     slot: Slot | None = None  # where these are; None while it waits
+    num_preemptions: int = 0  # times it gave up its slot and was computed again
     finish_reason: FinishReason | None = None
 
     @property

@@ -162,6 +162,20 @@ def test_a_session_that_runs_nothing_gets_a_place_from_the_one_with_the_most():
     assert scheduler.running == [first, other]
 
 
+def test_a_sequence_makes_place_for_another_session_once_and_no_more():
+    scheduler = make()
+    first, second = sequence(1, 2, max_tokens=50, session="a"), sequence(2, 2, max_tokens=5, session="a")
+    for s in (first, second):
+        scheduler.add(s)
+    take(scheduler)
+    for i in range(3, 30):  # one call after another of a session that never runs two
+        if all(s.session != "b" for s in scheduler.running) and "b" not in scheduler.waiting:
+            scheduler.add(sequence(i, 2, max_tokens=1, session="b"))
+        take(scheduler)
+    assert second.num_preemptions == 1
+    assert len(second.output_ids) == 5
+
+
 def test_a_session_never_loses_its_only_place():
     scheduler = make()
     for i in (1, 2, 3):
