@@ -151,7 +151,8 @@ def run(
     """Answer one prompt in the terminal, as it is generated."""
     from mlx_mcp.config import Config
     from mlx_mcp.core.ports import Message, TextKind
-    from mlx_mcp.engine.client import EngineClient, GenerateRequest
+    from mlx_mcp.engine.client import EngineClient
+    from mlx_mcp.engine.requests import GenerateRequest
     from mlx_mcp.wiring import wire
 
     text = sys.stdin.read() if prompt == "-" else prompt
@@ -162,7 +163,7 @@ def run(
     async def stream(client: EngineClient) -> None:
         from rich.console import Console
 
-        from mlx_mcp.engine.client import Delta, Progress, Result
+        from mlx_mcp.engine.requests import Delta, Progress, Result
 
         console, result = Console(stderr=True), None
         with console.status("starting") as status:

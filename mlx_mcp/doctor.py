@@ -14,7 +14,8 @@ from typing import Literal
 from mlx_mcp import __version__
 from mlx_mcp.config import Config, available_memory_bytes, config_path
 from mlx_mcp.core.ports import Message
-from mlx_mcp.engine.client import EngineClient, GenerateRequest, Result
+from mlx_mcp.engine.client import EngineClient
+from mlx_mcp.engine.requests import GenerateRequest, Result
 from mlx_mcp.errors import MlxMcpError
 from mlx_mcp.mlx_backend.blas import HINT, find_openblas, prefer_openblas
 from mlx_mcp.models.registry import EMBEDDED

@@ -20,7 +20,8 @@ from mcp_types import INTERNAL_ERROR, CallToolResult, TextContent, ToolAnnotatio
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from mlx_mcp.core.ports import Grammar, GrammarKind, Message
-from mlx_mcp.engine.client import Delta, EngineClient, GenerateRequest, Progress, Result
+from mlx_mcp.engine.client import EngineClient
+from mlx_mcp.engine.requests import Delta, GenerateRequest, Progress, Result
 from mlx_mcp.errors import EngineDead, InvalidRequest, MlxMcpError
 from mlx_mcp.models.registry import Registry
 

@@ -6,8 +6,9 @@ import pytest
 from mlx_mcp.core.ports import Grammar, GrammarKind, LoadedModel, Message, TextKind, ToolCall
 from mlx_mcp.core.sequence import SamplingParams, TokenLogprobs
 from mlx_mcp.engine import client as client_module
-from mlx_mcp.engine.client import Delta, EngineClient, GenerateRequest, Mailbox, Progress, Result, TokenChoice
+from mlx_mcp.engine.client import EngineClient, Mailbox
 from mlx_mcp.engine.messages import Find, Load, Loaded, Submit, Unloaded
+from mlx_mcp.engine.requests import Delta, GenerateRequest, Progress, Result, TokenChoice
 from mlx_mcp.errors import EngineDead, InvalidRequest, ModelError, PromptTooLong, UnknownModel
 from tests.fakes import FakeConstraint, FakeFlight, FakeLoader, FakeRegistry, FakeRunner, FakeTokenizer, fake_client
 

@@ -10,8 +10,9 @@ import pytest
 from mlx_mcp.core.ports import Grammar, GrammarKind, Message
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import FinishReason
-from mlx_mcp.engine.client import EngineClient, GenerateRequest, Result
+from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.engine import Engine
+from mlx_mcp.engine.requests import GenerateRequest, Result
 from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.errors import GenerationFailed, InvalidRequest, RequestTooLarge
 from mlx_mcp.mlx_backend.loader import MlxLoader

@@ -1,0 +1,72 @@
+"""Puts one sequence's tokens together to an answer: text, reasoning, tool calls, and where a stop string ends it."""
+
+from __future__ import annotations
+
+from mlx_mcp.core.ports import LoadedModel, Piece, Prompt, TextKind
+from mlx_mcp.core.sequence import FinishReason
+from mlx_mcp.core.stop_strings import StopStrings
+from mlx_mcp.engine.messages import Token
+from mlx_mcp.engine.requests import Delta, GenerateRequest, Result, TokenChoice
+
+
+class Answer:
+    """What has come of one sequence so far."""
+
+    def __init__(self, model: LoadedModel, prompt: Prompt, request: GenerateRequest) -> None:
+        self._model, self._prompt = model, prompt
+        self._reader = model.tokenizer.reader(prompt, request.tools, plain=request.grammar is not None)
+        self._stop = StopStrings(request.stop)
+        self._deltas: list[Delta] = []
+        self._choices: list[TokenChoice] = []
+        self.num_tokens = 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was met."""
+        return self._stop.met
+
+    def add(self, token: Token) -> list[Delta]:
+        """Take the next token; returns what it lets be shown."""
+        self.num_tokens += 1
+        if token.logprobs is not None:
+            read = self._model.tokenizer.token_text
+            top = tuple((token_id, read(token_id), logprob) for token_id, logprob in token.logprobs.top)
+            self._choices.append(TokenChoice(token.token_id, read(token.token_id), token.logprobs.logprob, top))
+        return self._show(self._reader.add(token.token_id))
+
+    def finish(self) -> list[Delta]:
+        """Take the end of the sequence; returns what was held back."""
+        shown = self._show(self._reader.finish())
+        held = Delta(self._stop.finish(), self.num_tokens)
+        self._deltas.append(held)
+        return [*shown, held] if held.text else shown
+
+    def result(self, reason: FinishReason | None) -> Result:
+        """All of it; `reason` is why the sequence ended, None if it was a stop string that ended the answer."""
+        calls = self._reader.tool_calls
+        if self.stopped or reason is None:
+            reason = FinishReason.STOP
+        elif reason is FinishReason.STOP and calls:
+            reason = FinishReason.TOOL_CALLS
+        return Result(
+            text=self._text(TextKind.ANSWER),
+            finish_reason=reason,
+            model=self._model.name,
+            prompt_tokens=len(self._prompt.ids),
+            completion_tokens=self.num_tokens,
+            reasoning=self._text(TextKind.REASONING),
+            tool_calls=calls,
+            logprobs=tuple(self._choices),
+        )
+
+    def _show(self, pieces: list[Piece]) -> list[Delta]:
+        deltas = []
+        for piece in pieces:
+            text = self._stop.feed(piece.text) if piece.kind is TextKind.ANSWER else piece.text
+            if text:
+                deltas.append(Delta(text, self.num_tokens, piece.kind))
+        self._deltas += deltas
+        return deltas
+
+    def _text(self, kind: TextKind) -> str:
+        return "".join(delta.text for delta in self._deltas if delta.kind is kind)

@@ -1,0 +1,173 @@
+"""What can be asked of the engine, what may be, and what comes back. Knows no threads and no MLX."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_mcp.core.ports import Grammar, LoadedModel, Message, TextKind, ToolCall
+from mlx_mcp.core.sequence import FinishReason, SamplingParams
+from mlx_mcp.errors import InvalidRequest, PromptTooLong
+
+DEFAULT_MAX_TOKENS = 512
+MAX_LOGIT_BIASES = 1024
+
+# What an argument may be.
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_tokens": (lambda value: value is None or value >= 1, "at least 1"),
+    "temperature": (lambda value: 0 <= value <= 5, "from 0 (greedy) to 5"),
+    "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "top_k": (lambda value: value >= 0, "0 (all tokens) or more"),
+    "min_p": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "repetition_penalty": (lambda value: 0.01 <= value <= 10, "from 0.01 to 10; 1 means none"),
+    "presence_penalty": (lambda value: -2 <= value <= 2, "from -2 to 2"),
+    "frequency_penalty": (lambda value: -2 <= value <= 2, "from -2 to 2"),
+    "logprobs": (lambda value: value is None or 0 <= value <= 20, "from 0 to 20"),
+}
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """One completion.
+
+    `max_tokens` None means 512, or what the context leaves; `seed` None draws one. `stop` strings end the answer, and
+    only in the answer are they looked for: not in reasoning, not in tool calls. `tools` are function definitions in
+    OpenAI's form; `reasoning` False asks the model for none. A `grammar` holds all of the text, which then has neither
+    reasoning nor tool calls. Sampling is described in `SamplingParams`.
+    """
+
+    messages: tuple[Message, ...]
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id, what is added to its logit
+    logprobs: int | None = None
+    session: str = ""  # calls of one session share a turn when there is not room for all
+    grammar: Grammar | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    reasoning: bool = True
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the call is: `phase` is loading, queued, prefill or decode; `done` of `total` tokens once it is known."""
+
+    phase: str
+    message: str
+    done: int = 0
+    total: int | None = None
+
+
+@dataclass(frozen=True)
+class Delta:
+    """New text; a tool call comes whole, in the model's own notation."""
+
+    text: str
+    num_tokens: int
+    kind: TextKind = TextKind.ANSWER
+
+
+@dataclass(frozen=True)
+class TokenChoice:
+    """A token of the output, and the likeliest ones in its place."""
+
+    token_id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()  # token id, text, log-probability; likeliest first
+
+
+@dataclass(frozen=True)
+class Result:
+    """The whole answer and what it took.
+
+    `text` is the answer without `reasoning` and `tool_calls`; `logprobs`, if asked for, are of every token of these.
+    """
+
+    text: str
+    finish_reason: FinishReason
+    model: str
+    prompt_tokens: int
+    completion_tokens: int
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenChoice, ...] = ()
+
+
+Update = Progress | Delta | Result
+
+
+def check(request: GenerateRequest) -> None:
+    """Refuse what cannot be carried out, before anything is loaded for it.
+
+    Raises:
+        InvalidRequest: with the argument's name and what it may be.
+    """
+    if not any(message.content.strip() for message in request.messages if message.role != "system"):
+        raise InvalidRequest("The prompt is empty. Say in `prompt` what the model should do.")
+    for name, (may_be, words) in RANGES.items():
+        value = getattr(request, name)
+        if not may_be(value):  # as nothing is that compares with NaN
+            raise InvalidRequest(f"{name} is {value}; it must be {words}.")
+    if any(not stop for stop in request.stop):
+        raise InvalidRequest("A stop string is empty; leave it out.")
+    biased = [token_id for token_id, _ in request.logit_bias]
+    if len(biased) > MAX_LOGIT_BIASES:
+        raise InvalidRequest(f"logit_bias has {len(biased)} entries; it may have {MAX_LOGIT_BIASES}.")
+    if len(set(biased)) < len(biased):
+        raise InvalidRequest("logit_bias names a token id twice; leave one out.")
+    for token_id, bias in request.logit_bias:
+        if token_id < 0 or not -100 <= bias <= 100:
+            raise InvalidRequest(
+                f"logit_bias has {bias} for token id {token_id}; ids are 0 or more, biases from -100 to 100."
+            )
+    if request.tools and request.grammar is not None:
+        raise InvalidRequest("`tools` and a grammar cannot go together: leave one out.")
+    for tool in request.tools:
+        function = tool.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InvalidRequest(
+                'A tool has no function name; write {"type": "function", "function": {"name": …, "description": …, '
+                '"parameters": …}}.'
+            )
+
+
+def sampling_params(request: GenerateRequest, num_prompt: int, model: LoadedModel) -> SamplingParams:
+    """The request's sampling parameters, with max_tokens settled against the model's context.
+
+    Raises:
+        PromptTooLong: prompt and answer do not fit.
+        InvalidRequest: logit_bias has an id that the model does not have.
+    """
+    room = model.context_tokens - num_prompt
+    max_tokens = request.max_tokens or max(1, min(DEFAULT_MAX_TOKENS, room))
+    if max_tokens > room:
+        raise PromptTooLong(num_prompt, max_tokens, model.context_tokens)
+    for token_id, _ in request.logit_bias:
+        if token_id >= model.vocab_size:
+            raise InvalidRequest(
+                f"logit_bias has token id {token_id}; the ids of {model.name!r} go up to {model.vocab_size - 1}."
+            )
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        min_p=request.min_p,
+        repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        logit_bias=request.logit_bias,
+        logprobs=request.logprobs,
+        seed=random.getrandbits(32) if request.seed is None else request.seed,
+    )
