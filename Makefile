@@ -27,8 +27,9 @@ lint: $(VENV)/installed-dev
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
-# The training recipe end to end, in a few steps.
-smoke: $(VENV)-training/installed
+# The training recipe end to end, in a few steps, and the engine's benchmark in its shortest form.
+smoke: $(VENV)-training/installed $(VENV)/installed
+	$(BIN)/python benchmarks/engine.py overhead --rounds 1
 	rm -rf build/smoke
 	$(VENV)-training/bin/python -m training train --smoke --workers 2 --work build/smoke --out build/smoke/model
 	$(VENV)-training/bin/python -m training evaluate --model build/smoke/model --cases 1 --damage-cases 1 --no-goals

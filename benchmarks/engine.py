@@ -28,20 +28,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from mlx_mcp.mlx_backend.blas import prefer_openblas
 
-BLAS = prefer_openblas()
+BLAS = prefer_openblas()  # before anything imports MLX
 
-import mlx.core as mx  # noqa: E402  # after OpenBLAS
-from mlx.utils import tree_map  # noqa: E402
-from mlx_lm.generate import BatchGenerator  # noqa: E402
-from mlx_lm.models import llama  # noqa: E402
-from mlx_lm.sample_utils import make_sampler  # noqa: E402
+import mlx.core as mx
+from mlx.utils import tree_map
+from mlx_lm.generate import BatchGenerator
+from mlx_lm.models import llama
+from mlx_lm.sample_utils import make_sampler
 
-from mlx_mcp.core.ports import LoadedModel, PreparedModel  # noqa: E402
-from mlx_mcp.core.scheduler import Limits  # noqa: E402
-from mlx_mcp.core.sequence import SamplingParams  # noqa: E402
-from mlx_mcp.engine.engine import Engine  # noqa: E402
-from mlx_mcp.engine.messages import Cancel, Load, Submit, Token  # noqa: E402
-from mlx_mcp.mlx_backend.runner import Runner  # noqa: E402
+from mlx_mcp.core.ports import LoadedModel, PreparedModel
+from mlx_mcp.core.scheduler import Limits
+from mlx_mcp.core.sequence import SamplingParams
+from mlx_mcp.engine.engine import Engine
+from mlx_mcp.engine.messages import Cancel, Load, Submit, Token
+from mlx_mcp.mlx_backend.runner import Runner
 
 ENDLESS = 1 << 20
 BLOCK = 5  # steps timed together
