@@ -254,23 +254,24 @@ def address(array):
     return np.asarray(array).__array_interface__["data"][0]
 
 
-def test_joining_and_leaving_copies_no_other_row(llama):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_joining_and_leaving_copies_no_other_row(llama, ahead):
     machine = Machine(llama)
     first, second = sequence(1, 40, 200), sequence(2, 30, 200)
     machine.scheduler.add(first)
     for _ in range(10):
-        machine.advance(ahead=False)
+        machine.advance(ahead=ahead)
     (layer, *_) = machine.runner.rows.layers.values()
     ((keys,), (values,)) = layer.slabs[first.slot.slab.slab_id]
     before = address(keys), address(values)
     del keys, values
     machine.scheduler.add(second)
     for _ in range(10):
-        machine.advance(ahead=False)
+        machine.advance(ahead=ahead)
     assert second.slot.slab == first.slot.slab
     machine.cancel(first)
     for _ in range(3):
-        machine.advance(ahead=False)
+        machine.advance(ahead=ahead)
     ((keys,), (values,)) = layer.slabs[second.slot.slab.slab_id]
     assert (address(keys), address(values)) == before
 
