@@ -47,7 +47,7 @@ hosts: $(VENV)/installed
 	$(BIN)/python benchmarks/hosts.py
 
 # The tests that draw their own cases, fifty times as long; takes an hour or so.
-campaign: $(VENV)/installed
+campaign: $(VENV)/installed-dev
 	EFFORT=50 $(BIN)/pytest --timeout=0 tests/core/test_scheduler.py tests/mlx_backend/test_runner.py
 
 # The engine beside mlx_lm's BatchGenerator; minutes.

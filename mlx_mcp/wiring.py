@@ -40,7 +40,7 @@ class LateLoader:
     def _loader(self) -> ModelLoader:
         from mlx_mcp.mlx_backend.loader import MlxLoader
 
-        return MlxLoader(self._config.kv_bits)
+        return MlxLoader(self._config.kv_bits, self._config.chunk_tokens)
 
 
 def wire(config: Config) -> tuple[EngineClient, Registry]:

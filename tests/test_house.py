@@ -25,7 +25,7 @@ LAYERS = {
     "config": (("errors",), ("pydantic", "pydantic_settings", "platformdirs")),
     "core": (("errors", "stats"), ()),
     "engine": (("core", "errors", "stats"), ()),
-    "mlx_backend": (("core", "errors"), ("mlx", "mlx_lm", "llguidance", "numpy", "huggingface_hub", "jinja2", "tqdm")),
+    "mlx_backend": (("core", "errors"), ("mlx", "mlx_lm", "llguidance", "numpy", "huggingface_hub", "tqdm")),
     "models": (("core", "errors"), ("huggingface_hub",)),
     "server": (
         ("core", "engine", "models", "config", "errors", "stats", "__init__"),

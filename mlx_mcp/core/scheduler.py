@@ -33,6 +33,10 @@ class Limits:
     prefill_tokens_idle: int = 512  # per step, while nothing decodes
     prefill_tokens_busy: int = 128  # per step, while something decodes
 
+    def __post_init__(self) -> None:
+        """Refuse a budget that no chunk would ever fit."""
+        assert min(self.prefill_tokens_idle, self.prefill_tokens_busy) >= self.chunk_tokens, "a budget below a chunk"
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -85,6 +89,8 @@ class Scheduler:
     # Session → when it last had a prefill turn; only of sessions that run.
     turns: dict[str, int] = field(default_factory=dict)
     clock: int = 0
+    # Whether nobody who waits can be admitted until a sequence leaves or comes.
+    blocked: bool = False
 
     @property
     def num_waiting(self) -> int:
@@ -103,9 +109,9 @@ class Scheduler:
             RequestTooLarge: it would not fit in memory if it were alone.
             CapacityError: every place is taken, and `max_waiting` sequences wait for one.
         """
-        limit_bytes = self.pool.ledger.limit_bytes
-        if self.pool.alone_bytes(sequence.max_length) > limit_bytes:
-            prompt, need_bytes = len(sequence.prompt_ids), self.pool.alone_bytes(sequence.max_length)
+        limit_bytes, need_bytes = self.pool.ledger.limit_bytes, self.pool.alone_bytes(sequence.max_length)
+        if need_bytes > limit_bytes:
+            prompt = len(sequence.prompt_ids)
             most = bisect_right(range(sequence.max_length), limit_bytes, key=self.pool.alone_bytes) - 1
             raise RequestTooLarge(prompt, need_bytes, limit_bytes, most - prompt)
         if self.num_waiting + len(self.running) >= self.limits.max_running + self.limits.max_waiting:
@@ -114,6 +120,7 @@ class Scheduler:
                 RETRY_AFTER_S,
             )
         self.waiting.setdefault(sequence.session, deque()).append(sequence)
+        self.blocked = False
 
     def schedule(self) -> Step:
         """Make room for those that grow, admit what fits, and choose the next step's work."""
@@ -129,7 +136,7 @@ class Scheduler:
 
         A sequence that turns out to have ended is computed once for nothing.
         """
-        if self.waiting and (len(self.running) < self.limits.max_running or self._crowding(next(iter(self.waiting)))):
+        if self.waiting and not self.blocked:
             return None
         drawing = step.drawing
         going = [s for s in drawing if s in self.running and len(s.output_ids) + 1 < s.params.max_tokens]
@@ -162,6 +169,8 @@ class Scheduler:
             self.waiting[sequence.session].remove(sequence)
             if not self.waiting[sequence.session]:
                 del self.waiting[sequence.session]
+            if not self.waiting:
+                self._give_up_first()
 
     def preempt_all(self) -> None:
         """Have every running sequence computed again from its tokens, in the same order."""
@@ -169,14 +178,14 @@ class Scheduler:
             self._preempt(sequence, [])
 
     def num_ahead(self, sequence: Sequence) -> int:
-        """How many sequences are admitted before this waiting one if nobody else comes; 0 once it runs."""
+        """How many sequences are admitted before this one if nobody else comes; 0 once it runs."""
         queue = self.waiting.get(sequence.session, ())
         if sequence not in queue:
             return 0
         sessions = list(self.waiting)
         turn, at = queue.index(sequence), sessions.index(sequence.session)
         before = sum(min(len(self.waiting[s]), turn + (i < at)) for i, s in enumerate(sessions) if i != at)
-        return turn + before + 1
+        return turn + before
 
     def check_integrity(self) -> None:
         """Prove that every running sequence has a slot, every waiting one none, and that the pool agrees."""
@@ -227,6 +236,7 @@ class Scheduler:
         assert sequence.slot is not None, f"sequence {sequence.sequence_id} ran without a slot"
         self.pool.give_back(sequence.slot)
         sequence.slot = None
+        self.blocked = False
         if all(other.session != sequence.session for other in self.running):
             del self.turns[sequence.session]
 
@@ -235,15 +245,19 @@ class Scheduler:
     def _admit(self, preempted: list[Sequence]) -> None:
         """Give places to the sessions in turn, as long as there are places and memory.
 
-        Whoever has the turn and does not fit keeps it: nobody small slips past for ever. A session that runs nothing
-        gets a place of the one that runs the most.
+        Whoever has the turn and does not fit keeps it: nobody small slips past for ever, of this model or another. A
+        session that runs nothing gets a place of the one that runs the most.
         """
-        while self.waiting:
+        ledger = self.pool.ledger
+        while self.waiting and (ledger.first is None or ledger.first is self.pool):
             session, queue = next(iter(self.waiting.items()))
             slot = self.pool.take(self._need(queue[0])) if len(self.running) < self.limits.max_running else None
             if slot is None:
                 crowding = self._crowding(session)
                 if crowding is None:
+                    self.blocked = True
+                    if len(self.running) < self.limits.max_running:
+                        ledger.first = self.pool
                     return
                 self._preempt(crowding, preempted)
                 self._to_the_end(crowding.session)
@@ -253,9 +267,14 @@ class Scheduler:
             sequence = queue.popleft()
             sequence.slot = slot
             self.running.append(sequence)
+            self._give_up_first()
             self._to_the_end(session)
             if session not in self.turns:
                 self._take_turn(session)
+
+    def _give_up_first(self) -> None:
+        if self.pool.ledger.first is self.pool:
+            self.pool.ledger.first = None
 
     def _crowding(self, session: str) -> Sequence | None:
         """The youngest sequence of the session that runs the most, if that is several and `session` runs none.

@@ -22,12 +22,13 @@ class SamplingParams:
     """How the next token is chosen.
 
     `temperature` 0 is greedy. Then, in this order: `top_k` keeps the k likeliest tokens (0: all), `top_p` the smallest
-    set of the likeliest of these whose probability reaches it, `min_p` those at least that fraction as likely as the
-    likeliest. Before all that, `repetition_penalty` divides the positive logits of every token of prompt and output and
-    multiplies the negative ones (Keskar et al., arXiv 1909.05858), `presence_penalty` and `frequency_penalty` are
-    taken off the logits of output tokens once or once per occurrence (as in OpenAI's API), and `logit_bias` is added to
-    the logits of the tokens it names. `logprobs` reports each token's log-probability with those of that many of the
-    likeliest tokens. The same `seed` on the same tokens draws the same text, whatever else is running.
+    set of the likeliest of these whose probability reaches it, both with whatever is as likely as their last one, and
+    `min_p` those at least that fraction as likely as the likeliest. Before all that, `repetition_penalty` divides the
+    positive logits of every token of prompt and output and multiplies the negative ones (Keskar et al., arXiv
+    1909.05858), `presence_penalty` and `frequency_penalty` are taken off the logits of output tokens once or once per
+    occurrence (as in OpenAI's API), and `logit_bias` is added to the logits of the tokens it names. `logprobs` reports
+    each token's log-probability with those of that many of the likeliest tokens. The same `seed` on the same tokens
+    draws the same text, whatever else is running.
     """
 
     max_tokens: int

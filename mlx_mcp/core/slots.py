@@ -39,6 +39,9 @@ class Ledger:
 
     limit_bytes: int
     used_bytes: int = 0
+    # The pool whose model lacks memory to go on admitting. The others admit nothing meanwhile, or they could for ever
+    # take what it lacks.
+    first: SlotPool | None = field(default=None, repr=False, compare=False)
 
     def charge(self, num_bytes: int) -> bool:
         """Book the bytes; False, and nothing booked, if they do not fit."""

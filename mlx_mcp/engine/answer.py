@@ -62,6 +62,8 @@ class Answer:
     def _show(self, pieces: list[Piece]) -> list[Delta]:
         deltas = []
         for piece in pieces:
+            if self.stopped:
+                break
             text = self._stop.feed(piece.text) if piece.kind is TextKind.ANSWER else piece.text
             if text:
                 deltas.append(Delta(text, self.num_tokens, piece.kind))

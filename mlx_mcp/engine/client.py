@@ -11,7 +11,7 @@ import itertools
 import math
 import threading
 from collections.abc import AsyncGenerator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 
@@ -106,6 +106,8 @@ class EngineClient:
         self.thread, self.registry, self.loader = thread, registry, loader
         self._ids = itertools.count(1)
         self._preparations: dict[str, Preparation] = {}
+        # Apart from the loop's own pool, where slow grammars would hold up everybody's templates.
+        self._compilers = ThreadPoolExecutor(2, "grammar")
         self._lock = threading.Lock()
 
     @property
@@ -143,7 +145,8 @@ class EngineClient:
             params = sampling_params(request, len(prompt.ids), model)
             constraint = None
             if grammar is not None:
-                constraint = await asyncio.to_thread(tokenizer.compile, grammar, model.vocab_size)
+                compiling = self._compilers.submit(tokenizer.compile, grammar, model.vocab_size)
+                constraint = await asyncio.wrap_future(compiling)
             sequence_id, mailbox = next(self._ids), Mailbox(self.thread)
             submit = Submit(sequence_id, model.name, prompt.ids, params, mailbox.put, request.session, constraint)
             # `aclosing`: a bare `async for` would leave the row running until the garbage collector comes.
@@ -252,6 +255,7 @@ class EngineClient:
 
     def close(self, timeout_s: float = 5.0) -> bool:
         """Fail every waiter and end the engine thread; returns whether it ended in time. Idempotent."""
+        self._compilers.shutdown(wait=False, cancel_futures=True)
         return self.thread.stop(timeout_s)
 
 

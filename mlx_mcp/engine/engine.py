@@ -66,7 +66,6 @@ class Live:
     sequence: Sequence
     resident: Resident
     sink: Sink
-    prefill_told: int = 0
 
 
 @dataclass
@@ -162,7 +161,7 @@ class Engine:
             command.prompt_ids,
             command.params,
             model.stop_ids,
-            command.session or f"call {command.sequence_id}",
+            command.session or f"\0{command.sequence_id}",
             command.constraint,
         )
         try:
@@ -171,7 +170,7 @@ class Engine:
             command.sink(Failed(error))
             return
         self.live[sequence.sequence_id] = Live(sequence, resident, command.sink)
-        command.sink(Waiting(resident.scheduler.num_ahead(sequence) - 1))
+        command.sink(Waiting(resident.scheduler.num_ahead(sequence)))
 
     def _run(self, resident: Resident) -> None:
         """Take the tokens of the step in flight, or of the next one; meanwhile the one after may already run."""
@@ -213,7 +212,8 @@ class Engine:
             self._fail(sequence_id, cause)
         finished = resident.scheduler.commit(step, result.tokens)
         for sequence in dict.fromkeys(chunk.sequence for chunk in step.prefill):
-            self._emit(sequence, Prefilled(min(sequence.num_computed, len(sequence.prompt_ids))))
+            if not sequence.num_preemptions:  # else the caller has heard it
+                self._emit(sequence, Prefilled(sequence.num_computed))
         for sequence in step.drawing:
             live = self.live.get(sequence.sequence_id)
             if live is None or sequence.sequence_id not in result.tokens:

@@ -273,13 +273,12 @@ class SlotsCache:
     def attend(self, queries: mx.array, scale: float, mask: Any, sinks: mx.array | None) -> mx.array:
         """See Keeper.attend."""
         assert mask is None or isinstance(mask, int), "the model made a mask of its own"
-        outs = []
+        outs, whole = [], len(self.plan.runs) == 1
         for run in self.plan.runs:
             keys, values = (
                 [plane[run.where, :, : run.longest] for plane in planes]
                 for planes in self.layer.slabs[run.slab.slab_id]
             )
-            whole = len(self.plan.runs) == 1
             q = queries if whole else queries[run.rows]
             own = run.mask if mask is None else run.within(mask)
             if self.layer.kv_bits is None:

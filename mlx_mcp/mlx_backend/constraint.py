@@ -24,7 +24,7 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from mlx_mcp.core.ports import Grammar, GrammarKind
-from mlx_mcp.errors import GenerationFailed, InvalidRequest
+from mlx_mcp.errors import CapacityError, GenerationFailed, InvalidRequest
 
 MAX_SOURCE_BYTES = 256 * 1024
 NUM_KEPT = 16  # compiled grammars per model
@@ -267,6 +267,8 @@ def try_apart(source: str) -> None:
         )
     except subprocess.TimeoutExpired:
         raise ValueError(f"it takes more than {TRIAL_TIMEOUT_S} s to compile.") from None
+    except OSError as error:
+        raise CapacityError(f"The grammar could not be tried: {error}.", 5) from error
     assert trial.returncode <= 0, f"a grammar could not be tried: {trial.stderr}"
     if trial.returncode < 0 or not trial.stdout:
         raise ValueError("it is too deeply nested, or takes too much memory to compile.")

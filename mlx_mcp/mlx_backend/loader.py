@@ -34,10 +34,13 @@ FALLBACK_CONTEXT_TOKENS = 4096  # where neither config nor tokenizer says
 
 
 class MlxLoader:
-    """Loads models with mlx_lm; `kv_bits` (8, 4 or None) is what their keys and values are stored in."""
+    """Loads models with mlx_lm.
 
-    def __init__(self, kv_bits: int | None = None) -> None:
-        self.kv_bits = kv_bits
+    `kv_bits` (8, 4 or None) is what their keys and values are stored in, `chunk_tokens` the longest chunk of a prompt.
+    """
+
+    def __init__(self, kv_bits: int | None = None, chunk_tokens: int = 128) -> None:
+        self.kv_bits, self.chunk_tokens = kv_bits, chunk_tokens
 
     def prepare(self, spec: ModelSpec, report: Callable[[str], None]) -> PreparedModel:
         """Fetch and check the files, read the tokenizer.
@@ -81,7 +84,7 @@ class MlxLoader:
         assert isinstance(prepared.tokenizer, ChatTokenizer)
         return LoadedModel(
             name=prepared.name,
-            runner=Runner(model, self.kv_bits),
+            runner=Runner(model, self.kv_bits, self.chunk_tokens),
             tokenizer=prepared.tokenizer,
             stop_ids=prepared.tokenizer.stop_ids,
             vocab_size=config_value(prepared.config, "vocab_size") or prepared.tokenizer.vocab_size,

@@ -213,6 +213,7 @@ class SlottedRows(Rows):
         sequence_id = move.sequence.sequence_id
         self.slots[sequence_id] = move.new
         for layer in self.layers.values():
+            layer.scrub(move.new)
             layer.copy(move.old, move.new, self.lengths[sequence_id])
         self._drop_slab(move.old)
 
@@ -251,8 +252,8 @@ class SlottedRows(Rows):
                 self.own[j] = [None if i in joined else cache for i, cache in enumerate(self.own[j])]
 
 
-def make_rows(model: Any, kv_bits: int | None) -> Rows:
-    """The best way to hold this model's rows.
+def make_rows(model: Any, kv_bits: int | None, chunk_tokens: int) -> Rows:
+    """The best way to hold this model's rows; no chunk is longer than `chunk_tokens`.
 
     Raises:
         ModelError: `kv_bits` is set, and the model's keys and values cannot be quantized.
@@ -266,10 +267,10 @@ def make_rows(model: Any, kv_bits: int | None) -> Rows:
         quantized = None if kv_bits is None else KvBits(kv_bits, group_size(leaves(caches)))
         if quantized is not None:
             try_quantized(model, quantized)
-        return SlottedRows(model, kv_cost(leaves(caches), quantized, SlottedRows), quantized)
+        return SlottedRows(model, kv_cost(leaves(caches), quantized, SlottedRows, chunk_tokens), quantized)
     if kv_bits is not None:
         raise not_quantizable(f"The architecture {architecture(model)!r} reads them itself.")
-    return rows(model, kv_cost(leaves(caches), None, rows))
+    return rows(model, kv_cost(leaves(caches), None, rows, chunk_tokens))
 
 
 def way(model: Any, kinds: set[type]) -> type[Rows]:
@@ -341,7 +342,7 @@ def not_quantizable(why: str) -> ModelError:
     )
 
 
-def kv_cost(caches: list[Any], quantized: KvBits | None, rows: type[Rows]) -> KvCost:
+def kv_cost(caches: list[Any], quantized: KvBits | None, rows: type[Rows], chunk_tokens: int) -> KvCost:
     """What a row costs at most, told from caches that hold one token."""
     token_bytes, state_bytes, windows = 0, 0, []
     layer = FullLayer(quantized)
@@ -355,7 +356,7 @@ def kv_cost(caches: list[Any], quantized: KvBits | None, rows: type[Rows]) -> Kv
         elif kind in (RotatingKVCache, ChunkedKVCache):
             each = cache.nbytes // cache.keys.shape[2]
             windows.append((cache.max_size if kind is RotatingKVCache else cache.chunk_size, each))
-            state_bytes += cache.step * each
+            state_bytes += max(cache.step, chunk_tokens) * each  # a ring holds a whole chunk beside its window
         elif kind is ArraysCache:
             state_bytes += cache.nbytes
         else:  # a model's own: it may keep as much of every token

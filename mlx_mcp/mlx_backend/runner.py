@@ -37,7 +37,9 @@ class Flight:
                 if sequence.sequence_id in failed:
                     continue
                 if choice.token_id is None:
-                    failed[sequence.sequence_id] = "the model's logits are not numbers"
+                    failed[sequence.sequence_id] = (
+                        "the model's logits are not numbers, or its constraint allows none of them"
+                    )
                     continue
                 if sequence.constraint is not None and choice.token_id not in sequence.stop_ids:
                     try:
@@ -54,9 +56,9 @@ class Flight:
 class Runner:
     """A model and the keys and values of its live rows."""
 
-    def __init__(self, model: Any, kv_bits: int | None = None) -> None:
+    def __init__(self, model: Any, kv_bits: int | None = None, chunk_tokens: int = 128) -> None:
         self.model = model
-        self.rows = make_rows(model, kv_bits)
+        self.rows = make_rows(model, kv_bits, chunk_tokens)
         self.latest = Flight()
         self.num_launched = 0
 

@@ -62,7 +62,10 @@ class Drawn:
         tokens = np.asarray(self.tokens).tolist()
         # Finite logits may add up to an infinity, so a sum only says where to look.
         suspects = np.flatnonzero(~np.isfinite(np.asarray(self.sums))).tolist()
-        broken = {i for i in suspects if not mx.all(mx.isfinite(self.logits[i])).item()}
+        looked_at = suspects or any(row.params.logprobs is not None for row in self.rows)
+        # All of them, and then a row: an operation on them would wait behind a step that was run ahead.
+        logits = np.asarray(self.logits) if looked_at else np.zeros(0)
+        broken = {i for i in suspects if not np.isfinite(logits[i]).all()}
         choices = []
         for i, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
             if i in broken or not _allows(row.mask, token):
@@ -71,7 +74,7 @@ class Drawn:
                 choices.append(Choice(token))
             else:
                 # On the host: nothing waits for it, and ties can be put in order there.
-                choices.append(Choice(token, _logprobs(np.asarray(self.logits[i]), token, row.params.logprobs)))
+                choices.append(Choice(token, _logprobs(logits[i], token, row.params.logprobs)))
         return choices
 
 

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import threading
 
 import pytest
 
@@ -52,6 +53,9 @@ async def test_text_comes_in_deltas_and_the_result_holds_all_of_it(client):
 async def test_progress_is_told_in_every_phase(client):
     phases = [u.phase for u in await collect(client, asking("hello")) if isinstance(u, Progress)]
     assert list(dict.fromkeys(phases)) == ["loading", "queued", "prefill"]
+    # A token that lets no text be shown is told as progress: here the marker of reasoning.
+    phases = [u.phase for u in await collect(client, asking("[hm]")) if isinstance(u, Progress)]
+    assert list(dict.fromkeys(phases)) == ["queued", "prefill", "decode"]
 
 
 async def test_a_loaded_model_is_not_loaded_again(client):
@@ -123,6 +127,22 @@ async def test_a_grammar_reaches_the_engine_compiled_and_the_answer_is_read_as_i
     assert (result.text, result.reasoning, result.tool_calls, result.finish_reason) == ("{yes}", "", (), "stop")
     (sequence,) = {s for step in client.loader.runner.steps for s in step.sequences}
     assert isinstance(sequence.constraint, FakeConstraint)
+
+
+async def test_slow_grammars_hold_up_no_call_without_one(client, monkeypatch):
+    await collect(client, asking("a"))
+    held = threading.Event()
+
+    def compile_slowly(self, grammar, vocab_size):
+        assert held.wait(10)
+        return FakeConstraint()
+
+    monkeypatch.setattr(FakeTokenizer, "compile", compile_slowly)
+    grammar = Grammar(GrammarKind.REGEX, "a")
+    slow = [asyncio.create_task(answer(client, asking("slow", grammar=grammar))) for _ in range(50)]
+    assert (await answer(client, asking("quick"))).text == "quick"
+    held.set()
+    assert {result.text for result in await asyncio.gather(*slow)} == {"slow"}
 
 
 async def test_a_grammar_that_cannot_be_compiled_is_refused_before_anything_is_queued(client):

@@ -59,7 +59,7 @@ class Machine:
     """A runner and its scheduler, stepped by hand; `logits` keeps what every token was drawn from."""
 
     def __init__(self, model, kv_bits=None, limit_bytes=1 << 40, limits=LIMITS):
-        self.runner = Runner(model, kv_bits)
+        self.runner = Runner(model, kv_bits, limits.chunk_tokens)
         self.scheduler = Scheduler(limits, SlotPool(Ledger(limit_bytes), self.runner.cost))
         self.logits, self.failed, self.again = {}, {}, set()
         self.step = self.flight = None
@@ -240,9 +240,11 @@ def test_the_bytes_reserved_are_the_bytes_taken(llama):
     assert len({s.slot.capacity for s in machine.scheduler.running}) >= 2
 
 
-def test_no_kind_of_layer_takes_more_than_was_reserved(kind):
+@pytest.mark.parametrize("chunk_tokens", [16, 512])
+def test_no_kind_of_layer_takes_more_than_was_reserved(kind, chunk_tokens):
     model, kv_bits, _ = kind
-    machine = Machine(model, kv_bits)
+    machine = Machine(model, kv_bits, limits=Limits(6, 9, chunk_tokens, chunk_tokens, chunk_tokens))
+    machine.scheduler.add(sequence(9, 1100, 10))
     for i, (num_tokens, _, _) in enumerate(ROWS[:6]):
         machine.scheduler.add(sequence(i, num_tokens, 60))
     for _ in range(70):
@@ -332,7 +334,30 @@ def test_a_row_whose_logits_are_no_numbers_fails_alone_and_poisons_no_later_row(
     assert list(machine.failed) == [9]
 
 
-def test_a_row_cancelled_before_its_numbers_broke_poisons_no_later_row(tmp_path):
+def test_a_row_that_moves_to_where_a_broken_one_was_is_as_it_is_alone(tmp_path):
+    model = poisoned(make_model(tmp_path), token_id=299)
+    limits = Limits(max_running=4, chunk_tokens=64, prefill_tokens_idle=256, prefill_tokens_busy=256)
+    free = {"logit_bias": ((299, -100.0),)}
+    (expected,) = Machine(model, limits=limits).run([sequence(2, 60, 150, **free)])
+    machine, growing = Machine(model, limits=limits), sequence(2, 60, 150, **free)
+    keeper = sequence(0, 180, 76, **free)  # keeps the slab, and makes the run longer than the one that moves
+    bad = Sequence(9, (*prompt(1, 100), 299, *prompt(1, 100)), SamplingParams(20), frozenset())
+    for s in (keeper, bad, growing):
+        machine.scheduler.add(s)
+    machine.advance()
+    place = bad.slot
+    for _ in range(100):
+        if growing.slot == place or machine.failed.keys() > {9}:
+            break
+        machine.advance()
+    assert list(machine.failed) == [9]
+    assert keeper in machine.scheduler.running
+    machine.run([])
+    assert growing.output_ids == expected
+    assert list(machine.failed) == [9]
+
+
+def test_a_row_cancelled_before_it_was_found_broken_poisons_no_later_row(tmp_path):
     model = poisoned(make_model(tmp_path), token_id=299)
     expected = Machine(model).run([sequence(1, 20, 30)])
     machine = Machine(model)
@@ -342,9 +367,14 @@ def test_a_row_cancelled_before_its_numbers_broke_poisons_no_later_row(tmp_path)
     machine.advance()
     machine.advance()
     assert bad.num_computed
+    place = bad.slot
     machine.cancel(bad)
     later = sequence(1, 20, 30)
-    machine.run([later])
+    machine.scheduler.add(later)
+    machine.advance()
+    machine.advance()
+    assert later.slot == place
+    machine.run([])
     assert [later.output_ids] == expected
     assert not machine.failed
 
@@ -363,5 +393,5 @@ def test_a_constraint_that_breaks_fails_its_row_alone(llama):
 
 
 def test_heads_that_no_group_divides_are_refused_with_kv_bits(llama):
-    with pytest.raises(ModelError, match=r"Start the server\s+without kv_bits|cannot be quantized"):
+    with pytest.raises(ModelError, match=r"cannot be quantized\. .* here they are 16"):
         Runner(llama, kv_bits=8)
