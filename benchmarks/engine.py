@@ -1,8 +1,9 @@
 """The engine beside mlx_lm's BatchGenerator, in one process, on one local model that this makes itself.
 
 Run with `make bench-engine` (minutes), or `python benchmarks/engine.py [SECTION …] [--rounds N]`. Float32, OpenBLAS in
-front where it is installed, one thread of it. Both sides hold the same rows at the same time and take steps in turn, so
-that what else the machine does falls on both; figures are medians of those steps, ratios are theirs to ours.
+front where it is installed, one thread of it. Both sides hold the same rows at the same time and take blocks of steps
+in turn, so that what else the machine does falls on both; figures are medians of the blocks, by step. Only the gap is
+measured one side after the other.
 
     equal     1, 4, 8 and 16 rows of one length
     mixed     short rows beside a long one: decode throughput and bytes of keys and values
@@ -304,7 +305,7 @@ SECTIONS: dict[str, Callable[[int], None]] = {
 def main() -> None:
     """Run the sections named on the command line, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", choices=[[], *SECTIONS], default=[])
+    parser.add_argument("sections", nargs="*", choices=[[], *SECTIONS], default=[])  # [] is what none reads as
     parser.add_argument("--rounds", type=int, default=30)
     args = parser.parse_args()
     random.seed(0)

@@ -89,7 +89,7 @@ class Scheduler:
     # Session → when it last had a prefill turn; only of sessions that run.
     turns: dict[str, int] = field(default_factory=dict)
     clock: int = 0
-    # Whether nobody who waits can be admitted until a sequence leaves or comes.
+    # Whether every place is taken and nobody gives one up, until a sequence leaves or comes.
     blocked: bool = False
 
     @property
@@ -250,21 +250,23 @@ class Scheduler:
         """
         ledger = self.pool.ledger
         while self.waiting and (ledger.first is None or ledger.first is self.pool):
-            session, queue = next(iter(self.waiting.items()))
-            slot = self.pool.take(self._need(queue[0])) if len(self.running) < self.limits.max_running else None
+            session, full = next(iter(self.waiting)), len(self.running) >= self.limits.max_running
+            slot = None if full else self.pool.take(self._need(self.waiting[session][0]))
             if slot is None:
-                crowding = self._crowding(session)
+                crowding = self._crowding()
                 if crowding is None:
-                    self.blocked = True
-                    if len(self.running) < self.limits.max_running:
+                    self.blocked = full
+                    if not full:
                         ledger.first = self.pool
                     return
+                crowding.gave_way = True
                 self._preempt(crowding, preempted)
                 self._to_the_end(crowding.session)
-                slot = self.pool.take(self._need(queue[0]))
+                session = self._idle_session()
+                slot = self.pool.take(self._need(self.waiting[session][0]))
                 if slot is None:
                     return
-            sequence = queue.popleft()
+            sequence = self.waiting[session].popleft()
             sequence.slot = slot
             self.running.append(sequence)
             self._give_up_first()
@@ -276,18 +278,21 @@ class Scheduler:
         if self.pool.ledger.first is self.pool:
             self.pool.ledger.first = None
 
-    def _crowding(self, session: str) -> Sequence | None:
-        """The youngest sequence of the session that runs the most, if that is several and `session` runs none.
+    def _idle_session(self) -> str:
+        """The first session that waits and runs nothing; the first of all if there is none."""
+        return next((session for session in self.waiting if session not in self.turns), next(iter(self.waiting)))
 
-        Not one that gave way before: sessions that come and go could have it computed again and again.
+    def _crowding(self) -> Sequence | None:
+        """Who gives way to a session that runs nothing: the youngest of the session that runs the most, if several.
+
+        None if every waiting session runs something. Not one that gave way before: sessions that come and go could have
+        it computed again and again.
         """
+        if all(session in self.turns for session in self.waiting):
+            return None
         counts = Counter(sequence.session for sequence in self.running)
-        if session in counts or not counts:
-            return None
-        most = max(counts, key=lambda s: counts[s])
-        if counts[most] < 2:
-            return None
-        return next((s for s in reversed(self.running) if s.session == most and not s.num_preemptions), None)
+        may = [s for s in reversed(self.running) if counts[s.session] > 1 and not s.gave_way]
+        return max(may, key=lambda s: counts[s.session], default=None)
 
     def _to_the_end(self, session: str) -> None:
         """Pass the turn on; a session without a queue has none."""

@@ -79,6 +79,7 @@ class Sequence:
     num_computed: int = 0  # tokens whose keys and values are in the cache
     slot: Slot | None = None  # where these are; None while it waits
     num_preemptions: int = 0  # times it gave up its slot and was computed again
+    gave_way: bool = False  # to a session that ran nothing; it does so once
     finish_reason: FinishReason | None = None
 
     @property

@@ -141,9 +141,9 @@ class PaddedRows(Rows):
         return super().arrays(sequences) + [cache.state for cache in self.batch]
 
     def release(self, sequence_id: int) -> bool:
-        """See Rows.release; the batch is cut at the next step."""
+        """See Rows.release; of a batch that others are in, the row is cut out at the next step."""
         there = super().release(sequence_id)
-        if not self.lengths:
+        if not any(m.sequence_id in self.lengths and m.sequence_id not in self.own for m in self.members):
             self.members, self.batch = [], []
         return there
 
@@ -215,13 +215,13 @@ class SlottedRows(Rows):
         for layer in self.layers.values():
             layer.scrub(move.new)
             layer.copy(move.old, move.new, self.lengths[sequence_id])
-        self._drop_slab(move.old)
+        self._drop_slabs()
 
     def release(self, sequence_id: int) -> bool:
         """See Rows.release."""
         slot = self.slots.pop(sequence_id, None)
         if slot is not None:
-            self._drop_slab(slot)
+            self._drop_slabs()
         self.joined_ids = [None if i == sequence_id else i for i in self.joined_ids]
         if all(i is None for i in self.joined_ids):
             self.joined_ids, self.joined = [], {}
@@ -230,11 +230,12 @@ class SlottedRows(Rows):
     def _slot(self, sequence: Sequence) -> Slot:
         return self.slots[sequence.sequence_id]
 
-    def _drop_slab(self, slot: Slot) -> None:
-        """Forget the tensors of a slab that has no row."""
-        if all(other.slab != slot.slab for other in self.slots.values()):
-            for layer in self.layers.values():
-                layer.slabs.pop(slot.slab.slab_id, None)
+    def _drop_slabs(self) -> None:
+        """Forget the tensors of every slab that has no row, also of one that a move which failed was to fill."""
+        held = {slot.slab.slab_id for slot in self.slots.values()}
+        for layer in self.layers.values():
+            for slab_id in layer.slabs.keys() - held:
+                del layer.slabs[slab_id]
 
     def _join(self, ids: list[int]) -> None:
         """Lay the rows' recurrent states side by side in this order; no work while the rows are the same."""

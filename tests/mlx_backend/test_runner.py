@@ -17,11 +17,13 @@ from mlx_mcp.errors import ModelError
 from mlx_mcp.mlx_backend import runner as runner_module
 from mlx_mcp.mlx_backend.runner import Runner
 from tests.effort import EFFORT
-from tests.models_made import make_model
+from tests.mlx_backend.test_architectures import build
+from tests.models_made import ARCHITECTURES, make_model
 
 LIMITS = Limits(max_running=6, chunk_tokens=16, prefill_tokens_idle=32, prefill_tokens_busy=16)
 # name → architecture, kv_bits, bound on logits of a row that was computed again after it was preempted.
-# mamba2 scans a chunk in another order than single tokens; gemma3's ring lies otherwise in memory after it turned.
+# mamba2 scans a chunk in another order than single tokens, gemma3's ring lies otherwise in memory after it turned, and
+# deepseek_v3 attends to a chunk by another product than to a token.
 KINDS = {
     "llama": ("llama", None, 0.0),
     "llama, 8 bits": ("llama", 8, 0.0),
@@ -29,6 +31,8 @@ KINDS = {
     "gemma3": ("gemma3", None, 1e-4),
     "qwen3_next": ("qwen3_next", None, 0.0),
     "mamba2": ("mamba2", None, 1e-4),
+    "deepseek_v3, padded": ("deepseek_v3", None, 1e-4),
+    "gemma2, row by row": ("gemma2", None, 0.0),
 }
 # prompt tokens, max_tokens, temperature: lengths on both sides of chunks, slots (128) and gemma3's window (64)
 ROWS = [(3, 30, 0.0), (16, 12, 1.0), (33, 50, 0.0), (64, 8, 0.7), (90, 45, 0.0), (120, 25, 1.0), (150, 20, 0.0)]
@@ -37,6 +41,8 @@ ROWS = [(3, 30, 0.0), (16, 12, 1.0), (33, 50, 0.0), (64, 8, 0.7), (90, 45, 0.0),
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request, tmp_path_factory):
     architecture, kv_bits, bound = KINDS[request.param]
+    if architecture not in ARCHITECTURES:
+        return build(architecture), kv_bits, bound
     heads = {"head_dim": 32} if kv_bits else {}
     model, _ = load_model(make_model(tmp_path_factory.mktemp("model"), architecture, **heads))
     return model, kv_bits, bound
