@@ -10,10 +10,11 @@ import asyncio
 import itertools
 import math
 import threading
-from collections.abc import AsyncGenerator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from mlx_mcp.core.ports import (
     LoadedModel,
@@ -45,6 +46,7 @@ from mlx_mcp.errors import EngineDead, MlxMcpError, ModelError
 from mlx_mcp.stats import EngineStats
 
 KEEPALIVE_S = 5.0  # hosts cut a call that shows no life; repeat the latest progress this often
+T = TypeVar("T")
 CHECK_S = 1.0  # how often a waiter looks whether the engine lives
 
 
@@ -106,8 +108,6 @@ class EngineClient:
         self.thread, self.registry, self.loader = thread, registry, loader
         self._ids = itertools.count(1)
         self._preparations: dict[str, Preparation] = {}
-        # Apart from the loop's own pool, where slow grammars would hold up everybody's templates.
-        self._compilers = ThreadPoolExecutor(2, "grammar")
         self._lock = threading.Lock()
 
     @property
@@ -145,8 +145,10 @@ class EngineClient:
             params = sampling_params(request, len(prompt.ids), model)
             constraint = None
             if grammar is not None:
-                compiling = self._compilers.submit(tokenizer.compile, grammar, model.vocab_size)
-                constraint = await asyncio.wrap_future(compiling)
+                compiling = asyncio.wrap_future(apart(tokenizer.compile, grammar, model.vocab_size))
+                while not (await asyncio.wait([compiling], timeout=CHECK_S))[0]:
+                    yield Progress("queued", "compiling the grammar")
+                constraint = compiling.result()
             sequence_id, mailbox = next(self._ids), Mailbox(self.thread)
             submit = Submit(sequence_id, model.name, prompt.ids, params, mailbox.put, request.session, constraint)
             # `aclosing`: a bare `async for` would leave the row running until the garbage collector comes.
@@ -255,8 +257,22 @@ class EngineClient:
 
     def close(self, timeout_s: float = 5.0) -> bool:
         """Fail every waiter and end the engine thread; returns whether it ended in time. Idempotent."""
-        self._compilers.shutdown(wait=False, cancel_futures=True)
         return self.thread.stop(timeout_s)
+
+
+def apart(function: Callable[..., T], *args: Any) -> Future[T]:
+    """Run it on a daemon thread of its own: threads of a pool hold up each other, and the process's exit."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # whoever waits may be cancelled, this cannot
+
+    def run() -> None:
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:  # it is for whoever waits
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def check_alive(thread: EngineThread) -> None:

@@ -234,7 +234,7 @@ class Engine:
     def _fail(self, sequence_id: int, cause: str) -> None:
         sink = self._drop(sequence_id)
         if sink is not None:
-            sink(Failed(GenerationFailed(f"The generation failed: {cause}. Try again.")))
+            sink(Failed(GenerationFailed(f"The generation failed: {cause.rstrip('.')}. Try again.")))
 
     def _drop(self, sequence_id: int) -> Sink | None:
         live = self.live.pop(sequence_id, None)

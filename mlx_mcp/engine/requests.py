@@ -115,10 +115,10 @@ def check(request: GenerateRequest) -> None:
     """
     if not any(message.content.strip() for message in request.messages if message.role != "system"):
         raise InvalidRequest("The prompt is empty. Say in `prompt` what the model should do.")
-    for name, (may_be, words) in RANGES.items():
-        value = getattr(request, name)
+    for argument, (may_be, words) in RANGES.items():
+        value = getattr(request, argument)
         if not may_be(value):  # as nothing is that compares with NaN
-            raise InvalidRequest(f"{name} is {value}; it must be {words}.")
+            raise InvalidRequest(f"{argument} is {value}; it must be {words}.")
     if any(not stop for stop in request.stop):
         raise InvalidRequest("A stop string is empty; leave it out.")
     biased = [token_id for token_id, _ in request.logit_bias]
@@ -131,15 +131,27 @@ def check(request: GenerateRequest) -> None:
             raise InvalidRequest(
                 f"logit_bias has {bias} for token id {token_id}; ids are 0 or more, biases from -100 to 100."
             )
-    if request.tools and request.grammar is not None:
-        raise InvalidRequest("`tools` and a grammar cannot go together: leave one out.")
+    if request.grammar is not None and (request.tools or request.stop):
+        other = "tools" if request.tools else "stop"
+        raise InvalidRequest(f"`{other}` and a grammar cannot go together, it would not be obeyed: leave one out.")
+    names: set[str] = set()
     for tool in request.tools:
-        function = tool.get("function")
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        function: Any = tool.get("function")
+        name: Any = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(name, str) or not name:
             raise InvalidRequest(
                 'A tool has no function name; write {"type": "function", "function": {"name": …, "description": …, '
                 '"parameters": …}}.'
             )
+        parameters = function.get("parameters") or {}
+        if not isinstance(parameters, dict) or not isinstance(parameters.get("properties") or {}, dict):
+            raise InvalidRequest(
+                f"The parameters of tool {name[:80]!r} are no JSON schema of an object; write "
+                '{"type": "object", "properties": {…}}.'
+            )
+        if name in names:
+            raise InvalidRequest(f"Two tools are named {name[:80]!r}; rename one.")
+        names.add(name)
 
 
 def sampling_params(request: GenerateRequest, num_prompt: int, model: LoadedModel) -> SamplingParams:

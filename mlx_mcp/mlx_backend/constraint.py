@@ -27,6 +27,7 @@ from mlx_mcp.core.ports import Grammar, GrammarKind
 from mlx_mcp.errors import CapacityError, GenerationFailed, InvalidRequest
 
 MAX_SOURCE_BYTES = 256 * 1024
+NOTHING_NEXT = "nothing can come next"
 NUM_KEPT = 16  # compiled grammars per model
 TRIAL_TIMEOUT_S = 10
 TRIAL_BYTES = 1 << 30
@@ -111,7 +112,7 @@ class Grammars:
             if self._vocabulary is None or self._vocabulary.size != vocab_size:
                 self._vocabulary = make_vocabulary(self._tokenizer, self._stop_ids, vocab_size)
             made = LLMatcher(self._vocabulary.tokens, source, log_level=0, limits=LIMITS), self._vocabulary
-            GrammarConstraint(made[0].deep_copy(), made[1], lambda: None).mask()  # a grammar may allow no answer
+            begin(GrammarConstraint(made[0].deep_copy(), made[1], lambda: None))
         except (ValueError, RecursionError, GenerationFailed) as error:
             name, next_step = KINDS[grammar.kind]
             why = shortened(str(error), grammar.kind)
@@ -169,7 +170,7 @@ class GrammarConstraint:
     def _fail(self) -> None:
         self._forget()  # the shared lexer may be full
         why = shortened(self._matcher.get_error())
-        why = "nothing can come next" if why in ("", "NoExtensionBias") else why
+        why = NOTHING_NEXT if why in ("", "NoExtensionBias") else why
         raise GenerationFailed(f"No answer can be held to the grammar from here on: {why}.")
 
 
@@ -220,10 +221,30 @@ def translate(grammar: Grammar) -> str:
     schema = json.loads(grammar.source, parse_int=exact)
     if not isinstance(schema, dict):
         raise ValueError('it must be a JSON object, such as {"type": "object"}.')
+    if isinstance(schema.get("json_schema", schema.get("schema")), dict):
+        raise ValueError("it is a wrapper as in OpenAI's response_format: give the schema inside it by itself.")
+    if schema.keys() - {"x-guidance"} and not schema.keys() & (HOLD_NAMED_SCHEMAS | HOLD_SCHEMAS | HOLD_VALUES):
+        raise ValueError('it has no keyword of JSON Schema; write {"type": "object", "properties": {…}}.')
     if places := list(unsupported(schema)):
         raise ValueError(f"not supported: {', '.join(places[:5])}")
     schema.pop("$schema", None)  # an older draft would have llguidance skip newer keywords
     return json.dumps({"grammars": [{"json_schema": schema | {"x-guidance": JSON_OPTIONS}}]}, allow_nan=False)
+
+
+def begin(constraint: GrammarConstraint) -> None:
+    """Take a first token: a grammar may allow no answer, or show only then that it is too complex.
+
+    Raises:
+        GenerationFailed: it does.
+    """
+    allowed = int.from_bytes(constraint.mask(), "little") & constraint._vocabulary.text
+    if allowed:
+        try:
+            constraint.accept(allowed.bit_length() - 1)
+            constraint.mask()
+        except GenerationFailed as error:
+            if NOTHING_NEXT not in str(error):  # another token may lead further
+                raise
 
 
 def unsupported(schema: Any, place: str = "#") -> Iterator[str]:

@@ -45,7 +45,7 @@ class Flight:
                     try:
                         sequence.constraint.accept(choice.token_id)
                     except Exception as error:  # as in _draw
-                        failed[sequence.sequence_id] = f"the constraint failed: {error}"
+                        failed[sequence.sequence_id] = f"its grammar failed, write it with smaller repetitions: {error}"
                         continue
                 tokens[sequence.sequence_id] = choice.token_id
                 if choice.logprobs is not None:
@@ -141,7 +141,7 @@ class Runner:
                 try:
                     mask = sequence.constraint.mask()
                 except Exception as error:  # a grammar that breaks at run time must not take the other rows with it
-                    flight.failed[sequence_id] = f"the constraint failed: {error}"
+                    flight.failed[sequence_id] = f"its grammar failed, write it with smaller repetitions: {error}"
             index = self.rows.lengths[sequence_id] - len(sequence.prompt_ids)
             rows.append(Row(sequence.params, index, sequence.prompt_ids, sequence.output_ids, mask))
         drawn = draw(logits, rows)

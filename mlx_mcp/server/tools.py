@@ -152,23 +152,26 @@ class ProgressReporter:
         self._context = context
         self._last = 0.0
         self._value = 0.0
+        self._total: int | None = None
+        self._read = 0  # tokens of the prompt
         self._tail = ""
 
     async def show(self, update: Progress | Delta) -> None:
         """Report an update, unless one was reported a moment ago."""
         if isinstance(update, Delta):
             self._tail = (self._tail + update.text)[-PROGRESS_CHARS:]
+        else:
+            self._total = update.total
+            self._read = update.done if update.phase == "prefill" else self._read
         now = time.monotonic()
         if now - self._last < PROGRESS_INTERVAL_S:
             return
         self._last = now
-        done, total, message = self._value, None, self._tail
-        if isinstance(update, Progress):
-            done, total = float(update.done), update.total
-            message = self._tail or update.message
+        done = self._read + update.num_tokens if isinstance(update, Delta) else update.done
+        message = self._tail or (update.message if isinstance(update, Progress) else "")
         # A value that stands still is raised by a hair: hosts take it as a sign of life.
-        self._value = max(done, self._value + 1e-3)
-        await self._context.report_progress(self._value, total, message)
+        self._value = max(float(done), self._value + 1e-3)
+        await self._context.report_progress(self._value, self._total, message)
 
 
 @asynccontextmanager

@@ -381,9 +381,30 @@ def test_a_grammar_that_leads_nowhere_fails_its_answer_and_is_forgotten():
     assert allowed(grammars.compile(dead_end, VOCAB_SIZE))
 
 
-def test_a_grammar_that_grows_too_complex_fails_its_answer():
-    with pytest.raises(GenerationFailed, match="Too many items"):
-        drawn(lark('start: "a" start'), 0)
+@pytest.mark.parametrize(
+    ("grammar", "why"),
+    [
+        (lark('start: "a" start'), "Too many items"),
+        (regex("(a{1000}){1000}"), "too many expressions"),
+    ],
+)
+def test_a_grammar_that_shows_at_its_first_token_that_it_is_too_complex_is_refused(grammar, why):
+    with pytest.raises(InvalidRequest, match=why):
+        GRAMMARS.compile(grammar, VOCAB_SIZE)
+
+
+@pytest.mark.parametrize(
+    ("schema", "why"),
+    [
+        ({"name": "x", "strict": True, "schema": {"type": "object"}}, "give the schema inside it by itself"),
+        ({"type": "json_schema", "json_schema": {"type": "object"}}, "give the schema inside it by itself"),
+        ({"name": "string", "age": "number"}, 'no keyword of JSON Schema; write {"type": "object"'),
+    ],
+)
+def test_what_is_no_schema_but_holds_or_resembles_one_is_told_so(schema, why):
+    with pytest.raises(InvalidRequest) as caught:
+        GRAMMARS.compile(Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema)), VOCAB_SIZE)
+    assert why in str(caught.value)
 
 
 def test_a_token_that_the_mask_does_not_allow_is_not_accepted():

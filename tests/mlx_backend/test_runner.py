@@ -394,7 +394,7 @@ def test_a_constraint_that_breaks_fails_its_row_alone(llama):
     machine, bad, good = Machine(llama), sequence(1, 20), sequence(2, 20)
     bad.constraint = Broken()
     machine.run([bad, good])
-    assert machine.failed == {1: "the constraint failed: out of fuel"}
+    assert machine.failed == {1: "its grammar failed, write it with smaller repetitions: out of fuel"}
     assert [good.output_ids] == Machine(llama).run([sequence(2, 20)])
 
 

@@ -64,6 +64,19 @@ async def test_reasoning_and_tool_calls_come_apart_from_the_text(engine, mode):
     }
 
 
+async def test_progress_counts_the_prompt_and_then_the_tokens_of_the_answer(engine, mode, monkeypatch):
+    monkeypatch.setattr(tools_module, "PROGRESS_INTERVAL_S", 0.0)
+    heard = []
+
+    async def hear(progress, total, message):
+        heard.append((round(progress), total))
+
+    async with connect(engine, mode) as client:
+        arguments = {"prompt": "hello", "model": "tiny", "max_tokens": 50}
+        await client.call_tool("generate", arguments, progress_callback=hear)
+    assert [progress for progress, total in heard if total == 55][-5:] == [6, 7, 8, 9, 10]
+
+
 async def test_every_argument_reaches_the_engine(engine, mode, monkeypatch):
     asked = []
     generate_for_real = engine.generate
@@ -82,13 +95,13 @@ async def test_every_argument_reaches_the_engine(engine, mode, monkeypatch):
         "logprobs": 2,
     }
     async with connect(engine, mode) as client:
-        result = await generate(client, logit_bias={"101": -1}, json_schema={"type": "object"}, stop=["x"], **given)
-    assert not result.is_error
-    (request,) = asked
+        assert not (await generate(client, logit_bias={"101": -1}, json_schema={"type": "object"}, **given)).is_error
+        assert not (await generate(client, stop=["x"])).is_error
+    request, stopping = asked
     assert {name: getattr(request, name) for name in given} == given
     assert request.logit_bias == ((101, -1.0),)
     assert request.grammar == Grammar(GrammarKind.JSON_SCHEMA, '{"type": "object"}')
-    assert request.stop == ("x",)
+    assert stopping.stop == ("x",)
 
 
 async def test_text_that_reads_as_json_stays_text_and_null_is_as_good_as_nothing(engine):
@@ -104,6 +117,7 @@ async def test_text_that_reads_as_json_stays_text_and_null_is_as_good_as_nothing
     [
         ({"json_schema": {}, "regex": "a"}, "one of json_schema, regex and grammar"),
         ({"regex": "malformed"}, "malformed"),
+        ({"grammar": "a", "stop": ["x"]}, "stop"),
         ({"grammar": "a", "tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"top_k": -1}, "top_k"),
         ({"min_p": 1.5}, "min_p"),
