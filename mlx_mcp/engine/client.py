@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from mlx_mcp.core.ports import (
     LoadedModel,
@@ -107,6 +108,9 @@ class EngineClient:
     def __init__(self, thread: EngineThread, registry: ModelRegistry, loader: ModelLoader) -> None:
         self.thread, self.registry, self.loader = thread, registry, loader
         self._ids = itertools.count(1)
+        # Models that are in memory as far as known: asking the engine would cost every call a step. Weak, so that an
+        # unloaded one goes.
+        self._loaded: WeakValueDictionary[str, LoadedModel] = WeakValueDictionary()
         self._preparations: dict[str, Preparation] = {}
         self._lock = threading.Lock()
 
@@ -130,12 +134,13 @@ class EngineClient:
         check(request)
         spec = await asyncio.to_thread(self.registry.resolve, request.model)
         while True:
-            model: LoadedModel | None = None
-            async for step in self._load(spec):
-                if isinstance(step, Progress):
-                    yield step
-                else:
-                    model = step
+            model = self._loaded.get(spec.name)
+            if model is None:
+                async for step in self._load(spec):
+                    if isinstance(step, Progress):
+                        yield step
+                    else:
+                        model = self._loaded[spec.name] = step
             assert model is not None, "loading ends with a model or an error"
             # On threads: templates and grammars may take long, and the loop serves everyone.
             tokenizer, grammar = model.tokenizer, request.grammar
@@ -157,7 +162,8 @@ class EngineClient:
                     yield update
                     if isinstance(update, Result):
                         return
-            # The model was unloaded between loading and submitting: load it again.
+            # The model was unloaded before it was submitted to: load it again.
+            self._loaded.pop(spec.name, None)
 
     async def _run(self, submit: Submit, mailbox: Mailbox, answer: Answer) -> AsyncGenerator[Update, None]:
         """Submit and follow one sequence; ends without a Result if the model is not in memory."""

@@ -60,9 +60,12 @@ async def test_progress_is_told_in_every_phase(client):
 
 async def test_a_loaded_model_is_not_loaded_again(client):
     await answer(client, asking("a"))
+    sent, send = [], client.thread.send
+    client.thread.send = lambda command: sent.append(type(command)) or send(command)
     updates = await collect(client, asking("b"))
     assert all(u.phase != "loading" for u in updates if isinstance(u, Progress))
     assert client.loader.prepared == ["tiny"]
+    assert sent == [Submit]  # nor is the engine asked, which would cost a step
 
 
 async def test_eight_callers_of_a_cold_model_share_one_load_and_each_get_their_own_answer(client):
@@ -326,6 +329,7 @@ async def test_a_model_that_was_unloaded_meanwhile_is_loaded_again(client):
     await answer(client, asking("a"))
     client.loader.weights_bytes = 950
     await answer(client, asking("b", model="other"))
+    assert list(client._loaded) == ["other"]  # nobody keeps the weights of the other
     assert (await answer(client, asking("c"))).text == "c"
     assert client.loader.materialised == ["tiny", "other", "tiny"]
 
