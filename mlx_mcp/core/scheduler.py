@@ -31,7 +31,7 @@ class Limits:
     max_waiting: int = 1024
     chunk_tokens: int = 128
     prefill_tokens_idle: int = 512  # per step, while nothing decodes
-    prefill_tokens_busy: int = 128  # per step, while something decodes
+    prefill_tokens_busy: int = 128  # per step, while something decodes or begins to
 
     def __post_init__(self) -> None:
         """Refuse a budget that no chunk would ever fit."""
@@ -305,20 +305,25 @@ class Scheduler:
         self.turns[session] = self.clock
 
     def _chunks(self, busy: bool) -> tuple[Chunk, ...]:
-        """Prefill chunks within the budget: each goes to the session that has gone without for longest."""
+        """Prefill chunks within the budget: each goes to the session that has gone without for longest.
+
+        A chunk that yields a first token makes the step a busy one: nobody waits for that through others' prompts.
+        """
         budget = self.limits.prefill_tokens_busy if busy else self.limits.prefill_tokens_idle
+        used = 0
         starts = {sequence: sequence.num_computed for sequence in self.running if not sequence.decoding}
         chunks: list[Chunk] = []
         while starts:
             sequence = min(starts, key=lambda s: self.turns[s.session])  # the first admitted of a session
             start = starts[sequence]
             end = min((start // self.limits.chunk_tokens + 1) * self.limits.chunk_tokens, sequence.num_tokens)
-            if end - start > budget:
+            if used + end - start > budget:
                 break
-            budget -= end - start
+            used += end - start
             chunks.append(Chunk(sequence, start, end, last=end == sequence.num_tokens))
             self._take_turn(sequence.session)
             starts[sequence] = end
             if end == sequence.num_tokens:
                 del starts[sequence]
+                budget = self.limits.prefill_tokens_busy
         return tuple(chunks)

@@ -58,8 +58,8 @@ def test_a_long_prompt_costs_decoding_rows_one_chunk_a_step():
 def test_a_budget_is_never_exceeded():
     scheduler = make()
     for i in (1, 2):
-        scheduler.add(sequence(i, 3))
-    assert chunks(take(scheduler)) == [(1, 0, 3), (2, 0, 3)]
+        scheduler.add(sequence(i, 2))
+    assert chunks(take(scheduler)) == [(1, 0, 2), (2, 0, 2)]
     scheduler = make(Limits(max_running=3, chunk_tokens=4, prefill_tokens_idle=5, prefill_tokens_busy=4))
     for i in (1, 2):
         scheduler.add(sequence(i, 3))
@@ -84,6 +84,15 @@ def test_a_short_prompt_is_not_held_up_by_a_long_one_that_came_first():
     take(scheduler)
     scheduler.add(sequence(2, 4))
     assert [chunks(take(scheduler)) for _ in range(2)] == [[(1, 8, 12), (2, 0, 4)], [(1, 12, 16)]]
+
+
+def test_a_first_token_does_not_wait_for_the_rest_of_a_long_prompt():
+    limits = Limits(max_running=2, chunk_tokens=4, prefill_tokens_idle=40, prefill_tokens_busy=4)
+    scheduler = make(limits)
+    scheduler.add(sequence(1, 400))
+    assert len(chunks(take(scheduler))) == 10
+    scheduler.add(sequence(2, 3))
+    assert chunks(take(scheduler)) == [(1, 40, 44), (2, 0, 3)]
 
 
 # Turns
