@@ -17,6 +17,7 @@ from mlx_mcp.core.slots import KvCost
 from mlx_mcp.mlx_backend.rows import make_rows
 from mlx_mcp.mlx_backend.sampler import Drawn, Row, draw, on_host
 
+async_eval: Any = mx.async_eval  # which has no types
 CLEAR_CACHE_STEPS = 512  # attention's temporaries grow with the rows, and MLX keeps a buffer of every size
 
 
@@ -44,7 +45,7 @@ class Flight:
                 if sequence.constraint is not None and choice.token_id not in sequence.stop_ids:
                     try:
                         sequence.constraint.accept(choice.token_id)
-                    except Exception as error:  # as in _draw
+                    except Exception as error:  # as in _draw: it must not take the other rows with it
                         failed[sequence.sequence_id] = f"its grammar failed, write it with smaller repetitions: {error}"
                         continue
                 tokens[sequence.sequence_id] = choice.token_id
@@ -99,7 +100,7 @@ class Runner:
                 self._draw(flight, [chunk.sequence], logits)
             else:
                 # The keys and values alone: nobody reads these logits, so the vocabulary product is never computed.
-                mx.async_eval(self.rows.arrays([chunk.sequence]))  # type: ignore[no-untyped-call]
+                async_eval(self.rows.arrays([chunk.sequence]))
         self.latest = flight
         self.num_launched += 1
         if self.num_launched % CLEAR_CACHE_STEPS == 0:
@@ -132,7 +133,7 @@ class Runner:
         """Draw each row's next token from logits [rows, vocab], and have all of it evaluated."""
         waits = [s for s in sequences if s.constraint is not None]
         if waits:
-            mx.async_eval(logits)  # type: ignore[no-untyped-call]  # masks are made meanwhile
+            async_eval(logits)  # masks are made meanwhile
         rows = []
         for sequence in sequences:
             sequence_id = sequence.sequence_id
@@ -146,4 +147,4 @@ class Runner:
             rows.append(Row(sequence.params, index, sequence.prompt_ids, sequence.output_ids, mask))
         drawn = draw(logits, rows)
         flight.drawn.append((sequences, drawn))
-        mx.async_eval(drawn.arrays(), self.rows.arrays(sequences))  # type: ignore[no-untyped-call]
+        async_eval(drawn.arrays(), self.rows.arrays(sequences))

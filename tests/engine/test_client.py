@@ -4,11 +4,12 @@ import threading
 
 import pytest
 
-from mlx_mcp.core.ports import Grammar, GrammarKind, LoadedModel, Message, TextKind, ToolCall
+from mlx_mcp.core.ports import Grammar, GrammarKind, LoadedModel, Message, Piece, Prompt, TextKind, ToolCall
 from mlx_mcp.core.sequence import SamplingParams, TokenLogprobs
 from mlx_mcp.engine import client as client_module
+from mlx_mcp.engine.answer import Answer
 from mlx_mcp.engine.client import EngineClient, Mailbox
-from mlx_mcp.engine.messages import Find, Load, Loaded, Submit, Unloaded
+from mlx_mcp.engine.messages import Find, Load, Loaded, Submit, Token, Unloaded
 from mlx_mcp.engine.requests import Delta, GenerateRequest, Progress, Result, TokenChoice
 from mlx_mcp.errors import EngineDead, InvalidRequest, ModelError, PromptTooLong, UnknownModel
 from tests.fakes import FakeConstraint, FakeFlight, FakeLoader, FakeRegistry, FakeRunner, FakeTokenizer, fake_client
@@ -109,6 +110,27 @@ async def test_a_stop_string_is_found_though_a_call_stands_in_its_midst(client):
     updates = await collect(client, asking("one EN{look}D two", stop=("END",)))
     assert (updates[-1].text, updates[-1].finish_reason) == ("one ", "stop")
     assert "".join(u.text for u in updates if isinstance(u, Delta) and u.kind == "answer") == "one "
+
+
+async def test_nothing_of_a_token_is_shown_or_called_after_the_stop_string_in_it():
+    class Reader:
+        tool_calls = ()
+
+        def add(self, token_id):
+            return [
+                Piece(TextKind.ANSWER, "yes END"),
+                Piece(TextKind.TOOL_CALL, "look"),
+                Piece(TextKind.ANSWER, "more"),
+            ]
+
+    class Tokenizer(FakeTokenizer):
+        def reader(self, prompt, tools=(), plain=False):
+            return Reader()
+
+    model = LoadedModel("tiny", None, Tokenizer(), frozenset(), 9, 100, 0)
+    so_far = Answer(model, Prompt((1,)), asking("a", stop=("END",)))
+    assert [delta.text for delta in so_far.add(Token(1))] == ["yes "]
+    assert so_far.stopped
 
 
 async def test_a_stop_string_is_found_in_what_was_held_back_to_the_end(client):

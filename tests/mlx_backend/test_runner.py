@@ -15,6 +15,7 @@ from mlx_mcp.core.sequence import SamplingParams, Sequence
 from mlx_mcp.core.slots import Ledger, SlotPool, capacity_for
 from mlx_mcp.errors import ModelError
 from mlx_mcp.mlx_backend import runner as runner_module
+from mlx_mcp.mlx_backend.attention import FullLayer
 from mlx_mcp.mlx_backend.runner import Runner
 from tests.effort import EFFORT
 from tests.mlx_backend.test_architectures import build
@@ -256,6 +257,38 @@ def test_no_kind_of_layer_takes_more_than_was_reserved(kind, chunk_tokens):
     for _ in range(70):
         machine.advance()
         assert machine.runner.kv_bytes <= machine.scheduler.pool.used_bytes
+
+
+def test_padded_rows_that_are_cancelled_take_nothing_while_others_read_their_prompts():
+    model = build("deepseek_v3")
+    machine, decoding, reading = Machine(model), sequence(1, 60, 200), sequence(2, 400)
+    machine.scheduler.add(decoding)
+    for _ in range(8):
+        machine.advance(ahead=False)
+    machine.scheduler.add(reading)
+    machine.advance(ahead=False)
+    machine.cancel(decoding)
+    assert reading.num_computed < 200
+    while not reading.output_ids:
+        assert machine.runner.kv_bytes <= machine.scheduler.pool.ledger.used_bytes
+        machine.advance(ahead=False)
+
+
+def test_a_move_that_fails_leaves_no_tensor_behind(llama, monkeypatch):
+    machine, calls, copy = Machine(llama), [], FullLayer.copy
+
+    def copy_once(self, *arguments):
+        calls.append(arguments)
+        if len(calls) > 1:
+            raise RuntimeError("out of memory")
+        copy(self, *arguments)
+
+    monkeypatch.setattr(FullLayer, "copy", copy_once)
+    machine.scheduler.add(sequence(1, 60, 150))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        machine.run([])
+    machine.drop_all()
+    assert machine.runner.kv_bytes == machine.scheduler.pool.ledger.used_bytes == 0
 
 
 def address(array):
