@@ -90,11 +90,14 @@ def serve_stdio(config: Config) -> None:
     import anyio
 
     from mlx_mcp.server.app import build_server
+    from mlx_mcp.server.files import FileReader, default_roots
     from mlx_mcp.server.lifetime import exit_within, until_signal
     from mlx_mcp.wiring import wire
 
     client, registry = wire(config)
-    server = build_server(client, registry)
+    roots = default_roots() if config.file_roots is None else config.file_roots
+    files = FileReader(roots, config.max_file_bytes, config.max_files_bytes)
+    server = build_server(client, registry, files)
 
     async def main() -> None:
         def stop(scope: anyio.CancelScope) -> None:
@@ -113,13 +116,16 @@ def serve_http(config: Config) -> None:
     import anyio
 
     from mlx_mcp.server.app import build_server
+    from mlx_mcp.server.files import FileReader
     from mlx_mcp.server.http import auth_settings, http_app, http_server, listen
     from mlx_mcp.server.lifetime import exit_within, until_signal
     from mlx_mcp.wiring import wire
 
     listener = listen(config)
     client, registry = wire(config)
-    server = http_server(http_app(build_server(client, registry, **auth_settings(config)), client, config), config)
+    files = FileReader(config.file_roots or (), config.max_file_bytes, config.max_files_bytes)
+    mcp = build_server(client, registry, files, **auth_settings(config))
+    server = http_server(http_app(mcp, client, config), config)
     host = f"[{config.host}]" if ":" in config.host else config.host
     address = f"http://{host}:{listener.getsockname()[1]}"
     typer.echo(f"mlx-mcp {__version__} serving {registry.resolve(None).name!r} at {address}/mcp", err=True)

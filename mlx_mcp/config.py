@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from platformdirs import user_config_path
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import BeforeValidator, DirectoryPath, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 from pydantic_settings.exceptions import SettingsError
 
 from mlx_mcp.errors import ConfigError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def folders(value: Any) -> Any:
+    """Folders written as in PATH, or as a list; `~` is the user's own."""
+    listed = value.split(os.pathsep) if isinstance(value, str) else value
+    return [Path(folder).expanduser() for folder in listed if folder] if isinstance(listed, list) else listed
 
 
 class Config(BaseSettings):
@@ -36,6 +48,19 @@ class Config(BaseSettings):
     chunk_tokens: int = Field(128, ge=64, le=8192, multiple_of=64, description="tokens of a prompt computed at once")
     prefill_tokens_busy: int = Field(128, ge=64, description="tokens of prompts a step while others decode")
     prefill_tokens_idle: int = Field(512, ge=64, description="tokens of prompts a step while nobody does")
+    block_tokens: int = Field(64, ge=16, le=1024, description="tokens that are cached, found and evicted together")
+    shared_prefix_rows: int = Field(4, ge=0, description="calls with one beginning that share one copy of it; 0: never")
+    shared_prefix_tokens: int = Field(512, ge=1, description="the shortest beginning that is worth sharing")
+    max_sessions: int = Field(4096, ge=1, description="sessions that may be open at once, of all callers")
+    session_ttl_s: float = Field(
+        86400.0, gt=0, le=31_536_000, description="how long an unused session stays, if it does not say"
+    )
+    max_wait_s: float = Field(300.0, gt=0, description="how long a call may wait for memory")
+    file_roots: Annotated[tuple[DirectoryPath, ...] | None, NoDecode, BeforeValidator(folders)] = Field(
+        None, description="folders callers may have files read from; the project's over stdio, none over HTTP if unset"
+    )
+    max_file_bytes: int = Field(1 << 20, ge=1, description="the longest file that is read for a caller")
+    max_files_bytes: int = Field(4 << 20, ge=1, description="all files of one call together")
     max_request_bytes: int = Field(4 << 20, ge=1024, description="the longest message taken from a client")
     shutdown_timeout_s: float = Field(5.0, ge=0, le=300, description="how long running calls may take to end at exit")
 
@@ -67,6 +92,10 @@ class Config(BaseSettings):
             raise ConfigError(f"The settings in {config_path()} cannot be read: {error}.") from error
         if config.kv_bits not in (None, 4, 8):
             raise ConfigError(f"kv_bits is {config.kv_bits}; it must be 8 or 4, or unset for full precision.")
+        if config.chunk_tokens % config.block_tokens:
+            raise ConfigError(
+                f"chunk_tokens ({config.chunk_tokens}) must be a multiple of block_tokens ({config.block_tokens})."
+            )
         if min(config.prefill_tokens_busy, config.prefill_tokens_idle) < config.chunk_tokens:
             raise ConfigError(
                 f"prefill_tokens_busy ({config.prefill_tokens_busy}) and prefill_tokens_idle "

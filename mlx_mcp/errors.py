@@ -5,7 +5,9 @@
     │   ├── InvalidRequest        an argument is missing, malformed or out of range
     │   ├── PromptTooLong         prompt and answer do not fit the model's context
     │   ├── RequestTooLarge       prompt and answer do not fit the memory for keys and values
-    │   └── UnknownModel          no such model here
+    │   ├── UnknownModel          no such model here
+    │   ├── UnknownSession        no such session of this caller, or no more
+    │   └── SessionBusy           another turn goes on with this session
     ├── CapacityError             full for now; retry after `retry_after_s`
     ├── ModelError                a model cannot be served: broken files, unsupported, too large
     ├── GenerationFailed          this generation broke; the engine goes on
@@ -68,6 +70,26 @@ class UnknownModel(RequestError):
         self.name, self.known = name, known
         shown = ", ".join(known[:8]) + (", …" if len(known) > 8 else "")
         super().__init__(f"Model not found: {name[:200]!r}. Call list_models for valid names; now: {shown}.")
+
+
+class UnknownSession(RequestError):
+    """The caller has no session of that handle or name."""
+
+    def __init__(self, session: str) -> None:
+        super().__init__(
+            f"Session not found: {session[:80]!r}. It was closed, has expired, or ended with the server. list_sessions "
+            "shows yours; create_session, or generate with keep=true, opens one."
+        )
+
+
+class SessionBusy(RequestError):
+    """Another turn goes on with the session."""
+
+    def __init__(self, session: str, why: str = "another turn goes on with it") -> None:
+        super().__init__(
+            f"session_busy: {session[:80]!r} cannot be used now, {why}. Wait for that, pass queue=true to take the next "
+            "turn, or fork_session and go on with the fork."
+        )
 
 
 class CapacityError(MlxMcpError):

@@ -15,6 +15,13 @@ class EngineStats:
     preemptions: int = 0  # sequences that gave way, since the start
     rows: int = 0  # rows that hold keys and values
     kv_bytes: int = 0  # what these take
-    kv_reserved_bytes: int = 0  # what is set aside for them; never above max_kv_bytes
+    kv_reserved_bytes: int = 0  # what is set aside for them; with cache_bytes never above max_kv_bytes
+    cache_bytes: int = 0  # of cached blocks
+    cache_pinned_bytes: int = 0  # of these cannot be evicted now
+    cache_blocks: int = 0
+    evictions: int = 0  # blocks, since the start
+    prompt_tokens: int = 0  # of all calls, since the start
+    cached_tokens: int = 0  # of these were in the cache
+    sessions: int = 0
     models: tuple[str, ...] = ()  # in memory, least recently used first
     weights_bytes: int = 0

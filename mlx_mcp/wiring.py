@@ -6,10 +6,11 @@ import sys
 from collections.abc import Callable, Generator
 
 from mlx_mcp.config import Config, available_memory_bytes
+from mlx_mcp.core.kv_cache_manager import Sharing
 from mlx_mcp.core.ports import LoadedModel, ModelLoader, ModelSpec, PreparedModel
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.engine.client import EngineClient
-from mlx_mcp.engine.engine import Engine
+from mlx_mcp.engine.engine import Engine, Keeping
 from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.mlx_backend.blas import prefer_openblas
 from mlx_mcp.models.registry import Registry
@@ -57,8 +58,15 @@ def wire(config: Config) -> tuple[EngineClient, Registry]:
         config.prefill_tokens_idle,
         config.prefill_tokens_busy,
     )
+    keeping = Keeping(
+        config.block_tokens,
+        Sharing(config.shared_prefix_rows, config.shared_prefix_tokens),
+        config.max_sessions,
+        config.session_ttl_s,
+        config.max_wait_s,
+    )
     max_weights_bytes = config.max_weights_bytes or available_memory_bytes() * 5 // 8
     # Together three quarters of it: about what Metal lets a process hold.
     max_kv_bytes = config.max_kv_bytes or available_memory_bytes() // 8
-    thread = EngineThread(lambda: Engine(loader, limits, max_weights_bytes, max_kv_bytes))
+    thread = EngineThread(lambda: Engine(loader, limits, max_weights_bytes, max_kv_bytes, keeping))
     return EngineClient(thread, registry, loader), registry

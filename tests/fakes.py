@@ -5,6 +5,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mlx_mcp.core.layout import Layout
 from mlx_mcp.core.ports import (
     LoadedModel,
     ModelSpec,
@@ -15,10 +16,11 @@ from mlx_mcp.core.ports import (
     TextKind,
     ToolCall,
 )
-from mlx_mcp.core.scheduler import Limits, Step
+from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.slots import KvCost
+from mlx_mcp.core.steps import Step
 from mlx_mcp.engine.client import EngineClient
-from mlx_mcp.engine.engine import Engine
+from mlx_mcp.engine.engine import Engine, Keeping
 from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.errors import InvalidRequest, UnknownModel
 
@@ -35,6 +37,16 @@ class FakeTokenizer:
     def encode_chat(self, messages, tools=(), reasoning=True):
         text = "".join(message.content for message in messages)
         return Prompt(tuple(map(ord, text if reasoning else re.sub(r"\[.*?\]", "", text))))
+
+    def encode_context(self, messages, tools=()):
+        return tuple(map(ord, "".join(message.content for message in messages)))
+
+    def encode_turn(self, text, after, tools=(), reasoning=True):
+        """A turn after an answer begins with a bar."""
+        return Prompt(tuple(map(ord, text if after == "user" else f"|{text}")))
+
+    def decode(self, ids):
+        return "".join(map(chr, ids))
 
     def reader(self, prompt, tools=(), plain=False):
         return FakeReader({} if plain else MARKERS)
@@ -83,22 +95,39 @@ class FakeConstraint:
         pass
 
 
+@dataclass(frozen=True)
+class FakePayload:
+    """Keeps the tokens themselves: what is restored from it can be compared with what it should be."""
+
+    tokens: tuple
+    window_start: int
+    has_state: bool
+
+    @property
+    def nbytes(self):
+        return len(self.tokens)
+
+
 @dataclass
 class FakeRunner:
-    """Answers each prompt with the prompt itself, over and over if it must; records every step.
+    """Answers each prompt, or the last turn of it, with its own text, over and over if it must; records every step.
 
     A test may hold it before any step with `gate`, break a row with `broken`, break whole steps with `explode`, or let
-    steps run ahead of their tokens with `ahead`. A token costs one byte.
+    steps run ahead of their tokens with `ahead`. A token costs one byte. A row's keys and values are its tokens: it is
+    an error to restore others than the sequence has.
     """
 
     gate: threading.Event = field(default_factory=threading.Event)
     steps: list = field(default_factory=list)
-    rows: set = field(default_factory=set)
+    rows: dict = field(default_factory=dict)  # sequence id → tokens computed
+    sequences: dict = field(default_factory=dict)
     broken: set = field(default_factory=set)
     explode: Exception | None = None
     endless: bool = False
     ahead: bool = False
     kv_bytes: int = 0
+    layout: Layout = field(default_factory=lambda: Layout(sharing=True))
+    num_computed: int = 0  # tokens, of all rows
 
     def __post_init__(self):
         self.gate.set()
@@ -118,11 +147,37 @@ class FakeRunner:
         self.steps.append(step)
         assert self.gate.wait(10)
         assert all(s.slot is not None for s in step.sequences)
-        self.rows |= {s.sequence_id for s in step.sequences}
+        for move in step.moves:
+            assert move.sequence.num_tokens - move.sequence.num_shared <= move.new.capacity
+        for restore in step.restores:
+            sequence = restore.sequence
+            tokens = tuple(t for part in restore.parts for t in part.payload.tokens[: part.num_tokens])
+            assert tokens == sequence.tokens(0, restore.num_tokens), "another prefix was restored"
+            if self.layout.states:
+                assert restore.parts[-1].num_tokens == len(restore.parts[-1].payload.tokens)
+                assert restore.parts[-1].payload.has_state
+            self.rows[sequence.sequence_id] = restore.num_tokens
+        for chunk in step.prefill:
+            assert self.rows.get(chunk.sequence.sequence_id, 0) == chunk.start
+            self.rows[chunk.sequence.sequence_id] = chunk.end
+            self.num_computed += chunk.end - chunk.start
+        for sequence in step.decode:
+            self.rows[sequence.sequence_id] += 1
+            self.num_computed += 1
+        self.sequences |= {s.sequence_id: s for s in step.sequences}
+        assert all(cut.end <= self.rows[cut.sequence.sequence_id] for cut in step.cuts)
         return FakeFlight(self, step)
 
+    def cut(self, sequence_id, start, end, state):
+        sequence = self.sequences[sequence_id]
+        assert end <= self.rows[sequence_id]
+        if self.layout.states and state:
+            assert end == self.rows[sequence_id], "states of another moment"
+        kept = max([start, *(self.rows[sequence_id] - window for window in self.layout.windows)])
+        return FakePayload(sequence.tokens(start, end), min(kept, end), state or not self.layout.states)
+
     def release(self, sequence_id):
-        self.rows.discard(sequence_id)
+        self.rows.pop(sequence_id, None)
 
     def reset(self):
         self.rows.clear()
@@ -139,14 +194,16 @@ class FakeFlight:
             raise error
         result = StepResult()
         for sequence in self.step.drawing:
-            if sequence.prompt_ids[0] in self.runner.broken:
+            said = tuple(map(ord, "".join(map(chr, sequence.prompt_ids)).rpartition("|")[2]))
+            if said[0] in self.runner.broken:
                 result.failed[sequence.sequence_id] = "broken"
                 continue
             at = len(sequence.output_ids)
-            over = at >= len(sequence.prompt_ids) and not self.runner.endless
-            result.tokens[sequence.sequence_id] = (
-                STOP_ID if over else sequence.prompt_ids[at % len(sequence.prompt_ids)]
-            )
+            over = at >= len(said) and not self.runner.endless
+            result.tokens[sequence.sequence_id] = STOP_ID if over else said[at % len(said)]
+        for cut in self.step.cuts:
+            state = cut.state or not self.runner.layout.states
+            result.payloads[cut] = FakePayload(cut.sequence.tokens(cut.start, cut.end), cut.start, state)
         return result
 
 
@@ -159,6 +216,7 @@ class FakeLoader:
     fail: Exception | None = None
     fail_weights: Exception | None = None
     weights_bytes: int = 100
+    context_tokens: int = 100
     prepared: list = field(default_factory=list)
     materialised: list = field(default_factory=list)
     closed: bool = False
@@ -181,7 +239,14 @@ class FakeLoader:
             raise self.fail_weights
         self.materialised.append(prepared.name)
         return LoadedModel(
-            prepared.name, self.runner, prepared.tokenizer, frozenset({STOP_ID}), 0x110000, 100, prepared.weights_bytes
+            prepared.name,
+            self.runner,
+            prepared.tokenizer,
+            frozenset({STOP_ID}),
+            0x110000,
+            self.context_tokens,
+            prepared.weights_bytes,
+            prepared.name.encode(),
         )
 
     def close(self):
@@ -198,8 +263,8 @@ class FakeRegistry:
         return ModelSpec(name, "folder", f"/nowhere/{name}")
 
 
-def fake_client(loader=None, limits=None, max_weights_bytes=1000, max_kv_bytes=1 << 30):
+def fake_client(loader=None, limits=None, max_weights_bytes=1000, max_kv_bytes=1 << 30, **keeping):
     """A client on a real engine thread over fakes."""
-    loader = loader or FakeLoader()
-    thread = EngineThread(lambda: Engine(loader, limits or Limits(), max_weights_bytes, max_kv_bytes))
+    loader, keeping = loader or FakeLoader(), Keeping(**keeping)
+    thread = EngineThread(lambda: Engine(loader, limits or Limits(), max_weights_bytes, max_kv_bytes, keeping))
     return EngineClient(thread, FakeRegistry(), loader)

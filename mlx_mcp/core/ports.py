@@ -12,9 +12,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlx_mcp.core.scheduler import Step
+from mlx_mcp.core.layout import Layout, Payload
 from mlx_mcp.core.sequence import Constraint, Sequence, TokenLogprobs
 from mlx_mcp.core.slots import KvCost
+from mlx_mcp.core.steps import Cut, Step
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class StepResult:
     tokens: dict[int, int] = field(default_factory=dict)
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)  # of the rows that asked for them
     failed: dict[int, str] = field(default_factory=dict)
+    payloads: dict[Cut, Payload] = field(default_factory=dict)  # of the step's cuts
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,32 @@ class ChatTokenizer(Protocol):
             InvalidRequest: the model's template refuses these messages, or knows no tools.
         """
 
+    def encode_context(self, messages: list[Message], tools: tuple[dict[str, Any], ...] = ()) -> tuple[int, ...]:
+        """The ids of messages that turns go on from: the last one, if it is a user's or an assistant's, stays open.
+
+        A turn's text goes on in an open user's message, with nothing put between. After any other role's message a
+        user's is opened.
+
+        Raises:
+            InvalidRequest: the model's template refuses these messages, does not let them be gone on from, or knows no
+                tools.
+        """
+
+    def encode_turn(
+        self, text: str, after: str, tools: tuple[dict[str, Any], ...] = (), reasoning: bool = True
+    ) -> Prompt:
+        """The ids that a user's turn appends to a log, generation prompt included; no text becomes a special token.
+
+        `after` is the role of the message that the log ends in, still open: "assistant" for an answer whose stop token
+        was not fed, "user" for a context. `tools` are the log's; they are not told again.
+
+        Raises:
+            InvalidRequest: the model's template does not let a chat be gone on from.
+        """
+
+    def decode(self, ids: tuple[int, ...]) -> str:
+        """How tokens read, control tokens included."""
+
     def reader(self, prompt: Prompt, tools: tuple[dict[str, Any], ...] = (), plain: bool = False) -> AnswerReader:
         """A fresh one, for one answer to `prompt`; `plain` takes all text for the answer."""
 
@@ -153,8 +181,22 @@ class ModelRunner(Protocol):
     def kv_bytes(self) -> int:
         """What the rows' keys and values take now."""
 
+    @property
+    def layout(self) -> Layout:
+        """How its rows can be cut and put back."""
+
     def must_wait(self, sequence: Sequence) -> bool:
-        """Whether drawing this row's next token needs its last one on the host."""
+        """Whether drawing this row's next token needs its last one on the host.
+
+        Also whether the row must not be ahead of its tokens because it has windows or states, which cannot go back.
+        """
+
+    def cut(self, sequence_id: int, start: int, end: int, state: bool) -> Payload:
+        """Copy tokens [start, end) out of a row between steps; takes at most `cost.cut_bytes(end - start, state)`.
+
+        At least `end` tokens of it are computed, and exactly `end` if `state` is set, which takes the states too.
+        Tokens that a window has lost are left out.
+        """
 
     def launch(self, step: Step) -> Flight:
         """Start computing every chunk and every decoding row; only a prompt's last chunk yields a token."""
@@ -184,6 +226,7 @@ class LoadedModel:
     vocab_size: int
     context_tokens: int
     weights_bytes: int
+    fingerprint: bytes  # of all that its keys and values depend on: weights, tokenizer, how they are stored
 
 
 class ModelRegistry(Protocol):

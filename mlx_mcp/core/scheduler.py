@@ -10,10 +10,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from mlx_mcp.core.kv_cache_manager import KvCacheManager
+from mlx_mcp.core.layout import Payload
 from mlx_mcp.core.sequence import Sequence
-from mlx_mcp.core.slots import HEADROOM_TOKENS, Slot, SlotPool
+from mlx_mcp.core.slots import HEADROOM_TOKENS, SlotPool
+from mlx_mcp.core.steps import Chunk, Cut, Move, Restore, Step
 from mlx_mcp.errors import CapacityError, RequestTooLarge
 
 RETRY_AFTER_S = 5
@@ -38,51 +42,13 @@ class Limits:
         assert min(self.prefill_tokens_idle, self.prefill_tokens_busy) >= self.chunk_tokens, "a budget below a chunk"
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Tokens [start, end) of one sequence; the last chunk yields its next token."""
-
-    sequence: Sequence
-    start: int
-    end: int
-    last: bool  # every token there is when the step begins is computed after it
-
-
-@dataclass(frozen=True)
-class Move:
-    """A sequence that outgrew its slot: its keys and values go to a larger one, before the step."""
-
-    sequence: Sequence
-    old: Slot
-    new: Slot
-
-
-@dataclass(frozen=True)
-class Step:
-    """What the runner does next."""
-
-    prefill: tuple[Chunk, ...] = ()
-    decode: tuple[Sequence, ...] = ()
-    moves: tuple[Move, ...] = ()
-    preempted: tuple[Sequence, ...] = ()  # gave up their slots before the step
-
-    @property
-    def drawing(self) -> list[Sequence]:
-        """The sequences that get a token, decoding ones first."""
-        return [*self.decode, *(chunk.sequence for chunk in self.prefill if chunk.last)]
-
-    @property
-    def sequences(self) -> list[Sequence]:
-        """Every sequence that the step computes, each once."""
-        return list(dict.fromkeys([*self.decode, *(chunk.sequence for chunk in self.prefill)]))
-
-
 @dataclass
 class Scheduler:
-    """The waiting and the running sequences of one model."""
+    """The waiting and the running sequences of one model; without a cache they share nothing."""
 
     limits: Limits
     pool: SlotPool
+    cache: KvCacheManager | None = None
     running: list[Sequence] = field(default_factory=list)  # in order of admission
     # Session → its queue; the order of the sessions is the order of their turns.
     waiting: dict[str, deque[Sequence]] = field(default_factory=dict)
@@ -121,15 +87,22 @@ class Scheduler:
             )
         self.waiting.setdefault(sequence.session, deque()).append(sequence)
         self.blocked = False
+        if self.cache is not None:
+            self.cache.enter(sequence)
 
     def schedule(self) -> Step:
         """Make room for those that grow, admit what fits, and choose the next step's work."""
         preempted: list[Sequence] = []
+        restores: dict[Sequence, Restore] = {}
         moves = self._grow(preempted)
-        self._admit(preempted)
+        self._admit(preempted, restores)
         decode = tuple(sequence for sequence in self.running if sequence.decoding)
-        moves = [move for move in moves if move.sequence.slot is move.new]  # the others were preempted after all
-        return Step(self._chunks(busy=bool(decode)), decode, tuple(moves), tuple(preempted))
+        chunks = self._chunks(busy=bool(decode))
+        cuts = () if self.cache is None else self.cache.plan(chunks, decode)
+        # Of those who move or begin some may have been preempted after all.
+        moves = [move for move in moves if move.sequence.slot is move.new]
+        begin = tuple(r for r in restores.values() if r.num_tokens and r.sequence.slot is not None)
+        return Step(chunks, decode, tuple(moves), begin, cuts, tuple(preempted))
 
     def ahead(self, step: Step) -> Step | None:
         """The step after `step`, whose tokens are not known yet; None if that takes more than going on with its rows.
@@ -140,25 +113,40 @@ class Scheduler:
             return None
         drawing = step.drawing
         going = [s for s in drawing if s in self.running and len(s.output_ids) + 1 < s.params.max_tokens]
-        fits = all(s.slot is not None and s.num_tokens < s.slot.capacity for s in going)
+        fits = all(s.slot is not None and s.num_tokens - s.num_shared < s.slot.capacity for s in going)
         if not going or not fits or set(self.running) - set(drawing):
             return None
-        return Step(decode=tuple(going))
+        cuts = () if self.cache is None else self.cache.plan((), going, ahead=1)
+        return Step(decode=tuple(going), cuts=cuts)
 
-    def commit(self, step: Step, tokens: dict[int, int]) -> list[Sequence]:
-        """Take the step's new tokens, by sequence id; returns the sequences that finished, which hold no place more."""
+    def commit(
+        self,
+        step: Step,
+        tokens: dict[int, int],
+        payloads: dict[Cut, Payload] | None = None,
+        keep: Callable[[Sequence], None] | None = None,
+    ) -> list[Sequence]:
+        """Take the step's new tokens, by sequence id; returns the sequences that finished, which hold no place more.
+
+        `payloads` are what its cuts gave; `keep` is called for each that finished while it still has its row.
+        """
         finished = []
         for chunk in step.prefill:
             chunk.sequence.num_computed = chunk.end
-        for sequence in step.decode:
-            sequence.num_computed += 1
         running = set(self.running)  # a step that was run ahead may hold sequences that ended meanwhile
+        for sequence in step.decode:
+            sequence.num_computed += sequence in running
         for sequence in step.drawing:
             if sequence.sequence_id in tokens and sequence in running:
                 sequence.append(tokens[sequence.sequence_id])
                 if sequence.finish_reason is not None:
-                    self.remove(sequence)
                     finished.append(sequence)
+        if self.cache is not None:
+            self.cache.commit(step.cuts, payloads or {})
+        for sequence in finished:
+            if keep is not None:
+                keep(sequence)
+            self.remove(sequence)
         return finished
 
     def remove(self, sequence: Sequence) -> None:
@@ -171,6 +159,16 @@ class Scheduler:
                 del self.waiting[sequence.session]
             if not self.waiting:
                 self._give_up_first()
+        else:
+            return
+        if self.cache is not None:
+            self.cache.exit(sequence)
+
+    def abandon(self, *steps: Step) -> None:
+        """Take back what was planned for steps that came to nothing, and have every running sequence computed again."""
+        if self.cache is not None:
+            self.cache.abandon(*(step.cuts for step in steps))
+        self.preempt_all()
 
     def preempt_all(self) -> None:
         """Have every running sequence computed again from its tokens, in the same order."""
@@ -195,6 +193,8 @@ class Scheduler:
         assert len(slots) == len(self.running), "a running sequence has no slot"
         assert set(self.turns) == {s.session for s in self.running}, "turns of sessions that do not run"
         self.pool.check_integrity(slots)
+        if self.cache is not None:
+            self.cache.check_integrity(self.running, [s for queue in self.waiting.values() for s in queue])
 
     # Memory
 
@@ -203,12 +203,13 @@ class Scheduler:
         moves = []
         for sequence in list(self.running):
             old = sequence.slot
-            if old is None or sequence.num_tokens <= old.capacity:
+            if old is None or sequence.num_tokens - sequence.num_shared <= old.capacity:
                 continue
-            new = self.pool.take(self._need(sequence))
+            need = self._need(sequence) - sequence.num_shared
+            new = self.pool.take(need)
             while new is None and sequence in self.running:
                 self._preempt(self.running[-1], preempted)
-                new = self.pool.take(self._need(sequence)) if sequence in self.running else None
+                new = self.pool.take(need) if sequence in self.running else None
             if new is not None:
                 # Only after the copy is the old slot free, but the runner copies before anything else is written.
                 self.pool.give_back(old)
@@ -234,6 +235,8 @@ class Scheduler:
     def _leave(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         assert sequence.slot is not None, f"sequence {sequence.sequence_id} ran without a slot"
+        if self.cache is not None:
+            self.cache.leave(sequence)
         self.pool.give_back(sequence.slot)
         sequence.slot = None
         self.blocked = False
@@ -242,19 +245,23 @@ class Scheduler:
 
     # Turns
 
-    def _admit(self, preempted: list[Sequence]) -> None:
+    def _admit(self, preempted: list[Sequence], restores: dict[Sequence, Restore]) -> None:
         """Give places to the sessions in turn, as long as there are places and memory.
 
         Whoever has the turn and does not fit keeps it: nobody small slips past for ever, of this model or another. A
-        session that runs nothing gets a place of the one that runs the most.
+        session that runs nothing gets a place of the one that runs the most. Who waits for what a running sequence is
+        about to compute is passed over, and keeps its turn.
         """
         ledger = self.pool.ledger
         while self.waiting and (ledger.first is None or ledger.first is self.pool):
-            session, full = next(iter(self.waiting)), len(self.running) >= self.limits.max_running
-            slot = None if full else self.pool.take(self._need(self.waiting[session][0]))
-            if slot is None:
-                crowding = self._crowding()
-                if crowding is None:
+            session = next((s for s, queue in self.waiting.items() if not self._held(queue[0])), None)
+            if session is None:
+                self._give_up_first()
+                return
+            full = len(self.running) >= self.limits.max_running
+            if full or not self._place(self.waiting[session][0], restores):
+                idle, crowding = self._idle_session(), self._crowding()
+                if idle is None or crowding is None:
                     self.blocked = full
                     if not full:
                         ledger.first = self.pool
@@ -262,34 +269,42 @@ class Scheduler:
                 crowding.gave_way = True
                 self._preempt(crowding, preempted)
                 self._to_the_end(crowding.session)
-                session = self._idle_session()
-                slot = self.pool.take(self._need(self.waiting[session][0]))
-                if slot is None:
+                session = idle
+                if not self._place(self.waiting[session][0], restores):
                     return
             sequence = self.waiting[session].popleft()
-            sequence.slot = slot
             self.running.append(sequence)
             self._give_up_first()
             self._to_the_end(session)
             if session not in self.turns:
                 self._take_turn(session)
 
+    def _held(self, sequence: Sequence) -> bool:
+        return self.cache is not None and self.cache.held(sequence)
+
+    def _place(self, sequence: Sequence, restores: dict[Sequence, Restore]) -> bool:
+        """Give a sequence a slot, and note what its row begins with; False if there is no memory."""
+        if self.cache is None:
+            sequence.slot = self.pool.take(self._need(sequence))
+            return sequence.slot is not None
+        restore = self.cache.admit(sequence, self._need(sequence))
+        if restore is not None:
+            restores[sequence] = restore
+        return restore is not None
+
     def _give_up_first(self) -> None:
         if self.pool.ledger.first is self.pool:
             self.pool.ledger.first = None
 
-    def _idle_session(self) -> str:
-        """The first session that waits and runs nothing; the first of all if there is none."""
-        return next((session for session in self.waiting if session not in self.turns), next(iter(self.waiting)))
+    def _idle_session(self) -> str | None:
+        """The first session that could run and runs nothing."""
+        return next((s for s, queue in self.waiting.items() if s not in self.turns and not self._held(queue[0])), None)
 
     def _crowding(self) -> Sequence | None:
         """Who gives way to a session that runs nothing: the youngest of the session that runs the most, if several.
 
-        None if every waiting session runs something. Not one that gave way before: sessions that come and go could have
-        it computed again and again.
+        Not one that gave way before: sessions that come and go could have it computed again and again.
         """
-        if all(session in self.turns for session in self.waiting):
-            return None
         counts = Counter(sequence.session for sequence in self.running)
         may = [s for s in reversed(self.running) if counts[s.session] > 1 and not s.gave_way]
         return max(may, key=lambda s: counts[s.session], default=None)

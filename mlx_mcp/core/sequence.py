@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from mlx_mcp.core.slots import Slot
+from mlx_mcp.core.miss import Miss
+from mlx_mcp.core.slots import SharedPrefix, Slot
 
 
 class FinishReason(StrEnum):
@@ -74,10 +75,15 @@ class Sequence:
     params: SamplingParams
     stop_ids: frozenset[int]
     session: str = ""  # whose turn it takes when there is not room for all
+    tenant: str = ""  # with whose prompts it may share keys and values
+    num_kept: int = 0  # tokens whose keys and values its session had when they were last computed
     constraint: Constraint | None = None
     output_ids: list[int] = field(default_factory=list)
     num_computed: int = 0  # tokens whose keys and values are in the cache
     slot: Slot | None = None  # where these are; None while it waits
+    prefix: SharedPrefix | None = None  # where the first of them are, if rows share them; the slot has the rest
+    num_cached: int = 0  # of the prompt, when it was first admitted: tokens that were in the cache
+    miss: Miss | None = None  # why not more
     num_preemptions: int = 0  # times it gave up its slot and was computed again
     gave_way: bool = False  # to a session that ran nothing; it does so once
     finish_reason: FinishReason | None = None
@@ -86,6 +92,11 @@ class Sequence:
     def num_tokens(self) -> int:
         """Tokens known: prompt and output."""
         return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def num_shared(self) -> int:
+        """Tokens at its beginning that are not in its slot."""
+        return 0 if self.prefix is None else self.prefix.num_tokens
 
     @property
     def max_length(self) -> int:

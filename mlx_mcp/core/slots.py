@@ -10,11 +10,13 @@ soon as its last row does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 HEADROOM_TOKENS = 64  # a row gets at least so much room to grow, so that it does not move at once
 SLAB_TOKENS = 1024  # the first slab of a class is about this long: eight slots of 128 tokens
 MAX_SLAB_SLOTS = 16
+MAX_SLAB_SHARE = 16  # a slab of several slots takes at most a sixteenth of all memory for keys and values
 MAX_SHARED_CAPACITY = 2048  # longer rows have a slab each: one call per row costs them nothing
 
 
@@ -25,6 +27,7 @@ class KvCost:
     token_bytes: int = 0  # per token of capacity: layers that keep every token
     windows: tuple[tuple[int, int], ...] = ()  # most tokens kept, bytes per token: layers that keep the last ones
     state_bytes: int = 0  # layers that keep a state of one size, and what is kept in reserve
+    snapshot_bytes: int = 0  # such a state as it is cut for the cache
     padded: bool = False  # every row takes as much as the longest
 
     def row_bytes(self, capacity: int) -> int:
@@ -32,20 +35,28 @@ class KvCost:
         windows = sum(min(capacity, most) * each for most, each in self.windows)
         return capacity * self.token_bytes + windows + self.state_bytes
 
+    def cut_bytes(self, num_tokens: int, state: bool) -> int:
+        """What `num_tokens` tokens take in the cache, to the byte; `state` if the states at their end are kept too."""
+        windows = sum(min(num_tokens, most) * each for most, each in self.windows)
+        return num_tokens * self.token_bytes + windows + (self.snapshot_bytes if state else 0)
+
 
 @dataclass
 class Ledger:
-    """Bytes of keys and values, of all models together; never above the limit."""
+    """Bytes of keys and values, of live rows and cached blocks, of all models together; never above the limit."""
 
     limit_bytes: int
     used_bytes: int = 0
+    # Frees so many bytes of what can be had again, or none and returns False.
+    reclaim: Callable[[int], bool] | None = field(default=None, repr=False, compare=False)
     # The pool whose model lacks memory to go on admitting. The others admit nothing meanwhile, or they could for ever
     # take what it lacks.
     first: SlotPool | None = field(default=None, repr=False, compare=False)
 
     def charge(self, num_bytes: int) -> bool:
-        """Book the bytes; False, and nothing booked, if they do not fit."""
-        if self.used_bytes + num_bytes > self.limit_bytes:
+        """Book the bytes, for which cached blocks may go; False, and nothing booked, if they do not fit."""
+        short = self.used_bytes + num_bytes - self.limit_bytes
+        if short > 0 and not (self.reclaim is not None and self.reclaim(short)):
             return False
         self.used_bytes += num_bytes
         return True
@@ -76,6 +87,15 @@ class Slot:
     def capacity(self) -> int:
         """Tokens it has room for."""
         return self.slab.capacity
+
+
+@dataclass(eq=False)
+class SharedPrefix:
+    """The first tokens of several rows, kept once for all of them; the rows' slots hold what comes after."""
+
+    prefix_id: int
+    num_tokens: int
+    num_rows: int = 0
 
 
 @dataclass
@@ -138,7 +158,9 @@ class SlotPool:
         in_class = sum(slab.num_slots for slab in self.slabs.values() if slab.capacity == capacity)
         num_slots = 1
         if capacity <= MAX_SHARED_CAPACITY and not self.cost.padded:
-            num_slots = min(MAX_SLAB_SLOTS, max(1, SLAB_TOKENS // capacity, in_class))
+            # Free slots must not take much of what others, or cached blocks, could use.
+            most = self.ledger.limit_bytes // MAX_SLAB_SHARE // max(1, self.cost.row_bytes(capacity))
+            num_slots = max(1, min(MAX_SLAB_SLOTS, max(SLAB_TOKENS // capacity, in_class), most))
         before, slab_id = self.used_bytes, self.num_made
         while num_slots:
             self.slabs[slab_id] = Slab(slab_id, capacity, num_slots)

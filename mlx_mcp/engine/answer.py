@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mlx_mcp.core.ports import LoadedModel, Piece, Prompt, TextKind
 from mlx_mcp.core.sequence import FinishReason
+from mlx_mcp.core.session import SessionInfo
 from mlx_mcp.core.stop_strings import StopStrings
-from mlx_mcp.engine.messages import Token
-from mlx_mcp.engine.requests import Delta, GenerateRequest, Result, TokenChoice
+from mlx_mcp.engine.messages import Prefilled, Token
+from mlx_mcp.engine.requests import CacheMiss, Delta, GenerateRequest, Result, TokenChoice
 
 
 class Answer:
     """What has come of one sequence so far."""
 
-    def __init__(self, model: LoadedModel, prompt: Prompt, request: GenerateRequest) -> None:
-        self._model, self._prompt = model, prompt
-        self._reader = model.tokenizer.reader(prompt, request.tools, plain=request.grammar is not None)
+    def __init__(
+        self,
+        model: LoadedModel,
+        prompt: Prompt,
+        num_before: int,
+        request: GenerateRequest,
+        tools: tuple[dict[str, Any], ...],
+    ) -> None:
+        """`prompt` comes after `num_before` tokens of a session, which has these `tools`."""
+        self._model = model
+        self._reader = model.tokenizer.reader(prompt, tools, plain=request.grammar is not None)
         self._stop = StopStrings(request.stop)
         self._deltas: list[Delta] = []
         self._choices: list[TokenChoice] = []
+        self._prefilled = Prefilled(0)
+        self.num_prompt = num_before + len(prompt.ids)
         self.num_tokens = 0
 
     @property
@@ -34,6 +47,11 @@ class Answer:
             self._choices.append(TokenChoice(token.token_id, read(token.token_id), token.logprobs.logprob, top))
         return self._show(self._reader.add(token.token_id))
 
+    def prefilled(self, event: Prefilled) -> None:
+        """Take how far the prompt was read, and how much of it had been before."""
+        self._prefilled = event
+        self.num_prompt = max(self.num_prompt, event.num_tokens)  # the session went on before it was its turn
+
     def finish(self) -> list[Delta]:
         """Take the end of the sequence; returns what was held back."""
         shown = self._show(self._reader.finish())
@@ -41,8 +59,11 @@ class Answer:
         self._deltas.append(held)
         return [*shown, held] if held.text else shown
 
-    def result(self, reason: FinishReason | None) -> Result:
-        """All of it; `reason` is why the sequence ended, None if it was a stop string that ended the answer."""
+    def result(self, reason: FinishReason | None, session: SessionInfo | None = None) -> Result:
+        """All of it; `reason` is why the sequence ended, None if it was a stop string that ended the answer.
+
+        `session` is the one that it is kept in.
+        """
         calls = self._reader.tool_calls
         if self.stopped or reason is None:
             reason = FinishReason.STOP
@@ -52,12 +73,21 @@ class Answer:
             text=self._text(TextKind.ANSWER),
             finish_reason=reason,
             model=self._model.name,
-            prompt_tokens=len(self._prompt.ids),
+            prompt_tokens=self.num_prompt,
             completion_tokens=self.num_tokens,
             reasoning=self._text(TextKind.REASONING),
             tool_calls=calls,
             logprobs=tuple(self._choices),
+            cached_tokens=self._prefilled.num_cached,
+            miss=self._miss(),
+            session=session,
         )
+
+    def _miss(self) -> CacheMiss | None:
+        miss, read = self._prefilled.miss, self._model.tokenizer.decode
+        if miss is None:
+            return None
+        return CacheMiss(miss.reason, miss.index, read(miss.before), read(miss.after), read(miss.earlier))
 
     def _show(self, pieces: list[Piece]) -> list[Delta]:
         deltas = []

@@ -18,32 +18,44 @@ from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from mlx_mcp.core.ports import (
+    ChatTokenizer,
     LoadedModel,
     ModelLoader,
     ModelRegistry,
     ModelSpec,
     PreparedModel,
+    Prompt,
 )
 from mlx_mcp.core.sequence import FinishReason
+from mlx_mcp.core.session import SessionInfo
 from mlx_mcp.engine.answer import Answer
 from mlx_mcp.engine.messages import (
     Cancel,
+    Close,
+    Command,
     Event,
     Failed,
     Find,
+    Finish,
     Finished,
+    Fork,
+    ListSessions,
     Load,
     Loaded,
     Loading,
+    Moved,
     Prefilled,
+    Sessions,
+    Sink,
     Submit,
     Token,
+    Turn,
     Unloaded,
     Waiting,
 )
 from mlx_mcp.engine.requests import GenerateRequest, Progress, Result, Update, check, sampling_params
 from mlx_mcp.engine.worker import EngineThread
-from mlx_mcp.errors import EngineDead, MlxMcpError, ModelError
+from mlx_mcp.errors import EngineDead, MlxMcpError, ModelError, UnknownSession
 from mlx_mcp.stats import EngineStats
 
 KEEPALIVE_S = 5.0  # hosts cut a call that shows no life; repeat the latest progress this often
@@ -132,8 +144,11 @@ class EngineClient:
             EngineDead: the engine thread has ended.
         """
         check(request)
-        spec = await asyncio.to_thread(self.registry.resolve, request.model)
         while True:
+            # Looked up again each time round: another turn may have gone on with it.
+            session = self.session(request.tenant, request.session) if request.session else None
+            name = request.model if session is None else request.model or session.model
+            spec = await asyncio.to_thread(self.registry.resolve, name)
             model = self._loaded.get(spec.name)
             if model is None:
                 async for step in self._load(spec):
@@ -143,61 +158,122 @@ class EngineClient:
                         model = self._loaded[spec.name] = step
             assert model is not None, "loading ends with a model or an error"
             # On threads: templates and grammars may take long, and the loop serves everyone.
-            tokenizer, grammar = model.tokenizer, request.grammar
-            prompt = await asyncio.to_thread(
-                tokenizer.encode_chat, list(request.messages), request.tools, request.reasoning and grammar is None
-            )
-            params = sampling_params(request, len(prompt.ids), model)
+            prompt = await asyncio.to_thread(encode, model.tokenizer, request, session)
+            num_before = 0 if session is None else session.num_tokens
+            params = sampling_params(request, num_before + len(prompt.ids), model)
             constraint = None
-            if grammar is not None:
-                compiling = asyncio.wrap_future(apart(tokenizer.compile, grammar, model.vocab_size))
+            if request.grammar is not None:
+                compiling = asyncio.wrap_future(apart(model.tokenizer.compile, request.grammar, model.vocab_size))
                 while not (await asyncio.wait([compiling], timeout=CHECK_S))[0]:
                     yield Progress("queued", "compiling the grammar")
                 constraint = compiling.result()
             sequence_id, mailbox = next(self._ids), Mailbox(self.thread)
-            submit = Submit(sequence_id, model.name, prompt.ids, params, mailbox.put, request.session, constraint)
+            submit = Submit(
+                sequence_id,
+                model.name,
+                prompt.ids,
+                params,
+                mailbox.put,
+                request.lane,
+                constraint,
+                turn_of(request, session),
+            )
+            tools = request.tools if session is None else session.tools
+            answer = Answer(model, prompt, num_before, request, tools)
             # `aclosing`: a bare `async for` would leave the row running until the garbage collector comes.
-            async with aclosing(self._run(submit, mailbox, Answer(model, prompt, request))) as updates:
+            async with aclosing(self._run(submit, mailbox, answer)) as updates:
                 async for update in updates:
                     yield update
                     if isinstance(update, Result):
                         return
-            # The model was unloaded before it was submitted to: load it again.
+            # The model was unloaded before it was submitted to, or the session went on: from the beginning.
             self._loaded.pop(spec.name, None)
 
+    def session(self, tenant: str, session: str) -> SessionInfo:
+        """The session of that handle or name, as of the engine's latest step.
+
+        Raises:
+            UnknownSession: the tenant has none, or has it no more.
+        """
+        infos = self.thread.sessions
+        found = infos.get(session)
+        if found is None:
+            found = next((info for info in list(infos.values()) if (info.tenant, info.name) == (tenant, session)), None)
+        if found is None or found.tenant != tenant:
+            raise UnknownSession(session)
+        return found
+
+    async def fork(self, tenant: str, session: str, count: int = 1, names: tuple[str, ...] = ()) -> list[SessionInfo]:
+        """`count` new sessions that go on from where the session's latest finished turn ended; copies nothing.
+
+        Raises:
+            RequestError: there is no such session, or it cannot be forked now, or not so.
+            CapacityError: there are as many sessions as there may be.
+            EngineDead: the engine thread has ended.
+        """
+        return await self._about(lambda sink: Fork(tenant, session, count, names, sink))
+
+    async def close_sessions(self, tenant: str, sessions: tuple[str, ...] = ()) -> list[SessionInfo]:
+        """End these sessions, or all of the tenant's; their turns fail.
+
+        Raises:
+            UnknownSession: one of them is not there; then none is closed.
+            EngineDead: the engine thread has ended.
+        """
+        return await self._about(lambda sink: Close(tenant, sessions, sink))
+
+    async def sessions(self, tenant: str) -> list[SessionInfo]:
+        """The tenant's sessions.
+
+        Raises:
+            EngineDead: the engine thread has ended.
+        """
+        return await self._about(lambda sink: ListSessions(tenant, sink))
+
+    async def _about(self, command: Callable[[Sink], Command]) -> list[SessionInfo]:
+        mailbox = Mailbox(self.thread)
+        self.thread.send(command(mailbox.put))
+        event = await mailbox.get()
+        assert isinstance(event, Sessions), f"{event} in answer to a question about sessions"
+        return list(event.infos)
+
     async def _run(self, submit: Submit, mailbox: Mailbox, answer: Answer) -> AsyncGenerator[Update, None]:
-        """Submit and follow one sequence; ends without a Result if the model is not in memory."""
-        num_prompt, ended = len(submit.prompt_ids), False
+        """Submit and follow one sequence; ends without a Result if it has to be submitted otherwise."""
+        num_prompt, ended = answer.num_prompt, False
         total = num_prompt + submit.params.max_tokens
         progress = Progress("queued", "queued", 0, total)
+        kept = submit.turn.opens is not None or (submit.turn.keep and bool(submit.turn.session))
         self.thread.send(submit)
         reason: FinishReason | None
         try:
             while not ended:
-                deltas, reason = [], None
+                deltas, reason, session = [], None, None
                 match await mailbox.get(KEEPALIVE_S):
                     case Waiting(num_ahead):
                         progress = Progress("queued", f"queued behind {num_ahead} calls", 0, total)
-                    case Prefilled(done):
+                    case Prefilled(done) as prefilled:
+                        answer.prefilled(prefilled)
                         progress = Progress(
                             "prefill", f"reading the prompt: {done} of {num_prompt} tokens", done, total
                         )
-                    case Token() as token:
+                    case Token() as token if not answer.stopped:
                         deltas = answer.add(token)
                         done = answer.num_tokens
                         progress = Progress("decode", f"{done} tokens", num_prompt + done, total)
-                    case Finished(reason):
+                        if answer.stopped and kept:
+                            self.thread.send(Finish(submit.sequence_id, answer.num_tokens))
+                    case Finished(reason, session):
                         ended = True
                         deltas = answer.finish()
-                    case Unloaded():
+                    case Unloaded() | Moved():
                         ended = True
                         return
                     case _:
                         pass  # nothing new for a while
                 for delta in deltas:
                     yield delta
-                if reason is not None or answer.stopped:
-                    yield answer.result(reason)
+                if reason is not None or (answer.stopped and not kept):
+                    yield answer.result(reason, session)
                     return
                 if not deltas:
                     yield progress
@@ -264,6 +340,30 @@ class EngineClient:
     def close(self, timeout_s: float = 5.0) -> bool:
         """Fail every waiter and end the engine thread; returns whether it ended in time. Idempotent."""
         return self.thread.stop(timeout_s)
+
+
+def encode(tokenizer: ChatTokenizer, request: GenerateRequest, session: SessionInfo | None) -> Prompt:
+    """What a request adds to its session's tokens, or the whole prompt of one without.
+
+    Raises:
+        InvalidRequest: the model's template cannot take it.
+    """
+    reasoning = request.reasoning and request.grammar is None
+    if session is not None:
+        return tokenizer.encode_turn(request.messages[-1].content, session.after, session.tools, reasoning)
+    if request.context:
+        return Prompt(tokenizer.encode_context(list(request.messages), request.tools))
+    return tokenizer.encode_chat(list(request.messages), request.tools, reasoning)
+
+
+def turn_of(request: GenerateRequest, session: SessionInfo | None) -> Turn:
+    """What the engine has to know of a request's session."""
+    context = ""
+    if request.context:
+        context = "assistant" if request.messages[-1].role == "assistant" else "user"
+    if session is None:
+        return Turn(request.tenant, opens=request.opens, tools=request.tools, context=context)
+    return Turn(request.tenant, session.session_id, session.after, request.keep, request.queue)
 
 
 def apart(function: Callable[..., T], *args: Any) -> Future[T]:

@@ -7,24 +7,38 @@ nothing of event loops, text or MLX.
 from __future__ import annotations
 
 import logging
+import time
+from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import partial
 
+from mlx_mcp.core.block_pool import BlockPool
+from mlx_mcp.core.kv_cache_manager import KvCacheManager, Sharing
 from mlx_mcp.core.ports import Flight, LoadedModel, ModelLoader, PreparedModel, StepResult
-from mlx_mcp.core.scheduler import Limits, Scheduler, Step
+from mlx_mcp.core.prefix_cache import PrefixCache
+from mlx_mcp.core.scheduler import RETRY_AFTER_S, Limits, Scheduler
 from mlx_mcp.core.sequence import FinishReason, Sequence
+from mlx_mcp.core.session import Session, SessionStore
 from mlx_mcp.core.slots import Ledger, SlotPool
+from mlx_mcp.core.steps import Step
 from mlx_mcp.engine.messages import (
     Cancel,
+    Close,
     Command,
     Event,
     Failed,
     Find,
+    Finish,
     Finished,
+    Fork,
+    ListSessions,
     Load,
     Loaded,
     Loading,
+    Moved,
     Prefilled,
+    Sessions,
     Sink,
     Submit,
     Token,
@@ -37,11 +51,27 @@ from mlx_mcp.errors import (
     InvalidRequest,
     MlxMcpError,
     ModelError,
-    RequestTooLarge,
+    PromptTooLong,
+    RequestError,
+    SessionBusy,
+    UnknownSession,
 )
 from mlx_mcp.stats import EngineStats
 
 logger = logging.getLogger(__name__)
+
+MAX_QUEUE = 64  # turns that wait for one session
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What is kept between calls, and how long anything waits."""
+
+    block_tokens: int = 64
+    sharing: Sharing = field(default_factory=Sharing)
+    max_sessions: int = 4096
+    session_ttl_s: float = 86400.0
+    max_wait_s: float = 300.0  # for memory; then a call is told to try again
 
 
 @dataclass
@@ -65,7 +95,14 @@ class Live:
 
     sequence: Sequence
     resident: Resident
-    sink: Sink
+    command: Submit
+    since: float  # when it was last seen to run
+    session: Session | None = None  # that goes on with what comes of it
+
+    @property
+    def sink(self) -> Sink:
+        """Who hears of it."""
+        return self.command.sink
 
 
 @dataclass
@@ -78,16 +115,28 @@ class PendingLoad:
 
 
 class Engine:
-    """Models, their schedulers and every live sequence."""
+    """Models, their schedulers, every live sequence, cached block and session."""
 
-    def __init__(self, loader: ModelLoader, limits: Limits, max_weights_bytes: int, max_kv_bytes: int) -> None:
+    def __init__(
+        self,
+        loader: ModelLoader,
+        limits: Limits,
+        max_weights_bytes: int,
+        max_kv_bytes: int,
+        keeping: Keeping | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.loader, self.limits, self.max_weights_bytes = loader, limits, max_weights_bytes
+        self.keeping, self.clock = keeping or Keeping(), clock
         self.ledger = Ledger(max_kv_bytes)
+        self.cache = PrefixCache(BlockPool(self.ledger, self.keeping.block_tokens))
+        self.sessions = SessionStore(self.cache.pool, clock, self.keeping.max_sessions, self.keeping.session_ttl_s)
         self.residents: dict[str, Resident] = {}  # least recently used first
         self.live: dict[int, Live] = {}
+        self.queued: dict[int, Session] = {}  # turns that wait for another turn of their session
         self.loads: dict[str, PendingLoad] = {}
-        self.num_steps = 0
-        self.num_preemptions = 0
+        self.looked_at = clock()  # when waiting times were last looked at
+        self.num_steps = self.num_preemptions = self.num_prompt = self.num_cached = 0
 
     @property
     def has_work(self) -> bool:
@@ -97,21 +146,29 @@ class Engine:
     @property
     def stats(self) -> EngineStats:
         """A snapshot; true at a step boundary."""
-        residents = self.residents.values()
+        residents, pool = self.residents.values(), self.cache.pool
         return EngineStats(
             steps=self.num_steps,
             running=sum(len(r.scheduler.running) for r in residents),
-            waiting=sum(r.scheduler.num_waiting for r in residents),
+            waiting=sum(r.scheduler.num_waiting for r in residents) + len(self.queued),
             preemptions=self.num_preemptions,
             rows=sum(r.model.runner.num_rows for r in residents),
             kv_bytes=sum(r.model.runner.kv_bytes for r in residents),
-            kv_reserved_bytes=self.ledger.used_bytes,
+            kv_reserved_bytes=self.ledger.used_bytes - pool.used_bytes,
+            cache_bytes=pool.used_bytes,
+            cache_pinned_bytes=pool.protected_bytes,
+            cache_blocks=pool.num_blocks,
+            evictions=pool.num_evictions,
+            prompt_tokens=self.num_prompt,
+            cached_tokens=self.num_cached,
+            sessions=len(self.sessions.sessions),
             models=tuple(self.residents),
             weights_bytes=sum(r.model.weights_bytes for r in residents),
         )
 
     def handle(self, command: Command) -> None:
         """Carry out one command; never raises for what a caller can cause."""
+        self._look_at_the_clock()
         match command:
             case Find(name, sink):
                 sink(Loaded(self.residents[name].model) if name in self.residents else Unloaded())
@@ -119,27 +176,62 @@ class Engine:
                 self._load(command)
             case Submit():
                 self._submit(command)
+            case Finish(sequence_id, num_output):
+                self._finish(sequence_id, num_output)
             case Cancel(sequence_id):
                 self._drop(sequence_id)
+            case Fork() | Close() | ListSessions():
+                try:
+                    infos = tuple(session.info for session in self._about_sessions(command))
+                except MlxMcpError as error:
+                    command.sink(Failed(error))
+                else:
+                    command.sink(Sessions(infos))
 
-    def step(self) -> None:
-        """Read one slice of every pending model, and one step of every resident one."""
+    def step(self) -> bool:
+        """Read one slice of every pending model, and one step of every resident one; returns whether there were any."""
         self.num_steps += 1
+        self._look_at_the_clock()
+        busy = bool(self.loads)
         for pending in list(self.loads.values()):
             self._advance(pending)
         for resident in list(self.residents.values()):
             if resident.has_work:
-                self._run(resident)
+                busy |= self._run(resident)
+        return busy
 
     def fail_all(self, error: MlxMcpError) -> None:
         """Tell every waiter that nothing more will come, and let go of everything."""
         sinks = [live.sink for live in self.live.values()] + [s for p in self.loads.values() for s in p.sinks]
+        sinks += [turn.sink for session in self.queued.values() for turn in session.queue]
         self.live.clear()
+        self.queued.clear()
         self.loads.clear()
         self.residents.clear()
-        self.ledger = Ledger(self.ledger.limit_bytes)
         for sink in sinks:
             sink(Failed(error))
+
+    def check_integrity(self) -> None:
+        """Prove that sequences, slots, blocks, sessions and bytes agree."""
+        for resident in self.residents.values():
+            resident.scheduler.check_integrity()
+        self.cache.pool.check_integrity()
+        self.sessions.check_integrity()
+        pools = [r.scheduler.pool for r in self.residents.values()]
+        shared = [
+            p.num_tokens * r.scheduler.pool.cost.token_bytes
+            for r in self.residents.values()
+            if r.scheduler.cache is not None
+            for p in r.scheduler.cache.prefixes.values()
+        ]
+        planned = [
+            r.scheduler.cache.slots.cost.cut_bytes(cut.end - cut.start, cut.state)
+            for r in self.residents.values()
+            if r.scheduler.cache is not None
+            for cut in r.scheduler.cache.building
+        ]
+        booked = self.cache.pool.used_bytes + sum(p.used_bytes for p in pools) + sum(shared) + sum(planned)
+        assert self.ledger.used_bytes == booked, f"{self.ledger.used_bytes} bytes on the ledger, {booked} accounted for"
 
     # Sequences
 
@@ -149,31 +241,82 @@ class Engine:
             command.sink(Unloaded())
             return
         self.residents[command.model] = resident  # now the most recently used
-        model = resident.model
-        # MLX reads foreign memory for an id beyond the embedding, or dies: no such id may reach it.
-        ids = [*command.prompt_ids, *(token_id for token_id, _ in command.params.logit_bias)]
-        if not command.prompt_ids or not all(0 <= i < model.vocab_size for i in ids):
-            why = f"The prompt has no tokens, or prompt or logit_bias have ids beyond the model's {model.vocab_size}."
-            command.sink(Failed(InvalidRequest(why)))
-            return
+        session = None
+        try:
+            check_ids(command, resident.model.vocab_size)
+            prompt, kept = command.prompt_ids, 0
+            if command.turn.session:
+                session = self.sessions.get(command.turn.tenant, command.turn.session)
+                if not self._may_begin(command, session):
+                    return
+                prompt, kept = session.log + prompt, session.num_computed
+                if len(prompt) + command.params.max_tokens > resident.model.context_tokens:
+                    raise PromptTooLong(len(prompt), command.params.max_tokens, resident.model.context_tokens)
+            self._begin(command, resident, session, prompt, kept)
+        except (RequestError, CapacityError) as error:
+            command.sink(Failed(error))
+
+    def _may_begin(self, command: Submit, session: Session) -> bool:
+        """Whether the turn can begin now; if not, it was queued or told to come again.
+
+        Raises:
+            SessionBusy: another turn goes on with the session.
+            InvalidRequest: the session is another model's.
+        """
+        turn = command.turn
+        if session.model != command.model:
+            raise InvalidRequest(f"The session belongs to the model {session.model!r}; leave `model` out.")
+        if session.turn is not None and (turn.keep or not session.log):
+            if not turn.queue:
+                raise SessionBusy(turn.session)
+            if len(session.queue) >= MAX_QUEUE:
+                raise CapacityError(f"{MAX_QUEUE} turns wait for this session already.", RETRY_AFTER_S)
+            session.queue.append(command)
+            self.queued[command.sequence_id] = session
+            command.sink(Waiting(len(session.queue)))
+            return False
+        if session.after != turn.after:
+            command.sink(Moved())
+            return False
+        return True
+
+    def _begin(
+        self, command: Submit, resident: Resident, session: Session | None, prompt: tuple[int, ...], kept: int
+    ) -> None:
+        """Put a sequence in the queue of its model."""
+        turn, scheduler = command.turn, resident.scheduler
+        lane = command.lane or (session.session_id if session is not None and turn.keep else f"\0{command.sequence_id}")
         sequence = Sequence(
             command.sequence_id,
-            command.prompt_ids,
+            prompt,
             command.params,
-            model.stop_ids,
-            command.session or f"\0{command.sequence_id}",
+            resident.model.stop_ids,
+            lane,
+            turn.tenant,
+            kept,
             command.constraint,
         )
+        if turn.opens is not None:
+            session = self.sessions.open(turn.tenant, command.model, turn.opens, turn.tools, command.sequence_id)
         try:
-            resident.scheduler.add(sequence)
-        except (CapacityError, RequestTooLarge) as error:
-            command.sink(Failed(error))
-            return
-        self.live[sequence.sequence_id] = Live(sequence, resident, command.sink)
-        command.sink(Waiting(resident.scheduler.num_ahead(sequence)))
+            scheduler.add(sequence)
+        except MlxMcpError:
+            if turn.opens is not None and session is not None:
+                self.sessions.abandon(session)
+            raise
+        if turn.opens is None and session is not None:
+            if turn.keep:
+                self.sessions.begin(session, command.sequence_id)
+            else:
+                session = None
+        self.live[sequence.sequence_id] = Live(sequence, resident, command, self.clock(), session)
+        command.sink(Waiting(scheduler.num_ahead(sequence)))
 
-    def _run(self, resident: Resident) -> None:
-        """Take the tokens of the step in flight, or of the next one; meanwhile the one after may already run."""
+    def _run(self, resident: Resident) -> bool:
+        """Take the tokens of the step in flight, or of the next one; meanwhile the one after may already run.
+
+        Returns whether there was anything to compute.
+        """
         scheduler, runner = resident.scheduler, resident.model.runner
         step, flight = resident.step, resident.flight
         resident.step = resident.flight = None
@@ -183,6 +326,8 @@ class Engine:
                 self.num_preemptions += len(step.preempted)
                 for sequence in step.preempted:
                     runner.release(sequence.sequence_id)
+                if not step.sequences:
+                    return False
                 flight = runner.launch(step)
             if not any(runner.must_wait(sequence) for sequence in step.drawing):
                 resident.step = scheduler.ahead(step)
@@ -193,6 +338,7 @@ class Engine:
             self._fail_step(resident, step, error)
         else:
             self._commit(resident, step, result)
+        return True
 
     def _fail_step(self, resident: Resident, step: Step | None, error: Exception) -> None:
         """Fail a step's sequences, drop everything computed, and have the other sequences computed again.
@@ -201,30 +347,79 @@ class Engine:
         """
         assert step is not None, "the scheduler broke"
         logger.exception("a step failed", exc_info=error)
+        steps = [step] if resident.step is None else [step, resident.step]
         resident.step = resident.flight = None
         for sequence in step.sequences:
             self._fail(sequence.sequence_id, repr(error))
-        resident.scheduler.preempt_all()
+        resident.scheduler.abandon(*steps)
         resident.model.runner.reset()
 
     def _commit(self, resident: Resident, step: Step, result: StepResult) -> None:
         for sequence_id, cause in result.failed.items():
             self._fail(sequence_id, cause)
-        finished = resident.scheduler.commit(step, result.tokens)
+        finished = resident.scheduler.commit(step, result.tokens, result.payloads, self._keep)
         for sequence in dict.fromkeys(chunk.sequence for chunk in step.prefill):
             if not sequence.num_preemptions:  # else the caller has heard it
-                self._emit(sequence, Prefilled(sequence.num_computed))
+                self._prefilled(sequence)
         for sequence in step.drawing:
             live = self.live.get(sequence.sequence_id)
-            if live is None or sequence.sequence_id not in result.tokens:
+            if live is None or live.command.turn.context or sequence.sequence_id not in result.tokens:
                 continue
             if sequence.finish_reason is not FinishReason.STOP:
                 self._emit(sequence, Token(sequence.output_ids[-1], result.logprobs.get(sequence.sequence_id)))
         for sequence in finished:
-            resident.model.runner.release(sequence.sequence_id)
-            live = self.live.pop(sequence.sequence_id, None)
-            if live is not None and sequence.finish_reason is not None:
-                live.sink(Finished(sequence.finish_reason))
+            self._ended(sequence)
+
+    def _prefilled(self, sequence: Sequence) -> None:
+        live = self.live.get(sequence.sequence_id)
+        if live is not None:
+            self._emit(sequence, Prefilled(sequence.num_computed, sequence.num_cached, sequence.miss))
+
+    def _finish(self, sequence_id: int, num_output: int) -> None:
+        """End a sequence after its first tokens; the step that may be under way computes it once for nothing."""
+        live = self.live.get(sequence_id)
+        if live is None:
+            return
+        sequence, known = live.sequence, live.sequence.num_computed
+        del sequence.output_ids[num_output:]
+        sequence.num_computed, sequence.finish_reason = min(known, sequence.num_tokens), FinishReason.STOP
+        self._keep(sequence, exact=sequence.num_computed == known)
+        live.resident.scheduler.remove(sequence)
+        self._ended(sequence)
+
+    def _keep(self, sequence: Sequence, exact: bool = True) -> None:
+        """Have the cache, and its session, keep what has come of a sequence that is about to give up its row.
+
+        `exact` is whether the row ends where the sequence does.
+        """
+        live = self.live.get(sequence.sequence_id)
+        if live is None:
+            return
+        turn, session, cache, leaf = live.command.turn, live.session, live.resident.scheduler.cache, None
+        if turn.context:
+            sequence.output_ids.clear()
+        if cache is not None and sequence.slot is not None:
+            cut = partial(live.resident.model.runner.cut, sequence.sequence_id)
+            try:
+                leaf = cache.finish(sequence, cut, exact)
+            except Exception:  # what is not cached is computed again
+                logger.exception("the end of a sequence could not be cached")
+        if session is not None:
+            self.sessions.finish(session, sequence.tokens(0, sequence.num_tokens), leaf, turn.context or "assistant")
+
+    def _ended(self, sequence: Sequence) -> None:
+        """Free a finished sequence's row, and tell."""
+        live = self.live.pop(sequence.sequence_id, None)
+        if live is None:
+            return
+        live.resident.model.runner.release(sequence.sequence_id)
+        self.num_prompt += len(sequence.prompt_ids)
+        self.num_cached += sequence.num_cached
+        session = live.session
+        assert sequence.finish_reason is not None, "it has not finished"
+        live.sink(Finished(sequence.finish_reason, None if session is None else session.info))
+        if session is not None:
+            self._next_turn(session)
 
     def _emit(self, sequence: Sequence, event: Event) -> None:
         live = self.live.get(sequence.sequence_id)
@@ -237,12 +432,84 @@ class Engine:
             sink(Failed(GenerationFailed(f"The generation failed: {cause.rstrip('.')}. Try again.")))
 
     def _drop(self, sequence_id: int) -> Sink | None:
+        """Forget a sequence, or a turn that waits for another; its session stays as it was."""
+        waits = self.queued.pop(sequence_id, None)
+        if waits is not None:
+            waits.queue = deque(turn for turn in waits.queue if turn.sequence_id != sequence_id)
         live = self.live.pop(sequence_id, None)
         if live is None:
             return None
         live.resident.scheduler.remove(live.sequence)
         live.resident.model.runner.release(sequence_id)
+        session = live.session
+        if session is not None and session.session_id in self.sessions.sessions:
+            self.sessions.abandon(session)
+            self._next_turn(session)
         return live.sink
+
+    def _look_at_the_clock(self) -> None:
+        """Once a second: end the sessions whose time has come, and fail whoever has waited for memory for too long."""
+        now = self.clock()
+        if now - self.looked_at < 1:
+            return
+        self.looked_at = now
+        for session in self.sessions.expired():
+            self._close(session)
+        for live in list(self.live.values()):
+            if live.sequence.slot is not None:
+                live.since = now
+            elif now - live.since > self.keeping.max_wait_s:
+                self._drop(live.sequence.sequence_id)
+                live.sink(Failed(self._too_long(live, now)))
+
+    def _too_long(self, live: Live, now: float) -> CapacityError:
+        stats, scheduler = self.stats, live.resident.scheduler
+        need = scheduler.pool.alone_bytes(live.sequence.num_tokens + 1)
+        return CapacityError(
+            f"The call waited {now - live.since:.0f} s for a place: it needs {need / 1e6:.1f} MB for keys and values. "
+            f"Of {self.ledger.limit_bytes / 1e6:.1f} MB the {stats.running} running calls have "
+            f"{stats.kv_reserved_bytes / 1e6:.1f} and pinned sessions {stats.cache_pinned_bytes / 1e6:.1f}. Close "
+            "sessions that are not needed, or have the server started with a larger max_kv_bytes.",
+            RETRY_AFTER_S,
+        )
+
+    # Sessions
+
+    def _about_sessions(self, command: Fork | Close | ListSessions) -> list[Session]:
+        mine = [s for s in self.sessions.sessions.values() if s.tenant == command.tenant]
+        match command:
+            case ListSessions():
+                return mine
+            case Fork(tenant, name, count, names):
+                return self.sessions.fork(self.sessions.get(tenant, name), count, names)
+            case Close(tenant, names):
+                # All are looked up before any is closed.
+                closing = list(dict.fromkeys(self.sessions.get(tenant, name) for name in names)) if names else mine
+                for session in closing:
+                    self._close(session)
+                return closing
+
+    def _close(self, session: Session) -> None:
+        """End a session and its turns."""
+        waiting, session.queue = session.queue, deque()
+        self.sessions.close(session)
+        for command in waiting:
+            del self.queued[command.sequence_id]
+            command.sink(Failed(UnknownSession(session.session_id)))
+        if session.turn is not None:
+            sink = self._drop(session.turn)
+            if sink is not None:
+                sink(Failed(UnknownSession(session.session_id)))
+
+    def _next_turn(self, session: Session) -> None:
+        """Let the first turn begin that waits for this one's end."""
+        while session.turn is None and session.queue:
+            command = session.queue.popleft()
+            del self.queued[command.sequence_id]
+            if session.session_id in self.sessions.sessions:
+                self._submit(command)
+            else:
+                command.sink(Failed(UnknownSession(session.session_id)))
 
     # Models
 
@@ -281,14 +548,21 @@ class Engine:
                 raise CapacityError(f"There is no room for {prepared.name!r} while other models are in use.", 15)
             del self.residents[idle.pop(0)]
 
+    def _scheduler(self, model: LoadedModel) -> Scheduler:
+        """A scheduler with the model's own view of the cache; with none where nothing can be reused."""
+        slots, layout, cache = SlotPool(self.ledger, model.runner.cost), model.runner.layout, None
+        if not layout.refused:
+            chunk, sharing = self.limits.chunk_tokens, self.keeping.sharing
+            cache = KvCacheManager(self.cache, slots, layout, model.fingerprint, chunk, sharing)
+        return Scheduler(self.limits, slots, cache)
+
     def _advance(self, pending: PendingLoad) -> None:
         event: Event
         try:
             event = Loading(next(pending.slices))
         except StopIteration as end:
             model: LoadedModel = end.value
-            scheduler = Scheduler(self.limits, SlotPool(self.ledger, model.runner.cost))
-            self.residents[model.name] = Resident(model, scheduler)
+            self.residents[model.name] = Resident(model, self._scheduler(model))
             event = Loaded(model)
         except MlxMcpError as error:
             event = Failed(error)
@@ -299,6 +573,19 @@ class Engine:
             del self.loads[pending.prepared.name]
         for sink in pending.sinks:
             sink(event)
+
+
+def check_ids(command: Submit, vocab_size: int) -> None:
+    """Refuse tokens that the model does not have: MLX reads foreign memory for them, or dies.
+
+    Raises:
+        InvalidRequest: there are such, or none at all.
+    """
+    ids = [*command.prompt_ids, *(token_id for token_id, _ in command.params.logit_bias)]
+    if not command.prompt_ids or not all(0 <= i < vocab_size for i in ids):
+        raise InvalidRequest(
+            f"The prompt has no tokens, or prompt or logit_bias have ids beyond the model's {vocab_size}."
+        )
 
 
 EngineFactory = Callable[[], Engine]

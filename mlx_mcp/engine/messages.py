@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from mlx_mcp.core.miss import Miss
 from mlx_mcp.core.ports import LoadedModel, PreparedModel
 from mlx_mcp.core.sequence import Constraint, FinishReason, SamplingParams, TokenLogprobs
+from mlx_mcp.core.session import SessionInfo, SessionOptions
 from mlx_mcp.errors import MlxMcpError
 
 
@@ -19,9 +22,11 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Prefilled:
-    """The prompt's first `num_tokens` tokens are computed."""
+    """The prompt's first `num_tokens` tokens are there; `num_cached` were before, and `miss` says why not more."""
 
     num_tokens: int
+    num_cached: int = 0
+    miss: Miss | None = None
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,10 @@ class Token:
 
 @dataclass(frozen=True)
 class Finished:
-    """The sequence ended on its own; its row is free."""
+    """The sequence ended; its row is free, and its session, if it is kept in one, is ready for the next turn."""
 
     reason: FinishReason
+    session: SessionInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,19 @@ class Loaded:
     model: LoadedModel
 
 
-Event = Waiting | Prefilled | Token | Finished | Failed | Unloaded | Loading | Loaded
+@dataclass(frozen=True)
+class Moved:
+    """The session's tokens end otherwise by now than the turn was encoded for; encode and submit it again."""
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """The sessions that a command was about, as they are now."""
+
+    infos: tuple[SessionInfo, ...]
+
+
+Event = Waiting | Prefilled | Token | Finished | Failed | Unloaded | Loading | Loaded | Moved | Sessions
 
 # Called on the engine thread; must not block. False means that nobody listens any more.
 Sink = Callable[[Event], bool]
@@ -88,10 +106,25 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Submit:
-    """Generate: events go to `sink` until Finished, Failed or Unloaded.
+class Turn:
+    """What a generation has to do with sessions: it goes on with one, branches off one, opens one, or none of these."""
 
-    Sessions take turns; a call without one counts as its own. The constraint is the engine's from here on.
+    tenant: str = ""  # prompts of one tenant share keys and values, never those of two
+    session: str = ""  # handle or name of the session whose tokens come before the prompt
+    after: str = "assistant"  # the role that the prompt was encoded to come after
+    keep: bool = False  # the session goes on with prompt and output; else it stays as it is
+    queue: bool = False  # wait for another turn of the session, rather than fail
+    opens: SessionOptions | None = None  # a new session keeps prompt and output
+    tools: tuple[dict[str, Any], ...] = ()  # of the new session
+    context: str = ""  # nothing is generated: the session opens with the prompt, which ends in this role's message
+
+
+@dataclass(frozen=True)
+class Submit:
+    """Generate: events go to `sink` until Finished, Failed, Unloaded or Moved.
+
+    Lanes take turns when there is not room for all; a call without one takes its session's, or one of its own. The
+    constraint is the engine's from here on.
     """
 
     sequence_id: int
@@ -99,8 +132,17 @@ class Submit:
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     sink: Sink
-    session: str = ""
+    lane: str = ""
     constraint: Constraint | None = None
+    turn: Turn = Turn()
+
+
+@dataclass(frozen=True)
+class Finish:
+    """End a sequence after its first `num_output` tokens, as if the model had; unknown ids are ignored."""
+
+    sequence_id: int
+    num_output: int
 
 
 @dataclass(frozen=True)
@@ -111,8 +153,36 @@ class Cancel:
 
 
 @dataclass(frozen=True)
+class Fork:
+    """Have `count` sessions go on from where one is: `Sessions` comes back."""
+
+    tenant: str
+    session: str
+    count: int
+    names: tuple[str, ...]
+    sink: Sink
+
+
+@dataclass(frozen=True)
+class Close:
+    """End sessions, all of the tenant's if none is named, and their turns: `Sessions` comes back."""
+
+    tenant: str
+    sessions: tuple[str, ...]
+    sink: Sink
+
+
+@dataclass(frozen=True)
+class ListSessions:
+    """Ask for a tenant's sessions."""
+
+    tenant: str
+    sink: Sink
+
+
+@dataclass(frozen=True)
 class Stop:
     """End the thread."""
 
 
-Command = Find | Load | Submit | Cancel | Stop
+Command = Find | Load | Submit | Finish | Cancel | Fork | Close | ListSessions | Stop

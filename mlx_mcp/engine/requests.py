@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mlx_mcp.core.miss import MissReason
 from mlx_mcp.core.ports import Grammar, LoadedModel, Message, TextKind, ToolCall
 from mlx_mcp.core.sequence import FinishReason, SamplingParams
+from mlx_mcp.core.session import SessionInfo, SessionOptions
 from mlx_mcp.errors import InvalidRequest, PromptTooLong
 
 DEFAULT_MAX_TOKENS = 512
@@ -52,10 +54,16 @@ class GenerateRequest:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()  # token id, what is added to its logit
     logprobs: int | None = None
-    session: str = ""  # calls of one session share a turn when there is not room for all
+    lane: str = ""  # calls of one lane share a turn when there is not room for all
     grammar: Grammar | None = None
     tools: tuple[dict[str, Any], ...] = ()
     reasoning: bool = True
+    tenant: str = ""  # sessions are their tenant's, and only prompts of one tenant share keys and values
+    session: str = ""  # handle or name: the last message is the next turn of this session
+    keep: bool = True  # whether the session goes on with the answer; else it stays as it is
+    queue: bool = False  # wait for a turn of the session that is under way, rather than fail
+    opens: SessionOptions | None = None  # keep prompt and answer in a new session
+    context: bool = False  # no answer: the new session has the messages, the last of which stays open
 
 
 @dataclass(frozen=True)
@@ -88,10 +96,26 @@ class TokenChoice:
 
 
 @dataclass(frozen=True)
+class CacheMiss:
+    """Why more was computed than was to be expected: see MissReason.
+
+    From token `index` on; `before` is the text that leads there, `after` how this prompt goes on, and `earlier` how the
+    one went on that it was compared with.
+    """
+
+    reason: MissReason
+    index: int
+    before: str
+    after: str
+    earlier: str
+
+
+@dataclass(frozen=True)
 class Result:
     """The whole answer and what it took.
 
-    `text` is the answer without `reasoning` and `tool_calls`; `logprobs`, if asked for, are of every token of these.
+    `text` is the answer without `reasoning` and `tool_calls`; `logprobs`, if asked for, are of every token of these. Of
+    the prompt's tokens, those of its session included, `cached_tokens` were not computed again.
     """
 
     text: str
@@ -102,6 +126,9 @@ class Result:
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenChoice, ...] = ()
+    cached_tokens: int = 0
+    miss: CacheMiss | None = None
+    session: SessionInfo | None = None  # that the answer is kept in
 
 
 Update = Progress | Delta | Result
@@ -113,8 +140,15 @@ def check(request: GenerateRequest) -> None:
     Raises:
         InvalidRequest: with the argument's name and what it may be.
     """
-    if not any(message.content.strip() for message in request.messages if message.role != "system"):
+    if request.context:
+        if not any(message.content.strip() for message in request.messages):
+            raise InvalidRequest("The context is empty. Give system, files, messages or prompt.")
+    elif not any(message.content.strip() for message in request.messages if message.role != "system"):
         raise InvalidRequest("The prompt is empty. Say in `prompt` what the model should do.")
+    if request.session and (len(request.messages) != 1 or request.tools or request.opens or request.context):
+        raise InvalidRequest(
+            "`system` and `tools` belong to a session from its beginning: leave them out of its turns."
+        )
     for argument, (may_be, words) in RANGES.items():
         value = getattr(request, argument)
         if not may_be(value):  # as nothing is that compares with NaN

@@ -14,12 +14,15 @@ import logging
 import threading
 from collections import deque
 
+from mlx_mcp.core.session import SessionInfo
 from mlx_mcp.engine.engine import Engine, EngineFactory
-from mlx_mcp.engine.messages import Command, Failed, Find, Load, Stop, Submit
+from mlx_mcp.engine.messages import Cancel, Command, Failed, Finish, Stop
 from mlx_mcp.errors import EngineDead
 from mlx_mcp.stats import EngineStats
 
 logger = logging.getLogger(__name__)
+
+IDLE_S = 0.02
 
 
 class EngineThread:
@@ -32,6 +35,12 @@ class EngineThread:
         self._thread: threading.Thread | None = None
         self._dead: EngineDead | None = None
         self._stats = EngineStats()
+        self._sessions: dict[str, SessionInfo] = {}
+
+    @property
+    def sessions(self) -> dict[str, SessionInfo]:
+        """The sessions by handle, as of the latest command or step; to look up, not to change."""
+        return self._sessions
 
     @property
     def stats(self) -> EngineStats:
@@ -75,6 +84,7 @@ class EngineThread:
         dead = EngineDead()
         try:
             engine = self._make_engine()
+            self._sessions = engine.sessions.infos
             self._loop(engine)
         except BaseException as error:
             # The one place that may catch everything: a dead thread that told nobody would hang every caller.
@@ -84,7 +94,7 @@ class EngineThread:
             self._dead = dead
             left, self._inbox = self._inbox, deque()
         for command in left:
-            if isinstance(command, Submit | Load | Find):
+            if not isinstance(command, Stop | Cancel | Finish):
                 command.sink(Failed(dead))
         if engine is not None:
             engine.fail_all(dead)
@@ -104,6 +114,7 @@ class EngineThread:
                         self._inbox.extendleft(reversed(commands))
                     return
                 engine.handle(command)
-            if engine.has_work:
-                engine.step()
+            if engine.has_work and not engine.step():
+                with self._wake:  # everything waits for time to pass, or for a command
+                    self._wake.wait_for(lambda: bool(self._inbox), IDLE_S)
             self._stats = engine.stats

@@ -4,7 +4,8 @@ mlx-lm's models hand what their cache returns to `scaled_dot_product_attention`,
 `attend` in its place, and the caches here decide the rest: the linear layers run over the whole batch, attention over
 each row's own keys and values, none of them padded to the longest row's length. Three kinds of layers:
 
-    FULL    keeps every token: slots in slabs, one attention call per run of neighbouring slots
+    FULL    keeps every token: slots in slabs, one attention call per run of neighbouring slots; the first tokens of
+            rows that share them lie there once, and are attended to by one product for all of these rows
     WINDOW  keeps the last tokens in a ring: each row's own ring, one call per row
     STATE   keeps a recurrent state: the rows' states in one tensor
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ import mlx.core as mx
 from mlx_lm.models import base
 from mlx_lm.models.cache import ArraysCache, create_attention_mask
 
-from mlx_mcp.core.slots import Slab, Slot
+from mlx_mcp.core.slots import SharedPrefix, Slab, Slot
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def attend(
 
 original: Any = base.scaled_dot_product_attention
 quantized: Any = base.quantized_scaled_dot_product_attention
+quantized_matmul: Any = mx.quantized_matmul  # whose types take no planes unpacked
 
 
 def code(model: Any) -> set[ModuleType]:
@@ -109,25 +111,42 @@ def attention(
     scores = (queries * scale).reshape(rows, shared, heads // shared, width) @ keys.swapaxes(-1, -2)
     if mask is not None:
         scores = mx.where(mask, scores, -mx.inf)
-    weights = mx.softmax(scores, axis=-1, precise=True)
-    return (weights @ values).reshape(rows, heads, 1, values.shape[-1])
+    return (softmax(scores, None) @ values).reshape(rows, heads, 1, values.shape[-1])
+
+
+def softmax(scores: mx.array, sinks: mx.array | None) -> mx.array:
+    """The weights for scores [rows, kv_heads, heads per kv_head, tokens].
+
+    A head's sink [heads] is one more score, ahead of the tokens' as in mx.fast, that takes weight and has no value.
+    """
+    if sinks is None:
+        return mx.softmax(scores, axis=-1, precise=True)
+    rows, kv_heads, each, _ = scores.shape
+    sink = mx.broadcast_to(sinks.reshape(1, kv_heads, each, 1), (rows, kv_heads, each, 1))
+    return mx.softmax(mx.concatenate([sink, scores], axis=-1), axis=-1, precise=True)[..., 1:]
 
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring rows of the batch, n of them, that lie in neighbouring slots of one slab."""
+    """Neighbouring rows of the batch, n of them, that lie in neighbouring slots of one slab and share their prefix.
+
+    Each row's tokens, in the order in which it attends to them; `tokens` in all:
+
+        [0 ... prefix.num_tokens) once for all rows   [prefix.num_tokens ... tokens) in its slot, from 0
+    """
 
     slab: Slab
+    prefix: SharedPrefix | None
     rows: slice  # where they are in the batch
     where: slice  # where they are in the slab
-    longest: int  # tokens to attend to, this step's included
+    longest: int  # tokens of a slot to attend to, this step's included
     slots: mx.array  # [n]
-    positions: mx.array  # [n]: where each row's token of this step goes
-    mask: mx.array | None  # [n, 1, 1, longest]: each row's own tokens; None where all are as long
+    positions: mx.array  # [n]: where in its slot each row's token of this step goes
+    mask: mx.array | None  # [n, 1, 1, tokens]: each row's own tokens; None where all are as long
 
     def within(self, window: int) -> mx.array:
         """A mask like `mask` of each row's own last `window` tokens."""
-        tokens, last = mx.arange(self.longest), self.positions[:, None]
+        tokens, last = mx.arange(-num_shared(self.prefix), self.longest), self.positions[:, None]
         return ((tokens <= last) & (tokens > last - window))[:, None, None]
 
 
@@ -136,40 +155,55 @@ class Plan:
     """Where a batch's rows are; made once a step, and used by every FULL layer."""
 
     runs: list[Run]
+    groups: dict[SharedPrefix | None, list[Run]]  # the runs by prefix
     offsets: mx.array  # [rows]: the position of each row's token
 
 
-def plan(rows: list[tuple[Slot, int]]) -> Plan:
-    """The plan for rows of slot and length; they must come in order of slab and slot."""
+def num_shared(prefix: SharedPrefix | None) -> int:
+    """Tokens of a row that are not in its slot."""
+    return 0 if prefix is None else prefix.num_tokens
+
+
+def plan(rows: list[tuple[Slot, int, SharedPrefix | None]]) -> Plan:
+    """The plan for rows of slot, length (its prefix included) and prefix; they must come in order of slab and slot."""
     runs: list[Run] = []
-    for _, group in groupby(enumerate(rows), lambda pair: (pair[1][0].slab, pair[1][0].index - pair[0])):
+    groups: dict[SharedPrefix | None, list[Run]] = {}
+    for (slab, _, prefix), group in groupby(
+        enumerate(rows), lambda pair: (pair[1][0].slab, pair[1][0].index - pair[0], pair[1][2])
+    ):
         members = list(group)
-        row, (slot, _) = members[0]
-        n, lengths = len(members), [length for _, (_, length) in members]
+        row, (slot, _, _) = members[0]
+        n, lengths = len(members), [length - num_shared(prefix) for _, (_, length, _) in members]
         positions, longest = mx.array(lengths), max(lengths) + 1
         mask = None
         if min(lengths) + 1 < longest:
-            mask = (mx.arange(longest) <= positions[:, None])[:, None, None]
+            mask = (mx.arange(-num_shared(prefix), longest) <= positions[:, None])[:, None, None]
         where = slice(slot.index, slot.index + n)
         slots = mx.arange(where.start, where.stop)
-        runs.append(Run(slot.slab, slice(row, row + n), where, longest, slots, positions, mask))
-    return Plan(runs, mx.array([length for _, length in rows]))
+        runs.append(Run(slab, prefix, slice(row, row + n), where, longest, slots, positions, mask))
+        groups.setdefault(prefix, []).append(runs[-1])
+    return Plan(runs, groups, mx.array([length for _, length, _ in rows]))
 
 
 Planes = tuple[mx.array, ...]  # what a tensor is stored as: itself, or quantized values, scales and biases
 
 
 class FullLayer:
-    """The keys and values of one FULL layer: for each slab, planes of [slots, kv_heads, capacity, width]."""
+    """The keys and values of one FULL layer, in planes.
+
+    For each slab of [slots, kv_heads, capacity, width]; for each shared prefix of [1, kv_heads, num_tokens, width].
+    """
 
     def __init__(self, kv_bits: KvBits | None) -> None:
         self.kv_bits = kv_bits
         self.slabs: dict[int, tuple[list[mx.array], list[mx.array]]] = {}
+        self.prefixes: dict[int, tuple[list[mx.array], list[mx.array]]] = {}
 
     @property
     def nbytes(self) -> int:
-        """What all slabs take."""
-        return sum(plane.nbytes for pair in self.slabs.values() for planes in pair for plane in planes)
+        """What all slabs and prefixes take."""
+        pairs = [*self.slabs.values(), *self.prefixes.values()]
+        return sum(plane.nbytes for pair in pairs for planes in pair for plane in planes)
 
     def encode(self, x: mx.array) -> Planes:
         """How `x` [..., head_dim] is stored."""
@@ -187,8 +221,15 @@ class FullLayer:
             self.slabs[slab.slab_id] = keys, values
         return self.slabs[slab.slab_id]
 
+    def write(self, slot: Slot, at: int, keys: Planes, values: Planes) -> None:
+        """Put tokens, planes of [1, kv_heads, tokens, width], into a slot from position `at` on."""
+        end = at + keys[0].shape[2]
+        for planes, some in zip(self.planes(slot.slab, (keys, values)), (keys, values), strict=True):
+            for plane, x in zip(planes, some, strict=True):
+                plane[slot.index : slot.index + 1, :, at:end] = x
+
     def copy(self, old: Slot, new: Slot, length: int) -> None:
-        """Copy a row's first `length` tokens to another slot."""
+        """Copy the first `length` tokens in a slot to another slot."""
         source = self.slabs[old.slab.slab_id]
         target = self.planes(new.slab, (tuple(source[0]), tuple(source[1])))
         for to, planes in zip(target, source, strict=True):
@@ -205,21 +246,23 @@ class FullLayer:
 class RowCache:
     """One row of a FULL layer while a chunk of its prompt is computed."""
 
-    def __init__(self, layer: FullLayer, slot: Slot, length: int) -> None:
-        self.layer, self.slot, self.offset = layer, slot, length
+    def __init__(self, layer: FullLayer, slot: Slot, length: int, prefix: SharedPrefix | None = None) -> None:
+        assert length >= num_shared(prefix), f"{length} tokens of a row whose prefix has {num_shared(prefix)}"
+        self.layer, self.slot, self.offset, self.prefix = layer, slot, length, prefix
         if layer.kv_bits is not None:  # what mlx-lm's attention looks for
             self.bits, self.group_size = layer.kv_bits.bits, layer.kv_bits.group_size
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Kept, Kept]:
         """Append keys and values [1, kv_heads, tokens, head_dim]."""
-        start, end, i = self.offset, self.offset + keys.shape[2], self.slot.index
-        self.offset = end
-        new = self.layer.encode(keys), self.layer.encode(values)
-        kept = self.layer.planes(self.slot.slab, new)
-        for planes, some in zip(kept, new, strict=True):
-            for plane, x in zip(planes, some, strict=True):
-                plane[i : i + 1, :, start:end] = x
+        start, i = self.offset - num_shared(self.prefix), self.slot.index
+        end = start + keys.shape[2]
+        self.layer.write(self.slot, start, self.layer.encode(keys), self.layer.encode(values))
+        self.offset += keys.shape[2]
+        kept = self.layer.slabs[self.slot.slab.slab_id]
         whole: list[Any] = [tuple(plane[i : i + 1, :, :end] for plane in planes) for planes in kept]
+        if self.prefix is not None:  # a copy, for as long as this layer takes
+            both = zip(self.layer.prefixes[self.prefix.prefix_id], whole, strict=True)
+            whole = [tuple(mx.concatenate(list(p), axis=2) for p in zip(*planes, strict=True)) for planes in both]
         self.keys, self.values = whole if self.layer.kv_bits else [planes[0] for planes in whole]
         self.dtype = values.dtype
         return self.keys_and_values()
@@ -273,22 +316,84 @@ class SlotsCache:
     def attend(self, queries: mx.array, scale: float, mask: Any, sinks: mx.array | None) -> mx.array:
         """See Keeper.attend."""
         assert mask is None or isinstance(mask, int), "the model made a mask of its own"
-        outs, whole = [], len(self.plan.runs) == 1
-        for run in self.plan.runs:
-            keys, values = (
-                [plane[run.where, :, : run.longest] for plane in planes]
-                for planes in self.layer.slabs[run.slab.slab_id]
-            )
-            q = queries if whole else queries[run.rows]
-            own = run.mask if mask is None else run.within(mask)
-            if self.layer.kv_bits is None:
-                out = attention(q, keys[0], values[0], scale, own, sinks)
+        outs: dict[int, mx.array] = {}  # by each run's first row
+        for prefix, runs in self.plan.groups.items():
+            if prefix is None:
+                some = [self._alone(run, queries, scale, mask, sinks) for run in runs]
             else:
-                assert sinks is None, "mlx-lm has no quantized attention with sinks"
-                bits, size = self.layer.kv_bits.bits, self.layer.kv_bits.group_size
-                out = quantized(q[:], tuple(keys), tuple(values), scale, own, size, bits)
-            outs.append(out)
-        return outs[0] if len(outs) == 1 else mx.concatenate(outs)
+                some = self._shared(prefix, runs, queries, scale, mask, sinks)
+            outs |= zip((run.rows.start for run in runs), some, strict=True)
+        in_order = [outs[run.rows.start] for run in self.plan.runs]
+        return in_order[0] if len(in_order) == 1 else mx.concatenate(in_order)
+
+    def _own(self, run: Run) -> list[list[mx.array]]:
+        """Key and value planes [n, kv_heads, longest, width] of a run's slots."""
+        return [[p[run.where, :, : run.longest] for p in planes] for planes in self.layer.slabs[run.slab.slab_id]]
+
+    def _alone(self, run: Run, queries: mx.array, scale: float, window: int | None, sinks: mx.array | None) -> mx.array:
+        """Attention of a run's queries, out of those of the batch, over what its slots hold."""
+        keys, values = self._own(run)
+        q = queries if len(self.plan.runs) == 1 else queries[run.rows]
+        mask = run.mask if window is None else run.within(window)
+        if self.layer.kv_bits is None:
+            return attention(q, keys[0], values[0], scale, mask, sinks)
+        assert sinks is None, "mlx-lm has no quantized attention with sinks"
+        bits, size = self.layer.kv_bits.bits, self.layer.kv_bits.group_size
+        out: mx.array = quantized(q[:], tuple(keys), tuple(values), scale, mask, size, bits)
+        return out
+
+    def _shared(
+        self,
+        prefix: SharedPrefix,
+        runs: list[Run],
+        queries: mx.array,
+        scale: float,
+        window: int | None,
+        sinks: mx.array | None,
+    ) -> list[mx.array]:
+        """Each run's attention, as in `_alone`, over the prefix of all of them and what its own slots hold.
+
+        The prefix is read once, in one product for all rows and heads that share it, and never copied. On a BLAS that
+        adds up in order of the tokens, as the wheel's does, the result is bitwise what it is without sharing; on
+        others, or where values are quantized, within 1e-6 of it in float32.
+        """
+        first_keys, first_values = self.layer.prefixes[prefix.prefix_id]
+        own = [self._own(run) for run in runs]
+        heads, kv_heads = queries.shape[1], first_keys[0].shape[1]
+        scaled = (queries * scale).reshape(-1, kv_heads, heads // kv_heads, queries.shape[-1])
+        grouped = [scaled[run.rows] for run in runs]
+        weights = []
+        for run, q, scores, (keys, _) in zip(runs, grouped, self._folded(grouped, first_keys, True), own, strict=True):
+            scores = mx.concatenate([scores, self._product(q, keys, True)], axis=-1)
+            mask = run.mask if window is None else run.within(window)
+            if mask is not None:
+                scores = mx.where(mask, scores, -mx.inf)
+            weights.append(softmax(scores, sinks))
+        at, outs = prefix.num_tokens, []
+        of_first = self._folded([w[..., :at] for w in weights], first_values, False)
+        for w, out, (_, values) in zip(weights, of_first, own, strict=True):
+            if self.layer.kv_bits is None:
+                out = mx.addmm(out, w[..., at:], values[0])  # goes on adding up where the prefix ended
+            else:
+                out = out + self._product(w[..., at:], values, False)
+            outs.append(out.reshape(out.shape[0], heads, 1, out.shape[-1]))
+        return outs
+
+    def _folded(self, parts: list[mx.array], planes: list[mx.array], transpose: bool) -> list[mx.array]:
+        """The product of each [n, kv_heads, heads per kv_head, …] with planes of [1, kv_heads, …], all in one."""
+        x = mx.concatenate(parts).swapaxes(0, 1)
+        kv_heads, rows, each, _ = x.shape
+        out = self._product(x.reshape(1, kv_heads, rows * each, -1), planes, transpose)
+        ends: Any = list(accumulate(len(part) for part in parts))
+        return list(mx.split(out.reshape(kv_heads, rows, each, -1).swapaxes(0, 1), ends[:-1]))
+
+    def _product(self, x: mx.array, planes: list[mx.array], transpose: bool) -> mx.array:
+        """`x` times what the planes hold or, transposed, its last two axes swapped."""
+        if self.layer.kv_bits is None:
+            return x @ (planes[0].swapaxes(-1, -2) if transpose else planes[0])
+        bits, size = self.layer.kv_bits.bits, self.layer.kv_bits.group_size
+        out: mx.array = quantized_matmul(x, *planes, transpose=transpose, group_size=size, bits=bits)
+        return out
 
 
 class RingsCache:

@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ class MlxLoader:
             vocab_size=config_value(prepared.config, "vocab_size") or prepared.tokenizer.vocab_size,
             context_tokens=context_tokens(prepared.config, prepared.tokenizer),
             weights_bytes=total,
+            fingerprint=fingerprint(prepared.folder, self.kv_bits),
         )
 
     def close(self) -> None:
@@ -204,6 +206,24 @@ def checked_size(path: Path) -> int:
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ModelError(f"{path} is damaged: {error}. Download or convert the model again.") from error
     return int(end)
+
+
+def fingerprint(folder: Path, kv_bits: int | None) -> bytes:
+    """A digest of what a model's keys and values depend on.
+
+    Of weights that is their headers, sizes and times of change: to read them all would take as long as loading them.
+    """
+    digest = blake2b(f"1 {mx.default_device()} {kv_bits}".encode())
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        stat = path.stat()
+        digest.update(f"\0{path.name}\0{stat.st_size}\0".encode())
+        if path.suffix == ".safetensors":
+            digest.update(f"{stat.st_mtime_ns}".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(struct.unpack("<Q", file.read(8))[0]))
+        elif path.suffix in (".json", ".jinja", ".model", ".txt", ".tiktoken"):
+            digest.update(path.read_bytes())
+    return digest.digest()
 
 
 def is_quantized(config: dict[str, Any]) -> bool:

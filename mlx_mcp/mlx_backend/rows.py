@@ -7,15 +7,23 @@ caches; each row by itself, for models that nothing can batch. Engine thread onl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import mlx.core as mx
-from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import (
+    ArraysCache,
+    BatchKVCache,
+    CacheList,
+    ChunkedKVCache,
+    KVCache,
+    RotatingKVCache,
+    make_prompt_cache,
+)
 
-from mlx_mcp.core.scheduler import Chunk, Move
 from mlx_mcp.core.sequence import Sequence
-from mlx_mcp.core.slots import KvCost, Slab, Slot
+from mlx_mcp.core.slots import KvCost, SharedPrefix, Slab, Slot
+from mlx_mcp.core.steps import Chunk, Move, Restore
 from mlx_mcp.errors import ModelError
 from mlx_mcp.mlx_backend.attention import (
     FullLayer,
@@ -26,8 +34,10 @@ from mlx_mcp.mlx_backend.attention import (
     code,
     hook,
     join_states,
+    num_shared,
     plan,
 )
+from mlx_mcp.mlx_backend.layers import Codec, KvPayload, put, read
 
 # Model files of mlx-lm that touch keys and values through their cache and `scaled_dot_product_attention` alone.
 # tests/mlx_backend/test_architectures.py proves each of them, here and in ALONE.
@@ -46,14 +56,17 @@ ALLOWED = frozenset(
 # Model files that fail or, worse, answer wrongly when the rows of a batch are padded to one length.
 ALONE = frozenset("afm7 gemma2 gpt_bigcode longcat_flash_ngram minimax_m3_vl phi3small".split())
 
+async_eval: Any = mx.async_eval  # which has no types
+SPAN_TOKENS = 1024  # laid end to end at a time: a restore takes as much beside its row
+
 Batch = tuple[list[Sequence], list[Any]]  # rows that go through the model together, and the caches to go with
 
 
 class Rows(ABC):
     """The live rows of one model."""
 
-    def __init__(self, model: Any, cost: KvCost) -> None:
-        self.model, self.cost = model, cost
+    def __init__(self, model: Any, cost: KvCost, codec: Codec) -> None:
+        self.model, self.cost, self.codec = model, cost, codec
         self.lengths: dict[int, int] = {}  # sequence id → tokens whose keys and values are computed or being so
         self.own: dict[int, list[Any]] = {}  # sequence id → caches of that row alone
 
@@ -63,12 +76,39 @@ class Rows(ABC):
         return sum(cache.nbytes for caches in self.own.values() for cache in caches if cache is not None)
 
     def one(self, chunk: Chunk) -> list[Any]:
-        """The caches to compute a chunk with; the first chunk of a sequence makes its row."""
+        """The caches to compute a chunk with; makes the row, unless it was restored or has begun."""
         sequence_id = chunk.sequence.sequence_id
-        if chunk.start == 0:
-            self.own[sequence_id] = make_prompt_cache(self.model)
+        if sequence_id not in self.lengths:
+            self.begin(chunk.sequence)
+        assert self.lengths[sequence_id] == chunk.start, f"a gap or an overlap in row {sequence_id}"
         self.lengths[sequence_id] = chunk.end
         return self.own[sequence_id]
+
+    def begin(self, sequence: Sequence) -> None:
+        """Make a row of no tokens."""
+        self.lengths[sequence.sequence_id] = 0
+        self.own[sequence.sequence_id] = make_prompt_cache(self.model)
+
+    def restore(self, restore: Restore) -> None:
+        """Make a row of what was cut out of rows, which is copied."""
+        sequence, num_tokens = restore.sequence, restore.num_tokens
+        self.begin(sequence)
+        if num_tokens:
+            self._fill(restore)
+            own = leaves(self.own[sequence.sequence_id])
+            for i, planes in self.codec.latest(restore.parts, num_tokens).items():
+                put(own[i], planes, num_tokens)
+            self.lengths[sequence.sequence_id] = num_tokens
+            async_eval(self.arrays([sequence]))
+
+    def cut(self, sequence_id: int, start: int, end: int, state: bool) -> KvPayload:
+        """Copy tokens [start, end) out of a row, with its states if these are of that moment."""
+        length = self.lengths[sequence_id]
+        assert start < end <= length, f"tokens [{start}, {end}) of {length}"
+        assert end == length or not state, f"states at {end} of a row of {length} tokens"
+        payload = self.codec.cut(lambda i: self._read(sequence_id, i, start, end), start, end, state)
+        async_eval(payload.arrays)  # at once: who reads keys and values keeps them from being written in place
+        return payload
 
     @abstractmethod
     def batches(self, sequences: list[Sequence]) -> list[Batch]:
@@ -78,6 +118,21 @@ class Rows(ABC):
         """What must be evaluated for these rows after a forward pass."""
         own = (self.own.get(sequence.sequence_id, []) for sequence in sequences)
         return [cache.state for caches in own for cache in caches if cache is not None]
+
+    def _fill(self, restore: Restore) -> None:
+        """Put a restored row's tokens in the layers that keep all of them."""
+        own = leaves(self.own[restore.sequence.sequence_id])
+        for start, end in spans(0, restore.num_tokens):
+            for i, planes in self.codec.tokens(restore.parts, start, end).items():
+                own[i].update_and_fetch(*planes)
+
+    def _read(self, sequence_id: int, i: int, start: int, end: int) -> list[mx.array]:
+        """See layers.read, of the row's i-th layer."""
+        return read(self._leaf(sequence_id, i), start, end)
+
+    def _leaf(self, sequence_id: int, i: int) -> Any:
+        """The row's i-th layer as a cache of that row alone."""
+        return leaves(self.own[sequence_id])[i]
 
     def move(self, move: Move) -> None:  # noqa: B027  # not every way has slots
         """Take a row to a larger slot; nothing to do where rows have none."""
@@ -101,8 +156,8 @@ class SoloRows(Rows):
 class PaddedRows(Rows):
     """mlx-lm's batch caches: every row as long as the longest, copied at each join and leave."""
 
-    def __init__(self, model: Any, cost: KvCost) -> None:
-        super().__init__(model, cost)
+    def __init__(self, model: Any, cost: KvCost, codec: Codec) -> None:
+        super().__init__(model, cost, codec)
         self.members: list[Sequence] = []
         self.batch: list[Any] = []
 
@@ -115,6 +170,9 @@ class PaddedRows(Rows):
         """One batch; who left is cut out of it, who is new is merged in."""
         if not sequences:
             return []
+        for row, member in enumerate(self.members):  # who is left out may still be cut: extract computes nothing yet
+            if member not in sequences and member.sequence_id in self.lengths.keys() - self.own.keys():
+                self.own[member.sequence_id] = [cache.extract(row) for cache in self.batch]
         # Who was computed again since has caches of its own, and is as good as new.
         there = [member in sequences and member.sequence_id not in self.own for member in self.members]
         stay = [i for i, still in enumerate(there) if still]
@@ -147,16 +205,31 @@ class PaddedRows(Rows):
             self.members, self.batch = [], []
         return there
 
+    def _leaf(self, sequence_id: int, i: int) -> Any:
+        """See Rows._leaf."""
+        if sequence_id in self.own:
+            return super()._leaf(sequence_id, i)
+        row = [member.sequence_id for member in self.members].index(sequence_id)
+        cache = leaves(self.batch)[i]
+        kind = type(cache)
+        if kind is not BatchKVCache:
+            return cache.extract(row)
+        alone = cast(Any, KVCache)()  # mlx-lm's extract copies it all, for a few tokens
+        start, end = cache._idx - self.lengths[sequence_id], cache._idx
+        alone.keys, alone.values = (x[row : row + 1, :, start:end] for x in (cache.keys, cache.values))
+        return alone
+
 
 class SlottedRows(Rows):
     """Our own attention: slots for layers that keep every token, rings for windows, recurrent states in one tensor."""
 
-    def __init__(self, model: Any, cost: KvCost, kv_bits: KvBits | None) -> None:
-        super().__init__(model, cost)
+    def __init__(self, model: Any, cost: KvCost, codec: Codec, kv_bits: KvBits | None) -> None:
+        super().__init__(model, cost, codec)
         self.template = make_prompt_cache(model)
         self.layers = {i: FullLayer(kv_bits) for i, leaf in enumerate(leaves(self.template)) if type(leaf) is KVCache}
         self.slots: dict[int, Slot] = {}
-        self.joined_ids: list[int | None] = []  # whose states are in `joined`, in its order
+        self.prefixes: dict[int, SharedPrefix | None] = {}
+        self.joined_ids: list[int] = []  # whose states are in `joined`, in its order
         self.joined: dict[int, Any] = {}  # place among the caches → ArraysCache
 
     @property
@@ -167,19 +240,22 @@ class SlottedRows(Rows):
 
     def one(self, chunk: Chunk) -> list[Any]:
         """See Rows.one."""
-        sequence_id, slot = chunk.sequence.sequence_id, chunk.sequence.slot
-        assert slot is not None, f"sequence {sequence_id} runs without a slot"
-        if chunk.start == 0:
-            fresh = leaves(make_prompt_cache(self.model))
-            self.own[sequence_id] = [None if i in self.layers else leaf for i, leaf in enumerate(fresh)]
-            self.slots[sequence_id] = slot
-            for layer in self.layers.values():
-                layer.scrub(slot)
-        caches = list(self.own[sequence_id])
+        sequence_id = chunk.sequence.sequence_id
+        caches = list(super().one(chunk))
         for i, layer in self.layers.items():
-            caches[i] = RowCache(layer, slot, chunk.start)
-        self.lengths[sequence_id] = chunk.end
+            caches[i] = RowCache(layer, self.slots[sequence_id], chunk.start, self.prefixes[sequence_id])
         return regroup(self.template, caches)
+
+    def begin(self, sequence: Sequence) -> None:
+        """See Rows.begin."""
+        sequence_id, slot = sequence.sequence_id, sequence.slot
+        assert slot is not None, f"sequence {sequence_id} runs without a slot"
+        super().begin(sequence)
+        fresh = leaves(self.own[sequence_id])
+        self.own[sequence_id] = [None if i in self.layers else leaf for i, leaf in enumerate(fresh)]
+        self.slots[sequence_id], self.prefixes[sequence_id] = slot, sequence.prefix
+        for layer in self.layers.values():
+            layer.scrub(slot)
 
     def batches(self, sequences: list[Sequence]) -> list[Batch]:
         """One batch, in order of slab and slot."""
@@ -187,7 +263,7 @@ class SlottedRows(Rows):
             return []
         ordered = sorted(sequences, key=lambda s: (self._slot(s).slab.slab_id, self._slot(s).index))
         ids = [sequence.sequence_id for sequence in ordered]
-        where = plan([(self.slots[i], self.lengths[i]) for i in ids])
+        where = plan([(self.slots[i], self.lengths[i], self.prefixes[i]) for i in ids])
         self._join(ids)
         caches: list[Any] = []
         for i, leaf in enumerate(leaves(self.template)):
@@ -205,7 +281,7 @@ class SlottedRows(Rows):
     def arrays(self, sequences: list[Sequence]) -> list[Any]:
         """See Rows.arrays."""
         slabs = {self.slots[s.sequence_id].slab.slab_id for s in sequences if s.sequence_id in self.slots}
-        full = [layer.slabs[slab_id] for layer in self.layers.values() for slab_id in slabs]
+        full = [layer.slabs.get(slab_id) for layer in self.layers.values() for slab_id in slabs]
         return [*super().arrays(sequences), *full, *(cache.state for cache in self.joined.values())]
 
     def move(self, move: Move) -> None:
@@ -214,28 +290,73 @@ class SlottedRows(Rows):
         self.slots[sequence_id] = move.new
         for layer in self.layers.values():
             layer.scrub(move.new)
-            layer.copy(move.old, move.new, self.lengths[sequence_id])
-        self._drop_slabs()
+            layer.copy(move.old, move.new, self.lengths[sequence_id] - num_shared(self.prefixes[sequence_id]))
+        self._drop_unused()
 
     def release(self, sequence_id: int) -> bool:
         """See Rows.release."""
         slot = self.slots.pop(sequence_id, None)
         if slot is not None:
-            self._drop_slabs()
-        self.joined_ids = [None if i == sequence_id else i for i in self.joined_ids]
-        if all(i is None for i in self.joined_ids):
-            self.joined_ids, self.joined = [], {}
+            del self.prefixes[sequence_id]
+            self._drop_unused()
+        if sequence_id in self.joined_ids:
+            stay = [row for row, i in enumerate(self.joined_ids) if i != sequence_id]
+            self.joined_ids, self.joined = [self.joined_ids[row] for row in stay], self.joined if stay else {}
+            for cache in self.joined.values():
+                cache.filter(stay)
         return super().release(sequence_id)
 
     def _slot(self, sequence: Sequence) -> Slot:
         return self.slots[sequence.sequence_id]
 
-    def _drop_slabs(self) -> None:
-        """Forget the tensors of every slab that has no row, also of one that a move which failed was to fill."""
-        held = {slot.slab.slab_id for slot in self.slots.values()}
+    def _fill(self, restore: Restore) -> None:
+        """See Rows._fill; the first row with a shared prefix brings it."""
+        sequence_id = restore.sequence.sequence_id
+        prefix, shared = self.prefixes[sequence_id], num_shared(self.prefixes[sequence_id])
+        if prefix is not None and not all(prefix.prefix_id in layer.prefixes for layer in self.layers.values()):
+            alone = Slab(-1, shared, num_slots=1)
+            self._write(Slot(alone, 0), restore, 0, shared)
+            for layer in self.layers.values():
+                layer.prefixes[prefix.prefix_id] = layer.slabs.pop(alone.slab_id)
+        self._write(self.slots[sequence_id], restore, shared, restore.num_tokens)
+
+    def _write(self, slot: Slot, restore: Restore, first: int, last: int) -> None:
+        """Put tokens [first, last) into a slot, from its beginning on."""
+        for start, end in spans(first, last):
+            for i, planes in self.codec.tokens(restore.parts, start, end).items():
+                half = len(planes) // 2
+                self.layers[i].write(slot, start - first, tuple(planes[:half]), tuple(planes[half:]))
+            async_eval([layer.slabs[slot.slab.slab_id] for layer in self.layers.values()])
+
+    def _read(self, sequence_id: int, i: int, start: int, end: int) -> list[mx.array]:
+        """See Rows._read."""
+        if i not in self.layers:
+            return super()._read(sequence_id, i, start, end)
+        layer, slot, prefix = self.layers[i], self.slots[sequence_id], self.prefixes[sequence_id]
+        shared, n, pieces = num_shared(prefix), slot.index, []
+        if prefix is not None and start < shared:
+            kept = layer.prefixes[prefix.prefix_id]
+            pieces.append([x[..., start : min(end, shared), :] for planes in kept for x in planes])
+        if end > shared:
+            where = slice(max(start - shared, 0), end - shared)
+            kept = layer.slabs[slot.slab.slab_id]
+            pieces.append([x[n : n + 1, :, where] for planes in kept for x in planes])
+        return pieces[0] if len(pieces) == 1 else [mx.concatenate(list(ab), axis=2) for ab in zip(*pieces, strict=True)]
+
+    def _leaf(self, sequence_id: int, i: int) -> Any:
+        """See Rows._leaf."""
+        alone = self.own[sequence_id][i]
+        return self.joined[i].extract(self.joined_ids.index(sequence_id)) if alone is None else alone
+
+    def _drop_unused(self) -> None:
+        """Forget every slab and prefix that has no row, also a slab that a move which failed was to fill."""
+        slabs = {slot.slab.slab_id for slot in self.slots.values()}
+        prefixes = {prefix.prefix_id for prefix in self.prefixes.values() if prefix is not None}
         for layer in self.layers.values():
-            for slab_id in layer.slabs.keys() - held:
+            for slab_id in layer.slabs.keys() - slabs:
                 del layer.slabs[slab_id]
+            for prefix_id in layer.prefixes.keys() - prefixes:
+                del layer.prefixes[prefix_id]
 
     def _join(self, ids: list[int]) -> None:
         """Lay the rows' recurrent states side by side in this order; no work while the rows are the same."""
@@ -268,22 +389,47 @@ def make_rows(model: Any, kv_bits: int | None, chunk_tokens: int) -> Rows:
         quantized = None if kv_bits is None else KvBits(kv_bits, group_size(leaves(caches)))
         if quantized is not None:
             try_quantized(model, quantized)
-        return SlottedRows(model, kv_cost(leaves(caches), quantized, SlottedRows, chunk_tokens), quantized)
+        cost = kv_cost(leaves(caches), quantized, SlottedRows, chunk_tokens)
+        return SlottedRows(model, cost, Codec(leaves(caches), quantized, True, refusal(model, caches)), quantized)
     if kv_bits is not None:
         raise not_quantizable(f"The architecture {architecture(model)!r} reads them itself.")
-    return rows(model, kv_cost(leaves(caches), None, rows, chunk_tokens))
+    cost = kv_cost(leaves(caches), None, rows, chunk_tokens)
+    return rows(model, cost, Codec(leaves(caches), None, False, refusal(model, caches)))
 
 
 def way(model: Any, kinds: set[type]) -> type[Rows]:
     """How the rows of a model with these kinds of caches go through it."""
     files = {module.__name__.rpartition(".")[2] for module in code(model) if hasattr(module, "Model")}
-    # Its frequencies go by the length of the one sequence that it takes.
-    dynamic = any(type(module).__name__ == "DynamicNTKScalingRoPE" for module in model.modules())
-    if dynamic or files & ALONE:
+    if stretched(model) or files & ALONE:
         return SoloRows
     if files <= ALLOWED and kinds <= {KVCache, RotatingKVCache, ArraysCache}:
         return SlottedRows
     return PaddedRows if all(hasattr(kind, "merge") for kind in kinds) else SoloRows
+
+
+def stretched(model: Any) -> bool:
+    """Whether its frequencies go by the length of the one sequence that it takes."""
+    return any(type(module).__name__ == "DynamicNTKScalingRoPE" for module in model.modules())
+
+
+def refusal(model: Any, caches: list[Any]) -> str:
+    """Why keys and values of this model cannot be reused, empty if they can; uses up the caches, computes nothing."""
+    others = {type(leaf).__name__ for leaf in leaves(caches)} - {"KVCache", "RotatingKVCache", "ArraysCache"}
+    if others:
+        return f"Its layers keep what cannot be cut ({', '.join(sorted(others))})."
+    if stretched(model):
+        return "Its keys depend on how long the prompt is."
+    states: list[Any] = [leaf for leaf in leaves(caches) if type(leaf) is ArraysCache]
+    before = [[x.shape for x in leaf.cache] for leaf in states]
+    model(mx.array([[0, 0]]), cache=caches)
+    if [[x.shape for x in leaf.cache] for leaf in states] != before:
+        return "Its states grow."
+    return ""
+
+
+def spans(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The tokens [start, end) in pieces that are laid end to end one after another."""
+    return ((at, min(at + SPAN_TOKENS, end)) for at in range(start, end, SPAN_TOKENS))
 
 
 def architecture(model: Any) -> str:
@@ -345,7 +491,7 @@ def not_quantizable(why: str) -> ModelError:
 
 def kv_cost(caches: list[Any], quantized: KvBits | None, rows: type[Rows], chunk_tokens: int) -> KvCost:
     """What a row costs at most, told from caches that hold one token."""
-    token_bytes, state_bytes, windows = 0, 0, []
+    token_bytes, state_bytes, snapshot_bytes, windows = 0, 0, 0, []
     layer = FullLayer(quantized)
     for cache in caches:
         kind = type(cache)
@@ -360,6 +506,7 @@ def kv_cost(caches: list[Any], quantized: KvBits | None, rows: type[Rows], chunk
             state_bytes += max(cache.step, chunk_tokens) * each  # a ring holds a whole chunk beside its window
         elif kind is ArraysCache:
             state_bytes += cache.nbytes
+            snapshot_bytes += cache.nbytes
         else:  # a model's own: it may keep as much of every token
             token_bytes += cache.nbytes
-    return KvCost(token_bytes, tuple(windows), state_bytes, padded=rows is PaddedRows)
+    return KvCost(token_bytes, tuple(windows), state_bytes, snapshot_bytes, padded=rows is PaddedRows)

@@ -10,10 +10,11 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_mcp.core.layout import Layout, Payload
 from mlx_mcp.core.ports import StepResult
-from mlx_mcp.core.scheduler import Step
 from mlx_mcp.core.sequence import Sequence, TokenLogprobs
 from mlx_mcp.core.slots import KvCost
+from mlx_mcp.core.steps import Cut, Step
 from mlx_mcp.mlx_backend.rows import make_rows
 from mlx_mcp.mlx_backend.sampler import Drawn, Row, draw, on_host
 
@@ -27,9 +28,10 @@ class Flight:
 
     drawn: list[tuple[list[Sequence], Drawn]] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
+    payloads: dict[Cut, Payload] = field(default_factory=dict)
 
     def collect(self) -> StepResult:
-        """Wait for the tokens; a row whose logits are no numbers has failed, and no other."""
+        """Wait for the tokens; a row whose logits are no numbers has failed, and no other. Of it nothing is kept."""
         tokens: dict[int, int] = {}
         logprobs: dict[int, TokenLogprobs] = {}
         failed = dict(self.failed)
@@ -51,7 +53,9 @@ class Flight:
                 tokens[sequence.sequence_id] = choice.token_id
                 if choice.logprobs is not None:
                     logprobs[sequence.sequence_id] = choice.logprobs
-        return StepResult(tokens, logprobs, failed)
+        payloads = {cut: payload for cut, payload in self.payloads.items() if cut.sequence.sequence_id not in failed}
+        self.payloads = {}  # a flight stays until the next one, and they may go before
+        return StepResult(tokens, logprobs, failed, payloads)
 
 
 class Runner:
@@ -78,9 +82,19 @@ class Runner:
         """What the rows' keys and values take now."""
         return self.rows.nbytes
 
+    @property
+    def layout(self) -> Layout:
+        """How its rows can be cut and put back."""
+        return self.rows.codec.layout
+
     def must_wait(self, sequence: Sequence) -> bool:
-        """Whether drawing this row's next token needs its last one on the host."""
-        return sequence.constraint is not None or on_host(sequence.params)
+        """Whether drawing this row's next token needs its last one on the host, or its windows and states would go."""
+        layout = self.layout
+        return sequence.constraint is not None or on_host(sequence.params) or bool(layout.windows) or layout.states
+
+    def cut(self, sequence_id: int, start: int, end: int, state: bool) -> Payload:
+        """Copy tokens [start, end) out of a row between steps."""
+        return self.rows.cut(sequence_id, start, end, state)
 
     def launch(self, step: Step) -> Flight:
         """Start computing a step; returns while the device is still at it.
@@ -90,9 +104,12 @@ class Runner:
         flight = Flight()
         for move in step.moves:
             self.rows.move(move)
+        for restore in step.restores:
+            self.rows.restore(restore)
         for sequences, caches in self.rows.batches(list(step.decode)):
             logits = self.model(self._inputs(sequences), cache=caches)[:, -1]
             self._draw(flight, sequences, logits)
+        self._cut(flight, [cut for cut in step.cuts if cut.sequence in step.decode])
         for chunk in step.prefill:
             ids = mx.array([chunk.sequence.tokens(chunk.start, chunk.end)])
             logits = self.model(ids, cache=self.rows.one(chunk))[:, -1]
@@ -101,6 +118,9 @@ class Runner:
             else:
                 # The keys and values alone: nobody reads these logits, so the vocabulary product is never computed.
                 async_eval(self.rows.arrays([chunk.sequence]))
+            own = (cut for cut in step.cuts if cut.sequence is chunk.sequence)
+            self._cut(flight, [cut for cut in own if chunk.start < cut.end <= chunk.end])
+        assert len(flight.payloads) == len(step.cuts), "a cut of tokens that the step does not compute"
         self.latest = flight
         self.num_launched += 1
         if self.num_launched % CLEAR_CACHE_STEPS == 0:
@@ -117,6 +137,11 @@ class Runner:
         """Drop every row."""
         for sequence_id in list(self.rows.lengths):
             self.release(sequence_id)
+
+    def _cut(self, flight: Flight, cuts: list[Cut]) -> None:
+        """Take cuts now, before their rows go on."""
+        for cut in cuts:
+            flight.payloads[cut] = self.rows.cut(cut.sequence.sequence_id, cut.start, cut.end, cut.state)
 
     def _inputs(self, sequences: list[Sequence]) -> mx.array:
         """The token each row is fed: [rows, 1]. In a step that is run ahead they are still on the device."""

@@ -22,7 +22,8 @@ _load: Any = load_tokenizer
 _StateMachine: Any = TextStateMachine
 _make_state_machine: Any = make_text_state_machine
 
-# One of these stands for each control token in the callers' text while the template is rendered.
+# While the template is rendered, one of these stands for each control token in the callers' text, and one where a turn
+# begins.
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
 
 _MAX_HELD = 16  # tokens that show nothing before they pass for broken; a character has at most four
@@ -183,6 +184,7 @@ class ChatTokenizer:
         self._controls = sorted(controls, key=len, reverse=True)  # a control may hold a shorter one
         self._control = re.compile("|".join(map(re.escape, self._controls)) or r"(?!)")
         self._letter = self._tokenizer.encode("a", add_special_tokens=False)
+        self._newline = self._tokenizer.encode("\n", add_special_tokens=False)
 
     @property
     def vocab_size(self) -> int:
@@ -212,25 +214,54 @@ class ChatTokenizer:
         Raises:
             InvalidRequest: the model's template refuses these messages, or knows no tools.
         """
-        if tools and not (self._tokenizer.has_chat_template and self._tokenizer.tool_parser):
-            raise InvalidRequest(
-                "This model cannot be given tools: how it would call them is not known. Choose another model "
-                "(list_models shows them), or leave `tools` out and describe in `prompt` what to answer."
-            )
-        chat = {"messages": [{"role": m.role, "content": m.content} for m in messages], "tools": list(tools)}
         with self._lock:
-            try:
-                marks = self._marks(chat)
-                rendered = self._render(self._marked(chat, marks), reasoning)
-            except Exception as error:  # a template is foreign code, and what it does not expect breaks it in any way
+            rendered, _, marks = self._render(messages, tools, reasoning)
+            ids = self._encode(rendered, marks, begins=True)
+        return Prompt(tuple(ids), self._opens_reasoning(rendered))
+
+    def encode_context(self, messages: list[Message], tools: tuple[dict[str, Any], ...] = ()) -> tuple[int, ...]:
+        """The ids of messages that turns go on from: the last one, if it is a user's or an assistant's, stays open.
+
+        A turn's text goes on in an open user's message, with nothing put between. After any other role's message a
+        user's is opened.
+
+        Raises:
+            InvalidRequest: the model's template refuses these messages, does not let them be gone on from, or knows no
+                tools.
+        """
+        if messages[-1].role not in ("user", "assistant"):
+            messages = [*messages, Message("user", "")]
+        with self._lock:
+            context, turn, marks = self._cut(messages, "x", tools)
+            if turn != self._turn("x", messages[-1].role, tools)[0]:
                 raise InvalidRequest(
-                    f"These messages{' or tools' if tools else ''} do not fit the model's chat template: {error}. If "
-                    "it takes no system prompt, leave `system` out and say it in `prompt`."
-                ) from error
-            ids = self._encode(rendered, marks, add_special_tokens=not self._tokenizer.has_chat_template)
-        # Only the template can have written the marker here: in the callers' text it would be a mark.
-        opened = self._tokenizer.has_thinking and rendered.rstrip().endswith(self._tokenizer.think_start)
-        return Prompt(tuple(ids), opened)
+                    "The model's chat template moves a part of this context (the system prompt or tools) into the turn "
+                    "that follows, so that turns cannot go on from it. Let the context end with a user's message, or "
+                    "leave that part out."
+                )
+            ids = self._encode(context, marks, begins=True)
+        return tuple(ids)
+
+    def encode_turn(
+        self, text: str, after: str, tools: tuple[dict[str, Any], ...] = (), reasoning: bool = True
+    ) -> Prompt:
+        """The ids that a user's turn appends to a log, generation prompt included; control tokens stay text.
+
+        `after` is the role of the message that the log ends in, still open: "assistant" for an answer whose stop token
+        was not fed, "user" for a context. `tools` are the log's; they are not told again.
+
+        Raises:
+            InvalidRequest: the model's template does not let a chat be gone on from.
+        """
+        with self._lock:
+            turn, marks = self._turn(text, after, tools, reasoning)
+            ids = self._encode(turn, marks, begins=False)
+        return Prompt(tuple(ids), self._opens_reasoning(turn))
+
+    def decode(self, ids: tuple[int, ...]) -> str:
+        """How tokens read, control tokens included."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
 
     def reader(self, prompt: Prompt, tools: tuple[dict[str, Any], ...] = (), plain: bool = False) -> AnswerReader:
         """A fresh one, for one answer to `prompt`; `plain` takes all text for the answer."""
@@ -251,7 +282,73 @@ class ChatTokenizer:
         """
         return self._grammars.compile(grammar, vocab_size)
 
-    def _render(self, chat: dict[str, Any], reasoning: bool) -> str:
+    def _opens_reasoning(self, rendered: str) -> bool:
+        # Only the template can have written the marker: in the callers' text it would be a mark.
+        return bool(self._tokenizer.has_thinking and rendered.rstrip().endswith(self._tokenizer.think_start))
+
+    def _turn(
+        self, text: str, after: str, tools: tuple[dict[str, Any], ...], reasoning: bool = True
+    ) -> tuple[str, dict[str, str]]:
+        """A turn's text after any log that ends in a message of the role `after`; and the marks of control tokens."""
+        log = ending_in(after)
+        try:  # Mistral's templates put tools before the last user's message: without any, so as not to tell them again
+            _, turn, marks = self._cut(log, text, (), reasoning)
+        except InvalidRequest:  # but Hermes's cannot do without
+            if not tools:
+                raise
+            _, turn, marks = self._cut(log, text, tools, reasoning)
+        return turn, marks
+
+    def _cut(
+        self, messages: list[Message], text: str, tools: tuple[dict[str, Any], ...], reasoning: bool = True
+    ) -> tuple[str, str, dict[str, str]]:
+        """Render `messages` and a user's turn that goes on from them with `text`, and cut where the turn begins.
+
+        Returns what is before and what is after, and the marks of control tokens.
+        """
+        rendered, mark, marks = self._render(messages, tools, reasoning, text)
+        context, found, turn = rendered.partition(mark)
+        if not found or mark in turn:
+            raise InvalidRequest(
+                "The model's chat template drops or repeats what messages end with, so there are no sessions with this "
+                "model. Call without one, with all that the model shall know in `prompt`."
+            )
+        return context, turn, marks
+
+    def _render(
+        self,
+        messages: list[Message],
+        tools: tuple[dict[str, Any], ...],
+        reasoning: bool,
+        turn: str | None = None,
+    ) -> tuple[str, str, dict[str, str]]:
+        """The chat's text, with a private-use character where `turn` begins, and one for each of the callers' controls.
+
+        Returns the text, the former character, and the latter ones by control token.
+        """
+        if tools and not (self._tokenizer.has_chat_template and self._tokenizer.tool_parser):
+            raise InvalidRequest(
+                "This model cannot be given tools: how it would call them is not known. Choose another model "
+                "(list_models shows them), or leave `tools` out and describe in `prompt` what to answer."
+            )
+        chat = {"messages": [{"role": m.role, "content": m.content} for m in messages], "tools": list(tools)}
+        try:
+            text = json.dumps([chat, turn], ensure_ascii=False)
+            text.encode()  # refuses half surrogates, for which there are no tokens
+            used = set(text)
+            unused = (c for c in map(chr, _PRIVATE_USE) if c not in used)
+            mark, marks = next(unused), dict(zip(self._controls, unused, strict=False))
+            if turn is not None:
+                chat["messages"] = continued(chat["messages"], mark, turn)
+            return self._apply_template(self._marked(chat, marks), reasoning), mark, marks
+        except Exception as error:  # a template is foreign code, and what it does not expect breaks it in any way
+            raise InvalidRequest(
+                f"These messages{' or tools' if tools else ''} do not fit the model's chat template: {error}. If it "
+                "takes no system prompt, leave `system` out and say it in `prompt`."
+                + ("" if turn is None else " If it takes no answers, there are no sessions with it: call without one.")
+            ) from error
+
+    def _apply_template(self, chat: dict[str, Any], reasoning: bool) -> str:
         if not self._tokenizer.has_chat_template:
             return "\n\n".join(message["content"] for message in chat["messages"])
         options = {} if reasoning else {"enable_thinking": False}
@@ -259,13 +356,6 @@ class ChatTokenizer:
             chat["messages"], tools=chat["tools"] or None, tokenize=False, add_generation_prompt=True, **options
         )
         return rendered
-
-    def _marks(self, chat: dict[str, Any]) -> dict[str, str]:
-        """A private-use character for each control token; the chat uses none of them."""
-        text = json.dumps(chat, ensure_ascii=False)
-        text.encode()  # refuses half surrogates, for which there are no tokens
-        used = set(text)
-        return dict(zip(self._controls, (c for c in map(chr, _PRIVATE_USE) if c not in used), strict=False))
 
     def _marked(self, value: Any, marks: dict[str, str]) -> Any:
         """The value with each control token in its strings replaced by its mark."""
@@ -279,8 +369,11 @@ class ChatTokenizer:
             case _:
                 return value
 
-    def _encode(self, text: str, marks: dict[str, str], add_special_tokens: bool) -> list[int]:
-        """Encode rendered text, with each mark as the plain text of its control token, cut so that it stays text."""
+    def _encode(self, text: str, marks: dict[str, str], begins: bool) -> list[int]:
+        """Encode rendered text, with each mark as the plain text of its control token, cut so that it stays text.
+
+        `begins` says whether a log begins with it, or it goes on from other text.
+        """
         pieces, start = [], 0
         controls = {mark: control for control, mark in marks.items()}
         for at, char in enumerate(text):
@@ -289,10 +382,33 @@ class ChatTokenizer:
                 start = at + 1
         pieces.append(text[start:])
         ids: list[int] = []
-        for index, piece in enumerate(pieces):
-            if piece or index == 0:
-                ids += self._tokenizer.encode(piece, add_special_tokens=add_special_tokens and index == 0)
+        if begins:
+            ids += self._tokenizer.encode(pieces.pop(0), add_special_tokens=not self._tokenizer.has_chat_template)
+        for piece in filter(None, pieces):
+            ids += self._encode_amid(piece)
         return ids
+
+    def _encode_amid(self, text: str) -> list[int]:
+        """Encode text that goes on from other text: without the space that sentencepiece puts before a text."""
+        ids: list[int] = self._tokenizer.encode(f"\n{text}", add_special_tokens=False)
+        num_newline = len(self._newline)
+        if ids[:num_newline] == self._newline:
+            return ids[num_newline:]
+        alone: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return alone
+
+
+def ending_in(role: str) -> list[Message]:
+    """The shortest chat whose last message is of that role."""
+    return [Message("user", "x"), Message("assistant", "")] if role == "assistant" else [Message("user", "")]
+
+
+def continued(messages: list[dict[str, str]], mark: str, turn: str) -> list[dict[str, str]]:
+    """The messages with the user's `turn` after the last one, or in it if it is the user's; `mark` is where it ends."""
+    *before, last = messages
+    if last["role"] == "assistant":
+        return [*before, last | {"content": last["content"] + mark}, {"role": "user", "content": turn}]
+    return [*before, last | {"content": last["content"] + mark + turn}]
 
 
 def formats(tokenizer: Any) -> tuple[Format, Format]:

@@ -61,6 +61,10 @@ def http_app(server: MCPServer[Any], client: EngineClient, config: Config) -> St
             "waiting": stats.waiting,
             "rows": stats.rows,
             "kv_bytes": stats.kv_bytes,
+            "cache_bytes": stats.cache_bytes,
+            "sessions": stats.sessions,
+            "prompt_tokens": stats.prompt_tokens,
+            "cached_tokens": stats.cached_tokens,
             "preemptions": stats.preemptions,
             "models": list(stats.models),
         }

@@ -3,343 +3,268 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
-import json
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import aclosing, asynccontextmanager
-from functools import wraps
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+import secrets
+from contextlib import suppress
+from dataclasses import replace
+from typing import Annotated
 
 import anyio
-from mcp import MCPError
 from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
-from mcp_types import INTERNAL_ERROR, CallToolResult, TextContent, ToolAnnotations
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from mcp_types import CallToolResult
 
-from mlx_mcp.core.ports import Grammar, GrammarKind, Message
+from mlx_mcp.core.ports import Message
+from mlx_mcp.core.session import SessionOptions
 from mlx_mcp.engine.client import EngineClient
-from mlx_mcp.engine.requests import Delta, GenerateRequest, Progress, Result
+from mlx_mcp.engine.requests import GenerateRequest, Result
 from mlx_mcp.errors import EngineDead, InvalidRequest, MlxMcpError
 from mlx_mcp.models.registry import Registry
+from mlx_mcp.server.arguments import (
+    MAX_BRANCHES,
+    Arguments,
+    BatchArguments,
+    CloseArguments,
+    CreateArguments,
+    ForkArguments,
+    GenerateArguments,
+)
+from mlx_mcp.server.calls import ProgressReporter, StrictTool, tenant, translated, while_connected
+from mlx_mcp.server.files import FileReader
+from mlx_mcp.server.results import (
+    Batch,
+    Branch,
+    Closed,
+    Forks,
+    Generation,
+    ModelEntry,
+    ModelList,
+    NewSession,
+    SessionList,
+    branch,
+    counts,
+    generation,
+    miss,
+    reply,
+    session_list,
+)
 
-MAX_TOKENS = 131_072
-PROGRESS_INTERVAL_S = 0.1  # each notification costs about 0.5 ms of the event loop
-PROGRESS_CHARS = 160  # hosts cut the message at 200
-# A text that may be left out or null. Not `str | None`: of those the SDK parses what reads as JSON, such as the regular
-# expression "[0]", and then finds that it is no text.
-Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
-P = ParamSpec("P")
-R = TypeVar("R")
+BREAK = "\n\n"  # between files and prompt
 EMBEDDED_NOTE = (
     "No model is configured, so the built-in one of 0.9M parameters answered: it recalls what it is told and no more. "
     "For real work have the server started as `mlx-mcp serve --model FOLDER_OR_HUB_ID`."
 )
-READ_ONLY = {"read_only_hint": True, "destructive_hint": False, "open_world_hint": False}
 
 
-class CalledTool(BaseModel):
-    """A call that the local model asks for; nobody has carried it out."""
-
-    name: str
-    arguments: dict[str, Any]
-
-
-class LikelyToken(BaseModel):
-    """A token of the answer: how it reads, its log-probability, and the likeliest ones in its place."""
-
-    token: str
-    logprob: float
-    top: list[tuple[str, float]]
-
-
-class Generation(BaseModel):
-    """What `generate` returns. Hosts show a model this and nothing else, so it is small."""
-
-    text: str
-    finish_reason: Literal["stop", "length", "tool_calls"]
-    model: str
-    prompt_tokens: int
-    completion_tokens: int
-    reasoning: str | None = None
-    tool_calls: list[CalledTool] | None = None
-    logprobs: list[LikelyToken] | None = None
-    note: str | None = None
+def make_tools(client: EngineClient, registry: Registry, files: FileReader | None = None) -> list[Tool]:
+    """The tools over one engine client, in the order in which hosts show them; without `files` none can be read."""
+    tools = Tools(client, registry, files or FileReader((), 0, 0))
+    # Hosts run the calls of one turn in parallel only for read-only tools; generating changes nothing of a user's.
+    harmless = {"read_only_hint": True, "destructive_hint": False}
+    return [
+        StrictTool.make(tools.generate, "Generate text", **harmless, idempotent_hint=False),
+        StrictTool.make(tools.generate_batch, "Generate many texts", **harmless, idempotent_hint=False),
+        StrictTool.make(tools.create_session, "Create a session", **harmless, idempotent_hint=False),
+        StrictTool.make(tools.fork_session, "Fork a session", **harmless, idempotent_hint=False),
+        StrictTool.make(tools.list_sessions, "List sessions", **harmless, idempotent_hint=True),
+        StrictTool.make(
+            tools.close_session, "Close sessions", read_only_hint=False, destructive_hint=True, idempotent_hint=True
+        ),
+        StrictTool.make(tools.list_models, "List models", **harmless, idempotent_hint=True),
+    ]
 
 
-class ModelEntry(BaseModel):
-    """One model of `list_models`."""
+class Tools:
+    """Each method is a tool; its docstring is what a calling model reads of it."""
 
-    name: str
-    default: bool
-    loaded: bool
-    weights_mb: float | None
-    context_tokens: int | None
-    about: str
-
-
-class ModelList(BaseModel):
-    """What `list_models` returns."""
-
-    models: list[ModelEntry]
-
-
-class StrictTool(Tool):
-    """A tool whose arguments are checked to the letter, and whose refusals say what to change.
-
-    The SDK ignores arguments it does not know, so that a typo silently falls back to a default, and reports a bad value
-    with a link to pydantic's documentation.
-    """
-
-    @classmethod
-    def make(cls, function: Callable[..., Any], title: str, **annotations: bool) -> StrictTool:
-        """A tool of an async function; its docstring is the description."""
-        tool = cls.from_function(
-            function,
-            title=title,
-            description=inspect.cleandoc(function.__doc__ or ""),
-            annotations=ToolAnnotations(title=title, **READ_ONLY, **annotations),
-            meta={"anthropic/alwaysLoad": True},
-        )
-        assert isinstance(tool, StrictTool)
-        model = tool.fn_metadata.arg_model
-        model.model_config["extra"] = "forbid"
-        model.model_rebuild(force=True)
-        tool.parameters = model.model_json_schema(by_alias=True)
-        return tool
-
-    async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
-        """Run the tool; see `Tool.run`."""
-        try:
-            return await super().run(arguments, context, convert_result)
-        except ToolError as error:
-            if isinstance(error.__cause__, ValidationError):
-                raise ToolError(f"{self.name} was not called right: {advice(error.__cause__)}") from error
-            raise
-
-
-def advice(error: ValidationError) -> str:
-    """What is wrong with which argument, in one line; long values are cut."""
-    faults = []
-    for fault in error.errors(include_url=False):
-        name = ".".join(map(str, fault["loc"]))
-        given = "" if fault["type"] == "missing" else f" (given: {fault['input']!r:.80})"
-        faults.append(f"{name}: {fault['msg']}{given}")
-    return "; ".join(faults) + ". Correct the arguments and call again."
-
-
-def translated(tool: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Turn this package's errors into the protocol's; the one place where that is done."""
-
-    @wraps(tool)
-    async def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return await tool(*args, **kwargs)
-        except EngineDead as error:
-            raise MCPError(INTERNAL_ERROR, str(error)) from error  # no other arguments could help
-        except MlxMcpError as error:
-            raise ToolError(str(error)) from error
-
-    return run
-
-
-class ProgressReporter:
-    """Sends progress to the host, at most ten times a second and always upwards, as the protocol wants."""
-
-    def __init__(self, context: Context[Any, Any]) -> None:
-        self._context = context
-        self._last = 0.0
-        self._value = 0.0
-        self._total: int | None = None
-        self._read = 0  # tokens of the prompt
-        self._tail = ""
-
-    async def show(self, update: Progress | Delta) -> None:
-        """Report an update, unless one was reported a moment ago."""
-        if isinstance(update, Delta):
-            self._tail = (self._tail + update.text)[-PROGRESS_CHARS:]
-        else:
-            self._total = update.total
-            self._read = update.done if update.phase == "prefill" else self._read
-        now = time.monotonic()
-        if now - self._last < PROGRESS_INTERVAL_S:
-            return
-        self._last = now
-        done = self._read + update.num_tokens if isinstance(update, Delta) else update.done
-        message = self._tail or (update.message if isinstance(update, Progress) else "")
-        # A value that stands still is raised by a hair: hosts take it as a sign of life.
-        self._value = max(float(done), self._value + 1e-3)
-        await self._context.report_progress(self._value, self._total, message)
-
-
-@asynccontextmanager
-async def cancelled_on_disconnect(context: Context[Any, Any]) -> AsyncIterator[None]:
-    """Cancel the body when its HTTP client goes away.
-
-    Newer protocol versions do this in the SDK; for older ones the SDK goes on for a client that can never come back to
-    the answer, since no events are stored.
-    """
-    request = context.request_context.request
-    if request is None or not hasattr(request, "receive"):
-        yield
-        return
-    # A scope and a task, not a task group: that would wrap the body's errors.
-    with anyio.CancelScope() as scope:
-
-        async def watch() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
-            scope.cancel()
-
-        watching = asyncio.create_task(watch())
-        try:
-            yield
-        finally:
-            watching.cancel()
-
-
-def make_tools(client: EngineClient, registry: Registry) -> list[Tool]:
-    """The tools over one engine client, in the order in which hosts show them."""
+    def __init__(self, client: EngineClient, registry: Registry, files: FileReader) -> None:
+        self._client, self._registry, self._files = client, registry, files
 
     @translated
-    async def generate(
-        prompt: Annotated[str, Field(description="What the model should do, with all it needs to know.")],
-        ctx: Context,
-        system: Annotated[Text, Field(description="System prompt: role and rules.")] = "",
-        model: Annotated[Text, Field(description="A name from list_models; the default model if left out.")] = "",
-        max_tokens: Annotated[
-            int | None,
-            Field(
-                ge=1,
-                le=MAX_TOKENS,
-                strict=True,
-                description="Longest answer, in tokens; 512 or what the context leaves if left out.",
-            ),
-        ] = None,
-        temperature: Annotated[
-            float, Field(ge=0, le=5, description="0 takes the likeliest token each time; higher is more varied.")
-        ] = 0.0,
-        top_p: Annotated[
-            float, Field(gt=0, le=1, description="Draw only from the likeliest tokens that together reach this.")
-        ] = 1.0,
-        stop: Annotated[
-            list[str] | None, Field(max_length=16, description="Strings that end the answer; not part of it.")
-        ] = None,
-        seed: Annotated[
-            int | None,
-            Field(ge=0, le=2**32 - 1, strict=True, description="The same seed gives the same text for the same call."),
-        ] = None,
-        json_schema: Annotated[
-            dict[str, Any] | None, Field(description="The answer is JSON that obeys this schema, whatever the model.")
-        ] = None,
-        regex: Annotated[Text, Field(description="The whole answer matches this (Rust's syntax).")] = "",
-        grammar: Annotated[Text, Field(description="The answer follows this Lark grammar, from `start`.")] = "",
-        tools: Annotated[
-            list[dict[str, Any]] | None,
-            Field(max_length=128, description="Functions in OpenAI's form that the model may ask for in `tool_calls`."),
-        ] = None,
-        reasoning: Annotated[
-            bool, Field(description="False asks a thinking model to answer at once; thoughts are never part of `text`.")
-        ] = True,
-        top_k: Annotated[
-            int, Field(ge=0, strict=True, description="Draw only from so many of the likeliest tokens; 0: all.")
-        ] = 0,
-        min_p: Annotated[
-            float,
-            Field(ge=0, le=1, description="Draw only from tokens at least this fraction as likely as the likeliest."),
-        ] = 0.0,
-        repetition_penalty: Annotated[
-            float, Field(ge=0.01, le=10, description="Above 1: tokens of prompt and answer become less likely.")
-        ] = 1.0,
-        presence_penalty: Annotated[
-            float, Field(ge=-2, le=2, description="Above 0: tokens of the answer become less likely.")
-        ] = 0.0,
-        frequency_penalty: Annotated[
-            float, Field(ge=-2, le=2, description="Above 0: the more often a token was in the answer, the less likely.")
-        ] = 0.0,
-        logit_bias: Annotated[
-            dict[int, float] | None,
-            Field(max_length=1024, description="Token id to what is added to its logit, from -100 (never) to 100."),
-        ] = None,
-        logprobs: Annotated[
-            int | None,
-            Field(ge=0, le=20, strict=True, description="Return log-probabilities, with so many alternatives a token."),
-        ] = None,
-    ) -> Annotated[CallToolResult, Generation]:
+    async def generate(self, given: GenerateArguments, ctx: Context) -> Annotated[CallToolResult, Generation]:
         """Generate text with a language model that runs on this machine; nothing leaves it.
 
         Use it to hand off work that needs no further tools: summaries, drafts, extraction, classification, a second
-        opinion; calls may run in parallel. The model sees nothing but `system` and `prompt`: no files, no earlier
-        calls. For data rather than prose give `json_schema`, `regex` or `grammar`: the answer then always parses,
-        unless finish_reason is "length", which means that max_tokens cut it off. Returns {text, finish_reason, model,
-        prompt_tokens, completion_tokens}, and {reasoning}, {tool_calls} or {logprobs} where there are any. The first
-        call to a model loads it, which can take minutes; progress is reported.
+        opinion; calls may run in parallel, and many at once over one context go in generate_batch. The model sees
+        `system`, `files` and `prompt`, and with `session` what was said there before: nothing else, no earlier calls.
+        In a session send only what is new; system, tools and model are the session's.
+
+        For data rather than prose give `json_schema`, `regex` or `grammar`: the answer then always parses, unless
+        finish_reason is "length", which means that max_tokens cut it off. Returns {text, finish_reason, model,
+        prompt_tokens, completion_tokens}; of the prompt cached_tokens were not computed again and computed_tokens were;
+        {session} where it is kept; {reasoning}, {tool_calls} or {logprobs} where there are any; and {miss} where more
+        was computed than was to be expected: with reason "diverged" the prompt went other ways than an earlier one
+        after `before`, with `after` instead of `earlier`: keep what changes, such as a date, out of the beginning.
+
+        The first call to a model loads it, which can take minutes; progress is reported. A failed or cancelled turn
+        leaves its session as it was.
         """
-        grammars = {
-            GrammarKind.JSON_SCHEMA: "" if json_schema is None else json.dumps(json_schema),
-            GrammarKind.REGEX: regex,
-            GrammarKind.LARK: grammar,
-        }
-        wanted = [Grammar(kind, source) for kind, source in grammars.items() if source]
-        if len(wanted) > 1:
-            raise InvalidRequest("Give one of json_schema, regex and grammar, not several.")
-        messages = (Message("system", system),) if system else ()
+        files = await self._read(given.files)
+        keep = bool(given.session) if given.keep is None else given.keep
+        request = given.request(
+            chat(given.system, files, Message("user", given.prompt)),
+            model=given.model or None,
+            tools=tuple(given.tools or ()),
+            logprobs=given.logprobs,
+            tenant=tenant(),
+            session=given.session,
+            keep=keep,
+            queue=given.queue,
+            opens=SessionOptions() if keep and not given.session else None,
+        )
+        result = await self._run(ctx, request)
+        return reply(generation(result, self._note(given.model or given.session)), result.text)
+
+    @translated
+    async def generate_batch(self, given: BatchArguments, ctx: Context) -> Annotated[CallToolResult, Batch]:
+        """Answer many prompts at once over one shared context, which is computed once; for one prompt use generate.
+
+        Use it to ask many things of one text, to do one thing to many texts, or with `n` and a temperature to draw
+        several answers and choose. The context is a `session`, or `system` and `files`; no branch sees another's prompt
+        or answer. At most 64 branches, prompts × n; they run in one batch, so that eight take little longer than one.
+
+        keep=false leaves the session as it is. keep=true keeps every branch in a session of its own, a fork of
+        `session`, whose handle comes back to go on with. With a `seed` the i-th answer to each prompt is drawn with
+        seed + i, the first with the seed itself.
+
+        Returns {results, model}: the n answers to the first prompt, then to the second, and so on, each {text,
+        finish_reason, session, cached_tokens, computed_tokens, completion_tokens}, without reasoning. A branch that
+        fails has {error} alone and the others go on; its session, if any, is closed. Hosts refuse or file away results
+        of more than about 25,000 tokens, and nothing is cut here: keep prompts × n × max_tokens below that.
+        """
+        count = len(given.prompts) * given.n
+        if count > MAX_BRANCHES:
+            raise InvalidRequest(
+                f"{len(given.prompts)} prompts × n are {count} branches; there may be {MAX_BRANCHES}. Split the call."
+            )
+        if given.n > 1 and given.temperature == 0:
+            raise InvalidRequest("At temperature 0 all n answers are the same. Give a temperature, say 0.8, or n=1.")
+        files, branched = await self._read(given.files), bool(given.session)
+        base = given.request(
+            (),
+            model=given.model or None,
+            tenant=tenant(),
+            session=given.session,
+            keep=given.keep,
+            opens=SessionOptions() if given.keep and not branched else None,
+            # One lane: a batch has one caller's turns, however many branches it has.
+            lane=f"batch {secrets.token_hex(8)}",
+        )
+        requests = [
+            replace(
+                base,
+                messages=chat(given.system, files, Message("user", prompt)),
+                seed=None if given.seed is None else (given.seed + i) % 2**32,
+            )
+            for prompt in given.prompts
+            for i in range(given.n)
+        ]
+        run = self._run_forks if given.keep and branched else self._run_all
+        outcomes = await while_connected(ctx, run(requests, ProgressReporter(ctx, count)))
+        failed = [outcome for outcome in outcomes if isinstance(outcome, MlxMcpError)]
+        answered = [outcome for outcome in outcomes if isinstance(outcome, Result)]
+        if not answered:
+            raise failed[0]
+        results = [branch(o) if isinstance(o, Result) else Branch(error=str(o)) for o in outcomes]
+        batch = Batch(results=results, model=answered[0].model, note=self._note(given.model or given.session))
+        return reply(batch, *(result.text or result.error or "" for result in results))
+
+    @translated
+    async def create_session(self, given: CreateArguments, ctx: Context) -> Annotated[CallToolResult, NewSession]:
+        """Compute a context once, to go on from many times; nothing is generated.
+
+        Use it before several calls that begin alike: the same system prompt, files or conversation. Then give each
+        sub-agent a fork of it (fork_session), ask it with generate and keep=false, or ask many things at once with
+        generate_batch: none of them computes the context again. For a single conversation generate with keep=true is
+        enough.
+
+        The context is `system`, then `files`, then `messages`; if it ends in a message of the user, or with the files,
+        the prompts to come go on with that message. Returns {session, name, model, tokens} and how many of these were
+        cached_tokens and computed_tokens. The handle is yours alone: whoever has it needs your access too.
+
+        A session ends when it is closed, when it is not used for ttl_s, or with the server. Until then it can always go
+        on; its cached keys and values may be evicted for others' sake, and are then computed again.
+        """
+        turns = [Message(message.role, message.content) for message in given.messages or ()]
+        if turns and turns[-1].role == "user":
+            turns[-1] = Message("user", turns[-1].content + BREAK)  # the prompts to come go on from here
         request = GenerateRequest(
-            messages=(*messages, Message("user", prompt)),
-            model=model or None,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            stop=tuple(stop or ()),
-            seed=seed,
-            grammar=wanted[0] if wanted else None,
-            tools=tuple(tools or ()),
-            reasoning=reasoning,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            logit_bias=tuple((logit_bias or {}).items()),
-            logprobs=logprobs,
+            chat(given.system, await self._read(given.files), *turns),
+            given.model or None,
+            max_tokens=1,
+            tools=tuple(given.tools or ()),
+            tenant=tenant(),
+            opens=SessionOptions(given.name, given.ttl_s, given.pinned, given.ephemeral),
+            context=True,
         )
-        result: Result | None = None
-        async with cancelled_on_disconnect(ctx):
-            result = await follow(client, request, ProgressReporter(ctx))
-        if result is None:
-            raise ToolError("The client disconnected.")
-        by_default = not model and registry.nothing_configured
-        generation = Generation(
-            text=result.text,
-            finish_reason=result.finish_reason.value,
+        result = await self._run(ctx, request)
+        session = result.session
+        assert session is not None, "a context ends in its session"
+        created = NewSession(
+            session=session.session_id,
+            name=session.name or None,
             model=result.model,
-            prompt_tokens=result.prompt_tokens,
-            completion_tokens=result.completion_tokens,
-            reasoning=result.reasoning or None,
-            tool_calls=[CalledTool(name=c.name, arguments=c.arguments) for c in result.tool_calls] or None,
-            logprobs=[
-                LikelyToken(token=c.text, logprob=c.logprob, top=[(text, logprob) for _, text, logprob in c.top])
-                for c in result.logprobs
-            ]
-            or None,
-            note=EMBEDDED_NOTE if by_default else None,
+            tokens=session.num_tokens,
+            **counts(result),
+            miss=miss(result.miss),
+            note=self._note(given.model),
         )
-        return CallToolResult(
-            content=[TextContent(type="text", text=result.text)],
-            structured_content=generation.model_dump(exclude_none=True),
+        return reply(created)
+
+    @translated
+    async def fork_session(self, given: ForkArguments, ctx: Context) -> Annotated[CallToolResult, Forks]:
+        """Make sessions that go on from where another one is, and then apart: one for each sub-agent or attempt.
+
+        Takes no time and no memory however long the context is: nothing is copied or computed. A fork sees what the
+        parent's finished turns said; of a turn that is under way it sees nothing. What either says later, the other
+        does not see, and closing one leaves the other. A fork lives as long unused as its parent would, and is not
+        pinned. At most 64 at once.
+
+        Returns {sessions: [handles], names, model, tokens}; go on with generate(session=…). To ask once and keep
+        nothing there is no need to fork: generate with keep=false.
+        """
+        names = tuple(given.names or ())
+        forks = await self._client.fork(tenant(), given.session, given.count or len(names) or 1, names)
+        return reply(
+            Forks(
+                sessions=[fork.session_id for fork in forks],
+                names=[fork.name for fork in forks] if names else None,
+                model=forks[0].model,
+                tokens=forks[0].num_tokens,
+            )
         )
 
     @translated
-    async def list_models(ctx: Context) -> ModelList:
-        """List the models that `generate` can use: name, size, context length, and whether each is loaded.
+    async def list_sessions(self, given: Arguments, ctx: Context) -> Annotated[CallToolResult, SessionList]:
+        """List your sessions, the ones used last first, at most 100 of them.
+
+        Call it to find a handle again, or to see what can be closed. Returns {sessions: [{session, name, model, tokens,
+        cached_tokens, busy, pinned, ephemeral, idle_s, expires_in_s, parent}]}: cached_tokens of its tokens would not
+        be computed again now, busy means that a turn is under way.
+        """
+        return reply(session_list(await self._client.sessions(tenant())))
+
+    @translated
+    async def close_session(self, given: CloseArguments, ctx: Context) -> Annotated[CallToolResult, Closed]:
+        """End sessions that are not needed any more; there is no way back.
+
+        Their turns that are under way or wait fail. Forks and parents go on. What is cached of them stays until there
+        is need for room, and helps prompts that begin the same; that of an ephemeral session goes at once. If one of
+        `sessions` is not there, none is closed. Returns {closed: [handles]}.
+        """
+        if given.all == bool(given.sessions):
+            raise InvalidRequest("Give the `sessions` to close, or all=true to close all of yours; one of the two.")
+        closed = await self._client.close_sessions(tenant(), tuple(given.sessions or ()))
+        return reply(Closed(closed=[session.session_id for session in closed]))
+
+    @translated
+    async def list_models(self, given: Arguments, ctx: Context) -> ModelList:
+        """List the models that can be used: name, size, context length, and whether each is loaded.
 
         Call it to choose a model or after "model not found". The one with `default` answers when no model is named; one
         that is not loaded takes longer at its first call. Returns {models: [...]}.
         """
-        loaded = client.stats.models
-        entries = await asyncio.to_thread(registry.entries)
+        loaded = self._client.stats.models
+        entries = await asyncio.to_thread(self._registry.entries)
         return ModelList(
             models=[
                 ModelEntry(
@@ -354,18 +279,51 @@ def make_tools(client: EngineClient, registry: Registry) -> list[Tool]:
             ]
         )
 
-    return [
-        # Hosts run the calls of one turn in parallel only for read-only tools; generating changes nothing of a user's.
-        StrictTool.make(generate, "Generate text", idempotent_hint=False),
-        StrictTool.make(list_models, "List models", idempotent_hint=True),
-    ]
+    async def _run(self, ctx: Context, request: GenerateRequest) -> Result:
+        return await while_connected(ctx, ProgressReporter(ctx).follow(self._client, request))
+
+    async def _run_all(self, requests: list[GenerateRequest], progress: ProgressReporter) -> list[Result | MlxMcpError]:
+        """Run requests at once; one's failure is its own, unless the engine is gone."""
+
+        async def run(index: int, request: GenerateRequest) -> Result | MlxMcpError:
+            try:
+                return await progress.follow(self._client, request, index)
+            except EngineDead:
+                raise
+            except MlxMcpError as error:
+                return error
+
+        return await asyncio.gather(*(run(index, request) for index, request in enumerate(requests)))
+
+    async def _run_forks(
+        self, requests: list[GenerateRequest], progress: ProgressReporter
+    ) -> list[Result | MlxMcpError]:
+        """Run requests of one session at once, each on a fork of its own; forks that come to nothing are closed."""
+        owner, session = requests[0].tenant, requests[0].session
+        forks = await self._client.fork(owner, session, len(requests))
+        unused = {fork.session_id for fork in forks}
+        try:
+            forked = [replace(request, session=fork.session_id) for request, fork in zip(requests, forks, strict=True)]
+            outcomes = await self._run_all(forked, progress)
+            unused -= {o.session.session_id for o in outcomes if isinstance(o, Result) and o.session is not None}
+            return outcomes
+        finally:
+            if unused:
+                # Shielded: a cancelled batch must not leave its forks behind.
+                with anyio.CancelScope(shield=True), suppress(MlxMcpError):
+                    await self._client.close_sessions(owner, tuple(unused))
+
+    async def _read(self, paths: list[str] | None) -> str:
+        return await asyncio.to_thread(self._files.read, paths) if paths else ""
+
+    def _note(self, named: str) -> str | None:
+        """What is to be said where the built-in model serves because nothing was configured or `named`."""
+        return EMBEDDED_NOTE if not named and self._registry.nothing_configured else None
 
 
-async def follow(client: EngineClient, request: GenerateRequest, progress: ProgressReporter) -> Result:
-    """Run a request to its end, reporting its progress; a cancelled caller frees the row."""
-    async with aclosing(client.generate(request)) as updates:
-        async for update in updates:
-            if isinstance(update, Result):
-                return update
-            await progress.show(update)
-    raise AssertionError("a generation ends with a result or an error")
+def chat(system: str, files: str, *turns: Message) -> tuple[Message, ...]:
+    """The messages, with the files before the user's first, so that calls with the same files begin the same."""
+    if files:
+        opened = bool(turns) and turns[0].role == "user"
+        turns = (Message("user", files + BREAK + (turns[0].content if opened else "")), *turns[opened:])
+    return (Message("system", system), *turns) if system else turns

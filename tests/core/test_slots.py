@@ -71,9 +71,14 @@ def test_a_slot_is_freed_once():
         p.give_back(slot)
 
 
-def test_a_slab_is_as_small_as_the_limit_demands_and_not_one_byte_goes_past_it():
+@pytest.mark.parametrize(("slots_of_memory", "num_slots"), [(16, 1), (32, 2), (47, 2), (1000, 8)])
+def test_a_slab_of_several_slots_takes_at_most_a_sixteenth_of_memory(slots_of_memory, num_slots):
+    assert pool(limit_bytes=128 * slots_of_memory).take(100).slab.num_slots == num_slots
+
+
+def test_not_one_byte_goes_past_the_limit():
     p = pool(limit_bytes=300)
-    assert p.take(100).slab.num_slots == 2
+    assert p.take(100) is not None
     assert p.take(100) is not None
     assert p.ledger.used_bytes == 256
     assert p.take(100) is None

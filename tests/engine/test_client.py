@@ -127,8 +127,8 @@ async def test_nothing_of_a_token_is_shown_or_called_after_the_stop_string_in_it
         def reader(self, prompt, tools=(), plain=False):
             return Reader()
 
-    model = LoadedModel("tiny", None, Tokenizer(), frozenset(), 9, 100, 0)
-    so_far = Answer(model, Prompt((1,)), asking("a", stop=("END",)))
+    model = LoadedModel("tiny", None, Tokenizer(), frozenset(), 9, 100, 0, b"")
+    so_far = Answer(model, Prompt((1,)), 0, asking("a", stop=("END",)), ())
     assert [delta.text for delta in so_far.add(Token(1))] == ["yes "]
     assert so_far.stopped
 
@@ -176,7 +176,7 @@ async def test_a_grammar_that_cannot_be_compiled_is_refused_before_anything_is_q
     assert client.loader.runner.steps == []
 
 
-async def test_the_engine_gets_the_session_and_every_sampling_parameter(client):
+async def test_the_engine_gets_the_lane_and_every_sampling_parameter(client):
     params = SamplingParams(
         max_tokens=3,
         temperature=0.5,
@@ -191,7 +191,7 @@ async def test_the_engine_gets_the_session_and_every_sampling_parameter(client):
         seed=7,
     )
     options = {name: getattr(params, name) for name in SamplingParams.__dataclass_fields__}
-    await answer(client, asking("abc", session="mine", **options))
+    await answer(client, asking("abc", lane="mine", **options))
     sequence = client.loader.runner.steps[0].sequences[0]
     assert (sequence.params, sequence.session) == (params, "mine")
 
@@ -381,7 +381,7 @@ class SilentThread:
 
 
 async def test_whoever_waits_hears_within_two_seconds_that_the_engine_died():
-    model = Loaded(LoadedModel("tiny", None, FakeTokenizer(), frozenset(), 0x110000, 100, 0))
+    model = Loaded(LoadedModel("tiny", None, FakeTokenizer(), frozenset(), 0x110000, 100, 0, b""))
     finding, preparing, loading, running = threads = [
         SilentThread({}),
         SilentThread({Find: Unloaded()}),

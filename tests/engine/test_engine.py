@@ -7,7 +7,7 @@ import pytest
 from mlx_mcp.core.ports import ModelSpec
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import SamplingParams
-from mlx_mcp.engine.engine import Engine
+from mlx_mcp.engine.engine import Engine, Keeping
 from mlx_mcp.engine.messages import (
     Cancel,
     Failed,
@@ -48,7 +48,8 @@ def load(engine, name="tiny"):
 
 
 def loaded_engine(max_kv_bytes=1 << 30, **settings):
-    engine = Engine(FakeLoader(), Limits(**settings), max_weights_bytes=1000, max_kv_bytes=max_kv_bytes)
+    keeping = Keeping(block_tokens=min(64, settings.get("chunk_tokens", 64)))
+    engine = Engine(FakeLoader(), Limits(**settings), 1000, max_kv_bytes, keeping)
     load(engine)
     for _ in range(3):
         engine.step()
@@ -56,11 +57,11 @@ def loaded_engine(max_kv_bytes=1 << 30, **settings):
     return engine
 
 
-def submit(engine, sequence_id, text, model="tiny", session="", **params):
+def submit(engine, sequence_id, text, model="tiny", lane="", **params):
     events = Events()
     prompt_ids = tuple(map(ord, text))
     params = SamplingParams(**{"max_tokens": 50} | params)
-    engine.handle(Submit(sequence_id, model, prompt_ids, params, events, session))
+    engine.handle(Submit(sequence_id, model, prompt_ids, params, events, lane))
     return events
 
 
@@ -198,7 +199,7 @@ def test_a_thousand_cancels_at_random_moments_leave_nothing_behind():
         engine.loader.runner.ahead = rng.random() < 0.5
         while len(live) < 8:
             number += 1
-            submit(engine, number, "x" * rng.randint(1, 300), max_tokens=600, session=rng.choice("abc"))
+            submit(engine, number, "x" * rng.randint(1, 300), max_tokens=600, lane=rng.choice("abc"))
             live.append(number)
         for _ in range(rng.randint(0, 3)):
             engine.step()
@@ -233,7 +234,7 @@ def test_what_can_never_fit_is_refused_before_it_is_queued():
 def test_calls_without_a_session_take_turns_as_sessions_of_their_own():
     engine = loaded_engine(max_running=1)
     for i in range(3):
-        submit(engine, i, "a", session="crowd", max_tokens=1)
+        submit(engine, i, "a", lane="crowd", max_tokens=1)
     submit(engine, 9, "b", max_tokens=1)
     run(engine)
     assert [step.sequences[0].sequence_id for step in engine.loader.runner.steps] == [0, 9, 1, 2]

@@ -50,7 +50,7 @@ def test_a_cancel_takes_hold_before_the_next_step():
     thread.send(Find("tiny", sink))
     until(events, Loaded)
     assert len(loader.runner.steps) <= steps + 1
-    assert loader.runner.rows == set()
+    assert loader.runner.rows == {}
     assert thread.stop(5)
 
 

@@ -12,6 +12,7 @@ import httpx2
 import pytest
 from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
+from mcp.server.auth.provider import AccessToken
 
 from mlx_mcp.config import Config
 from mlx_mcp.errors import ConfigError
@@ -26,11 +27,12 @@ MODES = ["auto", "legacy"]
 
 
 @contextlib.asynccontextmanager
-async def serving(engine, **settings):
-    """A server on a free port of loopback; yields its address."""
+async def serving(engine, verifier=None, **settings):
+    """A server on a free port of loopback; yields its address. `verifier` knows who has which token."""
     config = Config.load(port=0, **settings)
     listener = listen(config)
-    mcp = build_server(engine, Registry(None), **auth_settings(config))
+    auth = auth_settings(config) | ({"token_verifier": verifier} if verifier else {})
+    mcp = build_server(engine, Registry(None), **auth)
     server = http_server(http_app(mcp, engine, config), config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
@@ -147,8 +149,12 @@ async def test_health_says_what_runs_and_when_the_engine_is_gone(engine):
     async with serving(engine) as address, httpx2.AsyncClient() as http:
         async with Client(f"{address}/mcp") as client:
             await generate(client)
+            await generate(client, keep=True)
         sound = await http.get(f"{address}/health")
         assert (sound.status_code, sound.json()["status"], sound.json()["models"]) == (200, "ok", ["tiny"])
+        counts = {name: sound.json()[name] for name in ("sessions", "prompt_tokens", "cached_tokens")}
+        assert counts == {"sessions": 1, "prompt_tokens": 10, "cached_tokens": 4}
+        assert sound.json()["cache_bytes"] > 0
         engine.close()
         dead = await http.get(f"{address}/health")
         assert (dead.status_code, dead.json()["status"]) == (503, "dead")
@@ -173,6 +179,33 @@ async def test_with_a_token_only_those_who_have_it_get_in(engine):
         authorized = httpx2.AsyncClient(headers=headers)
         async with Client(streamable_http_client(f"{address}/mcp", http_client=authorized)) as client:
             assert (await generate(client)).structured_content["text"] == "hello"
+
+
+class Callers:
+    """Takes every token for the name of who sends it."""
+
+    async def verify_token(self, token):
+        return AccessToken(token=token, client_id=token, scopes=[], expires_at=None)
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_sessions_and_cached_prompts_are_their_callers_alone(engine, mode):
+    async def caller(name):
+        http = await stack.enter_async_context(httpx2.AsyncClient(headers={"authorization": f"Bearer {name}"}))
+        return await stack.enter_async_context(
+            Client(streamable_http_client(f"{address}/mcp", http_client=http), mode=mode)
+        )
+
+    async with serving(engine, Callers(), token="s3cret") as address, contextlib.AsyncExitStack() as stack:
+        ann, bob = await caller("ann"), await caller("bob")
+        prompt = "x" * 40
+        session = (await generate(ann, prompt, keep=True)).structured_content["session"]
+        assert (await generate(ann, prompt)).structured_content["cached_tokens"] > 0
+        assert (await generate(bob, prompt)).structured_content["cached_tokens"] == 0
+        assert "Session not found" in (await generate(bob, "y", session=session)).content[0].text
+        assert (await bob.call_tool("list_sessions", {})).structured_content == {"sessions": []}
+        assert (await bob.call_tool("close_session", {"all": True})).structured_content == {"closed": []}
+        assert (await generate(ann, "y", session=session)).structured_content["text"] == "y"
 
 
 async def test_a_message_longer_than_the_limit_is_refused_and_the_server_goes_on(engine):

@@ -9,7 +9,7 @@ from mcp import Client, MCPError
 from mlx_mcp.core.ports import Grammar, GrammarKind
 from mlx_mcp.errors import ModelError
 from mlx_mcp.models.registry import Registry
-from mlx_mcp.server import tools as tools_module
+from mlx_mcp.server import calls
 from mlx_mcp.server.app import build_server
 from tests.engine.test_client import until
 from tests.fakes import fake_client
@@ -44,6 +44,9 @@ async def test_generate_returns_the_text_alone_and_a_small_structured_result(eng
         "finish_reason": "stop",
         "model": "tiny",
         "prompt_tokens": 5,
+        "cached_tokens": 0,
+        "restored_tokens": 0,
+        "computed_tokens": 5,
         "completion_tokens": 5,
     }
 
@@ -58,6 +61,9 @@ async def test_reasoning_and_tool_calls_come_apart_from_the_text(engine, mode):
         "finish_reason": "tool_calls",
         "model": "tiny",
         "prompt_tokens": 13,
+        "cached_tokens": 0,
+        "restored_tokens": 0,
+        "computed_tokens": 13,
         "completion_tokens": 13,
         "reasoning": "hm",
         "tool_calls": [{"name": "look", "arguments": {}}],
@@ -65,7 +71,7 @@ async def test_reasoning_and_tool_calls_come_apart_from_the_text(engine, mode):
 
 
 async def test_progress_counts_the_prompt_and_then_the_tokens_of_the_answer(engine, mode, monkeypatch):
-    monkeypatch.setattr(tools_module, "PROGRESS_INTERVAL_S", 0.0)
+    monkeypatch.setattr(calls, "PROGRESS_INTERVAL_S", 0.0)
     heard = []
 
     async def hear(progress, total, message):
@@ -140,12 +146,21 @@ async def test_what_cannot_be_done_is_refused_with_the_arguments_name(engine, ar
 async def test_the_tools_say_what_hosts_need_to_know(engine, mode):
     async with connect(engine, mode) as client:
         tools = {tool.name: tool for tool in (await client.list_tools()).tools}
-    assert list(tools) == ["generate", "list_models"]
+    assert list(tools) == [
+        "generate",
+        "generate_batch",
+        "create_session",
+        "fork_session",
+        "list_sessions",
+        "close_session",
+        "list_models",
+    ]
     for tool in tools.values():
-        assert tool.annotations.read_only_hint is True
+        assert tool.annotations.read_only_hint is (tool.name != "close_session")
+        assert tool.annotations.destructive_hint is (tool.name == "close_session")
         assert tool.annotations.open_world_hint is False
         assert tool.meta["anthropic/alwaysLoad"] is True
-        assert 0 < len(tool.description) < 4096
+        assert 0 < len(tool.description) < 4000
         assert tool.output_schema["type"] == "object"
         assert tool.input_schema["additionalProperties"] is False
         assert all("description" in p for p in tool.input_schema["properties"].values())
@@ -157,6 +172,8 @@ async def test_the_server_says_its_name_version_and_instructions(engine, mode):
         assert client.server_info.name == "mlx-mcp"
         assert client.server_info.version
         assert "list_models" in client.instructions
+        assert "create_session" in client.instructions
+        assert len(client.instructions) < 4000
 
 
 async def test_system_comes_before_prompt(engine, mode):
@@ -245,7 +262,7 @@ async def test_eight_calls_at_once_on_one_connection_each_get_their_own_answer(e
 
 
 async def test_progress_rises_through_every_phase_and_says_what_happens(engine, mode, monkeypatch):
-    monkeypatch.setattr(tools_module, "PROGRESS_INTERVAL_S", 0.0)
+    monkeypatch.setattr(calls, "PROGRESS_INTERVAL_S", 0.0)
     seen = []
 
     async def show(progress, total, message):

@@ -1,0 +1,626 @@
+"""Our server beside mlx_lm.server: what a shared context saves, each asked through its own network interface.
+
+Run with `make bench-sharing` (minutes), or `python benchmarks/sharing.py [WORKLOAD …] [--rounds N] [--short]`. Starts
+both as processes of its own and as they come, on one llama that it makes itself (random weights, float32), with OpenBLAS
+in front where it is installed, one thread of it. In each round both get the same new texts, one after the other, while
+the other one is idle. A time to first token is that of a call for one token.
+
+Figures are ratios to the same server's own cold run in the same round, medians over the rounds; times are shown to tell
+where the ratios come from. Ends with 1 if a goal is missed. `--short` is a tiny model, short texts and no verdict.
+
+    W1    2500 tokens cold, the same again, and a second turn
+    W2    a parent primes 2000 tokens, then 8 children go on with 64 of their own, at once
+    W3    8 calls at once with the same 2000 tokens, which nobody primed
+    W4    14 agents in turn, 800 tokens in common and 400 of their own: the second turn of each
+    W7    what W4 leaves in memory, beside the bytes of 800 tokens once and of what each agent has for itself
+    fork  fork_session on a session of 80 and one of 8000 tokens; list_models is a round trip without it
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean, median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx2
+import mlx.core as mx
+from engine import BLAS, MODEL_25M  # puts OpenBLAS in front, and the root of this tree on the path
+from mcp import Client, MCPError
+from transformers import PreTrainedTokenizerFast
+
+from tests.models_made import make_model
+
+START_S = 180  # how long a server may take to start
+ANSWER_S = 900  # how long a call may take
+CONTEXT_TOKENS = 131_072
+
+Messages = list[tuple[str, str]]  # role, text
+GoOn = Callable[[str], Awaitable["Answer"]]  # the next turn of a context, for one token
+
+
+class ServerFailed(Exception):
+    """A server did not start or did not answer; says what it wrote last."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table; `peer` is the best that any peer reached, on two cores in November 2026."""
+
+    workload: str
+    what: str
+    goal: float | None = None
+    peer: float | None = None
+
+
+REPEAT = Line("W1", "exact repeat", 0.05, 0.0085)  # Rapid-MLX 0.16
+SECOND_TURN = Line("W1", "second turn, in its session")
+SENT_AGAIN = Line("W1", "second turn, all of it sent again")
+PRIMED = {
+    "children": (Line("W2", "children, median", 0.25, 0.68), Line("W2", "children, last", 0.45)),  # mlx_lm.server
+    "forks": (Line("W2", "forked children, median", 0.25), Line("W2", "forked children, last", 0.45)),
+}
+BURST = Line("W3", "last of a burst", 1.3, 1.52)  # Rapid-MLX
+ROUND_2 = Line("W4", "second round, median", 0.05, 0.04)  # vllm-mlx 0.6.0
+ROUND_2_WORST = Line("W4", "second round, worst")
+STORED = Line("W7", "bytes stored / bytes needed", 1.1)
+FORK = Line("fork", "of a long session / of a short one")
+ROUND_TRIP = Line("fork", "of a long session / list_models")
+
+Sample = tuple[float, float]  # the cold run, and what is compared with it: seconds, or bytes for W7
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How long the texts are, in tokens, and how many there are."""
+
+    prompt: int = 2500
+    prefix: int = 2000
+    tail: int = 64
+    children: int = 8
+    system: int = 800
+    brief: int = 400
+    agents: int = 14
+    forked: tuple[int, int] = (80, 8000)
+    forks: int = 50
+
+
+SHORT = Sizes(prompt=300, prefix=200, tail=16, children=3, system=130, brief=60, agents=3, forked=(80, 400), forks=5)
+
+
+class Texts:
+    """New texts of any number of tokens, and the tokens that the model's template makes of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        tokens = (token.removeprefix("Ġ") for token in self.tokenizer.get_vocab() if token.startswith("Ġ"))
+        self.words = sorted(word for word in tokens if word.isalpha() and self.count(f" {word}") == 1)
+
+    def count(self, text: str) -> int:
+        """How many tokens a text is."""
+        return len(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def text(self, num_tokens: int) -> str:
+        """Random words; after the first, which has no space before it, each is one token."""
+        words = random.choices(self.words, k=num_tokens)
+        while self.count(" ".join(words)) > num_tokens:
+            words.pop()
+        return " ".join(words)
+
+    def tokens(self, messages: Messages) -> list[int]:
+        """What the model reads."""
+        chat = [{"role": role, "content": text} for role, text in messages]
+        text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def alike(self, messages: Messages) -> Messages:
+        """A new system prompt and a new prompt that make as many tokens as `messages`."""
+        system = self.text(self.count(messages[0][1]))
+        rest = len(self.tokens(messages)) - len(self.tokens([("system", system), ("user", "")]))
+        return [("system", system), ("user", self.text(rest))]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One token, and how long it took."""
+
+    text: str
+    seconds: float
+    prompt_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True)
+class Process:
+    """A server that runs."""
+
+    name: str
+    popen: subprocess.Popen[bytes]
+    log: Path
+
+    def failed(self, what: str) -> ServerFailed:
+        """The error that says so."""
+        code = self.popen.poll()
+        state = "It runs." if code is None else f"It has ended with {code}."
+        tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-25:])
+        return ServerFailed(f"{self.name} {what}. {state} The end of what it wrote:\n{tail}")
+
+    async def started(self, find: Callable[[], Awaitable[str | None]]) -> str:
+        """What `find` finds, once it does."""
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and self.popen.poll() is None:
+            if found := await find():
+                return found
+            await asyncio.sleep(0.05)
+        raise self.failed(f"did not start within {START_S} s" if self.popen.poll() is None else "did not start")
+
+
+@contextmanager
+def running(name: str, *arguments: str, folder: Path) -> Iterator[Process]:
+    """Run a module of this Python, with its settings and caches in `folder`; it is ended whatever happens."""
+    ours = {"MLX_MCP_CONFIG": str(folder / "config.toml"), "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MLX_MCP_")} | ours
+    if BLAS is not None:
+        env["LD_PRELOAD"] = BLAS
+    log = folder / f"{name}.log"
+    with log.open("wb") as file:
+        popen = subprocess.Popen(
+            [sys.executable, "-m", *arguments], stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=env
+        )
+    try:
+        yield Process(name, popen, log)
+    finally:
+        popen.terminate()
+        try:
+            popen.wait(20)
+        except subprocess.TimeoutExpired:
+            popen.kill()
+            popen.wait()
+
+
+class Server(ABC):
+    """What the workloads ask of either server. All answers are of one token."""
+
+    name: str
+    primings: dict[str, Callable[[str, int], Awaitable[list[GoOn]]]]  # the ways to prime a prefix for children
+
+    @abstractmethod
+    async def say(self, messages: Messages) -> Answer:
+        """Answer a whole conversation."""
+
+    @abstractmethod
+    async def begin(self, messages: Messages) -> tuple[Answer, GoOn]:
+        """Answer a system prompt and a prompt, and go on from there as this server's users would."""
+
+    @abstractmethod
+    async def bytes_before(self) -> int:
+        """What `bytes_stored` is counted from."""
+
+    @abstractmethod
+    async def bytes_stored(self) -> tuple[int, int | None]:
+        """What is kept in memory of keys and values, and of how many sequences if not of all."""
+
+    @abstractmethod
+    async def forget(self) -> None:
+        """Let go of what the last workload left open."""
+
+
+class Ours(Server):
+    """mlx-mcp, through an MCP client."""
+
+    name = "mlx-mcp"
+
+    def __init__(self, process: Process, address: str, client: Client, http: httpx2.AsyncClient) -> None:
+        self.process, self.address, self.client, self.http = process, address, client, http
+        self.primings = {"children": self.children, "forks": self.forks}
+
+    @staticmethod
+    async def find(process: Process) -> str:
+        """The address that it prints."""
+
+        async def look() -> str | None:
+            found = re.search(r" at (http://\S+)/mcp\n", process.log.read_text(errors="replace"))
+            return found and found[1]
+
+        return await process.started(look)
+
+    async def call(self, tool: str, **arguments: Any) -> tuple[dict[str, Any], float]:
+        """What a tool returns, and the seconds until then."""
+        start = time.perf_counter()
+        try:
+            result = await self.client.call_tool(tool, arguments, read_timeout_seconds=ANSWER_S)
+        except (MCPError, httpx2.HTTPError, OSError) as error:
+            raise self.process.failed(f"did not answer {tool} ({error!r})") from error
+        seconds = time.perf_counter() - start
+        if result.is_error:
+            raise self.process.failed(f"refused {tool}: {result.content[0].text}")
+        return result.structured_content, seconds
+
+    async def generate(self, before_s: float = 0.0, **arguments: Any) -> tuple[Answer, str]:
+        """A `generate` for one token, and the session it is kept in; `before_s` is added to its time."""
+        result, seconds = await self.call("generate", max_tokens=1, **arguments)
+        answer = Answer(result["text"], before_s + seconds, result["prompt_tokens"], result["cached_tokens"])
+        return answer, result.get("session", "")
+
+    async def say(self, messages: Messages) -> Answer:
+        """Without a session, unless there is more than a prompt: then one is made of what is before, within the time."""
+        *earlier, (_, prompt) = [message for message in messages if message[0] != "system"]
+        system = "".join(text for role, text in messages if role == "system")
+        if not earlier:
+            return (await self.generate(system=system, prompt=prompt))[0]
+        turns = [{"role": role, "content": text} for role, text in earlier]
+        created, seconds = await self.call("create_session", system=system, messages=turns)
+        return (await self.generate(seconds, session=created["session"], prompt=prompt, keep=False))[0]
+
+    async def begin(self, messages: Messages) -> tuple[Answer, GoOn]:
+        """In a session."""
+        given = {"prompt" if role == "user" else role: text for role, text in messages}
+        answer, session = await self.generate(**given, keep=True)
+        return answer, self.turn(session)
+
+    def turn(self, session: str, keep: bool = True) -> GoOn:
+        """What goes on with a session."""
+
+        async def go_on(prompt: str) -> Answer:
+            return (await self.generate(session=session, prompt=prompt, keep=keep))[0]
+
+        return go_on
+
+    async def children(self, prefix: str, count: int) -> list[GoOn]:
+        """Calls that leave the parent's session as it is."""
+        created, _ = await self.call("create_session", system=prefix)
+        return [self.turn(created["session"], keep=False)] * count
+
+    async def forks(self, prefix: str, count: int) -> list[GoOn]:
+        """A fork of the parent's session for each."""
+        created, _ = await self.call("create_session", system=prefix)
+        forked, _ = await self.call("fork_session", session=created["session"], count=count)
+        return [self.turn(session) for session in forked["sessions"]]
+
+    async def bytes_before(self) -> int:
+        """What is cached from before: it stays."""
+        return (await self.bytes_stored())[0]
+
+    async def bytes_stored(self) -> tuple[int, int | None]:
+        """As /health says."""
+        return (await self.http.get(f"{self.address}/health")).json()["cache_bytes"], None
+
+    async def forget(self) -> None:
+        """Close all sessions."""
+        await self.call("close_session", all=True)
+
+
+class Theirs(Server):
+    """mlx_lm.server, through OpenAI's chat completions. Every turn sends all that was said before."""
+
+    name = "mlx_lm.server"
+
+    def __init__(self, process: Process, address: str, http: httpx2.AsyncClient) -> None:
+        self.process, self.address, self.http = process, address, http
+        self.primings = {"children": self.children}
+
+    @staticmethod
+    async def find(process: Process, address: str, http: httpx2.AsyncClient) -> str:
+        """The address, once it listens."""
+
+        async def look() -> str | None:
+            try:
+                return address if (await http.get(f"{address}/health")).is_success else None
+            except httpx2.TransportError:
+                return None
+
+        return await process.started(look)
+
+    async def say(self, messages: Messages) -> Answer:
+        """One completion."""
+        chat = [{"role": role, "content": text} for role, text in messages]
+        asked = {"messages": chat, "max_tokens": 1, "temperature": 0.0}
+        start = time.perf_counter()
+        try:
+            response = await self.http.post(f"{self.address}/v1/chat/completions", json=asked)
+        except httpx2.HTTPError as error:
+            raise self.process.failed(f"did not answer ({error!r})") from error
+        seconds = time.perf_counter() - start
+        if not response.is_success:
+            raise self.process.failed(f"answered {response.status_code}: {response.text}")
+        body = response.json()
+        usage = body["usage"]
+        cached = usage.get("prompt_tokens_details", {}).get("cached_tokens", 0)
+        return Answer(body["choices"][0]["message"]["content"], seconds, usage["prompt_tokens"], cached)
+
+    async def begin(self, messages: Messages) -> tuple[Answer, GoOn]:
+        """The answer becomes part of what is sent."""
+        answer = await self.say(messages)
+
+        async def go_on(prompt: str) -> Answer:
+            return await self.say([*messages, ("assistant", answer.text), ("user", prompt)])
+
+        return answer, go_on
+
+    async def children(self, prefix: str, count: int) -> list[GoOn]:
+        """Calls that begin as an earlier one did."""
+        await self.say([("system", prefix), ("user", "the")])
+
+        async def go_on(prompt: str) -> Answer:
+            return await self.say([("system", prefix), ("user", prompt)])
+
+        return [go_on] * count
+
+    async def bytes_before(self) -> int:
+        """Nothing: of what was there before, a swarm larger than its cache leaves nothing."""
+        return 0
+
+    async def bytes_stored(self) -> tuple[int, int | None]:
+        """As its log says at the beginning of each call, in GB with two decimals."""
+        await self.say([("user", "the")])
+        found = re.findall(r"Prompt Cache: (\d+) sequences, ([\d.]+) GB", self.process.log.read_text(errors="replace"))
+        if not found:
+            raise self.process.failed("does not log the size of its cache any more")
+        sequences, gigabytes = found[-1]
+        return round(float(gigabytes) * 1e9), int(sequences)
+
+    async def forget(self) -> None:
+        """It has nothing open."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a workload runs with."""
+
+    texts: Texts
+    sizes: Sizes
+    token_bytes: int  # keys and values of one token
+
+    def check_cold(self, server: Server, answer: Answer, messages: Messages) -> float:
+        """The seconds of a cold run, which must have been one, of the length that was meant."""
+        expected = len(self.texts.tokens(messages))
+        if answer.prompt_tokens != expected or answer.cached_tokens > expected / 4:
+            raise ServerFailed(f"{server.name} was to read {expected} new tokens, and what it did is {answer}.")
+        return answer.seconds
+
+    async def cold(self, server: Server, messages: Messages) -> float:
+        """Seconds that texts take which the server has not seen."""
+        return self.check_cold(server, await server.say(messages), messages)
+
+    def texts_of(self, count: int, num_tokens: int) -> list[str]:
+        """New texts."""
+        return [self.texts.text(num_tokens) for _ in range(count)]
+
+
+async def w1(server: Server, bench: Bench) -> dict[Line, Sample]:
+    """A long prompt, the same again, and a second turn."""
+    prompt: Messages = [("user", bench.texts.text(bench.sizes.prompt))]
+    first, go_on = await server.begin(prompt)
+    cold = bench.check_cold(server, first, prompt)
+    taken = {REPEAT: (cold, (await server.say(prompt)).seconds)}
+    if isinstance(server, Ours):
+        taken[SECOND_TURN] = (cold, (await go_on(bench.texts.text(bench.sizes.tail))).seconds)
+    more = [("assistant", first.text), ("user", bench.texts.text(bench.sizes.tail))]
+    taken[SENT_AGAIN] = (cold, (await server.say([*prompt, *more])).seconds)
+    return taken
+
+
+async def w2(server: Server, bench: Bench) -> dict[Line, Sample]:
+    """Children of a primed parent, at once."""
+    sizes, text = bench.sizes, bench.texts.text
+    cold = await bench.cold(server, [("system", text(sizes.prefix)), ("user", text(sizes.tail))])
+    taken = {}
+    for way, prime in server.primings.items():
+        children = await prime(text(sizes.prefix), sizes.children)
+        tails = bench.texts_of(sizes.children, sizes.tail)
+        answers = await asyncio.gather(*(child(tail) for child, tail in zip(children, tails, strict=True)))
+        times = [answer.seconds for answer in answers]
+        typical, last = PRIMED[way]
+        taken |= {typical: (cold, median(times)), last: (cold, max(times))}
+    return taken
+
+
+async def w3(server: Server, bench: Bench) -> dict[Line, Sample]:
+    """Calls at once that share a prefix nobody primed."""
+    sizes, text = bench.sizes, bench.texts.text
+    cold = await bench.cold(server, [("system", text(sizes.prefix)), ("user", text(sizes.tail))])
+    prefix, tails = text(sizes.prefix), bench.texts_of(sizes.children, sizes.tail)
+    answers = await asyncio.gather(*(server.say([("system", prefix), ("user", tail)]) for tail in tails))
+    return {BURST: (cold, max(answer.seconds for answer in answers))}
+
+
+async def swarm(server: Server, bench: Bench) -> dict[Line, Sample]:
+    """W4 and W7: agents in turn, and what they leave in memory."""
+    sizes, texts = bench.sizes, bench.texts
+    system = ("system", texts.text(sizes.system))
+    briefs, prompts = bench.texts_of(sizes.agents, sizes.brief), bench.texts_of(sizes.agents, sizes.tail)
+    before = await server.bytes_before()
+    begun = [await server.begin([system, ("user", brief)]) for brief in briefs]
+    times = [(await go_on(prompt)).seconds for (_, go_on), prompt in zip(begun, prompts, strict=True)]
+    stored, kept = await server.bytes_stored()
+
+    said: list[Messages] = [
+        [system, ("user", brief), ("assistant", first.text), ("user", prompt)]
+        for brief, (first, _), prompt in zip(briefs, begun, prompts, strict=True)
+    ]
+    tokens = [texts.tokens(messages) for messages in said]
+    common = len(os.path.commonprefix(tokens))
+    agents = sizes.agents if kept is None else min(kept, sizes.agents)
+    needed = (common + agents * mean(len(each) - common for each in tokens)) * bench.token_bytes
+    cold = await bench.cold(server, texts.alike(said[0]))
+    return {
+        ROUND_2: (cold, median(times)),
+        ROUND_2_WORST: (cold, max(times)),
+        STORED: (needed, stored - before),
+    }
+
+
+async def fork(server: Server, bench: Bench) -> dict[Line, Sample]:
+    """What a fork takes; nothing to compare on their side."""
+    if not isinstance(server, Ours):
+        return {}
+    short, long = [
+        (await server.call("create_session", system=bench.texts.text(n)))[0]["session"] for n in bench.sizes.forked
+    ]
+    taken: dict[str, list[float]] = defaultdict(list)
+    for _ in range(bench.sizes.forks):
+        for session in (short, long):
+            forked, seconds = await server.call("fork_session", session=session)
+            taken[session].append(seconds)
+            await server.call("close_session", sessions=forked["sessions"])
+        taken["list_models"].append((await server.call("list_models"))[1])
+    took = median(taken[long])
+    return {FORK: (median(taken[short]), took), ROUND_TRIP: (median(taken["list_models"]), took)}
+
+
+WORKLOADS: dict[str, Callable[[Server, Bench], Awaitable[dict[Line, Sample]]]] = {
+    "W1": w1,
+    "W2": w2,
+    "W3": w3,
+    "W4": swarm,
+    "W7": swarm,
+    "fork": fork,
+}
+
+
+async def measure(
+    servers: tuple[Server, Server], bench: Bench, chosen: list[str], rounds: int
+) -> dict[tuple[str, Line], list[Sample]]:
+    """Run the workloads on both servers in turns; the swarm goes first, since W7 is about memory without anything else."""
+    samples = defaultdict(list)
+    workloads = sorted({WORKLOADS[name] for name in chosen}, key=lambda w: (w is not swarm, w.__name__))
+    for server in servers:
+        await server.say([("system", bench.texts.text(16)), ("user", bench.texts.text(16))])
+    for workload in workloads:
+        for i in range(1 if workload is fork else rounds):
+            for server in servers[:: -1 if i % 2 else 1]:
+                random.seed(f"{workload.__name__} {i}")  # the same texts for both
+                start = time.perf_counter()
+                for line, sample in (await workload(server, bench)).items():
+                    samples[server.name, line].append(sample)
+                await server.forget()
+                took = time.perf_counter() - start
+                print(f"{workload.__name__}, round {i + 1}: {server.name} {took:.1f} s", file=sys.stderr, flush=True)
+    return samples
+
+
+def show(samples: dict[tuple[str, Line], list[Sample]], chosen: list[str], verdict: bool) -> bool:
+    """Print the table; returns whether every goal was met."""
+    met = True
+    names = (Ours.name, Theirs.name)
+    print(f"{'':42}{names[0]:>10}{'goal':>8}{'':8}{names[1]:>14}{'best peer':>11}   cold → then: {' | '.join(names)}")
+    for line in dict.fromkeys(line for _, line in samples):
+        if line.workload not in chosen:
+            continue
+        taken = [samples.get((name, line)) for name in names]
+        ratios = [figure(each and median(then / cold for cold, then in each)) for each in taken]
+        judged = ""
+        if line.goal is not None and verdict:
+            reached = float(ratios[0]) <= line.goal
+            met, judged = met and reached, "met" if reached else "MISSED"
+        goal = "" if line.goal is None else f"≤ {line.goal:g}"
+        times = " | ".join(spans(line, each) for each in taken if each)
+        label = f"{line.workload:5}{line.what}"
+        print(f"{label:42}{ratios[0]:>10}{goal:>8} {judged:7}{ratios[1]:>14}{figure(line.peer):>11}   {times}")
+    return met
+
+
+def figure(ratio: float | None) -> str:
+    """A ratio with as many digits as mean something."""
+    if not ratio:
+        return "–" if ratio is None else "0"
+    return f"{ratio:.4f}" if ratio < 0.1 else f"{ratio:.2f}"
+
+
+def spans(line: Line, samples: list[Sample]) -> str:
+    """The medians that a ratio is of."""
+    cold, then = (median(values) for values in zip(*samples, strict=True))
+    if line is STORED:
+        return f"{cold / 1e6:.1f} → {then / 1e6:.1f} MB"
+    return f"{cold:.2f} → {then:.3f} s" if cold > 0.1 else f"{cold * 1e3:.2f} → {then * 1e3:.2f} ms"
+
+
+def make_folder(folder: Path, short: bool) -> tuple[Path, int]:
+    """Write the model; returns its folder and the bytes that it keeps of a token.
+
+    It answers in letters only: such an answer reads as the same token when it is sent again, as a real one's would.
+    """
+    size = {} if short else {key: value for key, value in MODEL_25M.items() if key != "vocab_size"}
+    make_model(folder, max_position_embeddings=CONTEXT_TOKENS, **size)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    letters = [token_id for token, token_id in vocabulary.items() if re.fullmatch("[a-z]", token)]
+    path = str(folder / "model.safetensors")
+    weights = mx.load(path)
+    head = mx.zeros_like(weights["lm_head.weight"])
+    head[mx.array(letters)] = weights["lm_head.weight"][mx.array(letters)]
+    weights["lm_head.weight"] = head
+    mx.eval(weights)
+    mx.save_safetensors(path, weights, {"format": "mlx"})
+    config = json.loads((folder / "config.json").read_text())
+    per_layer = 2 * config["num_key_value_heads"] * config["head_dim"] * mx.float32.size
+    print(f"a llama of {sum(array.size for array in weights.values()) / 1e6:.1f}M parameters, float32", end=", ")
+    return folder, config["num_hidden_layers"] * per_layer
+
+
+async def run(processes: tuple[Process, Process], theirs_at: str, bench: Bench, chosen: list[str], rounds: int) -> Any:
+    """Measure on both servers, once they are up."""
+    async with httpx2.AsyncClient(timeout=ANSWER_S, limits=httpx2.Limits(max_connections=None)) as http:
+        ours_at = await Ours.find(processes[0])
+        await Theirs.find(processes[1], theirs_at, http)
+        async with Client(f"{ours_at}/mcp") as client:
+            servers = (Ours(processes[0], ours_at, client, http), Theirs(processes[1], theirs_at, http))
+            return await measure(servers, bench, chosen, rounds)
+
+
+def free_port() -> int:
+    """A port that nobody has at the moment: mlx_lm.server cannot choose one itself."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def main() -> None:
+    """Run the workloads named on the command line, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workloads", nargs="*", choices=[[], *WORKLOADS], default=[])  # [] is what none reads as
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--short", action="store_true", help="a tiny model, short texts, one round, no verdict")
+    args = parser.parse_args()
+    chosen, rounds = args.workloads or list(WORKLOADS), 1 if args.short else args.rounds
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended then, too
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        model, token_bytes = make_folder(folder / "model", args.short)
+        threads = os.environ["OPENBLAS_NUM_THREADS"]
+        blas = f"{BLAS}, threads: {threads}" if BLAS else "the BLAS of the wheel"
+        print(f"{mx.default_device()}, {blas}, mlx-lm {version('mlx-lm')}, rounds: {rounds}", flush=True)
+        bench = Bench(Texts(model), SHORT if args.short else Sizes(), token_bytes)
+        port = free_port()
+        serve_ours = ["mlx_mcp", "serve", "--http", "--port", "0", "--model", str(model)]
+        serve_theirs = ["mlx_lm", "server", "--port", str(port), "--model", str(model)]
+        try:
+            with (
+                running(Ours.name, *serve_ours, folder=folder) as ours,
+                running(Theirs.name, *serve_theirs, folder=folder) as theirs,
+            ):
+                samples = asyncio.run(run((ours, theirs), f"http://127.0.0.1:{port}", bench, chosen, rounds))
+        except* ServerFailed as group:
+            sys.exit("\n".join(str(error) for error in group.exceptions))
+    if not show(samples, chosen, verdict=not args.short) and not args.short:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,382 @@
+"""The one door to a model's cached keys and values: what a sequence begins with, and what is kept of it.
+
+While a sequence runs, every block that it fills is cut out of its row in the step that fills it, so that others can
+begin with it at once; when it ends, what is left becomes a tail. A row is restored by copying: no row holds on to
+blocks, and all of them may be evicted while rows run.
+
+    tokens of a sequence    0 ........ 64 ....... 128 ...... 192 .. 201
+    in the trees            [ block   ][ block   ][ block   ][ tail ]      the tail once it ends
+    shared prefix           [ one copy for all rows]                        if enough sequences begin with it
+    in its slot                                     [ the rest      ]
+
+Knows no queues and no arrays.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from mlx_mcp.core.block_pool import Block, BlockHash, BlockPool
+from mlx_mcp.core.layout import Layout, Payload
+from mlx_mcp.core.miss import Miss, MissReason, Recent
+from mlx_mcp.core.prefix_cache import Match, PrefixCache
+from mlx_mcp.core.sequence import Sequence
+from mlx_mcp.core.slots import SharedPrefix, SlotPool
+from mlx_mcp.core.steps import Chunk, Cut, Restore
+
+CHECKPOINT_TOKENS = 1024  # a model's states are kept so often while a prompt is computed, and where prompts part
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """When rows share one copy of a prefix: if so many sequences begin with so many tokens; 0 rows is never."""
+
+    min_rows: int = 4
+    min_tokens: int = 512
+
+
+@dataclass(eq=False)
+class Track:
+    """What the cache knows of a live sequence."""
+
+    root: Block
+    hashes: list[BlockHash] = field(default_factory=list)  # of its whole blocks, as far as they were needed
+    num_prompt_blocks: int = 0
+    block: Block | None = None  # the newest of its blocks that is in the tree; None while it waits
+    planned: int = 0  # tokens that are in the tree, or will be when the steps under way are committed
+    publishing: bool = False  # until a block of it found no room
+    known: int = 0  # tokens that are in the tree, whether it could go on from them or not
+    leader: Sequence | None = None  # who computes its next tokens
+    until: int = 0  # how far
+
+
+class KvCacheManager:
+    """What one model's sequences share."""
+
+    def __init__(
+        self,
+        cache: PrefixCache,
+        slots: SlotPool,
+        layout: Layout,
+        fingerprint: bytes,
+        chunk_tokens: int,
+        sharing: Sharing | None = None,
+    ) -> None:
+        assert chunk_tokens % cache.block_tokens == 0, "a chunk must end where a block does"
+        self.cache, self.slots, self.layout = cache, slots, layout
+        self.fingerprint, self.chunk_tokens, self.sharing = fingerprint, chunk_tokens, sharing or Sharing()
+        self.tracks: dict[Sequence, Track] = {}
+        # Block hash → how many live sequences' prompts begin with it.
+        self.users: Counter[BlockHash] = Counter()
+        # Block hash → the running sequence that computes it. Others that need it wait.
+        self.builders: dict[BlockHash, Sequence] = {}
+        self.prefixes: dict[BlockHash, SharedPrefix] = {}
+        self.recent: dict[Block, Recent] = {}
+        # Blocks that must stay until a step has been computed: what rows are restored from, what is built on.
+        self.restoring: list[Block] = []
+        self.building: dict[Cut, Block] = {}
+        self.num_prefixes = 0
+
+    @property
+    def pool(self) -> BlockPool:
+        """The blocks."""
+        return self.cache.pool
+
+    def root(self, tenant: str) -> Block:
+        """Where a tenant's prefixes of this model begin."""
+        return self.pool.root(self.cache.hash(BlockHash(self.fingerprint + b"\0" + tenant.encode()), ()))
+
+    # Sequences come and go
+
+    def enter(self, sequence: Sequence) -> None:
+        """Count in a sequence that waits."""
+        track = self.tracks[sequence] = Track(self.root(sequence.tenant))
+        self.cache.hashes(track.root, sequence.prompt_ids, track.hashes)
+        track.num_prompt_blocks = len(track.hashes)
+        self.users.update(track.hashes)
+
+    def leave(self, sequence: Sequence) -> None:
+        """Take back what a running sequence holds; it may be admitted again. Its slot is its own affair."""
+        track = self.tracks[sequence]
+        for digest in track.hashes[: track.num_prompt_blocks]:
+            if self.builders.get(digest) is sequence:
+                del self.builders[digest]
+        self._unshare(sequence)
+        track.block, track.publishing = None, False
+
+    def exit(self, sequence: Sequence) -> None:
+        """Count out a sequence that neither waits nor runs any more."""
+        track = self.tracks.pop(sequence)
+        self.users.subtract(track.hashes[: track.num_prompt_blocks])
+        for digest in track.hashes[: track.num_prompt_blocks]:
+            if not self.users[digest]:
+                del self.users[digest]
+
+    def held(self, sequence: Sequence) -> bool:
+        """Whether a running sequence is about to compute what this one needs next: then it waits for that."""
+        track, leader = self.tracks[sequence], self.tracks[sequence].leader
+        if leader is not None and leader.slot is not None and leader.num_computed < track.until:
+            return True
+        track.leader = None
+        size = self.cache.block_tokens
+        prompt = track.hashes[: (len(sequence.prompt_ids) - 1) // size]
+        at = len(self.cache.walk(track.root, sequence.prompt_ids, prompt)) - 1
+        leader = self.builders.get(prompt[at]) if at < len(prompt) else None
+        if leader is None or leader.num_computed >= (at + 1) * size:
+            return False
+        while at < len(prompt) and self.builders.get(prompt[at]) is leader:
+            at += 1
+        track.leader, track.until = leader, at * size
+        return True
+
+    def admit(self, sequence: Sequence, num_tokens: int) -> Restore | None:
+        """Give a sequence a slot with room for `num_tokens`, and what is cached of it; None if there is no memory."""
+        track = self.tracks[sequence]
+        match = self._match(sequence)
+        if not self._place(sequence, match, num_tokens):
+            # What is cached of it may be what takes the room.
+            match = Match((), 0, 0)
+            if not self._place(sequence, match, num_tokens):
+                return None
+            match = self._match(sequence)
+            self._keep(match)
+        size, tokens = self.cache.block_tokens, sequence.num_tokens
+        whole = match.num_tokens // size
+        track.block = match.blocks[whole - 1] if whole else track.root
+        track.planned, track.publishing, track.known = track.block.end, True, match.num_whole
+        sequence.num_computed = match.num_tokens
+        if match.blocks:
+            self.pool.touch(match.blocks[-1])
+        for digest in track.hashes[whole : track.num_prompt_blocks]:
+            self.builders.setdefault(digest, sequence)
+        if not sequence.num_preemptions:
+            sequence.num_cached, sequence.miss = match.num_tokens, self._explain(sequence, match)
+        assert match.num_tokens < tokens, "nothing is left to compute"
+        return Restore(sequence, match.parts, match.num_tokens)
+
+    # What is kept
+
+    def plan(self, chunks: Iterable[Chunk], decode: Iterable[Sequence], ahead: int = 0) -> tuple[Cut, ...]:
+        """The blocks that a step fills; their bytes are on the ledger from now on.
+
+        `ahead` is 1 for a step whose sequences are one token further than they know.
+        """
+        cuts: list[Cut] = []
+        for chunk in chunks:
+            self._plan(chunk.sequence, chunk.end, self._checkpoint(chunk), cuts)
+        for sequence in decode:
+            self._plan(sequence, sequence.num_computed + 1 + ahead, False, cuts)
+        return tuple(cuts)
+
+    def commit(self, cuts: tuple[Cut, ...], payloads: dict[Cut, Payload]) -> None:
+        """Put what a step has cut into the trees; what cannot be is refunded. Call it when tokens are taken."""
+        self.launched()
+        for cut in cuts:
+            self.pool.release(self.building.pop(cut))
+            sequence, payload, charged = cut.sequence, payloads.get(cut), self._cost(cut.start, cut.end, cut.state)
+            track = self.tracks.get(sequence)
+            block = track.block if track is not None and track.publishing else None
+            known = block is not None and block.resident and block.end == cut.start and cut.end <= sequence.num_tokens
+            if payload is None or not known or track is None or block is None:
+                self.pool.ledger.refund(charged)
+                if track is not None:
+                    track.publishing = False
+                continue
+            track.block = self._put(block, sequence.tokens(cut.start, cut.end), payload, charged)
+            track.publishing = track.block.end == cut.end
+
+    def abandon(self, *steps: tuple[Cut, ...]) -> None:
+        """Take back what was planned for steps that came to nothing."""
+        for cuts in steps:
+            self.commit(cuts, {})
+
+    def launched(self) -> None:
+        """Let go of what rows were restored from: the step has it."""
+        for block in self.restoring:
+            self.pool.release(block)
+        self.restoring.clear()
+
+    def finish(self, sequence: Sequence, cut: Callable[[int, int, bool], Payload], exact: bool = True) -> Block | None:
+        """Keep the rest of a sequence that is about to give up its row; returns its last block, if there is room.
+
+        `cut` copies tokens [start, end) out of the row, with or without its states; `exact` is whether the row ends
+        where the sequence does, so that its states can be kept.
+        """
+        size, end, track = self.cache.block_tokens, sequence.num_computed, self.tracks[sequence]
+        tokens = sequence.tokens(0, end)
+        hashes = self.cache.hashes(track.root, tokens, track.hashes)
+        block = self.cache.walk(track.root, tokens, hashes)[-1]
+        states = self.layout.states
+        if states and not exact:
+            return None  # nothing could go on from its end
+        while block.end < end or (states and not self._has_state(block)):
+            start = block.end if block.end < end else block.start
+            until = min(start + size, end)
+            state = states and until == end
+            charged = self._cost(start, until, state)
+            self.pool.acquire(block)
+            fits = self.pool.ledger.charge(charged)
+            self.pool.release(block)
+            if not fits:
+                break
+            parent = block if start == block.end else block.parent
+            assert parent is not None, "a root has no states"
+            block = self._put(parent, tokens[start:until], cut(start, until, state), charged)
+            if block.end != until:  # a hash that is another block's too
+                break
+        self.pool.touch(block)
+        return block if block.parent is not None else None
+
+    def check_integrity(self, running: list[Sequence], waiting: list[Sequence]) -> None:
+        """Prove that trees, references, users and shared prefixes agree with the sequences there are."""
+        assert set(self.tracks) == {*running, *waiting}, "tracks of sequences that are gone, or none of one that lives"
+        users: Counter[BlockHash] = Counter()
+        for track in self.tracks.values():
+            users.update(track.hashes[: track.num_prompt_blocks])
+        assert users == self.users, "users are miscounted"
+        assert set(self.builders.values()) <= set(running), "a block is built by nobody"
+        rows = Counter(s.prefix for s in running if s.prefix is not None)
+        assert {p: p.num_rows for p in self.prefixes.values()} == dict(rows), "rows of shared prefixes are miscounted"
+        assert all(s.prefix is None for s in waiting), "a waiting sequence shares a prefix"
+
+    # Within
+
+    def _match(self, sequence: Sequence) -> Match:
+        track, tokens = self.tracks[sequence], sequence.tokens(0, sequence.num_tokens)
+        return self.cache.match(track.root, tokens, self.cache.hashes(track.root, tokens, track.hashes), self.layout)
+
+    def _keep(self, match: Match) -> None:
+        if match.blocks:
+            self.pool.acquire(match.blocks[-1])
+            self.restoring.append(match.blocks[-1])
+
+    def _place(self, sequence: Sequence, match: Match, num_tokens: int) -> bool:
+        """Take a slot while everything matched is kept."""
+        self._keep(match)
+        self._share(sequence, match)
+        sequence.slot = self.slots.take(num_tokens - sequence.num_shared)
+        if sequence.slot is None:
+            self._unshare(sequence)
+            if match.blocks:
+                self.pool.release(self.restoring.pop())
+        return sequence.slot is not None
+
+    def _share(self, sequence: Sequence, match: Match) -> None:
+        """Let a sequence share the longest prefix that enough others begin with, if there is one."""
+        if not (self.sharing.min_rows and self.layout.sharing):
+            return
+        size, hashes = self.cache.block_tokens, self.tracks[sequence].hashes
+        for blocks in range(match.num_tokens // size, 0, -1):
+            prefix = self.prefixes.get(hashes[blocks - 1])
+            if prefix is None:
+                if self.users[hashes[blocks - 1]] < self.sharing.min_rows or blocks * size < self.sharing.min_tokens:
+                    continue
+                if not self.pool.ledger.charge(blocks * size * self.slots.cost.token_bytes):
+                    return
+                self.num_prefixes += 1
+                prefix = self.prefixes[hashes[blocks - 1]] = SharedPrefix(self.num_prefixes, blocks * size)
+            prefix.num_rows += 1
+            sequence.prefix = prefix
+            return
+
+    def _unshare(self, sequence: Sequence) -> None:
+        prefix, sequence.prefix = sequence.prefix, None
+        if prefix is not None:
+            prefix.num_rows -= 1
+            if not prefix.num_rows:
+                self.prefixes = {digest: p for digest, p in self.prefixes.items() if p is not prefix}
+                self.pool.ledger.refund(prefix.num_tokens * self.slots.cost.token_bytes)
+
+    def _cost(self, start: int, end: int, state: bool) -> int:
+        return self.slots.cost.cut_bytes(end - start, state)
+
+    def _plan(self, sequence: Sequence, end: int, state: bool, cuts: list[Cut]) -> None:
+        track, size = self.tracks[sequence], self.cache.block_tokens
+        while track.publishing and track.planned + size <= end:
+            start, until = track.planned, track.planned + size
+            cut = Cut(sequence, start, until, state and until == end)
+            block = track.block
+            if block is None or not block.resident:
+                track.publishing = False
+                return
+            if block.end == start and until <= sequence.num_tokens:
+                tokens = sequence.tokens(start, until)
+                there = self.cache.child(block, self.cache.hash(block.hash, tokens), tokens)
+                if there is not None and not self._poorer(there, cut):
+                    track.block, track.planned = there, until
+                    continue
+            self.pool.acquire(block)
+            if not self.pool.ledger.charge(self._cost(start, until, cut.state)):
+                self.pool.release(block)
+                track.publishing = False
+                return
+            self.building[cut] = block
+            track.planned = until
+            cuts.append(cut)
+
+    def _put(self, parent: Block, tokens: tuple[int, ...], payload: Payload, charged: int) -> Block:
+        """The block of a payload after `parent`, or the one that is there; `parent` itself if it cannot be."""
+        assert payload.nbytes <= charged, f"a payload of {payload.nbytes} bytes, {charged} charged"
+        self.pool.ledger.refund(charged - payload.nbytes)
+        there = self.cache.child(parent, self.cache.hash(parent.hash, tokens), tokens)
+        if there is None:
+            block = self.cache.insert(parent, tokens, payload)
+            if block is None:
+                self.pool.ledger.refund(payload.nbytes)
+            return block or parent
+        if richer(payload, there):
+            self.pool.replace(there, payload)
+        else:
+            self.pool.ledger.refund(payload.nbytes)
+        return there
+
+    def _poorer(self, block: Block, cut: Cut) -> bool:
+        """Whether a block lacks what a cut would have."""
+        assert block.payload is not None, "an evicted block in a tree"
+        windows = bool(self.layout.windows) and block.payload.window_start > max(
+            block.start, block.end - min(self.layout.windows)
+        )
+        return windows or (cut.state and not block.payload.has_state)
+
+    def _has_state(self, block: Block) -> bool:
+        return block.payload is not None and block.payload.has_state
+
+    def _checkpoint(self, chunk: Chunk) -> bool:
+        """Whether to keep the states at a chunk's end: every so often, at the prompt's last, and where prompts part."""
+        if not self.layout.states or chunk.end % self.chunk_tokens:
+            return False
+        sequence, track, size = chunk.sequence, self.tracks[chunk.sequence], self.cache.block_tokens
+        at, following = chunk.end // size, (chunk.end + self.chunk_tokens) // size
+        if chunk.end % CHECKPOINT_TOKENS == 0 or following * size >= len(sequence.prompt_ids):
+            return chunk.end < len(sequence.prompt_ids)
+        users = [self.users[digest] for digest in track.hashes[at - 1 : following]]
+        return users[-1] < users[0] or chunk.end <= track.known < following * size
+
+    def _explain(self, sequence: Sequence, match: Match) -> Miss | None:
+        """Why a sequence computes tokens that were computed before; None if it does not, as far as is known."""
+        track, prompt = self.tracks[sequence], sequence.prompt_ids
+        recent = self.recent.setdefault(track.root, Recent())
+        got, most = match.num_tokens, len(prompt) - 1
+        kept = min(sequence.num_kept, most)
+        if not sequence.num_kept and got + self.cache.block_tokens <= most:
+            kept = min(recent.known(prompt), most) // self.cache.block_tokens * self.cache.block_tokens
+        if got < kept:
+            there = match.num_whole >= kept // self.cache.block_tokens * self.cache.block_tokens
+            return Miss(MissReason.NO_CHECKPOINT if there else MissReason.EVICTED, got)
+        miss = None
+        if not sequence.num_kept and got + self.cache.block_tokens <= most:
+            miss = recent.diverged(prompt)
+        if not sequence.num_kept:
+            recent.remember(prompt)
+        return miss
+
+
+def richer(payload: Payload, block: Block) -> bool:
+    """Whether a payload has something that a block of the same tokens has not."""
+    old = block.payload
+    assert old is not None, "an evicted block in a tree"
+    return (payload.has_state and not old.has_state) or (
+        payload.window_start < old.window_start and payload.has_state >= old.has_state
+    )

@@ -1,0 +1,262 @@
+"""What agents keep between calls: tokens, and the block where their keys and values end. Knows no text and no threads.
+
+A session's tokens are never rendered or encoded again; a fork shares them, and the blocks, with its parent: it copies
+nothing, however long they are. The keys and values may be evicted; the tokens stay until the session ends.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlx_mcp.core.block_pool import Block, BlockPool
+from mlx_mcp.errors import CapacityError, InvalidRequest, SessionBusy, UnknownSession
+
+MAX_FORKS = 64
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+HANDLE_BITS = 128
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a session is kept."""
+
+    name: str = ""  # for people; stands for the handle in every call of the same tenant
+    ttl_s: float | None = None  # ends after so long without a turn or a fork; None: the server's default
+    pinned: bool = False  # its keys and values are never evicted
+    ephemeral: bool = False  # nothing of it outlives it: its own blocks go when it ends
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """A session as others see it."""
+
+    session_id: str
+    tenant: str
+    model: str
+    name: str
+    num_tokens: int
+    after: str  # the role whose message the tokens end in: "assistant", or "user" in a context that waits for a prompt
+    tools: tuple[dict[str, Any], ...]
+    parent_id: str
+    pinned: bool
+    ephemeral: bool
+    ttl_s: float
+    used_at: float  # by the engine's clock, seconds
+    busy: bool
+    num_cached: int  # tokens whose keys and values are there
+
+
+@dataclass(eq=False)
+class Session:
+    """One agent's context. Only the engine thread touches one."""
+
+    session_id: str
+    tenant: str
+    model: str
+    options: SessionOptions
+    ttl_s: float
+    used_at: float
+    after: str
+    tools: tuple[dict[str, Any], ...] = ()
+    parent_id: str = ""
+    log: tuple[int, ...] = ()  # shared with forks, and replaced as a whole
+    leaf: Block | None = None  # where its keys and values end; they may have been evicted
+    turn: int | None = None  # the sequence that goes on with it
+    queue: deque[Any] = field(default_factory=deque)  # turns that wait for this one
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens whose keys and values it had after its latest turn."""
+        return 0 if self.leaf is None else self.leaf.end
+
+    @property
+    def info(self) -> SessionInfo:
+        """A snapshot."""
+        leaf, options = self.leaf, self.options
+        return SessionInfo(
+            self.session_id,
+            self.tenant,
+            self.model,
+            options.name,
+            len(self.log),
+            self.after,
+            self.tools,
+            self.parent_id,
+            options.pinned,
+            options.ephemeral,
+            self.ttl_s,
+            self.used_at,
+            self.turn is not None,
+            self.num_computed if leaf is not None and leaf.resident else 0,
+        )
+
+
+class SessionStore:
+    """All sessions of all tenants."""
+
+    def __init__(self, pool: BlockPool, clock: Callable[[], float], max_sessions: int, ttl_s: float) -> None:
+        self.pool, self.clock, self.max_sessions, self.ttl_s = pool, clock, max_sessions, ttl_s
+        self.sessions: dict[str, Session] = {}
+        # Read by other threads: an entry is replaced, never changed.
+        self.infos: dict[str, SessionInfo] = {}
+        self._names: dict[tuple[str, str], str] = {}
+
+    def get(self, tenant: str, session: str) -> Session:
+        """The session of that handle or name.
+
+        Raises:
+            UnknownSession: the tenant has none, or has it no more.
+        """
+        found = self.sessions.get(self._names.get((tenant, session), session))
+        if found is None or found.tenant != tenant:
+            raise UnknownSession(session)
+        return found
+
+    def open(
+        self, tenant: str, model: str, options: SessionOptions, tools: tuple[dict[str, Any], ...], turn: int
+    ) -> Session:
+        """A session without tokens, to which `turn` brings the first.
+
+        Raises:
+            InvalidRequest: the name cannot be one, or is taken.
+            CapacityError: there are as many sessions as there may be.
+        """
+        self._check(tenant, [options.name] if options.name else [], 1)
+        ttl_s = self.ttl_s if options.ttl_s is None else options.ttl_s
+        session = Session(handle(), tenant, model, options, ttl_s, self.clock(), "user", tools, turn=turn)
+        self._add(session)
+        return session
+
+    def fork(self, session: Session, count: int, names: tuple[str, ...]) -> list[Session]:
+        """`count` sessions that go on from where the parent's latest finished turn ended.
+
+        Copies no tokens, keys or values, so the cost does not grow with the context. They keep as the parent is kept,
+        but are not pinned.
+
+        Raises:
+            InvalidRequest: there is nothing to go on from, or a name cannot be one, or is taken.
+            SessionBusy: the parent's first turn has not ended.
+            CapacityError: there are as many sessions as there may be.
+        """
+        if not session.log:
+            raise SessionBusy(session.session_id, "its context is still being computed")
+        if not 1 <= count <= MAX_FORKS:
+            raise InvalidRequest(f"count is {count}; it must be from 1 to {MAX_FORKS}.")
+        if names and len(names) != count:
+            raise InvalidRequest(f"There are {len(names)} names for {count} forks; give one for each, or none.")
+        self._check(session.tenant, names, count)
+        self._use(session)
+        children = []
+        for i in range(count):
+            options = SessionOptions(names[i] if names else "", session.ttl_s, False, session.options.ephemeral)
+            child = Session(
+                handle(),
+                session.tenant,
+                session.model,
+                options,
+                session.ttl_s,
+                session.used_at,
+                session.after,
+                session.tools,
+                session.session_id,
+                session.log,
+            )
+            self._go_on(child, session.leaf)
+            self._add(child)
+            children.append(child)
+        return children
+
+    def begin(self, session: Session, turn: int) -> None:
+        """Note that a turn goes on with the session."""
+        assert session.turn is None, "two turns at once"
+        session.turn = turn
+        self._use(session)
+
+    def finish(self, session: Session, log: tuple[int, ...], leaf: Block | None, after: str) -> None:
+        """Take what a turn has come to; `leaf` is where its keys and values are, as far as they are there."""
+        session.turn, session.log, session.after = None, log, after
+        self._go_on(session, leaf)
+        self._use(session)
+
+    def abandon(self, session: Session) -> None:
+        """End a turn that came to nothing: the session is as it was, and gone if that was its first."""
+        session.turn = None
+        if session.log:
+            self._use(session)
+        else:
+            self.close(session)
+
+    def close(self, session: Session) -> None:
+        """Let go of a session; its queue is for the caller to answer."""
+        del self.sessions[session.session_id], self.infos[session.session_id]
+        self._names.pop((session.tenant, session.options.name), None)
+        self._go_on(session, None)
+
+    def expired(self) -> list[Session]:
+        """The sessions whose time has come."""
+        now = self.clock()
+        return [s for s in self.sessions.values() if s.turn is None and not s.queue and now - s.used_at > s.ttl_s]
+
+    def check_integrity(self) -> None:
+        """Prove that every session's block ends where its tokens say, and that blocks count their sessions right."""
+        held: dict[Block, int] = {}
+        for session in self.sessions.values():
+            leaf = session.leaf
+            if leaf is not None:
+                held[leaf] = held.get(leaf, 0) + 1
+                chain = list(leaf.chain())
+                tokens = tuple(token for block in reversed(chain) for token in block.tokens)
+                assert session.log[: leaf.end] == tokens, f"the blocks of {session.session_id} are another's"
+                assert leaf.resident or not session.options.pinned, "a pinned session was evicted"
+        assert all(block.num_sessions == count for block, count in held.items()), "blocks miscount their sessions"
+        assert set(self.sessions) == set(self.infos), "the sessions and their snapshots differ"
+        assert set(self._names.values()) <= set(self.sessions), "a name of a session that is gone"
+
+    def _add(self, session: Session) -> None:
+        self.sessions[session.session_id] = session
+        if session.options.name:
+            self._names[session.tenant, session.options.name] = session.session_id
+        self.infos[session.session_id] = session.info
+
+    def _use(self, session: Session) -> None:
+        session.used_at = self.clock()
+        self.infos[session.session_id] = session.info
+
+    def _go_on(self, session: Session, leaf: Block | None) -> None:
+        """Move a session's hold, and its pin, to another block."""
+        old, pinned = session.leaf, session.options.pinned
+        if leaf is not None:
+            self.pool.hold(leaf)
+            if pinned:
+                self.pool.acquire(leaf)
+            self.pool.touch(leaf)
+        session.leaf = leaf
+        if old is not None:
+            if pinned:
+                self.pool.release(old)
+            self.pool.let_go(old, whole=session.options.ephemeral and leaf is None)
+
+    def _check(self, tenant: str, names: tuple[str, ...] | list[str], count: int) -> None:
+        for name in names:
+            if not NAME.fullmatch(name):
+                raise InvalidRequest(
+                    f"{name[:80]!r} cannot be a session's name: 1 to 64 letters, digits, dots, dashes and underscores."
+                )
+            if (tenant, name) in self._names or names.count(name) > 1:
+                raise InvalidRequest(f"There is a session named {name!r} already; close it, or take another name.")
+        if len(self.sessions) + count > self.max_sessions:
+            raise CapacityError(
+                f"There are {len(self.sessions)} sessions, and may be {self.max_sessions}: close some (list_sessions "
+                "shows them).",
+                60,
+            )
+
+
+def handle() -> str:
+    """A name that nobody can guess."""
+    return "s_" + secrets.token_hex(HANDLE_BITS // 8)

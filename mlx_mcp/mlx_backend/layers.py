@@ -1,0 +1,174 @@
+"""Cuts tokens out of a row's layers into payloads, and lays payloads end to end again. Knows no rows.
+
+    FULL    KVCache          every token
+    WINDOW  RotatingKVCache  the last tokens that its ring would keep, as far as they are still there
+    STATE   ArraysCache      nothing of a token: all there is, as it was after the last one
+
+A payload has one array for the planes of one shape of all layers of a kind, in this order, one after another: Metal
+gives a process 499,000 buffers and no more. Engine thread only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
+
+from mlx_mcp.core.layout import Layout, Part
+from mlx_mcp.mlx_backend.attention import FullLayer, KvBits
+
+
+@dataclass(frozen=True, eq=False)
+class KvPayload:
+    """See core.layout.Payload. Its arrays share memory with nothing else, and one may be still being computed."""
+
+    num_tokens: int
+    window_start: int
+    has_state: bool
+    full: tuple[mx.array, ...]  # for each stack [planes, kv_heads, num_tokens, width]
+    windows: tuple[mx.array, ...]  # the same of the last tokens
+    states: tuple[mx.array, ...]  # for each stack [planes, …], or none at all
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """All there is in it."""
+        return [*self.full, *self.windows, *self.states]
+
+    @property
+    def nbytes(self) -> int:
+        """See core.layout.Payload."""
+        return sum(array.nbytes for array in self.arrays)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The planes that make one array of a payload."""
+
+    window: int  # tokens that its layers keep; 0 where that is all or none
+    planes: tuple[tuple[int, int], ...]  # layer, and which of its planes
+
+
+class Codec:
+    """How a model's rows are cut and put back. A layer's planes are first those of its keys, then those of its values.
+
+    `caches` hold one token; FULL layers store theirs as `kv_bits` says, and rows can share them where `sharing` is set.
+    `refused` is why nothing is reused.
+    """
+
+    def __init__(self, caches: list[Any], kv_bits: KvBits | None, sharing: bool, refused: str = "") -> None:
+        self.full = stacks({i: c for i, c in enumerate(caches) if type(c) is KVCache}, kv_bits)
+        self.windows = stacks({i: c for i, c in enumerate(caches) if type(c) is RotatingKVCache}, None)
+        self.states = stacks({i: c for i, c in enumerate(caches) if type(c) is ArraysCache}, None)
+        windows = tuple(sorted({stack.window for stack in self.windows}))
+        self.layout = Layout(windows, bool(self.states), sharing and bool(self.full))
+        if refused:
+            self.layout = Layout(refused=refused)
+
+    def cut(self, read: Callable[[int], list[mx.array]], start: int, end: int, state: bool) -> KvPayload:
+        """A payload of tokens [start, end), of which `read` returns a layer's planes; nothing is computed yet."""
+        planes: dict[int, list[mx.array]] = {}
+
+        def stacked(some: tuple[Stack, ...]) -> tuple[mx.array, ...]:
+            planes.update({i: read(i) for stack in some for i, _ in stack.planes if i not in planes})
+            return tuple(joined([planes[i][k] for i, k in stack.planes]) for stack in some)
+
+        full, windows = stacked(self.full), stacked(self.windows)
+        window_start = max((end - array.shape[2] for array in windows), default=start)
+        states = stacked(self.states) if state else ()
+        return KvPayload(end - start, window_start, len(states) == len(self.states), full, windows, states)
+
+    def tokens(self, parts: Seq[Part], start: int, end: int) -> dict[int, list[mx.array]]:
+        """Tokens [start, end) of the parts laid end to end, by FULL layer."""
+        payloads = [payload(part) for part in parts]
+        arrays = [[p.full[n] for p in payloads] for n in range(len(self.full))]
+        return apart(self.full, [lay(parts, each, start, end) for each in arrays])
+
+    def latest(self, parts: Seq[Part], num_tokens: int) -> dict[int, list[mx.array]]:
+        """By WINDOW layer the last tokens, by STATE layer the states, after the first `num_tokens` tokens."""
+        payloads = [payload(part) for part in parts]
+        assert payloads[-1].has_state, "a row without its states"
+        windows = []
+        for n, stack in enumerate(self.windows):
+            start = max(0, num_tokens - stack.window)
+            windows.append(lay(parts, [p.windows[n] for p in payloads], start, num_tokens))
+        return apart(self.windows, windows) | apart(self.states, payloads[-1].states)
+
+
+def stacks(layers: dict[int, Any], kv_bits: KvBits | None) -> tuple[Stack, ...]:
+    """The planes of caches that hold one token, by shape, and by window where these differ."""
+    stored, found = FullLayer(kv_bits), dict[Any, list[tuple[int, int]]]()
+    for i, cache in layers.items():
+        kind, window = type(cache), 0
+        if kind is ArraysCache:
+            planes = cache.cache
+        else:
+            planes = [*stored.encode(cache.keys), *stored.encode(cache.values)]
+            window = cache.max_size if kind is RotatingKVCache else 0
+        for k, plane in enumerate(planes):
+            found.setdefault((window, plane.shape, plane.dtype), []).append((i, k))
+    return tuple(Stack(window, tuple(places)) for (window, _, _), places in found.items())
+
+
+def read(cache: Any, start: int, end: int) -> list[mx.array]:
+    """The planes of one of mlx-lm's caches: tokens [start, end), as far as it would and does keep them; or its states.
+
+    The cache holds one row, and of a ring's tokens `end` is the last.
+    """
+    kind = type(cache)
+    if kind is ArraysCache:
+        return list(cache.cache)
+    if kind is KVCache:
+        return [x[..., start:end, :] for x in (cache.keys, cache.values)]
+    in_order = [cache._temporal_order(x) for x in (cache.keys, cache.values)]
+    first = cache.offset - in_order[0].shape[2]
+    start = max(start, end - cache.max_size, first)
+    return [x[..., start - first : max(start, end) - first, :] for x in in_order]
+
+
+def put(cache: Any, planes: list[mx.array], num_tokens: int) -> None:
+    """Let an empty cache hold planes of its latest tokens, out of `num_tokens`; or states."""
+    kind = type(cache)
+    if kind is ArraysCache:
+        cache.cache = planes
+    else:  # a ring: with fewer than it keeps it would fail as it turns
+        assert planes[0].shape[2] == min(num_tokens, cache.max_size), "a ring with a gap"
+        cache.keys, cache.values = planes
+        cache.offset, cache._idx = num_tokens, planes[0].shape[2]
+
+
+def joined(planes: list[mx.array]) -> mx.array:
+    """[planes, …], in memory of its own: of a single array, concatenate would make no copy."""
+    return mx.concatenate([*planes, planes[0][:0]])
+
+
+def apart(some: tuple[Stack, ...], arrays: Seq[mx.array]) -> dict[int, list[mx.array]]:
+    """The planes [1, …] that lie in a payload's arrays, by layer."""
+    found: dict[int, dict[int, mx.array]] = {}
+    for stack, array in zip(some, arrays, strict=True):
+        for n, (i, k) in enumerate(stack.planes):
+            found.setdefault(i, {})[k] = array[n : n + 1]
+    return {i: [planes[k] for k in sorted(planes)] for i, planes in found.items()}
+
+
+def lay(parts: Seq[Part], arrays: list[mx.array], start: int, end: int) -> mx.array:
+    """Tokens [start, end) of the parts laid end to end; of each there is an array that ends where its payload does."""
+    pieces, at = [], 0
+    for part, array in zip(parts, arrays, strict=True):
+        stop = at + part.num_tokens
+        if start < stop and at < end:
+            first = at + payload(part).num_tokens - array.shape[2]
+            pieces.append(array[:, :, max(start - first, 0) : max(min(end, stop) - first, 0)])
+        at = stop
+    whole = pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=2)
+    assert whole.shape[2] == end - start, f"{whole.shape[2]} tokens where {end - start} are needed"
+    return whole
+
+
+def payload(part: Part) -> KvPayload:
+    """What was cut here, and nowhere else."""
+    assert isinstance(part.payload, KvPayload), f"a {type(part.payload).__name__} for a row of keys and values"
+    return part.payload

@@ -1,0 +1,188 @@
+"""How a tool is called: strict arguments, errors → protocol, progress, disconnects, and on whose behalf."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import anyio
+from mcp import MCPError
+from mcp.server.auth.middleware.auth_context import get_access_token
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
+from mcp.server.mcpserver.tools import Tool
+from mcp_types import INTERNAL_ERROR, ToolAnnotations
+from pydantic import ValidationError
+
+from mlx_mcp.engine.client import EngineClient
+from mlx_mcp.engine.requests import Delta, GenerateRequest, Progress, Result
+from mlx_mcp.errors import EngineDead, MlxMcpError
+
+PROGRESS_INTERVAL_S = 0.1  # each notification costs about 0.5 ms of the event loop
+PROGRESS_CHARS = 160  # hosts cut the message at 200
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class StrictTool(Tool):
+    """A tool whose arguments are checked to the letter, and whose refusals say what to change.
+
+    The SDK ignores arguments it does not know, so that a typo silently falls back to a default, and reports a bad value
+    with a link to pydantic's documentation.
+    """
+
+    @classmethod
+    def make(cls, function: Callable[..., Any], title: str, **annotations: bool) -> StrictTool:
+        """A tool of an async function, which is `given` its Arguments; its docstring is the description."""
+        tool = cls.from_function(
+            function,
+            title=title,
+            description=inspect.cleandoc(function.__doc__ or ""),
+            annotations=ToolAnnotations(title=title, open_world_hint=False, **annotations),
+            meta={"anthropic/alwaysLoad": True},
+        )
+        assert isinstance(tool, StrictTool)
+        model: Any = tool.fn_metadata.arg_model.model_fields["given"].annotation
+        tool.fn_metadata.arg_model = model
+        schema = model.model_json_schema(by_alias=True)
+        # What is the tool's own comes before what it shares with others.
+        names = sorted(schema.get("properties", ()), key=lambda name: name not in model.__annotations__)
+        tool.parameters = schema | {"properties": {name: schema["properties"][name] for name in names}}
+        del tool.parameters["description"]  # the class's docstring
+        return tool
+
+    async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
+        """Run the tool; see `Tool.run`."""
+        try:
+            return await super().run(arguments, context, convert_result)
+        except ToolError as error:
+            if isinstance(error.__cause__, ValidationError) and not isinstance(error, UnexpectedToolError):
+                raise ToolError(f"{self.name} was not called right: {advice(error.__cause__)}") from error
+            raise
+
+
+def advice(error: ValidationError) -> str:
+    """What is wrong with which argument, in one line; long values are cut."""
+    faults = []
+    for fault in error.errors(include_url=False):
+        name = ".".join(map(str, fault["loc"]))
+        given = "" if fault["type"] == "missing" else f" (given: {fault['input']!r:.80})"
+        faults.append(f"{name}: {fault['msg']}{given}")
+    return "; ".join(faults) + ". Correct the arguments and call again."
+
+
+def translated(tool: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Turn this package's errors into the protocol's; the one place where that is done."""
+
+    @wraps(tool)
+    async def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await tool(*args, **kwargs)
+        except EngineDead as error:
+            raise MCPError(INTERNAL_ERROR, str(error)) from error  # no other arguments could help
+        except MlxMcpError as error:
+            raise ToolError(str(error)) from error
+
+    return run
+
+
+def tenant() -> str:
+    """On whose behalf the call is: sessions and cached keys and values are never shared between two.
+
+    The verified principal over HTTP with a token; everyone else is one.
+    """
+    token = get_access_token()
+    return "" if token is None else token.client_id
+
+
+@dataclass
+class Meter:
+    """How far one generation is."""
+
+    done: int = 0  # tokens read and generated
+    total: int | None = None
+    line: str = ""  # what it does
+    text: str = ""  # the end of its answer
+    read: int = 0  # tokens of the prompt
+    ended: bool = False
+
+    def take(self, update: Progress | Delta) -> None:
+        """Take an update."""
+        if isinstance(update, Delta):
+            self.done = self.read + update.num_tokens
+            self.text = (self.text + update.text)[-PROGRESS_CHARS:]
+        else:
+            self.done, self.total, self.line = update.done, update.total, update.message
+            if update.phase == "prefill":
+                self.read = update.done
+
+
+class ProgressReporter:
+    """Sends the progress of one or more generations, at most ten times a second and always upwards, as hosts want."""
+
+    def __init__(self, context: Context[Any, Any], count: int = 1) -> None:
+        self._context = context
+        self._meters = [Meter() for _ in range(count)]
+        self._last = 0.0
+        self._value = 0.0
+
+    async def follow(self, client: EngineClient, request: GenerateRequest, index: int = 0) -> Result:
+        """Run a request to its end as generation `index`; a cancelled caller frees the row."""
+        meter = self._meters[index]
+        try:
+            async with aclosing(client.generate(request)) as updates:
+                async for update in updates:
+                    if isinstance(update, Result):
+                        return update
+                    meter.take(update)
+                    await self._report()
+        finally:
+            meter.ended = True
+        raise AssertionError("a generation ends with a result or an error")
+
+    async def _report(self) -> None:
+        now = time.monotonic()
+        if now - self._last < PROGRESS_INTERVAL_S:
+            return
+        self._last = now
+        first, totals = self._meters[0], [meter.total for meter in self._meters]
+        message = first.text or first.line
+        if len(self._meters) > 1:
+            message = f"{sum(meter.ended for meter in self._meters)} of {len(self._meters)} done"
+            if first.total is None and not first.ended:  # it loads the model
+                message += f"; {first.line}"
+        # A value that stands still is raised by a hair: hosts take it as a sign of life.
+        self._value = max(float(sum(meter.done for meter in self._meters)), self._value + 1e-3)
+        total = None if None in totals else sum(total or 0 for total in totals)
+        await self._context.report_progress(self._value, total, message)
+
+
+async def while_connected(context: Context[Any, Any], work: Coroutine[Any, Any, R]) -> R:
+    """Await the work, and cancel it when its HTTP client goes away.
+
+    Newer protocol versions do this in the SDK; for older ones the SDK goes on for a client that can never come back to
+    the answer, since no events are stored.
+    """
+    request = context.request_context.request
+    if request is None or not hasattr(request, "receive"):
+        return await work
+    # A scope and a task, not a task group: that would wrap the work's errors.
+    with anyio.CancelScope() as scope:
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            scope.cancel()
+
+        watching = asyncio.create_task(watch())
+        try:
+            return await work
+        finally:
+            watching.cancel()
+    raise ToolError("The client disconnected.")

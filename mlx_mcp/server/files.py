@@ -1,0 +1,175 @@
+"""Reads files for callers: text, inside allowed folders and nowhere else. Knows nothing of models or the protocol."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from mlx_mcp.errors import InvalidRequest
+
+MAX_FILES = 64
+MAX_PATH_BYTES = 4096  # the work of resolving a path grows with the square of its length
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe would wait for its writer
+
+
+class FileReader:
+    """Reads what lies inside `roots`; a link is followed if what it leads to lies there too."""
+
+    def __init__(self, roots: tuple[Path, ...], max_file_bytes: int, max_total_bytes: int) -> None:
+        self._roots = tuple(root.absolute() for root in roots)
+        self._max_file_bytes, self._max_total_bytes = max_file_bytes, max_total_bytes
+
+    def read(self, paths: list[str]) -> str:
+        """The files as `<file path="…">` (relative to its root), their text, `</file>`; an empty line between two.
+
+        Blocks: call it on a thread. A file that is given twice is shown once. A relative path is looked up in one root
+        after the other; `..` goes up in the path as it is written, `~` and wildcards are names like any other.
+
+        Raises:
+            InvalidRequest: a path leads outside, nowhere, or to what is no text within the limits. Of what is outside
+                the text does not tell whether it exists.
+        """
+        if paths and not self._roots:
+            raise InvalidRequest(
+                "This server reads no files: give their text in `prompt`, or have it started with "
+                "MLX_MCP_FILE_ROOTS, the folders that it may read."
+            )
+        if len(paths) > MAX_FILES:
+            raise InvalidRequest(f"{len(paths)} files are too many for a call: give at most {MAX_FILES}.")
+        files: dict[Path, str] = {}
+        total = 0
+        for path in paths:
+            fd, root, below = self._open(path)
+            try:
+                data = self._data(path, fd)
+            except OSError as error:
+                raise unreadable(path, error) from error
+            finally:
+                os.close(fd)
+            if root / below in files:
+                continue
+            total += len(data)
+            if total > self._max_total_bytes:
+                raise InvalidRequest(
+                    f"The files up to {shown(path)} have {total} bytes, and a call may have {self._max_total_bytes} "
+                    "read. Give fewer, or have the server started with a larger MLX_MCP_MAX_FILES_BYTES."
+                )
+            text = decoded(path, data)
+            end = "" if text.endswith("\n") or not text else "\n"
+            files[root / below] = f'<file path="{attribute(str(below))}">\n{text}{end}</file>'
+        return "\n\n".join(files.values())
+
+    def _open(self, path: str) -> tuple[int, Path, Path]:
+        """Open a file; returns its descriptor, the root that it is in, and its path below that."""
+        try:
+            if "\0" in path or len(os.fsencode(path)) > MAX_PATH_BYTES:
+                raise ValueError
+        except ValueError as error:  # half a surrogate is one, too
+            raise InvalidRequest(f"{shown(path)} cannot be the path of a file: give another.") from error
+        # Where one root lies in another the outer one is opened, and every step from there is checked.
+        tops = sorted(map(resolved, self._roots), key=lambda root: len(root.parts))
+        inside = False
+        for root in self._roots:
+            # `..` is taken away first: what a link outside leads to must not decide where the path ends.
+            real = resolved(Path(os.path.normpath(root / path)))
+            top = next((top for top in tops if real.is_relative_to(top)), None)
+            if top is None:
+                continue
+            inside, below = True, real.relative_to(top)
+            try:
+                return open_below(top, below.parts), top, below
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise unreadable(path, error) from error
+        folders = ", ".join(map(str, self._roots))
+        if not inside:
+            raise InvalidRequest(
+                f"{shown(path)} is outside the allowed folders ({folders}): give a path inside, or have the server "
+                "started with MLX_MCP_FILE_ROOTS."
+            )
+        raise InvalidRequest(
+            f"There is no file {shown(path)} in {folders}. Give a path relative to such a folder, or an absolute one; "
+            "`~` and wildcards are not expanded."
+        )
+
+    def _data(self, path: str, fd: int) -> bytes:
+        info, limit = os.fstat(fd), self._max_file_bytes
+        if stat.S_ISDIR(info.st_mode):
+            raise InvalidRequest(f"{shown(path)} is a folder: give the files in it, one by one.")
+        if not stat.S_ISREG(info.st_mode):
+            raise InvalidRequest(f"{shown(path)} is no regular file: only those are read.")
+        if info.st_size <= limit:
+            with open(fd, "rb", closefd=False) as file:
+                data = file.read(limit + 1)  # it may grow meanwhile
+            if len(data) <= limit:
+                return data
+        raise InvalidRequest(
+            f"{shown(path)} has more than {limit} bytes: give the part that matters in `prompt`, or have the server "
+            "started with a larger MLX_MCP_MAX_FILE_BYTES."
+        )
+
+
+def resolved(path: Path) -> Path:
+    """Where a path's links lead, as far as they can be followed."""
+    try:
+        return Path(os.path.realpath(path))
+    except OSError:  # a link was taken away as it was read
+        return path
+
+
+def open_below(root: Path, names: tuple[str, ...]) -> int:
+    """A descriptor of root/names, in which no name is a link: whatever was put in its place since it was resolved."""
+    fd = os.open(root, FOLDER)
+    for at, name in enumerate(names, 1):
+        folder = fd
+        try:
+            fd = os.open(name, FILE if at == len(names) else FOLDER, dir_fd=folder)
+        finally:
+            os.close(folder)
+    return fd
+
+
+def decoded(path: str, data: bytes) -> str:
+    """A file's text, without a byte order mark."""
+    try:
+        text, at = data.decode(), data.find(0)
+    except UnicodeDecodeError as error:
+        text, at = "", error.start
+    if at >= 0:
+        raise InvalidRequest(
+            f"{shown(path)} is no UTF-8 text: byte {at} is 0x{data[at]:02x}. Convert it, or give what matters in it in "
+            "`prompt`."
+        )
+    return text.removeprefix("\ufeff")
+
+
+def unreadable(path: str, error: OSError) -> InvalidRequest:
+    """What a caller hears of a file inside a root that the system does not let us read."""
+    return InvalidRequest(f"{shown(path)} cannot be read: {error.strerror}. Give another file.")
+
+
+def shown(path: str) -> str:
+    """A path as it was given, control characters escaped."""
+    return f"{path[:200]!r}"
+
+
+def attribute(path: str) -> str:
+    """A path as it stands between quotes; control characters are escaped."""
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
+    return "".join(escaped).replace('"', "&quot;")
+
+
+def default_roots() -> tuple[Path, ...]:
+    """What a host that starts the server lets it read: its project's folder, unless that holds the user's home.
+
+    Desktop hosts start servers in `/`.
+    """
+    try:
+        project = Path(os.path.realpath(os.environ.get("CLAUDE_PROJECT_DIR") or os.getcwd()))
+        home = Path(os.path.realpath(os.path.expanduser("~")))
+    except OSError:  # the working directory is gone
+        return ()
+    return () if home.is_relative_to(project) else (project,)

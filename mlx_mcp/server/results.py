@@ -1,0 +1,251 @@
+"""What the tools return. Hosts show a model this and nothing else, so it is small: what is not there is left out."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any, Literal
+
+from mcp_types import CallToolResult, TextContent
+from pydantic import BaseModel
+
+from mlx_mcp.core.session import SessionInfo
+from mlx_mcp.engine.requests import CacheMiss, Result
+
+MAX_LISTED = 100
+
+
+class CalledTool(BaseModel):
+    """A call that the local model asks for; nobody has carried it out."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class LikelyToken(BaseModel):
+    """A token of the answer: how it reads, its log-probability, and the likeliest ones in its place."""
+
+    token: str
+    logprob: float
+    top: list[tuple[str, float]]
+
+
+class Miss(BaseModel):
+    """Why more was computed than was to be expected, from token `index` on."""
+
+    reason: str
+    index: int
+    before: str | None = None
+    after: str | None = None
+    earlier: str | None = None
+
+
+class Generation(BaseModel):
+    """What `generate` returns."""
+
+    text: str
+    finish_reason: Literal["stop", "length", "tool_calls"]
+    model: str
+    session: str | None = None
+    prompt_tokens: int
+    cached_tokens: int
+    restored_tokens: int
+    computed_tokens: int
+    completion_tokens: int
+    reasoning: str | None = None
+    tool_calls: list[CalledTool] | None = None
+    logprobs: list[LikelyToken] | None = None
+    miss: Miss | None = None
+    note: str | None = None
+
+
+class Branch(BaseModel):
+    """One answer of `generate_batch`, or why there is none."""
+
+    text: str | None = None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None = None
+    session: str | None = None
+    cached_tokens: int | None = None
+    restored_tokens: int | None = None
+    computed_tokens: int | None = None
+    completion_tokens: int | None = None
+    tool_calls: list[CalledTool] | None = None
+    miss: Miss | None = None
+    error: str | None = None
+
+
+class Batch(BaseModel):
+    """What `generate_batch` returns: n answers to the first prompt, then to the second, and so on."""
+
+    results: list[Branch]
+    model: str
+    note: str | None = None
+
+
+class NewSession(BaseModel):
+    """What `create_session` returns."""
+
+    session: str
+    name: str | None = None
+    model: str
+    tokens: int
+    cached_tokens: int
+    restored_tokens: int
+    computed_tokens: int
+    miss: Miss | None = None
+    note: str | None = None
+
+
+class Forks(BaseModel):
+    """What `fork_session` returns."""
+
+    sessions: list[str]
+    names: list[str] | None = None
+    model: str
+    tokens: int
+
+
+class KeptSession(BaseModel):
+    """One session of `list_sessions`."""
+
+    session: str
+    name: str | None = None
+    model: str
+    tokens: int
+    cached_tokens: int
+    busy: bool
+    pinned: bool
+    ephemeral: bool
+    idle_s: int
+    expires_in_s: int
+    parent: str | None = None
+
+
+class SessionList(BaseModel):
+    """What `list_sessions` returns: the ones used last come first."""
+
+    sessions: list[KeptSession]
+    not_shown: int | None = None
+
+
+class Closed(BaseModel):
+    """What `close_session` returns."""
+
+    closed: list[str]
+
+
+class ModelEntry(BaseModel):
+    """One model of `list_models`."""
+
+    name: str
+    default: bool
+    loaded: bool
+    weights_mb: float | None
+    context_tokens: int | None
+    about: str
+
+
+class ModelList(BaseModel):
+    """What `list_models` returns."""
+
+    models: list[ModelEntry]
+
+
+def reply(result: BaseModel, *texts: str) -> CallToolResult:
+    """A tool's result; `texts` are for hosts that show a model text only, which else see it as JSON."""
+    structured = result.model_dump(mode="json", exclude_none=True)
+    content = [TextContent(type="text", text=text) for text in texts or [json.dumps(structured)]]
+    return CallToolResult(content=list(content), structured_content=structured)
+
+
+def counts(result: Result) -> dict[str, Any]:
+    """How many of the prompt's tokens were in the cache, came from a tier, and were computed."""
+    restored = 0
+    return {
+        "cached_tokens": result.cached_tokens,
+        "restored_tokens": restored,
+        "computed_tokens": result.prompt_tokens - result.cached_tokens - restored,
+    }
+
+
+def tool_calls(result: Result) -> list[CalledTool] | None:
+    """The calls that the model asks for."""
+    return [CalledTool(name=c.name, arguments=c.arguments) for c in result.tool_calls] or None
+
+
+def handle(result: Result) -> str | None:
+    """The session that the answer is kept in."""
+    return None if result.session is None else result.session.session_id
+
+
+def miss(found: CacheMiss | None) -> Miss | None:
+    """The miss, without the texts that it has none of."""
+    if found is None:
+        return None
+    return Miss(
+        reason=found.reason.value,
+        index=found.index,
+        before=found.before or None,
+        after=found.after or None,
+        earlier=found.earlier or None,
+    )
+
+
+def generation(result: Result, note: str | None) -> Generation:
+    """All that `generate` tells of a result."""
+    return Generation(
+        text=result.text,
+        finish_reason=result.finish_reason.value,
+        model=result.model,
+        session=handle(result),
+        prompt_tokens=result.prompt_tokens,
+        **counts(result),
+        completion_tokens=result.completion_tokens,
+        reasoning=result.reasoning or None,
+        tool_calls=tool_calls(result),
+        logprobs=[
+            LikelyToken(token=c.text, logprob=c.logprob, top=[(text, logprob) for _, text, logprob in c.top])
+            for c in result.logprobs
+        ]
+        or None,
+        miss=miss(result.miss),
+        note=note,
+    )
+
+
+def branch(result: Result) -> Branch:
+    """All that `generate_batch` tells of a result: of reasoning nothing, which would multiply."""
+    return Branch(
+        text=result.text,
+        finish_reason=result.finish_reason.value,
+        session=handle(result),
+        **counts(result),
+        completion_tokens=result.completion_tokens,
+        tool_calls=tool_calls(result),
+        miss=miss(result.miss),
+    )
+
+
+def session_list(infos: list[SessionInfo]) -> SessionList:
+    """The sessions, those used last first, and no more than a host takes."""
+    infos = sorted(infos, key=lambda info: info.used_at, reverse=True)
+    now = time.monotonic()  # the engine's clock
+    return SessionList(
+        sessions=[
+            KeptSession(
+                session=info.session_id,
+                name=info.name or None,
+                model=info.model,
+                tokens=info.num_tokens,
+                cached_tokens=info.num_cached,
+                busy=info.busy,
+                pinned=info.pinned,
+                ephemeral=info.ephemeral,
+                idle_s=round(now - info.used_at),
+                expires_in_s=max(0, round(info.used_at + info.ttl_s - now)),
+                parent=info.parent_id or None,
+            )
+            for info in infos[:MAX_LISTED]
+        ],
+        not_shown=len(infos[MAX_LISTED:]) or None,
+    )

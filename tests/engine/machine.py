@@ -1,0 +1,340 @@
+"""Everything that can befall sessions, in any order, against lists of plain tokens."""
+
+from collections import Counter
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from mlx_mcp.core.kv_cache_manager import Sharing
+from mlx_mcp.core.ports import ModelSpec
+from mlx_mcp.core.scheduler import Limits
+from mlx_mcp.core.sequence import SamplingParams
+from mlx_mcp.core.session import SessionOptions
+from mlx_mcp.engine.engine import Engine, Keeping
+from mlx_mcp.engine.messages import (
+    Cancel,
+    Close,
+    Failed,
+    Finish,
+    Finished,
+    Fork,
+    Load,
+    Loaded,
+    Moved,
+    Sessions,
+    Submit,
+    Token,
+    Turn,
+    Unloaded,
+)
+from mlx_mcp.errors import CapacityError, RequestError, SessionBusy, UnknownSession
+
+LIMITS = Limits(max_running=4, chunk_tokens=8, prefill_tokens_idle=16, prefill_tokens_busy=8)
+KEEPING = Keeping(block_tokens=4, sharing=Sharing(2, 8), max_sessions=12, session_ttl_s=100, max_wait_s=1000)
+TENANTS = ("ann", "bob")
+# Prompts begin alike, so that prefixes are shared, part, and are each other's.
+TEXTS = [tuple((7 * i + i * i // 3) % 29 + 2 for i in range(start, start + 160)) for start in (0, 50)]
+TEXTS.append(TEXTS[0][:13] + TEXTS[1][13:])
+LENGTHS = st.integers(1, 30) | st.integers(110, 150)  # on both sides of the smallest slot's length
+
+
+class Call:
+    """A generation under way, and what has been heard of it."""
+
+    def __init__(self, submit, prompt, session, opens):
+        self.submit, self.prompt, self.session, self.opens = submit, prompt, session, opens
+        self.output, self.ended, self.error, self.cut = [], None, None, None
+
+    def __call__(self, event):
+        assert self.ended is None, f"{event} after the end"
+        match event:
+            case Token(token_id):
+                self.output.append(token_id)
+            case Finished():
+                self.ended = event
+            case Failed(error):
+                self.ended, self.error = event, error
+            case Unloaded() | Moved():
+                self.ended = event
+        return True
+
+
+class SessionMachine(RuleBasedStateMachine):
+    """The engine beside an oracle: each session's tokens, and each generation's."""
+
+    def make_loader(self):
+        """The models `tiny` and `other`, of which there is room for one."""
+        raise NotImplementedError
+
+    def expected(self, model, prompt, output, params, finished):
+        """Prove that the model alone says this after the prompt."""
+        raise NotImplementedError
+
+    def check_kept(self, session):
+        """Prove that what is cached of a session is what its tokens give."""
+
+    max_kv_bytes = 1 << 30
+    max_weights_bytes = 150
+    seen = Counter()  # what befell all machines; each kind of machine has its own
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.number = 0.0, 0
+        self.engine = Engine(
+            self.make_loader(), LIMITS, self.max_weights_bytes, self.max_kv_bytes, KEEPING, lambda: self.now
+        )
+        self.model = "tiny"
+        self.load("tiny")
+        self.calls = {}
+        self.logs = {}  # handle → tokens, as far as the oracle knows
+        self.after = {}
+        self.busy = {}  # handle → the call that goes on with it
+
+    def load(self, name):
+        heard = []
+        spec = ModelSpec(name, "folder", f"/nowhere/{name}")
+        prepared = self.engine.loader.prepare(spec, lambda line: None)
+        self.engine.handle(Load(prepared, lambda event: heard.append(event) or True))
+        for _ in range(100):
+            if heard and isinstance(heard[-1], Loaded | Failed):
+                break
+            self.engine.step()
+        assert isinstance(heard[-1], Loaded), heard[-1]
+
+    def submit(self, prompt, max_tokens, turn, seed=0):
+        self.number += 1
+        session = self.engine.sessions.sessions.get(turn.session)
+        before = session.log if session is not None else ()
+        params = SamplingParams(max_tokens, temperature=0.0, seed=seed)
+        call = Call(None, before + prompt, turn.session if turn.keep else "", turn.opens is not None)
+        model = session.model if session is not None else self.model
+        call.submit = Submit(self.number, model, prompt, params, call, turn=turn)
+        self.engine.handle(call.submit)
+        if call.ended is None:
+            self.calls[self.number] = call
+            if call.opens:
+                (opened,) = set(self.engine.sessions.sessions) - set(self.logs)
+                call.session = opened
+                self.logs[opened], self.after[opened] = (), "user"
+            if call.session and call.session not in self.busy:
+                self.busy[call.session] = call
+        self.settle()
+        return call
+
+    def settle(self):
+        """Bring the oracle up to date with what has ended."""
+        for number, call in list(self.calls.items()):
+            if call.ended is None:
+                continue
+            del self.calls[number]
+            self.seen[type(call.error or call.ended).__name__] += 1
+            if call.session and self.busy.get(call.session) is call:
+                del self.busy[call.session]
+            if isinstance(call.ended, Finished):
+                self.finished(call)
+            elif call.opens:
+                self.forget(call.session)
+            assert call.error is None or isinstance(call.error, CapacityError | UnknownSession | RequestError)
+        for handle in list(self.busy):
+            waiting = [c for c in self.calls.values() if c.session == handle]
+            self.busy[handle] = waiting[0]
+        for handle in [h for h in self.logs if h not in self.engine.sessions.sessions]:
+            self.forget(handle)
+
+    def forget(self, handle):
+        self.logs.pop(handle, None)
+        self.after.pop(handle, None)
+
+    def finished(self, call):
+        turn, info = call.submit.turn, call.ended.session
+        prompt = call.prompt
+        if call.session and not call.opens:
+            prompt = self.logs[call.session] + call.submit.prompt_ids  # it may have waited for others
+        if turn.context:
+            assert not call.output
+            log, after = prompt, turn.context
+        else:
+            output = tuple(call.output if call.cut is None else call.output[: call.cut])
+            self.expected(call.submit.model, prompt, output, call.submit.params, call.cut is None)
+            log, after = prompt + output, "assistant"
+        assert (info is None) == (not call.session)
+        if info is not None and call.session in self.logs:
+            self.logs[call.session], self.after[call.session] = log, after
+
+    def idle_sessions(self):
+        return [h for h in self.logs if self.logs[h]]
+
+    # What can happen
+
+    @initialize(n=LENGTHS, count=st.integers(1, 3))
+    def begin(self, n, count):
+        self.submit(TEXTS[0][:n], 4, Turn(TENANTS[0], opens=SessionOptions()))
+        self.drain()
+        handle = next(iter(self.logs))
+        self.engine.handle(Fork(TENANTS[0], handle, count, (), lambda event: True))
+        for other in self.engine.sessions.sessions:
+            self.logs[other], self.after[other] = self.logs[handle], self.after[handle]
+
+    @rule(text=st.integers(0, 2), n=LENGTHS, most=st.integers(1, 30) | st.just(120), tenant=st.sampled_from(TENANTS))
+    def generate(self, text, n, most, tenant):
+        self.submit(TEXTS[text][:n], most, Turn(tenant))
+
+    @rule(
+        text=st.integers(0, 2),
+        n=LENGTHS,
+        most=st.integers(1, 8),
+        tenant=st.sampled_from(TENANTS),
+        context=st.booleans(),
+        ephemeral=st.booleans(),
+        pinned=st.sampled_from([False, False, False, True]),
+        ttl=st.sampled_from([None, 5]),
+    )
+    def open(self, text, n, most, tenant, context, ephemeral, pinned, ttl):
+        options = SessionOptions(ephemeral=ephemeral, pinned=pinned, ttl_s=ttl)
+        self.submit(
+            TEXTS[text][:n], 1 if context else most, Turn(tenant, opens=options, context="user" if context else "")
+        )
+
+    @precondition(lambda self: self.idle_sessions())
+    @rule(
+        data=st.data(),
+        text=st.integers(0, 2),
+        n=st.integers(1, 10) | st.integers(60, 90),
+        most=st.integers(1, 30),
+        keep=st.booleans(),
+        queue=st.booleans(),
+    )
+    def turn(self, data, text, n, most, keep, queue):
+        handle = data.draw(st.sampled_from(self.idle_sessions()))
+        session = self.engine.sessions.sessions[handle]
+        if session.model not in self.engine.residents:
+            return
+        was_busy = session.turn is not None
+        call = self.submit(
+            TEXTS[text][20 : 20 + n], most, Turn(session.tenant, handle, self.after[handle], keep, queue)
+        )
+        if was_busy and keep and not queue:
+            assert isinstance(call.error, SessionBusy)
+
+    @precondition(lambda self: self.idle_sessions())
+    @rule(data=st.data(), text=st.integers(0, 2), n=st.integers(1, 10) | st.integers(60, 90), most=st.integers(1, 30))
+    def converse(self, data, text, n, most):
+        self.turn(data, text, n, most, True, True)
+        self.drain()
+
+    @precondition(lambda self: self.idle_sessions())
+    @rule(data=st.data(), count=st.integers(1, 3))
+    def fork(self, data, count):
+        handle = data.draw(st.sampled_from(self.idle_sessions()))
+        heard, tenant = [], self.engine.sessions.sessions[handle].tenant
+        before = self.engine.ledger.used_bytes
+        self.engine.handle(Fork(tenant, handle, count, (), lambda event: heard.append(event) or True))
+        if isinstance(heard[0], Failed):
+            assert isinstance(heard[0].error, CapacityError)
+            return
+        assert isinstance(heard[0], Sessions)
+        assert self.engine.ledger.used_bytes == before
+        self.seen["forks while generating"] += self.engine.sessions.sessions[handle].turn is not None
+        for info in heard[0].infos:
+            self.logs[info.session_id], self.after[info.session_id] = self.logs[handle], self.after[handle]
+
+    @precondition(lambda self: self.logs)
+    @rule(data=st.data())
+    def close(self, data):
+        handle = data.draw(st.sampled_from(list(self.logs)))
+        heard, tenant = [], self.engine.sessions.sessions[handle].tenant
+        self.engine.handle(Close(tenant, (handle,), lambda event: heard.append(event) or True))
+        assert isinstance(heard[0], Sessions)
+        assert handle not in self.engine.sessions.sessions
+        self.settle()
+
+    @precondition(lambda self: self.calls)
+    @rule(data=st.data())
+    def cancel(self, data):
+        number = data.draw(st.sampled_from(sorted(self.calls)))
+        call = self.calls.pop(number)
+        self.engine.handle(Cancel(number))
+        if call.opens:
+            self.forget(call.session)
+        if self.busy.get(call.session) is call:
+            del self.busy[call.session]
+        self.settle()
+
+    @precondition(lambda self: any(len(c.output) > 1 and c.cut is None for c in self.calls.values()))
+    @rule(data=st.data())
+    def stop(self, data):
+        ready = [n for n, c in self.calls.items() if len(c.output) > 1 and c.cut is None]
+        call = self.calls[data.draw(st.sampled_from(ready))]
+        call.cut = len(call.output) - data.draw(st.integers(0, 1))
+        self.engine.handle(Finish(call.submit.sequence_id, call.cut))
+        assert isinstance(call.ended, Finished)
+        self.settle()
+
+    @rule(n=st.integers(1, 6))
+    def step(self, n):
+        for _ in range(n):
+            self.engine.step()
+            self.settle()
+
+    @rule()
+    def drain(self):
+        for _ in range(2000):
+            if not self.calls:
+                return
+            if not self.engine.step():
+                self.now += 100  # what is pinned may take all the room
+            self.settle()
+        raise AssertionError(f"{len(self.calls)} calls never end")
+
+    @rule(seconds=st.sampled_from([1, 10, 60]))
+    def wait(self, seconds):
+        self.now += seconds
+        self.engine.step()
+        self.settle()
+
+    @rule(share=st.floats(0, 1))
+    def evict(self, share):
+        pool = self.engine.cache.pool
+        before = pool.used_bytes
+        free = before - pool.protected_bytes
+        assert pool.reclaim(int(share * free))
+        assert pool.used_bytes <= before - int(share * free)
+
+    @precondition(lambda self: not self.calls)
+    @rule()
+    def change_model(self):
+        for resident in self.engine.residents.values():
+            if resident.has_work:
+                self.engine.step()
+        self.settle()
+        self.model = "other" if self.model == "tiny" else "tiny"
+        self.load(self.model)
+
+    # What always holds
+
+    @invariant()
+    def nothing_is_lost_or_mistaken(self):
+        self.engine.check_integrity()
+        sessions = self.engine.sessions.sessions
+        assert {h: s.log for h, s in sessions.items()} == self.logs
+        assert {h: s.after for h, s in sessions.items()} == self.after
+        for session in sessions.values():
+            if session.leaf is not None and session.leaf.resident:
+                self.check_kept(session)
+
+    def teardown(self):
+        for _ in range(2000):
+            if not self.engine.has_work:
+                break
+            if not self.engine.step():
+                self.now += 100
+        self.now += 10**6
+        self.engine.step()
+        assert not self.engine.has_work
+        assert not self.engine.sessions.sessions
+        stats = self.engine.stats
+        self.seen.update(evictions=stats.evictions, preemptions=stats.preemptions, cached=stats.cached_tokens)
+        self.seen.update(shared=sum(r.scheduler.cache.num_prefixes for r in self.engine.residents.values()))
+        self.engine.check_integrity()
+        assert self.engine.cache.pool.reclaim(self.engine.cache.pool.used_bytes)
+        assert self.engine.ledger.used_bytes == 0

@@ -1,0 +1,46 @@
+"""Sessions under everything that can befall them, over a runner whose keys and values are its tokens."""
+
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from mlx_mcp.core.layout import Layout
+from tests.effort import EFFORT
+from tests.engine.machine import SessionMachine
+from tests.fakes import STOP_ID, FakeLoader, FakeRunner
+
+LAYOUTS = {
+    "every token": Layout(sharing=True),
+    "windows": Layout(windows=(6,)),
+    "states": Layout(states=True),
+    "windows and states": Layout(windows=(6, 3), states=True, sharing=True),
+}
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kv_bytes", [1 << 30, 600])
+def test_no_order_of_events_mistakes_one_prefix_for_another(layout, kv_bytes, ahead):
+    layout = LAYOUTS[layout]
+
+    class Machine(SessionMachine):
+        max_kv_bytes = kv_bytes
+
+        def make_loader(self):
+            exact = layout.windows or layout.states
+            return FakeLoader(FakeRunner(layout=layout, ahead=ahead and not exact), context_tokens=1000)
+
+        def expected(self, model, prompt, output, params, finished):
+            if finished and len(output) < params.max_tokens:
+                assert output == prompt
+            else:
+                assert output == (prompt * 100)[: len(output)]
+
+        def check_kept(self, session):
+            for block in session.leaf.chain():
+                assert block.payload.tokens == block.tokens
+
+    assert STOP_ID not in range(2, 31)
+    run_state_machine_as_test(
+        Machine, settings=settings(max_examples=25 * EFFORT, stateful_step_count=50, deadline=None)
+    )
