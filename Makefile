@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := ci
-.PHONY: ci demo test lint types smoke hosts campaign bench-engine train evaluate clean
+.PHONY: ci demo test lint types smoke hosts campaign bench-engine bench-sharing train evaluate clean
 
 # What CI runs.
 ci: lint types test smoke
@@ -27,9 +27,10 @@ lint: $(VENV)/installed-dev
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
-# The training recipe end to end, in a few steps, and the engine's benchmark in its shortest form.
+# The training recipe end to end, in a few steps, and the benchmarks in their shortest form.
 smoke: $(VENV)-training/installed $(VENV)/installed
 	$(BIN)/python benchmarks/engine.py overhead --rounds 1
+	$(BIN)/python benchmarks/sharing.py --short
 	rm -rf build/smoke
 	$(VENV)-training/bin/python -m training train --smoke --workers 2 --work build/smoke --out build/smoke/model
 	$(VENV)-training/bin/python -m training evaluate --model build/smoke/model --cases 1 --damage-cases 1 --no-goals
@@ -53,6 +54,10 @@ campaign: $(VENV)/installed-dev
 # The engine beside mlx_lm's BatchGenerator; minutes.
 bench-engine: $(VENV)/installed
 	$(BIN)/python benchmarks/engine.py
+
+# The server beside mlx_lm.server, where contexts are shared; minutes. Fails if a goal is missed.
+bench-sharing: $(VENV)/installed
+	$(BIN)/python benchmarks/sharing.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-training build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,18 +1,19 @@
 """Our server beside mlx_lm.server: what a shared context saves, each asked through its own network interface.
 
 Run with `make bench-sharing` (minutes), or `python benchmarks/sharing.py [WORKLOAD …] [--rounds N] [--short]`. Starts
-both as processes of its own and as they come, on one llama that it makes itself (random weights, float32), with OpenBLAS
-in front where it is installed, one thread of it. In each round both get the same new texts, one after the other, while
-the other one is idle. A time to first token is that of a call for one token.
+both as processes of its own and as they come, on one llama that it makes itself (random weights, float32), with
+OpenBLAS in front where it is installed, one thread of it. In each round both get the same new texts, one after the
+other, so that one is idle while the other is measured. A time to first token is that of a call for one token.
 
-Figures are ratios to the same server's own cold run in the same round, medians over the rounds; times are shown to tell
-where the ratios come from. Ends with 1 if a goal is missed. `--short` is a tiny model, short texts and no verdict.
+Figures are ratios to the same server's own cold run in the same round, medians over the rounds; the times are there to
+tell what the ratios are made of. Ends with 1 if a goal is missed. `--short` is a tiny model, short texts, no verdict.
 
     W1    2500 tokens cold, the same again, and a second turn
     W2    a parent primes 2000 tokens, then 8 children go on with 64 of their own, at once
     W3    8 calls at once with the same 2000 tokens, which nobody primed
     W4    14 agents in turn, 800 tokens in common and 400 of their own: the second turn of each
-    W7    what W4 leaves in memory, beside the bytes of 800 tokens once and of what each agent has for itself
+    W7    the bytes that W4 leaves in memory / those of the 800 tokens once and of what each agent has for itself;
+          for mlx_lm.server by its own log (in GB, with two decimals), and of the agents it still has: 10 by default
     fork  fork_session on a session of 80 and one of 8000 tokens; list_models is a round trip without it
 """
 
@@ -42,13 +43,15 @@ from typing import Any
 
 import httpx2
 import mlx.core as mx
-from engine import BLAS, MODEL_25M  # puts OpenBLAS in front, and the root of this tree on the path
+from engine import MODEL_25M  # and with it the root of this tree on the path, for the imports below
 from mcp import Client, MCPError
 from transformers import PreTrainedTokenizerFast
 
+from mlx_mcp.mlx_backend.blas import find_openblas
 from tests.models_made import make_model
 
-START_S = 180  # how long a server may take to start
+BLAS = find_openblas()
+START_S = 60  # how long a server may take to start
 ANSWER_S = 900  # how long a call may take
 CONTEXT_TOKENS = 131_072
 
@@ -109,7 +112,7 @@ class Texts:
     """New texts of any number of tokens, and the tokens that the model's template makes of them."""
 
     def __init__(self, folder: Path) -> None:
-        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, model_max_length=CONTEXT_TOKENS)
         tokens = (token.removeprefix("Ġ") for token in self.tokenizer.get_vocab() if token.startswith("Ġ"))
         self.words = sorted(word for word in tokens if word.isalpha() and self.count(f" {word}") == 1)
 
@@ -175,8 +178,8 @@ class Process:
 @contextmanager
 def running(name: str, *arguments: str, folder: Path) -> Iterator[Process]:
     """Run a module of this Python, with its settings and caches in `folder`; it is ended whatever happens."""
-    ours = {"MLX_MCP_CONFIG": str(folder / "config.toml"), "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
-    env = {key: value for key, value in os.environ.items() if not key.startswith("MLX_MCP_")} | ours
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MLX_MCP_")}
+    env |= {"MLX_MCP_CONFIG": str(folder / "config.toml"), "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
     if BLAS is not None:
         env["LD_PRELOAD"] = BLAS
     log = folder / f"{name}.log"
@@ -260,7 +263,7 @@ class Ours(Server):
         return answer, result.get("session", "")
 
     async def say(self, messages: Messages) -> Answer:
-        """Without a session, unless there is more than a prompt: then one is made of what is before, within the time."""
+        """Without a session if there is one prompt only; else what comes before is put in one, which counts."""
         *earlier, (_, prompt) = [message for message in messages if message[0] != "system"]
         system = "".join(text for role, text in messages if role == "system")
         if not earlier:
@@ -456,7 +459,7 @@ async def swarm(server: Server, bench: Bench) -> dict[Line, Sample]:
         for brief, (first, _), prompt in zip(briefs, begun, prompts, strict=True)
     ]
     tokens = [texts.tokens(messages) for messages in said]
-    common = len(os.path.commonprefix(tokens))
+    common = next(i for i, ids in enumerate(zip(*tokens, strict=False)) if len(set(ids)) > 1)
     agents = sizes.agents if kept is None else min(kept, sizes.agents)
     needed = (common + agents * mean(len(each) - common for each in tokens)) * bench.token_bytes
     cold = await bench.cold(server, texts.alike(said[0]))
@@ -486,11 +489,11 @@ async def fork(server: Server, bench: Bench) -> dict[Line, Sample]:
 
 
 WORKLOADS: dict[str, Callable[[Server, Bench], Awaitable[dict[Line, Sample]]]] = {
+    "W4": swarm,  # first, since W7 is about what is in memory: with theirs nothing else must be
+    "W7": swarm,
     "W1": w1,
     "W2": w2,
     "W3": w3,
-    "W4": swarm,
-    "W7": swarm,
     "fork": fork,
 }
 
@@ -498,9 +501,9 @@ WORKLOADS: dict[str, Callable[[Server, Bench], Awaitable[dict[Line, Sample]]]] =
 async def measure(
     servers: tuple[Server, Server], bench: Bench, chosen: list[str], rounds: int
 ) -> dict[tuple[str, Line], list[Sample]]:
-    """Run the workloads on both servers in turns; the swarm goes first, since W7 is about memory without anything else."""
+    """Run the workloads on both servers, in turns."""
     samples = defaultdict(list)
-    workloads = sorted({WORKLOADS[name] for name in chosen}, key=lambda w: (w is not swarm, w.__name__))
+    workloads = dict.fromkeys(workload for name, workload in WORKLOADS.items() if name in chosen)
     for server in servers:
         await server.say([("system", bench.texts.text(16)), ("user", bench.texts.text(16))])
     for workload in workloads:
@@ -517,31 +520,28 @@ async def measure(
 
 
 def show(samples: dict[tuple[str, Line], list[Sample]], chosen: list[str], verdict: bool) -> bool:
-    """Print the table; returns whether every goal was met."""
+    """Print the table, with goals where there is a verdict; returns whether all of these were met."""
     met = True
     names = (Ours.name, Theirs.name)
     print(f"{'':42}{names[0]:>10}{'goal':>8}{'':8}{names[1]:>14}{'best peer':>11}   cold → then: {' | '.join(names)}")
-    for line in dict.fromkeys(line for _, line in samples):
+    for line in sorted({line: None for _, line in samples}, key=lambda line: line.workload):
         if line.workload not in chosen:
             continue
         taken = [samples.get((name, line)) for name in names]
-        ratios = [figure(each and median(then / cold for cold, then in each)) for each in taken]
-        judged = ""
-        if line.goal is not None and verdict:
-            reached = float(ratios[0]) <= line.goal
-            met, judged = met and reached, "met" if reached else "MISSED"
-        goal = "" if line.goal is None else f"≤ {line.goal:g}"
+        ours, theirs = [median(then / cold for cold, then in each) if each else None for each in taken]
+        goal = judged = ""
+        if verdict and line.goal is not None:
+            reached = ours is not None and ours <= line.goal
+            met, goal, judged = met and reached, f"≤ {line.goal:g}", "met" if reached else "MISSED"
         times = " | ".join(spans(line, each) for each in taken if each)
-        label = f"{line.workload:5}{line.what}"
-        print(f"{label:42}{ratios[0]:>10}{goal:>8} {judged:7}{ratios[1]:>14}{figure(line.peer):>11}   {times}")
+        shown = f"{figure(ours):>10}{goal:>8} {judged:7}{figure(theirs):>14}{figure(line.peer):>11}"
+        print(f"{line.workload:5}{line.what:37}{shown}   {times}")
     return met
 
 
 def figure(ratio: float | None) -> str:
-    """A ratio with as many digits as mean something."""
-    if not ratio:
-        return "–" if ratio is None else "0"
-    return f"{ratio:.4f}" if ratio < 0.1 else f"{ratio:.2f}"
+    """A ratio, with three digits."""
+    return "–" if ratio is None else f"{ratio:.3g}"
 
 
 def spans(line: Line, samples: list[Sample]) -> str:
@@ -618,7 +618,7 @@ def main() -> None:
                 samples = asyncio.run(run((ours, theirs), f"http://127.0.0.1:{port}", bench, chosen, rounds))
         except* ServerFailed as group:
             sys.exit("\n".join(str(error) for error in group.exceptions))
-    if not show(samples, chosen, verdict=not args.short) and not args.short:
+    if not show(samples, chosen, verdict=not args.short):
         sys.exit(1)
 
 

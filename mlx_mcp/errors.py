@@ -87,8 +87,8 @@ class SessionBusy(RequestError):
 
     def __init__(self, session: str, why: str = "another turn goes on with it") -> None:
         super().__init__(
-            f"session_busy: {session[:80]!r} cannot be used now, {why}. Wait for that, pass queue=true to take the next "
-            "turn, or fork_session and go on with the fork."
+            f"session_busy: {session[:80]!r} cannot be used now, {why}. Wait for that, pass queue=true to take the "
+            "next turn, or fork_session and go on with the fork."
         )
 
 

@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from mcp import Client, StdioServerParameters
 
 import mlx_mcp
+from mlx_mcp.config import Config
 
 OPTIONS = {"capture_output": True, "text": True, "timeout": 60}
 
@@ -63,6 +66,11 @@ def test_a_mistake_is_told_in_one_line_that_names_the_next_step(arguments, words
         ("kv_bits", "3"),
         ("chunk_tokens", "100"),
         ("prefill_tokens_busy", "64"),
+        ("block_tokens", "48"),
+        ("session_ttl_s", "0"),
+        ("max_sessions", "0"),
+        ("shared_prefix_rows", "-1"),
+        ("file_roots", "/nowhere"),
         ("max_kv_bytes", "0"),
     ],
 )
@@ -81,6 +89,40 @@ def test_settings_come_from_the_file_then_the_environment_then_the_flag(tmp_path
     env["MLX_MCP_MODEL"] = str(tmp_path / "from-env")
     assert "from-env (default)" in mlx_mcp_command("models", **env).stdout
     assert "embedded (default)" in mlx_mcp_command("models", "--model", "embedded", **env).stdout
+
+
+def test_folders_are_written_as_in_path_or_as_a_list(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    folders = (tmp_path / "a", tmp_path / "b")
+    monkeypatch.setenv("MLX_MCP_FILE_ROOTS", f"{folders[0]}{os.pathsep}{folders[1]}{os.pathsep}")
+    assert Config.load().file_roots == folders
+    monkeypatch.delenv("MLX_MCP_FILE_ROOTS")
+    assert Config.load().file_roots is None
+    (tmp_path / "config.toml").write_text(f'file_roots = ["{folders[0]}", "~"]\n')
+    monkeypatch.setenv("MLX_MCP_CONFIG", str(tmp_path / "config.toml"))
+    assert Config.load().file_roots == (folders[0], Path.home())
+    (tmp_path / "config.toml").write_text("file_roots = []\n")
+    assert Config.load().file_roots == ()
+
+
+@pytest.mark.parametrize(("roots", "readable"), [(None, "project"), ("other", "other")])
+async def test_serve_reads_the_projects_files_or_those_of_the_folders_that_are_set(tmp_path, roots, readable):
+    for name in ("project", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "fact.txt").write_text("The port of the server is 8931.")
+    env = os.environ | {"CLAUDE_PROJECT_DIR": str(tmp_path / "project")}
+    env |= {"MLX_MCP_FILE_ROOTS": str(tmp_path / roots)} if roots else {}
+    server = StdioServerParameters(command=sys.executable, args=["-m", "mlx_mcp", "serve"], env=env)
+    async with Client(server) as client:
+        for name in ("project", "other"):
+            path = str(tmp_path / name / "fact.txt")
+            arguments = {"prompt": "What is the server's port?", "files": [path]}
+            result = await client.call_tool("generate", arguments)
+            if name == readable:
+                assert result.structured_content["text"] == "8931"
+            else:
+                assert "outside the allowed folders" in result.content[0].text
 
 
 def test_a_broken_settings_file_is_named(tmp_path):

@@ -363,8 +363,7 @@ class KvCacheManager:
         if not sequence.num_kept and got + self.cache.block_tokens <= most:
             kept = min(recent.known(prompt), most) // self.cache.block_tokens * self.cache.block_tokens
         if got < kept:
-            there = match.num_whole >= kept // self.cache.block_tokens * self.cache.block_tokens
-            return Miss(MissReason.NO_CHECKPOINT if there else MissReason.EVICTED, got)
+            return Miss(MissReason.NO_CHECKPOINT if match.num_whole > got else MissReason.EVICTED, got)
         miss = None
         if not sequence.num_kept and got + self.cache.block_tokens <= most:
             miss = recent.diverged(prompt)

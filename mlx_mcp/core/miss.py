@@ -76,7 +76,7 @@ def alike(one: bytes, other: bytes) -> int:
     most, start, size = min(len(one), len(other)) // 4, 0, 64
     while start < most and one[4 * start : 4 * (start + size)] == other[4 * start : 4 * (start + size)]:
         start, size = start + size, 2 * size
-    end = min(most, start + size)
-    return start + bisect_left(
-        range(start + 1, end + 1), True, key=lambda n: one[4 * start : 4 * n] != other[4 * start : 4 * n]
-    )
+    if start >= most:
+        return most
+    ends = range(start + 1, min(most, start + size) + 1)
+    return start + bisect_left(ends, True, key=lambda n: one[4 * start : 4 * n] != other[4 * start : 4 * n])

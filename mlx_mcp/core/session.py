@@ -10,7 +10,7 @@ import re
 import secrets
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlx_mcp.core.block_pool import Block, BlockPool
@@ -27,7 +27,7 @@ class SessionOptions:
 
     name: str = ""  # for people; stands for the handle in every call of the same tenant
     ttl_s: float | None = None  # ends after so long without a turn or a fork; None: the server's default
-    pinned: bool = False  # its keys and values are never evicted
+    pinned: bool = False  # its keys and values are never evicted, unless pins would take more than half of all memory
     ephemeral: bool = False  # nothing of it outlives it: its own blocks go when it ends
 
 
@@ -232,9 +232,13 @@ class SessionStore:
         old, pinned = session.leaf, session.options.pinned
         if leaf is not None:
             self.pool.hold(leaf)
-            if pinned:
-                self.pool.acquire(leaf)
             self.pool.touch(leaf)
+        if leaf is not None and pinned:
+            self.pool.acquire(leaf)
+            if self.pool.protected_bytes > self.pool.ledger.limit_bytes // 2:
+                # Rows need room too, this session's own for its next turn among them.
+                self.pool.release(leaf)
+                session.options = replace(session.options, pinned=False)
         session.leaf = leaf
         if old is not None:
             if pinned:

@@ -87,7 +87,7 @@ class Answer:
         miss, read = self._prefilled.miss, self._model.tokenizer.decode
         if miss is None:
             return None
-        return CacheMiss(miss.reason, miss.index, read(miss.before), read(miss.after), read(miss.earlier))
+        return CacheMiss(miss.reason, miss.index, read(miss.before), read(miss.after), read(miss.earlier), miss.detail)
 
     def _show(self, pieces: list[Piece]) -> list[Delta]:
         deltas = []

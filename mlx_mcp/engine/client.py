@@ -243,11 +243,12 @@ class EngineClient:
         total = num_prompt + submit.params.max_tokens
         progress = Progress("queued", "queued", 0, total)
         kept = submit.turn.opens is not None or (submit.turn.keep and bool(submit.turn.session))
+        session: SessionInfo | None = None
         self.thread.send(submit)
         reason: FinishReason | None
         try:
             while not ended:
-                deltas, reason, session = [], None, None
+                deltas, reason = [], None
                 match await mailbox.get(KEEPALIVE_S):
                     case Waiting(num_ahead):
                         progress = Progress("queued", f"queued behind {num_ahead} calls", 0, total)

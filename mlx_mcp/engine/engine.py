@@ -15,6 +15,7 @@ from functools import partial
 
 from mlx_mcp.core.block_pool import BlockPool
 from mlx_mcp.core.kv_cache_manager import KvCacheManager, Sharing
+from mlx_mcp.core.miss import Miss, MissReason
 from mlx_mcp.core.ports import Flight, LoadedModel, ModelLoader, PreparedModel, StepResult
 from mlx_mcp.core.prefix_cache import PrefixCache
 from mlx_mcp.core.scheduler import RETRY_AFTER_S, Limits, Scheduler
@@ -296,6 +297,8 @@ class Engine:
             kept,
             command.constraint,
         )
+        if scheduler.cache is None and (session is not None or turn.opens is not None):
+            sequence.miss = Miss(MissReason.NOT_REUSABLE, 0, detail=resident.model.runner.layout.refused)
         if turn.opens is not None:
             session = self.sessions.open(turn.tenant, command.model, turn.opens, turn.tools, command.sequence_id)
         try:

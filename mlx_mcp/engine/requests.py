@@ -100,7 +100,7 @@ class CacheMiss:
     """Why more was computed than was to be expected: see MissReason.
 
     From token `index` on; `before` is the text that leads there, `after` how this prompt goes on, and `earlier` how the
-    one went on that it was compared with.
+    one went on that it was compared with. `detail` is why nothing of the model is reused.
     """
 
     reason: MissReason
@@ -108,6 +108,7 @@ class CacheMiss:
     before: str
     after: str
     earlier: str
+    detail: str
 
 
 @dataclass(frozen=True)

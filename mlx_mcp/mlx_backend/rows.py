@@ -90,16 +90,18 @@ class Rows(ABC):
         self.own[sequence.sequence_id] = make_prompt_cache(self.model)
 
     def restore(self, restore: Restore) -> None:
-        """Make a row of what was cut out of rows, which is copied."""
+        """Make a row of what was cut out of rows.
+
+        Waits for the copies: a tensor that is written to while it is being filled would be copied whole.
+        """
         sequence, num_tokens = restore.sequence, restore.num_tokens
         self.begin(sequence)
-        if num_tokens:
-            self._fill(restore)
-            own = leaves(self.own[sequence.sequence_id])
-            for i, planes in self.codec.latest(restore.parts, num_tokens).items():
-                put(own[i], planes, num_tokens)
-            self.lengths[sequence.sequence_id] = num_tokens
-            async_eval(self.arrays([sequence]))
+        self._fill(restore)
+        own = leaves(self.own[sequence.sequence_id])
+        for i, planes in self.codec.latest(restore.parts, num_tokens).items():
+            put(own[i], planes, num_tokens)
+        self.lengths[sequence.sequence_id] = num_tokens
+        mx.eval(self.arrays([sequence]))
 
     def cut(self, sequence_id: int, start: int, end: int, state: bool) -> KvPayload:
         """Copy tokens [start, end) out of a row, with its states if these are of that moment."""
@@ -107,7 +109,7 @@ class Rows(ABC):
         assert start < end <= length, f"tokens [{start}, {end}) of {length}"
         assert end == length or not state, f"states at {end} of a row of {length} tokens"
         payload = self.codec.cut(lambda i: self._read(sequence_id, i, start, end), start, end, state)
-        async_eval(payload.arrays)  # at once: who reads keys and values keeps them from being written in place
+        async_eval(payload.arrays)  # at once: until it is done, it keeps what it reads from being written in place
         return payload
 
     @abstractmethod
@@ -125,6 +127,7 @@ class Rows(ABC):
         for start, end in spans(0, restore.num_tokens):
             for i, planes in self.codec.tokens(restore.parts, start, end).items():
                 own[i].update_and_fetch(*planes)
+            mx.eval(self.arrays([restore.sequence]))
 
     def _read(self, sequence_id: int, i: int, start: int, end: int) -> list[mx.array]:
         """See layers.read, of the row's i-th layer."""
@@ -326,7 +329,7 @@ class SlottedRows(Rows):
             for i, planes in self.codec.tokens(restore.parts, start, end).items():
                 half = len(planes) // 2
                 self.layers[i].write(slot, start - first, tuple(planes[:half]), tuple(planes[half:]))
-            async_eval([layer.slabs[slot.slab.slab_id] for layer in self.layers.values()])
+            mx.eval([layer.slabs[slot.slab.slab_id] for layer in self.layers.values()])
 
     def _read(self, sequence_id: int, i: int, start: int, end: int) -> list[mx.array]:
         """See Rows._read."""

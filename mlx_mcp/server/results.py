@@ -38,6 +38,7 @@ class Miss(BaseModel):
     before: str | None = None
     after: str | None = None
     earlier: str | None = None
+    detail: str | None = None
 
 
 class Generation(BaseModel):
@@ -132,6 +133,7 @@ class Closed(BaseModel):
     """What `close_session` returns."""
 
     closed: list[str]
+    not_shown: int | None = None
 
 
 class ModelEntry(BaseModel):
@@ -188,6 +190,7 @@ def miss(found: CacheMiss | None) -> Miss | None:
         before=found.before or None,
         after=found.after or None,
         earlier=found.earlier or None,
+        detail=found.detail or None,
     )
 
 
@@ -249,3 +252,8 @@ def session_list(infos: list[SessionInfo]) -> SessionList:
         ],
         not_shown=len(infos[MAX_LISTED:]) or None,
     )
+
+
+def closed_list(infos: list[SessionInfo]) -> Closed:
+    """The sessions that were closed, no more than a host takes."""
+    return Closed(closed=[info.session_id for info in infos[:MAX_LISTED]], not_shown=len(infos[MAX_LISTED:]) or None)

@@ -41,6 +41,7 @@ from mlx_mcp.server.results import (
     NewSession,
     SessionList,
     branch,
+    closed_list,
     counts,
     generation,
     miss,
@@ -235,7 +236,7 @@ class Tools:
 
     @translated
     async def list_sessions(self, given: Arguments, ctx: Context) -> Annotated[CallToolResult, SessionList]:
-        """List your sessions, the ones used last first, at most 100 of them.
+        """List your sessions, the ones used last first; of more than 100 the rest are counted in not_shown.
 
         Call it to find a handle again, or to see what can be closed. Returns {sessions: [{session, name, model, tokens,
         cached_tokens, busy, pinned, ephemeral, idle_s, expires_in_s, parent}]}: cached_tokens of its tokens would not
@@ -254,7 +255,7 @@ class Tools:
         if given.all == bool(given.sessions):
             raise InvalidRequest("Give the `sessions` to close, or all=true to close all of yours; one of the two.")
         closed = await self._client.close_sessions(tenant(), tuple(given.sessions or ()))
-        return reply(Closed(closed=[session.session_id for session in closed]))
+        return reply(closed_list(closed))
 
     @translated
     async def list_models(self, given: Arguments, ctx: Context) -> ModelList:
@@ -300,7 +301,8 @@ class Tools:
     ) -> list[Result | MlxMcpError]:
         """Run requests of one session at once, each on a fork of its own; forks that come to nothing are closed."""
         owner, session = requests[0].tenant, requests[0].session
-        forks = await self._client.fork(owner, session, len(requests))
+        with anyio.CancelScope(shield=True):  # a cancelled batch must not leave its forks behind
+            forks = await self._client.fork(owner, session, len(requests))
         unused = {fork.session_id for fork in forks}
         try:
             forked = [replace(request, session=fork.session_id) for request, fork in zip(requests, forks, strict=True)]
@@ -309,7 +311,6 @@ class Tools:
             return outcomes
         finally:
             if unused:
-                # Shielded: a cancelled batch must not leave its forks behind.
                 with anyio.CancelScope(shield=True), suppress(MlxMcpError):
                     await self._client.close_sessions(owner, tuple(unused))
 

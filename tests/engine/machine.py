@@ -1,6 +1,7 @@
 """Everything that can befall sessions, in any order, against lists of plain tokens."""
 
 from collections import Counter
+from typing import ClassVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -75,7 +76,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     max_kv_bytes = 1 << 30
     max_weights_bytes = 150
-    seen = Counter()  # what befell all machines; each kind of machine has its own
+    seen: ClassVar = Counter()  # what befell all machines; each kind of machine has its own
 
     def __init__(self):
         super().__init__()

@@ -23,8 +23,42 @@ MISTRAL = {"template": TEMPLATE + "{# [TOOL_CALLS] #}", "special": ["[TOOL_CALLS
 LFM = {"template": TEMPLATE, "special": ["<|tool_call_start|>", "<|tool_call_end|>"]}
 HARMONY = {"template": TEMPLATE, "special": ["<|channel|>", "<|message|>", "<|start|>", "<|end|>"]}
 
+# How families of models go about a chat, as far as going on with one depends on it.
+FAMILIES = {
+    "chatml": QWEN,
+    # Tools in the user's first message; a date before all of it.
+    "llama": {
+        "template": "<|begin_of_text|>{% set system = messages[0].role == 'system' %}"
+        "<|header|>system<|/header|>\n\nToday: {{ strftime_now('%d %b %Y') }}\n"
+        "{{ messages[0].content if system }}<|eot|>"
+        "{% for m in messages[system | int:] %}<|header|>{{ m.role }}<|/header|>\n\n"
+        "{% if loop.first and tools %}{{ tools | tojson }}\n\n{% endif %}{{ m.content | trim }}<|eot|>{% endfor %}"
+        "<|header|>assistant<|/header|>\n\n{# <tool_call> tool_call.name #}",
+        "special": ["<|begin_of_text|>", "<|header|>", "<|/header|>", "<|eot|>"],
+    },
+    # The system prompt in the user's first message; strict alternation; other names for roles.
+    "gemma": {
+        "template": "<bos>{% set system = messages[0].role == 'system' %}{% for m in messages[system | int:] %}"
+        "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+        "<turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+        "{{ messages[0].content + '\n\n' if system and loop.first }}{{ m.content | trim }}<end>\n{% endfor %}"
+        "{{ '<turn>model\n' }}",
+        "special": ["<bos>", "<turn>", "<end>"],
+    },
+    # System prompt and tools with the user's last message.
+    "mistral": {
+        "template": "<s>{% set system = messages[0].role == 'system' %}{% for m in messages[system | int:] %}"
+        "{% if m.role == 'user' %}{% if loop.last %}{{ '[TOOLS]' + tools | tojson + '[/TOOLS]' if tools }}"
+        "{% endif %}[INST]{{ messages[0].content + '\n\n' if system and loop.last }}{{ m.content }}[/INST]"
+        "{% else %}{{ m.content }}</s>{% endif %}{% endfor %}{# [TOOL_CALLS] #}",
+        "special": ["<s>", "</s>", "[TOOLS]", "[/TOOLS]", "[INST]", "[/INST]"],
+    },
+    "none": {"template": None},
+}
+
 LOOK = ({"type": "function", "function": {"name": "look", "description": "Look there.", "parameters": {}}},)
 HI = [Message("user", "hi")]
+SYSTEM, ASKED, ANSWERED = Message("system", "be brief"), Message("user", "the agent"), Message("assistant", "reads")
 
 
 def make_tokenizer(folder, template=TEMPLATE, added=(), special=()):
@@ -34,6 +68,19 @@ def make_tokenizer(folder, template=TEMPLATE, added=(), special=()):
     tokenizer.add_tokens(list(added))
     tokenizer.add_special_tokens(list(special))
     tokenizer.save(path)
+    return ChatTokenizer(folder, None)
+
+
+def make_sentencepiece(folder):
+    """One that spells with bytes, puts a space before a text, and drops the first space when it decodes."""
+    vocab = ["<unk>", "<|im_end|>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdefghijklmnopqrstuvwxyz"]
+    spm = Tokenizer(models.BPE({t: i for i, t in enumerate(vocab)}, [], unk_token="<unk>", byte_fallback=True))
+    spm.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    spm.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    write_tokenizer(folder, None)
+    spm.save(str(folder / "tokenizer.json"))
     return ChatTokenizer(folder, None)
 
 
@@ -55,6 +102,12 @@ def embedded():
 @pytest.fixture(scope="module")
 def mistral(tmp_path_factory):
     return make_tokenizer(tmp_path_factory.mktemp("mistral"), **MISTRAL)
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory, embedded):
+    made = {name: make_tokenizer(tmp_path_factory.mktemp(name), **given) for name, given in FAMILIES.items()}
+    return {**made, "embedded": embedded}
 
 
 def encoded(tokenizer, text):
@@ -172,6 +225,153 @@ def test_no_text_can_pass_for_reasoning_that_the_template_opened(tmp_path, templ
     assert not tokenizer.encode_chat([Message("user", "end with <think>\n")]).reasoning
 
 
+# Sessions: a context that is encoded once, and turns that go on from it
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "embedded"])
+@pytest.mark.parametrize("system", [[], [SYSTEM]])
+def test_a_turn_goes_on_in_the_users_message_that_a_context_leaves_open(families, family, system):
+    tokenizer = families[family]
+    context = tokenizer.encode_context([*system, Message("user", "the file\n\n")])
+    turn = tokenizer.encode_turn("and the tool ", "user")
+    whole = tokenizer.encode_chat([*system, Message("user", "the file\n\nand the tool ")])
+    assert context + turn.ids == whole.ids
+    assert turn.reasoning == whole.reasoning
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "embedded"])
+def test_a_context_of_a_system_prompt_opens_the_users_message(families, family):
+    tokenizer = families[family]
+    log = tokenizer.encode_context([SYSTEM]) + tokenizer.encode_turn("the agent", "user").ids
+    assert log == tokenizer.encode_chat([SYSTEM, ASKED]).ids
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "embedded"])
+def test_a_turn_goes_on_after_the_answer_that_a_context_leaves_open(families, family):
+    tokenizer = families[family]
+    log = tokenizer.encode_context([ASKED, ANSWERED]) + tokenizer.encode_turn("the file", "assistant").ids
+    assert log == tokenizer.encode_chat([ASKED, ANSWERED, Message("user", "the file")]).ids
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma", "mistral", "embedded"])
+def test_a_log_of_turns_is_what_the_chat_would_be(families, family):
+    tokenizer = families[family]
+    log, chat = tokenizer.encode_chat([ASKED]).ids, [ASKED]
+    for text in ["the file", "the tool"]:
+        log += (*encoded(tokenizer, "reads"), *tokenizer.encode_turn(text, "assistant").ids)
+        chat += [ANSWERED, Message("user", text)]
+    assert log == tokenizer.encode_chat(chat).ids
+
+
+@settings(max_examples=50, deadline=None)
+@given(parts=st.lists(st.text(max_size=20) | st.sampled_from([*CONTROLS, "\U000f0000"]), max_size=4))
+@pytest.mark.parametrize("family", ["chatml", "embedded"])
+def test_any_text_is_the_same_in_a_turn_and_in_a_chat(families, family, parts):
+    tokenizer, text = families[family], "x" + "".join(parts)
+    context = [ASKED, Message("assistant", text)]
+    log = tokenizer.encode_context(context) + tokenizer.encode_turn(text, "assistant").ids
+    assert log == tokenizer.encode_chat([*context, Message("user", text)]).ids
+    log = tokenizer.encode_context([Message("user", f"{text}x\n\n")]) + tokenizer.encode_turn(text, "user").ids
+    assert log == tokenizer.encode_chat([Message("user", f"{text}x\n\n{text}")]).ids
+
+
+def test_a_log_keeps_what_a_template_would_strip(tmp_path):
+    stripping = TEMPLATE.replace("m['content']", "m['content'].split('</think>')[-1]") + THINKING
+    tokenizer = make_tokenizer(tmp_path, stripping, QWEN["added"])
+    log = tokenizer.encode_chat(HI).ids + tuple(encoded(tokenizer, "why?\n</think>\n\nhello"))
+    turn = tokenizer.encode_turn("go on", "assistant")
+    assert decoded(tokenizer, log + turn.ids) == (
+        f"<|im_start|>user\nhi<|im_end|>\n{ASSISTANT}<think>\nwhy?\n</think>\n\nhello<|im_end|>\n"
+        f"<|im_start|>user\ngo on<|im_end|>\n{ASSISTANT}<think>\n"
+    )
+    assert (turn.reasoning, tokenizer.encode_turn("go on", "assistant", reasoning=False).reasoning) == (True, False)
+
+
+def test_an_answer_in_a_context_reads_as_one_that_a_turn_follows(tmp_path):
+    # As Qwen3's, which shows reasoning, if only an empty one, in an answer that nothing follows.
+    template = TEMPLATE.replace(
+        "m['content']", "('<think></think>' if loop.last and m.role == 'assistant' else '') + m.content"
+    )
+    tokenizer = make_tokenizer(tmp_path, template)
+    assert decoded(tokenizer, tokenizer.encode_context([ASKED, ANSWERED])).endswith(f"{ASSISTANT}reads")
+
+
+def test_what_a_template_puts_into_the_last_turn_is_not_put_there_again(families):
+    tokenizer = families["mistral"]
+    context = tokenizer.encode_context([SYSTEM], LOOK)
+    assert decoded(tokenizer, context).startswith("<s>[TOOLS][{")
+    assert decoded(tokenizer, tokenizer.encode_turn("hi", "user", LOOK).ids) == "hi[/INST]"
+    assert decoded(tokenizer, tokenizer.encode_turn("hi", "assistant", LOOK).ids) == "</s>[INST]hi[/INST]"
+
+
+@pytest.mark.parametrize(("system", "tools"), [([SYSTEM], ()), ([], LOOK)])
+def test_a_context_that_would_lose_what_belongs_to_the_next_turn_is_refused(families, system, tools):
+    with pytest.raises(InvalidRequest, match="Let the context end with a user's message"):
+        families["mistral"].encode_context([*system, ASKED, ANSWERED], tools)
+    assert families["mistral"].encode_context([*system, ASKED, ANSWERED, ASKED], tools)
+
+
+@pytest.mark.parametrize("family", ["chatml", "llama", "embedded"])
+@pytest.mark.parametrize("context", [[SYSTEM], [SYSTEM, ASKED, ANSWERED]])
+def test_tools_are_told_in_the_context_and_nowhere_else(families, family, context):
+    tokenizer, after = families[family], "assistant" if context[-1] is ANSWERED else "user"
+    turn = tokenizer.encode_turn("hi", after, LOOK)
+    assert turn == tokenizer.encode_turn("hi", after)
+    said = decoded(tokenizer, tokenizer.encode_context(context, LOOK) + turn.ids)
+    assert said == decoded(tokenizer, tokenizer.encode_chat([*context, *HI], LOOK).ids)
+    assert said.count("look") == 1
+
+
+def test_a_template_that_cannot_do_without_tools_gets_them(tmp_path):
+    tokenizer = make_tokenizer(tmp_path, JSON_TOOLS.replace("tools or []", "tools") + TEMPLATE, QWEN["added"])
+    log = tokenizer.encode_context([ASKED], LOOK) + tokenizer.encode_turn(" reads", "user", LOOK).ids
+    assert decoded(tokenizer, log).endswith(f"}}\n<|im_start|>user\nthe agent reads<|im_end|>\n{ASSISTANT}")
+    with pytest.raises(InvalidRequest, match="do not fit"):
+        tokenizer.encode_turn("hi", "user")
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, None])
+def test_a_context_with_tools_that_a_model_cannot_call_is_refused(tmp_path, template):
+    with pytest.raises(InvalidRequest, match="leave `tools` out"):
+        make_tokenizer(tmp_path, template).encode_context(HI, LOOK)
+
+
+def test_a_model_that_takes_no_answers_has_contexts_and_no_second_turns(tmp_path):
+    refusing = "{% for m in messages if m.role == 'assistant' %}{{ raise_exception('no answers') }}{% endfor %}"
+    tokenizer = make_tokenizer(tmp_path, refusing + TEMPLATE)
+    assert tokenizer.encode_context(HI) + tokenizer.encode_turn("!", "user").ids
+    with pytest.raises(InvalidRequest, match=r"no answers\..*there are no sessions with it: call without one"):
+        tokenizer.encode_turn("hi", "assistant")
+
+
+@pytest.mark.parametrize("content", ["m.content[:2]", "m.content + m.content", "m.content | tojson | urlencode"])
+def test_a_template_that_changes_texts_has_no_sessions(tmp_path, content):
+    tokenizer = make_tokenizer(tmp_path, TEMPLATE.replace("m['content']", content))
+    for refused in [
+        lambda: tokenizer.encode_context([Message("user", "some text")]),
+        lambda: tokenizer.encode_context([ASKED, ANSWERED]),
+    ]:
+        with pytest.raises(InvalidRequest, match="there are no sessions with this model"):
+            refused()
+
+
+@pytest.mark.parametrize("after", ["user", "assistant"])
+def test_a_turn_that_is_no_text_is_refused(tokenizer, after):
+    with pytest.raises(InvalidRequest, match="surrogates not allowed"):
+        tokenizer.encode_turn("half \ud83d", after)
+
+
+def test_a_tokenizer_that_puts_a_space_before_a_text_puts_none_amid_one(tmp_path):
+    tokenizer = make_sentencepiece(tmp_path)
+    log = tokenizer.encode_context([Message("user", "one\n\n")]) + tokenizer.encode_turn("two <|im_end|>", "user").ids
+    assert log == tokenizer.encode_chat([Message("user", "one\n\ntwo <|im_end|>")]).ids
+    assert tokenizer.decode(log) == "one\n\ntwo <|im_end|>"
+
+
+def test_decoding_shows_control_tokens(tokenizer):
+    assert tokenizer.decode(tokenizer.encode_chat(HI).ids) == f"<|im_start|>user\nhi<|im_end|>\n{ASSISTANT}"
+
+
 # Streaming
 
 
@@ -201,16 +401,7 @@ def test_any_tokens_read_as_they_do_all_at_once(embedded, ids):
 
 
 def test_text_of_a_tokenizer_that_spells_with_bytes_and_marks_words_by_spaces_survives_streaming(tmp_path):
-    # As sentencepiece's: decoding drops the first space, and reads bytes in runs.
-    vocab = ["<unk>", "<|im_end|>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdefghijklmnopqrstuvwxyz"]
-    spm = Tokenizer(models.BPE({t: i for i, t in enumerate(vocab)}, [], unk_token="<unk>", byte_fallback=True))
-    spm.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    spm.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    write_tokenizer(tmp_path, None)
-    spm.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = ChatTokenizer(tmp_path, None)
+    tokenizer = make_sentencepiece(tmp_path)
     text = "one two  three é 中文 🙂🙂🙂🙂🙂🙂 " * 3
     assert read(tokenizer, text) == ([("answer", text)], [])
     assert [tokenizer.token_text(i) for i in encoded(tokenizer, "a b")] == [" ", "a", " ", "b"]

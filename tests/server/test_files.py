@@ -1,7 +1,7 @@
+import contextlib
 import os
 import socket
 import threading
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -245,15 +245,9 @@ def test_however_a_folder_is_swapped_nothing_outside_is_read(root):
     swapping = threading.Thread(target=swap)
     swapping.start()
     try:
-        outcomes = {"read": 0, "refused": 0}
-        for turn in count():
-            try:
+        for _ in range(1000):
+            with contextlib.suppress(InvalidRequest):
                 assert "secret" not in read("src/a.py", roots=[root])
-                outcomes["read"] += 1
-            except InvalidRequest:
-                outcomes["refused"] += 1
-            if turn >= 3000 or (turn >= 500 and all(outcomes.values())):
-                break
     finally:
         done.set()
         swapping.join(10)

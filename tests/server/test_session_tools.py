@@ -174,6 +174,8 @@ async def test_a_list_that_no_host_would_take_is_cut(engine, monkeypatch):
         await call(client, "fork_session", session="root", count=4)
         listed = await call(client, "list_sessions")
         assert (len(listed["sessions"]), listed["not_shown"]) == (2, 3)
+        closed = await call(client, "close_session", all=True)
+        assert (len(closed["closed"]), closed["not_shown"]) == (2, 3)
 
 
 @pytest.mark.parametrize(
@@ -328,10 +330,12 @@ async def test_a_batch_branches_off_a_session_and_leaves_it_alone(engine):
     runner = engine.loader.runner
     async with connect(engine) as client:
         session = (await call(client, "create_session", system=SYSTEM))["session"]
+        runner.steps.clear()
         runner.gate.clear()
         arguments = {"prompts": [f"q{i}" for i in range(8)], "session": session}
         asking = asyncio.create_task(call(client, "generate_batch", **arguments))
-        await until(lambda: len(engine.thread._inbox) == 7)  # the eighth is in the step that the gate holds
+        # All are in flight: in the step that the gate holds, or on their way.
+        await until(lambda: runner.steps and len(runner.steps[0].sequences) + len(engine.thread._inbox) == 8)
         runner.gate.set()
         batch = await asking
         assert [r["text"] for r in batch["results"]] == [SYSTEM + f"q{i}" for i in range(8)]
@@ -407,6 +411,20 @@ async def test_cancelling_a_batch_cancels_every_branch_and_leaves_no_fork(engine
         with contextlib.suppress(asyncio.CancelledError):
             await batch
         await until(lambda: engine.stats.rows == engine.stats.running == 0 and engine.stats.sessions == 1)
+        assert [s["session"] for s in (await call(client, "list_sessions"))["sessions"]] == [session]
+
+
+async def test_a_batch_that_is_cancelled_while_it_forks_leaves_no_fork(engine):
+    async with connect(engine) as client:
+        session = (await call(client, "create_session", system="S."))["session"]
+        async with held(engine, client, "x"):
+            arguments = {"prompts": ["a", "b"], "session": session, "keep": True}
+            batch = asyncio.create_task(client.call_tool("generate_batch", arguments))
+            await until(lambda: engine.thread._inbox)
+            batch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await batch
+        await until(lambda: engine.stats.running == 0 and engine.stats.sessions == 1)
         assert [s["session"] for s in (await call(client, "list_sessions"))["sessions"]] == [session]
 
 

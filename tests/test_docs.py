@@ -1,0 +1,61 @@
+"""What the documents show is what the code does."""
+
+import re
+from pathlib import Path
+
+from mlx_mcp.engine.messages import Close
+from tests.engine.house import House
+
+DESIGN = Path(__file__).parent.parent / "docs" / "design" / "kv-cache.md"
+
+
+def picture(house):
+    """The trees of blocks, one line each, in order of the tokens; sessions by name at the block where they are."""
+    lines = []
+    at = {}
+    for session in house.engine.sessions.sessions.values():
+        at.setdefault(session.leaf, []).append(session.options.name)
+
+    def draw(block, depth):
+        names = ", ".join(at.get(block, ()))
+        if block.parent is not None:
+            text = "".join(map(chr, block.tokens))
+            tail = " tail" if len(block.tokens) < house.pool.block_tokens else ""
+            lines.append(f"{'  ' * depth}[{block.start},{block.end}) {text!r}{tail}{f'  <- {names}' if names else ''}")
+        for child in sorted(block.children.values(), key=lambda b: b.tokens):
+            draw(child, depth + (block.parent is not None))
+
+    for root in house.pool.roots.values():
+        draw(root, 0)
+    lines.append(f"{house.pool.used_bytes} bytes cached, {house.engine.stats.kv_reserved_bytes} in rows")
+    return "\n".join(lines)
+
+
+def story():
+    """What the document tells, step by step."""
+    house = House(max_kv_bytes=330)
+    house.prime("You fix bugs. ", name="base")
+    yield picture(house)
+    house.fork("base", 2, ("ann", "bob"))
+    yield picture(house)
+    house.say("Red?", "ann", after="user", max_tokens=4)
+    house.say("Blue?", "bob", after="user", max_tokens=4)
+    house.engine.step()
+    yield picture(house)
+    house.run()
+    yield picture(house)
+    again = house.say("You fix bugs. Red?", max_tokens=1)
+    house.run()
+    yield f"{again.cached} of 18 tokens cached"
+    house.ask(Close, "ann", ("base",))
+    yield picture(house)
+    house.pool.reclaim(9)
+    yield picture(house)
+    turn = house.say("|Go on", "ann", max_tokens=1)
+    house.run()
+    yield f"{turn.cached} of 28 tokens cached, {turn.miss.reason} from token {turn.miss.index} on\n{picture(house)}"
+
+
+def test_the_worked_example_of_the_cache_is_what_happens():
+    shown = re.findall(r"```text\n(.*?)\n```", DESIGN.read_text(), re.S)
+    assert shown == list(story())
