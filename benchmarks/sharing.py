@@ -325,7 +325,7 @@ class Theirs(Server):
 
         async def look() -> str | None:
             try:
-                return address if (await http.get(f"{address}/health")).is_success else None
+                return address if (await http.get(f"{address}/health", timeout=1)).is_success else None
             except httpx2.TransportError:
                 return None
 
@@ -575,13 +575,31 @@ def make_folder(folder: Path, short: bool) -> tuple[Path, int]:
 
 
 async def run(processes: tuple[Process, Process], theirs_at: str, bench: Bench, chosen: list[str], rounds: int) -> Any:
-    """Measure on both servers, once they are up."""
-    async with httpx2.AsyncClient(timeout=ANSWER_S, limits=httpx2.Limits(max_connections=None)) as http:
-        ours_at = await Ours.find(processes[0])
-        await Theirs.find(processes[1], theirs_at, http)
-        async with Client(f"{ours_at}/mcp") as client:
-            servers = (Ours(processes[0], ours_at, client, http), Theirs(processes[1], theirs_at, http))
-            return await measure(servers, bench, chosen, rounds)
+    """Measure on both servers, once they are up.
+
+    Raises:
+        ServerFailed: one of them did not do what it should.
+    """
+    try:
+        async with httpx2.AsyncClient(timeout=ANSWER_S, limits=httpx2.Limits(max_connections=None)) as http:
+            ours_at = await Ours.find(processes[0])
+            await Theirs.find(processes[1], theirs_at, http)
+            async with Client(f"{ours_at}/mcp") as client:
+                servers = (Ours(processes[0], ours_at, client, http), Theirs(processes[1], theirs_at, http))
+                return await measure(servers, bench, chosen, rounds)
+    except Exception as error:  # the client's task group wraps what goes through it, and fails first if its server ends
+        failed = [str(leaf) for leaf in leaves(error) if isinstance(leaf, ServerFailed)]
+        failed = failed or [str(each.failed("is gone")) for each in processes if each.popen.poll() is not None]
+        if not failed:
+            raise
+        raise ServerFailed(failed[0]) from error
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """The errors in a group of them, or the one."""
+    return (
+        [leaf for each in error.exceptions for leaf in leaves(each)] if isinstance(error, ExceptionGroup) else [error]
+    )
 
 
 def free_port() -> int:
@@ -616,8 +634,8 @@ def main() -> None:
                 running(Theirs.name, *serve_theirs, folder=folder) as theirs,
             ):
                 samples = asyncio.run(run((ours, theirs), f"http://127.0.0.1:{port}", bench, chosen, rounds))
-        except* ServerFailed as group:
-            sys.exit("\n".join(str(error) for error in group.exceptions))
+        except ServerFailed as error:
+            sys.exit(str(error))
     if not show(samples, chosen, verdict=not args.short):
         sys.exit(1)
 

@@ -301,17 +301,18 @@ class Tools:
     ) -> list[Result | MlxMcpError]:
         """Run requests of one session at once, each on a fork of its own; forks that come to nothing are closed."""
         owner, session = requests[0].tenant, requests[0].session
-        with anyio.CancelScope(shield=True):  # a cancelled batch must not leave its forks behind
-            forks = await self._client.fork(owner, session, len(requests))
-        unused = {fork.session_id for fork in forks}
+        forking = asyncio.create_task(self._client.fork(owner, session, len(requests)))
+        kept: set[str] = set()
         try:
+            forks = await asyncio.shield(forking)  # a call that is cancelled meanwhile must know what to close
             forked = [replace(request, session=fork.session_id) for request, fork in zip(requests, forks, strict=True)]
             outcomes = await self._run_all(forked, progress)
-            unused -= {o.session.session_id for o in outcomes if isinstance(o, Result) and o.session is not None}
+            kept = {o.session.session_id for o in outcomes if isinstance(o, Result) and o.session is not None}
             return outcomes
         finally:
-            if unused:
-                with anyio.CancelScope(shield=True), suppress(MlxMcpError):
+            with anyio.CancelScope(shield=True), suppress(MlxMcpError):
+                unused = {fork.session_id for fork in await forking} - kept
+                if unused:
                     await self._client.close_sessions(owner, tuple(unused))
 
     async def _read(self, paths: list[str] | None) -> str:
