@@ -6,7 +6,8 @@ OpenBLAS in front where it is installed, one thread of it. In each round both ge
 other, so that one is idle while the other is measured. A time to first token is that of a call for one token.
 
 Figures are ratios to the same server's own cold run in the same round, medians over the rounds; the times are there to
-tell what the ratios are made of. Ends with 1 if a goal is missed. `--short` is a tiny model, short texts, no verdict.
+tell what the ratios are made of. Ends with 1 if a goal is missed, with 2 if a server fails. `--short` is a tiny model
+and short texts, without goals.
 
     W1    2500 tokens cold, the same again, and a second turn
     W2    a parent primes 2000 tokens, then 8 children go on with 64 of their own, at once
@@ -635,7 +636,8 @@ def main() -> None:
             ):
                 samples = asyncio.run(run((ours, theirs), f"http://127.0.0.1:{port}", bench, chosen, rounds))
         except ServerFailed as error:
-            sys.exit(str(error))
+            print(error, file=sys.stderr)
+            sys.exit(2)
     if not show(samples, chosen, verdict=not args.short):
         sys.exit(1)
 

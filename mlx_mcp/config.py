@@ -49,7 +49,9 @@ class Config(BaseSettings):
     prefill_tokens_busy: int = Field(128, ge=64, description="tokens of prompts a step while others decode")
     prefill_tokens_idle: int = Field(512, ge=64, description="tokens of prompts a step while nobody does")
     block_tokens: int = Field(64, ge=16, le=1024, description="tokens that are cached, found and evicted together")
-    shared_prefix_rows: int = Field(4, ge=0, description="calls with one beginning that share one copy of it; 0: never")
+    shared_prefix_rows: int | None = Field(
+        None, ge=0, description="calls with one beginning that share one copy of it; 0: never; unset: as measured"
+    )
     shared_prefix_tokens: int = Field(512, ge=1, description="the shortest beginning that is worth sharing")
     max_sessions: int = Field(4096, ge=1, description="sessions that may be open at once, of all callers")
     session_ttl_s: float = Field(

@@ -33,7 +33,7 @@ def picture(house):
 
 def story():
     """What the document tells, step by step."""
-    house = House(max_kv_bytes=330)
+    house = House(max_kv_bytes=330, limits={"prefill_tokens_busy": 16})
     house.prime("You fix bugs. ", name="base")
     yield picture(house)
     house.fork("base", 2, ("ann", "bob"))

@@ -31,9 +31,12 @@ CHECKPOINT_TOKENS = 1024  # a model's states are kept so often while a prompt is
 
 @dataclass(frozen=True)
 class Sharing:
-    """When rows share one copy of a prefix: if so many sequences begin with so many tokens; 0 rows is never."""
+    """When rows share one copy of a prefix: if so many sequences begin with so many tokens.
 
-    min_rows: int = 4
+    0 rows is never, None what was measured for the backend.
+    """
+
+    min_rows: int | None = None
     min_tokens: int = 512
 
 
@@ -44,6 +47,7 @@ class Track:
     root: Block
     hashes: list[BlockHash] = field(default_factory=list)  # of its whole blocks, as far as they were needed
     num_prompt_blocks: int = 0
+    origin: Block | None = None  # the last that it was restored from
     block: Block | None = None  # the newest of its blocks that is in the tree; None while it waits
     planned: int = 0  # tokens that are in the tree, or will be when the steps under way are committed
     publishing: bool = False  # until a block of it found no room
@@ -143,7 +147,7 @@ class KvCacheManager:
             match = self._match(sequence)
             self._keep(match)
         size, tokens = self.cache.block_tokens, sequence.num_tokens
-        whole = match.num_tokens // size
+        whole, track.origin = match.num_tokens // size, match.blocks[-1] if match.blocks else None
         track.block = match.blocks[whole - 1] if whole else track.root
         track.planned, track.publishing, track.known = track.block.end, True, match.num_whole
         sequence.num_computed = match.num_tokens
@@ -229,6 +233,19 @@ class KvCacheManager:
         self.pool.touch(block)
         return block if block.parent is not None else None
 
+    def distrust(self, sequence: Sequence) -> None:
+        """Forget the blocks of a sequence whose logits were no numbers, as far as nothing else needs them.
+
+        Those that it began with too: if one of them is to blame, nobody shall fail by it again.
+        """
+        track = self.tracks[sequence]
+        for block in (track.origin, track.block):
+            while block is not None and block.parent is not None and block.resident:
+                if block.children or block.ref_count:
+                    break
+                self.pool.drop(block)
+                block = block.parent
+
     def check_integrity(self, running: list[Sequence], waiting: list[Sequence]) -> None:
         """Prove that trees, references, users and shared prefixes agree with the sequences there are."""
         assert set(self.tracks) == {*running, *waiting}, "tracks of sequences that are gone, or none of one that lives"
@@ -265,13 +282,14 @@ class KvCacheManager:
 
     def _share(self, sequence: Sequence, match: Match) -> None:
         """Let a sequence share the longest prefix that enough others begin with, if there is one."""
-        if not (self.sharing.min_rows and self.layout.sharing):
+        min_rows = self.layout.sharing_rows if self.sharing.min_rows is None else self.sharing.min_rows
+        if not (min_rows and self.layout.sharing):
             return
         size, hashes = self.cache.block_tokens, self.tracks[sequence].hashes
         for blocks in range(match.num_tokens // size, 0, -1):
             prefix = self.prefixes.get(hashes[blocks - 1])
             if prefix is None:
-                if self.users[hashes[blocks - 1]] < self.sharing.min_rows or blocks * size < self.sharing.min_tokens:
+                if self.users[hashes[blocks - 1]] < min_rows or blocks * size < self.sharing.min_tokens:
                     continue
                 if not self.pool.ledger.charge(blocks * size * self.slots.cost.token_bytes):
                     return

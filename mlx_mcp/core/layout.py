@@ -17,6 +17,7 @@ class Layout:
     windows: tuple[int, ...] = ()  # tokens that each kind of WINDOW layer keeps
     states: bool = False
     sharing: bool = False  # whether rows can share one copy of a prefix
+    sharing_rows: int = 0  # from how many rows on that is worth it, as measured on this backend; 0 is never
     refused: str = ""  # why nothing of this model is reused; empty where it is
 
 

@@ -28,7 +28,8 @@ class Limits:
     """What one scheduler may hold.
 
     A chunk ends at a multiple of `chunk_tokens`, whatever the budget: a prompt is always cut at the same places, so
-    that the same prompt gives the same keys and values. A budget is at least one chunk.
+    that the same prompt gives the same keys and values. Only the last chunk ends elsewhere. A budget is at least one
+    chunk.
     """
 
     max_running: int = 16
@@ -330,8 +331,10 @@ class Scheduler:
         chunks: list[Chunk] = []
         while starts:
             sequence = min(starts, key=lambda s: self.turns[s.session])  # the first admitted of a session
-            start = starts[sequence]
-            end = min((start // self.limits.chunk_tokens + 1) * self.limits.chunk_tokens, sequence.num_tokens)
+            start, size = starts[sequence], self.limits.chunk_tokens
+            # What is left after a cached prefix is not cut once more where it crosses a boundary.
+            left = sequence.num_tokens - start
+            end = start + left if left <= size else (start // size + 1) * size
             if used + end - start > budget:
                 break
             used += end - start

@@ -150,7 +150,7 @@ class SessionStore:
         if names and len(names) != count:
             raise InvalidRequest(f"There are {len(names)} names for {count} forks; give one for each, or none.")
         self._check(session.tenant, names, count)
-        self._use(session)
+        self.use(session)
         children = []
         for i in range(count):
             options = SessionOptions(names[i] if names else "", session.ttl_s, False, session.options.ephemeral)
@@ -175,21 +175,26 @@ class SessionStore:
         """Note that a turn goes on with the session."""
         assert session.turn is None, "two turns at once"
         session.turn = turn
-        self._use(session)
+        self.use(session)
 
     def finish(self, session: Session, log: tuple[int, ...], leaf: Block | None, after: str) -> None:
         """Take what a turn has come to; `leaf` is where its keys and values are, as far as they are there."""
         session.turn, session.log, session.after = None, log, after
         self._go_on(session, leaf)
-        self._use(session)
+        self.use(session)
 
     def abandon(self, session: Session) -> None:
         """End a turn that came to nothing: the session is as it was, and gone if that was its first."""
         session.turn = None
         if session.log:
-            self._use(session)
+            self.use(session)
         else:
             self.close(session)
+
+    def use(self, session: Session) -> None:
+        """Count a use: its time begins anew."""
+        session.used_at = self.clock()
+        self.infos[session.session_id] = session.info
 
     def close(self, session: Session) -> None:
         """Let go of a session; its queue is for the caller to answer."""
@@ -221,10 +226,6 @@ class SessionStore:
         self.sessions[session.session_id] = session
         if session.options.name:
             self._names[session.tenant, session.options.name] = session.session_id
-        self.infos[session.session_id] = session.info
-
-    def _use(self, session: Session) -> None:
-        session.used_at = self.clock()
         self.infos[session.session_id] = session.info
 
     def _go_on(self, session: Session, leaf: Block | None) -> None:

@@ -311,6 +311,7 @@ class Engine:
             if turn.keep:
                 self.sessions.begin(session, command.sequence_id)
             else:
+                self.sessions.use(session)
                 session = None
         self.live[sequence.sequence_id] = Live(sequence, resident, command, self.clock(), session)
         command.sink(Waiting(scheduler.num_ahead(sequence)))
@@ -358,9 +359,11 @@ class Engine:
         resident.model.runner.reset()
 
     def _commit(self, resident: Resident, step: Step, result: StepResult) -> None:
-        for sequence_id, cause in result.failed.items():
-            self._fail(sequence_id, cause)
         finished = resident.scheduler.commit(step, result.tokens, result.payloads, self._keep)
+        for sequence_id, cause in result.failed.items():
+            if sequence_id in self.live and resident.scheduler.cache is not None:
+                resident.scheduler.cache.distrust(self.live[sequence_id].sequence)
+            self._fail(sequence_id, cause)
         for sequence in dict.fromkeys(chunk.sequence for chunk in step.prefill):
             if not sequence.num_preemptions:  # else the caller has heard it
                 self._prefilled(sequence)

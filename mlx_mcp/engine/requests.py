@@ -143,7 +143,7 @@ def check(request: GenerateRequest) -> None:
     """
     if request.context:
         if not any(message.content.strip() for message in request.messages):
-            raise InvalidRequest("The context is empty. Give system, files, messages or prompt.")
+            raise InvalidRequest("The context is empty. Give `system`, `files` or `messages`.")
     elif not any(message.content.strip() for message in request.messages if message.role != "system"):
         raise InvalidRequest("The prompt is empty. Say in `prompt` what the model should do.")
     if request.session and (len(request.messages) != 1 or request.tools or request.opens or request.context):

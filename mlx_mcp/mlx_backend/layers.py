@@ -64,7 +64,10 @@ class Codec:
         self.windows = stacks({i: c for i, c in enumerate(caches) if type(c) is RotatingKVCache}, None)
         self.states = stacks({i: c for i, c in enumerate(caches) if type(c) is ArraysCache}, None)
         windows = tuple(sorted({stack.window for stack in self.windows}))
-        self.layout = Layout(windows, bool(self.states), sharing and bool(self.full))
+        sharing = sharing and bool(self.full)
+        # Measured on CPUs (docs/log.md); on a GPU nobody has yet, so there it is for a setting to say.
+        rows = 2 if mx.default_device() == mx.cpu else 0
+        self.layout = Layout(windows, bool(self.states), sharing, rows if sharing else 0)
         if refused:
             self.layout = Layout(refused=refused)
 
@@ -114,10 +117,7 @@ def stacks(layers: dict[int, Any], kv_bits: KvBits | None) -> tuple[Stack, ...]:
 
 
 def read(cache: Any, start: int, end: int) -> list[mx.array]:
-    """The planes of one of mlx-lm's caches: tokens [start, end), as far as it would and does keep them; or its states.
-
-    The cache holds one row, and of a ring's tokens `end` is the last.
-    """
+    """The planes of a row's cache: tokens [start, end), of a ring the last it keeps and still has; or the states."""
     kind = type(cache)
     if kind is ArraysCache:
         return list(cache.cache)

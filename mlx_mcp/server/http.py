@@ -86,8 +86,9 @@ def listen(config: Config) -> socket.socket:
         ConfigError: the address is taken, or not this machine's.
     """
     try:
-        family, kind, _, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
+        # With its protocol: asyncio turns Nagle's delay off only where it is told that this is TCP (40 ms a call).
+        family, kind, protocol, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(128)

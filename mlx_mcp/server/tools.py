@@ -121,11 +121,11 @@ class Tools:
 
         Use it to ask many things of one text, to do one thing to many texts, or with `n` and a temperature to draw
         several answers and choose. The context is a `session`, or `system` and `files`; no branch sees another's prompt
-        or answer. At most 64 branches, prompts × n; they run in one batch, so that eight take little longer than one.
+        or answer. At most 64 branches, prompts × n; they run as one batch.
 
         keep=false leaves the session as it is. keep=true keeps every branch in a session of its own, a fork of
-        `session`, whose handle comes back to go on with. With a `seed` the i-th answer to each prompt is drawn with
-        seed + i, the first with the seed itself.
+        `session`, whose handle comes back to go on with. With a `seed` the answers to each prompt are drawn with
+        seed, seed + 1, and so on.
 
         Returns {results, model}: the n answers to the first prompt, then to the second, and so on, each {text,
         finish_reason, session, cached_tokens, computed_tokens, completion_tokens}, without reasoning. A branch that

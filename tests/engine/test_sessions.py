@@ -21,6 +21,7 @@ from mlx_mcp.engine.messages import (
 )
 from mlx_mcp.errors import (
     CapacityError,
+    GenerationFailed,
     InvalidRequest,
     PromptTooLong,
     RequestTooLarge,
@@ -355,6 +356,16 @@ def test_there_are_so_many_sessions_and_no_more():
     assert isinstance(house.say("abc", opens=KEEP).error, CapacityError)
 
 
+def test_asking_without_keeping_counts_as_use():
+    house = House(session_ttl_s=10)
+    session = house.prime("abc")
+    for _ in range(3):
+        house.now += 8
+        house.say("|x", session, keep=False, after="user")
+        house.run()
+    assert len(house.ask(ListSessions, "ann")) == 1
+
+
 def test_an_ephemeral_session_leaves_nothing_behind_and_others_their_blocks():
     house = House()
     kept = house.prime(words(40))
@@ -547,6 +558,34 @@ def test_a_full_pool_serves_all_who_wait_one_after_another():
     calls = [house.say(words(100, chr(65 + i)), max_tokens=20, opens=KEEP) for i in range(12)]
     house.run()
     assert all(isinstance(c[-1], Finished) for c in calls)
+
+
+def test_what_a_row_computed_or_began_with_is_forgotten_when_its_logits_are_no_numbers():
+    house = House()
+    kept = house.prime(words(40, "A"))
+    house.say(words(40), max_tokens=1)
+    house.run()
+    before = house.pool.num_blocks
+    house.runner.broken.add(ord(words(1)))
+    call = house.say(words(60), max_tokens=5)
+    house.run()
+    assert isinstance(call.error, GenerationFailed)
+    assert house.pool.num_blocks == before - 10
+    assert house.engine.sessions.sessions[kept].leaf.resident
+
+
+def test_a_step_that_breaks_takes_back_what_it_was_to_keep():
+    house = House()
+    house.say(words(60), max_tokens=1)
+    house.engine.step()
+    before = house.pool.used_bytes
+    house.runner.explode = RuntimeError("out of memory")
+    house.engine.step()
+    house.engine.check_integrity()
+    assert house.pool.used_bytes == before
+    again = house.say(words(60), max_tokens=1)
+    house.run()
+    assert again.text == words(1)
 
 
 # Misses

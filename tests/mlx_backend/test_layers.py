@@ -311,6 +311,7 @@ def test_a_payload_keeps_nothing_of_its_row_alive(kind, exact_memory):
 
 def test_a_single_plane_is_copied_as_several_are():
     planes = [mx.zeros((1, 2, 3, 4))]
+    mx.eval(planes)
     before = mx.get_active_memory()
     array = joined(planes)
     mx.eval(array)
@@ -334,6 +335,15 @@ def test_tokens_that_a_window_has_lost_are_left_out_and_told(architecture, tmp_p
     cost = table.runner.cost
     assert gone.nbytes == 20 * cost.token_bytes
     assert gone.nbytes < part.nbytes < there.nbytes == cost.cut_bytes(20, False)
+
+
+def test_of_a_long_run_of_tokens_a_window_keeps_its_own_length(tmp_path):
+    table = Table(load(tmp_path, "gemma3"))
+    s = table.sequence(1, prompt(1, 2 * CHUNK))
+    table.run(s, until=1)  # the ring holds tokens of the last chunk beside its window
+    payload = table.runner.cut(1, 0, 2 * CHUNK, False)
+    assert payload.window_start == 2 * CHUNK - 64
+    assert payload.nbytes == table.runner.cost.cut_bytes(2 * CHUNK, False)
 
 
 # Steps
@@ -456,7 +466,9 @@ def test_rows_that_share_a_prefix_hold_it_once_and_go_on_as_if_they_did_not(kind
 def test_a_row_that_shares_a_prefix_moves_with_what_is_its_own(llama):
     row, table = whole(llama, None), Table(llama)
     s, restore = go_on(table, row, 160, prefix=SharedPrefix(3, 2 * CHUNK))
+    s.slot = table.pool.take(60)
     table.run(s, restores=[restore], until=20)
+    assert s.slot.capacity < s.num_computed
     new = table.pool.take(300)
     step = Step(decode=(s,), moves=(Move(s, s.slot, new),))
     table.commit(step, table.launch(step))
