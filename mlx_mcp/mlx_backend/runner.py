@@ -19,6 +19,7 @@ from mlx_mcp.mlx_backend.rows import make_rows
 from mlx_mcp.mlx_backend.sampler import Drawn, Row, draw, on_host
 
 async_eval: Any = mx.async_eval  # which has no types
+SPARE_BYTES = 256 << 20  # freed memory that MLX may keep while nothing runs, for the rows to come
 CLEAR_CACHE_STEPS = 512  # attention's temporaries grow with the rows, and MLX keeps a buffer of every size
 
 
@@ -131,7 +132,9 @@ class Runner:
         """Free a row's keys and values."""
         if self.rows.release(sequence_id) and not self.rows.lengths:
             self.latest = Flight()
-            mx.clear_cache()
+            # Memory that the system has to map anew takes a row longer than to fill it.
+            if mx.get_cache_memory() > SPARE_BYTES:
+                mx.clear_cache()
 
     def reset(self) -> None:
         """Drop every row."""
