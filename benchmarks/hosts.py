@@ -1,8 +1,8 @@
 """Real hosts against this tree: Claude Code and MCP Inspector, installed from npm, as their users run them.
 
-Run with `make hosts`; needs node and npm. Registers the server in Claude Code with an empty home, over stdio and HTTP,
-and has Inspector list and call both tools in both protocol eras. Prints one line per check; fails at the first that
-does not hold.
+Run with `make hosts`; needs node and npm. Registers the server in Claude Code with an empty home, over stdio and HTTP
+with and without a token, and has Inspector list and call the tools in both protocol eras. Prints one line per check;
+fails at the first that does not hold.
 """
 
 from __future__ import annotations
@@ -12,11 +12,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 WORK = Path("build/hosts").resolve()
 PACKAGES = ["@anthropic-ai/claude-code", "@modelcontextprotocol/inspector@2.12.0", "node@24"]
 SERVE = [sys.executable, "-m", "mlx_mcp", "serve"]
-QUESTION = "The code of Rex is 4096. Bob likes tea. What is the code of Rex?"
+TOKEN = "for-hosts"
+TOOLS = [
+    "generate",
+    "generate_batch",
+    "create_session",
+    "fork_session",
+    "list_sessions",
+    "close_session",
+    "list_models",
+]
+FACTS = "The code of Rex is 4096. The code of Kim is 771."
+QUESTION = "What is the code of Rex?"
 
 
 def run(*command: str, cwd: Path | None = None) -> str:
@@ -33,47 +45,87 @@ def installed(name: str) -> str:
     return str(WORK / "node_modules" / ".bin" / name)
 
 
-def check_claude_code(url: str) -> None:
-    """`claude mcp add` and `claude mcp list` say connected, for stdio and HTTP."""
+def served(**settings: str) -> tuple[subprocess.Popen[str], str]:
+    """An HTTP server with settings for its environment, and its address."""
+    env = {**os.environ, **settings}
+    server = subprocess.Popen([*SERVE, "--http", "--port", "0"], stderr=subprocess.PIPE, text=True, env=env)
+    assert server.stderr is not None
+    return server, server.stderr.readline().split(" at ")[1].strip()
+
+
+def check_claude_code(url: str, guarded: str) -> None:
+    """`claude mcp add` and `claude mcp list` say connected, for stdio and HTTP, also where a token is asked for."""
     project = WORK / "project"
     project.mkdir(exist_ok=True)
     (WORK / "home" / ".claude.json").unlink(missing_ok=True)
-    run(installed("claude"), "mcp", "add", "local-mlx", "--", *SERVE, cwd=project)
-    run(installed("claude"), "mcp", "add", "-t", "http", "http-mlx", url, cwd=project)
+    add = [installed("claude"), "mcp", "add"]
+    run(*add, "local-mlx", "--", *SERVE, cwd=project)
+    run(*add, "-t", "http", "http-mlx", url, cwd=project)
+    run(*add, "-t", "http", "guarded-mlx", guarded, "-H", f"Authorization: Bearer {TOKEN}", cwd=project)
     shown = run(installed("claude"), "mcp", "list", cwd=project)
     connected = [line for line in shown.splitlines() if "Connected" in line]
-    assert len(connected) == 2, shown
-    print("Claude Code", run(installed("claude"), "--version").strip(), "connects over stdio and HTTP")
+    assert len(connected) == 3, shown
+    print("Claude Code", run(installed("claude"), "--version").strip(), "connects over stdio, HTTP, HTTP with a token")
+
+
+class Inspector:
+    """MCP Inspector's CLI against one target; every call is a client of its own."""
+
+    def __init__(self, target: list[str], era: str) -> None:
+        self._command = [installed("mcp-inspector"), "--cli", *target, "--protocol-era", era, "--format", "json", "-q"]
+
+    def list(self) -> list[str]:
+        """The tools' names; fails if there is a fault in a schema."""
+        listed = json.loads(run(*self._command, "--method", "tools/list", "--strict"))
+        return [tool["name"] for tool in listed["result"]["tools"]]
+
+    def call(self, tool: str, **arguments: Any) -> Any:
+        """What a tool returns."""
+        given = [f"{name}={v if isinstance(v, str) else json.dumps(v)}" for name, v in arguments.items()]
+        pairs = [part for pair in given for part in ("--tool-arg", pair)]
+        called = run(*self._command, "--method", "tools/call", "--tool-name", tool, *pairs)
+        return json.loads(called)["result"]["structuredContent"]
 
 
 def check_inspector(target: list[str], era: str) -> None:
-    """Inspector lists the tools, finds no fault in their schemas, and calls both."""
-    inspect = [installed("mcp-inspector"), "--cli", *target, "--protocol-era", era, "--format", "json", "-q"]
-    listed = json.loads(run(*inspect, "--method", "tools/list", "--strict"))
-    assert [tool["name"] for tool in listed["result"]["tools"]] == ["generate", "list_models"], listed
-    asked = ["--tool-name", "generate", "--tool-arg", f"prompt={QUESTION}"]
-    answered = json.loads(run(*inspect, "--method", "tools/call", *asked))
-    assert answered["result"]["structuredContent"]["text"] == "4096", answered
-    models = json.loads(run(*inspect, "--method", "tools/call", "--tool-name", "list_models"))
-    assert models["result"]["structuredContent"]["models"][0]["name"] == "embedded", models
-    print(f"Inspector lists and calls both tools, {era} era, {'HTTP' if '--transport' in target else 'stdio'}")
+    """Inspector lists the tools, finds no fault in their schemas, and calls what needs nothing from before."""
+    inspector = Inspector(target, era)
+    assert inspector.list() == TOOLS
+    assert inspector.call("generate", prompt=f"{FACTS} {QUESTION}")["text"] == "4096"
+    assert inspector.call("list_models")["models"][0]["name"] == "embedded"
+    batch = inspector.call("generate_batch", prompts=[QUESTION, "What is the code of Kim?"], system=FACTS)
+    assert [result["text"] for result in batch["results"]] == ["4096", "771"], batch
+    print(f"Inspector lists and calls the tools, {era} era, {'HTTP' if '--transport' in target else 'stdio'}")
+
+
+def check_sessions(target: list[str], era: str) -> None:
+    """A session goes on from client to client until it is closed."""
+    inspector = Inspector(target, era)
+    made = inspector.call("create_session", messages=[{"role": "user", "content": FACTS}], name=era, ttl_s=60)
+    forks = inspector.call("fork_session", session=era, names=[f"{era}-fork"])
+    assert forks["tokens"] == made["tokens"], forks
+    answer = inspector.call("generate", session=f"{era}-fork", prompt=QUESTION)
+    assert (answer["text"], answer["cached_tokens"]) == ("4096", made["tokens"]), answer
+    assert len(inspector.call("list_sessions")["sessions"]) == 2
+    assert len(inspector.call("close_session", all=True)["closed"]) == 2
+    print(f"Inspector makes, forks, asks, lists and closes sessions, {era} era, with a token")
 
 
 def main() -> None:
-    """Install the hosts, start an HTTP server, and run every check."""
+    """Install the hosts, start HTTP servers, and run every check."""
     (WORK / "home").mkdir(parents=True, exist_ok=True)
     run("npm", "install", "--no-fund", "--no-audit", *PACKAGES, cwd=WORK)
-    server = subprocess.Popen([*SERVE, "--http", "--port", "0"], stderr=subprocess.PIPE, text=True)
+    (server, url), (guarded_server, guarded) = served(), served(MLX_MCP_TOKEN=TOKEN)
     try:
-        assert server.stderr is not None
-        url = server.stderr.readline().split(" at ")[1].strip()
-        check_claude_code(url)
+        check_claude_code(url, guarded)
         for era in ("legacy", "modern"):
             check_inspector(SERVE, era)
             check_inspector([url, "--transport", "http"], era)
+            check_sessions([guarded, "--transport", "http", "--header", f"Authorization: Bearer {TOKEN}"], era)
     finally:
-        server.terminate()
-        assert server.wait(20) == 0
+        for process in (server, guarded_server):
+            process.terminate()
+            assert process.wait(20) == 0
 
 
 if __name__ == "__main__":

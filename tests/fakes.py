@@ -127,14 +127,11 @@ class FakeRunner:
     ahead: bool = False
     kv_bytes: int = 0
     layout: Layout = field(default_factory=lambda: Layout(sharing=True))
+    cost: KvCost = field(default_factory=lambda: KvCost(token_bytes=1))
     num_computed: int = 0  # tokens, of all rows
 
     def __post_init__(self):
         self.gate.set()
-
-    @property
-    def cost(self):
-        return KvCost(token_bytes=1)
 
     @property
     def num_rows(self):
@@ -153,6 +150,10 @@ class FakeRunner:
             sequence = restore.sequence
             tokens = tuple(t for part in restore.parts for t in part.payload.tokens[: part.num_tokens])
             assert tokens == sequence.tokens(0, restore.num_tokens), "another prefix was restored"
+            end, needed = 0, restore.num_tokens - max(self.layout.windows, default=0)
+            for part in restore.parts:
+                start, end = end, end + part.num_tokens
+                assert end <= needed or part.payload.window_start <= max(start, needed), "a window with a gap"
             if self.layout.states:
                 assert restore.parts[-1].num_tokens == len(restore.parts[-1].payload.tokens)
                 assert restore.parts[-1].payload.has_state
@@ -166,6 +167,8 @@ class FakeRunner:
             self.num_computed += 1
         self.sequences |= {s.sequence_id: s for s in step.sequences}
         assert all(cut.end <= self.rows[cut.sequence.sequence_id] for cut in step.cuts)
+        ends = {(chunk.sequence, chunk.end) for chunk in step.prefill}
+        assert all((cut.sequence, cut.end) in ends for cut in step.cuts if cut.state), "states of another moment"
         return FakeFlight(self, step)
 
     def cut(self, sequence_id, start, end, state):

@@ -118,10 +118,15 @@ class KvCacheManager:
             if not self.users[digest]:
                 del self.users[digest]
 
+    def follows(self, sequence: Sequence) -> bool:
+        """Whether the sequence that this one was seen to wait for is still at it."""
+        track, leader = self.tracks[sequence], self.tracks[sequence].leader
+        return leader is not None and leader.slot is not None and leader.num_computed < track.until
+
     def held(self, sequence: Sequence) -> bool:
         """Whether a running sequence is about to compute what this one needs next: then it waits for that."""
-        track, leader = self.tracks[sequence], self.tracks[sequence].leader
-        if leader is not None and leader.slot is not None and leader.num_computed < track.until:
+        track = self.tracks[sequence]
+        if self.follows(sequence):
             return True
         track.leader = None
         size = self.cache.block_tokens
@@ -227,7 +232,12 @@ class KvCacheManager:
                 break
             parent = block if start == block.end else block.parent
             assert parent is not None, "a root has no states"
-            block = self._put(parent, tokens[start:until], cut(start, until, state), charged)
+            try:
+                payload = cut(start, until, state)
+            except Exception:
+                self.pool.ledger.refund(charged)
+                raise
+            block = self._put(parent, tokens[start:until], payload, charged)
             if block.end != until:  # a hash that is another block's too
                 break
         self.pool.touch(block)
@@ -285,16 +295,17 @@ class KvCacheManager:
         min_rows = self.layout.sharing_rows if self.sharing.min_rows is None else self.sharing.min_rows
         if not (min_rows and self.layout.sharing):
             return
-        size, hashes = self.cache.block_tokens, self.tracks[sequence].hashes
+        size, hashes, cost = self.cache.block_tokens, self.tracks[sequence].hashes, self.slots.cost
         for blocks in range(match.num_tokens // size, 0, -1):
-            prefix = self.prefixes.get(hashes[blocks - 1])
+            prefix, tokens = self.prefixes.get(hashes[blocks - 1]), blocks * size
+            if prefix is None and (self.users[hashes[blocks - 1]] < min_rows or tokens < self.sharing.min_tokens):
+                continue
+            copy_bytes = tokens * cost.token_bytes if prefix is None else 0
+            if not self.pool.ledger.charge(copy_bytes + cost.window_bytes(tokens)):
+                return
             if prefix is None:
-                if self.users[hashes[blocks - 1]] < min_rows or blocks * size < self.sharing.min_tokens:
-                    continue
-                if not self.pool.ledger.charge(blocks * size * self.slots.cost.token_bytes):
-                    return
                 self.num_prefixes += 1
-                prefix = self.prefixes[hashes[blocks - 1]] = SharedPrefix(self.num_prefixes, blocks * size)
+                prefix = self.prefixes[hashes[blocks - 1]] = SharedPrefix(self.num_prefixes, tokens)
             prefix.num_rows += 1
             sequence.prefix = prefix
             return
@@ -303,6 +314,7 @@ class KvCacheManager:
         prefix, sequence.prefix = sequence.prefix, None
         if prefix is not None:
             prefix.num_rows -= 1
+            self.pool.ledger.refund(self.slots.cost.window_bytes(prefix.num_tokens))
             if not prefix.num_rows:
                 self.prefixes = {digest: p for digest, p in self.prefixes.items() if p is not prefix}
                 self.pool.ledger.refund(prefix.num_tokens * self.slots.cost.token_bytes)

@@ -250,8 +250,8 @@ class Scheduler:
         """Give places to the sessions in turn, as long as there are places and memory.
 
         Whoever has the turn and does not fit keeps it: nobody small slips past for ever, of this model or another. A
-        session that runs nothing gets a place of the one that runs the most. Who waits for what a running sequence is
-        about to compute is passed over, and keeps its turn.
+        session that runs nothing gets a place of the one that runs the most. Who waits for something else is passed
+        over, and keeps its turn.
         """
         ledger = self.pool.ledger
         while self.waiting and (ledger.first is None or ledger.first is self.pool):
@@ -281,7 +281,11 @@ class Scheduler:
                 self._take_turn(session)
 
     def _held(self, sequence: Sequence) -> bool:
-        return self.cache is not None and self.cache.held(sequence)
+        """Whether it waits for something other than its turn: a prefix that another computes, or pins to be let go."""
+        if self.cache is None:
+            return False
+        free = self.pool.ledger.limit_bytes - self.cache.pool.protected_bytes
+        return self.pool.alone_bytes(self._need(sequence)) > free or self.cache.held(sequence)
 
     def _place(self, sequence: Sequence, restores: dict[Sequence, Restore]) -> bool:
         """Give a sequence a slot, and note what its row begins with; False if there is no memory."""

@@ -68,6 +68,7 @@ class Session:
     leaf: Block | None = None  # where its keys and values end; they may have been evicted
     turn: int | None = None  # the sequence that goes on with it
     queue: deque[Any] = field(default_factory=deque)  # turns that wait for this one
+    latest: tuple[int, int] = (0, 0)  # the sequence of the latest turn that ended, and where its output begins
 
     @property
     def num_computed(self) -> int:
@@ -182,6 +183,15 @@ class SessionStore:
         session.turn, session.log, session.after = None, log, after
         self._go_on(session, leaf)
         self.use(session)
+
+    def shorten(self, session: Session, num_tokens: int) -> None:
+        """Have it go on after its first tokens only."""
+        leaf = session.leaf
+        while leaf is not None and leaf.end > num_tokens:
+            leaf = leaf.parent
+        if leaf is not None and leaf.parent is None:
+            leaf = None
+        self.finish(session, session.log[:num_tokens], leaf, session.after)
 
     def abandon(self, session: Session) -> None:
         """End a turn that came to nothing: the session is as it was, and gone if that was its first."""

@@ -32,13 +32,16 @@ class KvCost:
 
     def row_bytes(self, capacity: int) -> int:
         """The most that a row with room for `capacity` tokens takes."""
-        windows = sum(min(capacity, most) * each for most, each in self.windows)
-        return capacity * self.token_bytes + windows + self.state_bytes
+        return capacity * self.token_bytes + self.window_bytes(capacity) + self.state_bytes
 
     def cut_bytes(self, num_tokens: int, state: bool) -> int:
         """What `num_tokens` tokens take in the cache, to the byte; `state` if the states at their end are kept too."""
-        windows = sum(min(num_tokens, most) * each for most, each in self.windows)
-        return num_tokens * self.token_bytes + windows + (self.snapshot_bytes if state else 0)
+        snapshot = self.snapshot_bytes if state else 0
+        return num_tokens * self.token_bytes + self.window_bytes(num_tokens) + snapshot
+
+    def window_bytes(self, num_tokens: int) -> int:
+        """What layers that keep the last tokens keep of `num_tokens`; rows that share these keep it each."""
+        return sum(min(num_tokens, most) * each for most, each in self.windows)
 
 
 @dataclass

@@ -97,7 +97,7 @@ class Live:
     sequence: Sequence
     resident: Resident
     command: Submit
-    since: float  # when it was last seen to run
+    since: float  # when it was last seen to run, or another to compute what it waits for
     session: Session | None = None  # that goes on with what comes of it
 
     @property
@@ -204,7 +204,7 @@ class Engine:
     def fail_all(self, error: MlxMcpError) -> None:
         """Tell every waiter that nothing more will come, and let go of everything."""
         sinks = [live.sink for live in self.live.values()] + [s for p in self.loads.values() for s in p.sinks]
-        sinks += [turn.sink for session in self.queued.values() for turn in session.queue]
+        sinks += [turn.sink for session in dict.fromkeys(self.queued.values()) for turn in session.queue]
         self.live.clear()
         self.queued.clear()
         self.loads.clear()
@@ -221,6 +221,7 @@ class Engine:
         pools = [r.scheduler.pool for r in self.residents.values()]
         shared = [
             p.num_tokens * r.scheduler.pool.cost.token_bytes
+            + p.num_rows * r.scheduler.pool.cost.window_bytes(p.num_tokens)
             for r in self.residents.values()
             if r.scheduler.cache is not None
             for p in r.scheduler.cache.prefixes.values()
@@ -384,7 +385,11 @@ class Engine:
     def _finish(self, sequence_id: int, num_output: int) -> None:
         """End a sequence after its first tokens; the step that may be under way computes it once for nothing."""
         live = self.live.get(sequence_id)
-        if live is None:
+        if live is None:  # it ended on its own before its caller had read so far
+            for session in self.sessions.sessions.values():
+                end = session.latest[1] + num_output
+                if session.latest[0] == sequence_id and session.turn is None and end < len(session.log):
+                    self.sessions.shorten(session, end)
             return
         sequence, known = live.sequence, live.sequence.num_computed
         del sequence.output_ids[num_output:]
@@ -412,6 +417,7 @@ class Engine:
                 logger.exception("the end of a sequence could not be cached")
         if session is not None:
             self.sessions.finish(session, sequence.tokens(0, sequence.num_tokens), leaf, turn.context or "assistant")
+            session.latest = sequence.sequence_id, len(sequence.prompt_ids)
 
     def _ended(self, sequence: Sequence) -> None:
         """Free a finished sequence's row, and tell."""
@@ -462,7 +468,8 @@ class Engine:
         for session in self.sessions.expired():
             self._close(session)
         for live in list(self.live.values()):
-            if live.sequence.slot is not None:
+            cache = live.resident.scheduler.cache
+            if live.sequence.slot is not None or (cache is not None and cache.follows(live.sequence)):
                 live.since = now
             elif now - live.since > self.keeping.max_wait_s:
                 self._drop(live.sequence.sequence_id)

@@ -139,7 +139,10 @@ class Submit:
 
 @dataclass(frozen=True)
 class Finish:
-    """End a sequence after its first `num_output` tokens, as if the model had; unknown ids are ignored."""
+    """End a sequence after its first `num_output` tokens, as if the model had; unknown ids are ignored.
+
+    One that has ended on its own meanwhile is cut in its session, unless that has gone on.
+    """
 
     sequence_id: int
     num_output: int

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import reduce
 from itertools import accumulate, groupby
+from math import log2
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -25,6 +27,18 @@ from mlx_lm.models import base
 from mlx_lm.models.cache import ArraysCache, create_attention_mask
 
 from mlx_mcp.core.slots import SharedPrefix, Slab, Slot
+from mlx_mcp.mlx_backend.blas import openblas_in_front
+
+# On x86 CPUs mlx takes exp of one number at a time, and softmax is most of what attention takes. Where OpenBLAS rounds
+# differently in batches of each size anyway, attention to more scores than FEW goes by `power` instead.
+LOG2E = log2(2.718281828459045)
+FEW = 8192
+PIECE = 1 << 19  # scores at a time: what is between them and the result stays in a CPU's caches
+LEAST_QUERIES = 64  # at a time, however many tokens: products of fewer are slower
+# Minimax of 2**x over [-1/2, 1/2] without the first, which is 1, last first; relative error 1e-7, with rounding 2e-7.
+TERMS = (0.001326472731307149, 0.009671512991189957, 0.05550733581185341, 0.24022242426872253, 0.6931470036506653)
+ROUND = 1.5 * 2**23  # added to a float32 of less than 2**22, its last bits are the nearest whole number
+BAR = 1e30  # taken off scores that get no weight
 
 
 @dataclass(frozen=True)
@@ -88,6 +102,53 @@ def hook(model: Any) -> None:
             module.scaled_dot_product_attention = attend  # type: ignore[attr-defined]
 
 
+def by_power(num_scores: int, dtype: mx.Dtype) -> bool:
+    """Whether attention of so many scores goes by `power`."""
+    return num_scores > FEW and dtype == mx.float32 and mx.default_device() == mx.cpu and openblas_in_front()
+
+
+def power(x: mx.array) -> mx.array:
+    """2**x for x <= 0: within 2e-7 of it, from -127 down exactly 0, NaN of NaN.
+
+    Reduced to the nearest whole number and a polynomial of what is left (Cody and Waite, Software Manual for the
+    Elementary Functions, 1980); the whole number is added to the bits that are the exponent (Schraudolph, A Fast,
+    Compact Approximation of the Exponential Function, 1999).
+    """
+    x = mx.maximum(x, -127.0)  # where the polynomial is 1, and its exponent 127 is taken to that of 0
+    rounded = x + ROUND
+    rest = x - (rounded - ROUND)
+    p = rest * TERMS[0]
+    for term in TERMS[1:]:
+        p = (p + term) * rest
+    return ((p + 1.0).view(mx.int32) + (rounded.view(mx.int32) << 23)).view(mx.float32)
+
+
+def largest(scores: mx.array) -> mx.array:
+    """The maximum over the last axis, which is kept; NaN where one is."""
+    while scores.shape[-1] > 512:  # mlx's own is slower than halves against each other
+        half = (scores.shape[-1] + 1) // 2
+        scores = mx.maximum(scores[..., :half], scores[..., -half:])
+    return scores.max(axis=-1, keepdims=True)
+
+
+def weigh(scores: list[mx.array], sinks: mx.array | None) -> tuple[list[mx.array], mx.array]:
+    """Softmax to the base of 2 over parts of [..., tokens] each; returns each part's weights, and what to divide by.
+
+    sinks: as in `softmax`, broadcast to [..., 1]. A row with a NaN or +inf among its scores is NaN, and no other is.
+    """
+    top = reduce(mx.maximum, [largest(part) for part in scores] + ([] if sinks is None else [sinks]))
+    weights = [power(part - top) for part in scores]
+    total = top - top if sinks is None else power(sinks - top)  # not 0: it must be NaN where the largest is no number
+    for part in weights:
+        total = mx.addmm(total, part, mx.ones((part.shape[-1], 1)))  # faster than mx.sum
+    return weights, total
+
+
+def bars(mask: mx.array) -> mx.array:
+    """What to add to scores for a bool mask; mx.where takes longer than all of `power`."""
+    return (mask.astype(mx.float32) - 1.0) * BAR
+
+
 def attention(
     queries: mx.array,
     keys: mx.array,
@@ -104,26 +165,80 @@ def attention(
     On a CPU mlx's own reads the keys once for each query head; folding the heads that share keys into one product is
     1.3 to 1.5 times as fast (docs/log.md).
     """
-    if sinks is not None or mx.default_device() != mx.cpu:
-        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
     rows, heads, _, width = queries.shape
-    shared = keys.shape[1]
-    scores = (queries * scale).reshape(rows, shared, heads // shared, width) @ keys.swapaxes(-1, -2)
-    if mask is not None:
-        scores = mx.where(mask, scores, -mx.inf)
-    return (softmax(scores, None) @ values).reshape(rows, heads, 1, values.shape[-1])
+    shared, tokens = keys.shape[1:3]
+    fast = by_power(rows * heads * tokens, queries.dtype)
+    if not fast and (sinks is not None or mx.default_device() != mx.cpu):
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
+    scaled = (queries * (scale * LOG2E if fast else scale)).reshape(rows, shared, heads // shared, width)
+    (weights,), total = softmax([scaled @ keys.swapaxes(-1, -2)], [mask], sinks, fast)
+    out = weights @ values
+    return (out if total is None else out / total).reshape(rows, heads, 1, values.shape[-1])
 
 
-def softmax(scores: mx.array, sinks: mx.array | None) -> mx.array:
-    """The weights for scores [rows, kv_heads, heads per kv_head, tokens].
+def softmax(
+    scores: list[mx.array], masks: list[mx.array | None], sinks: mx.array | None, fast: bool
+) -> tuple[list[mx.array], mx.array | None]:
+    """The weights for scores [rows, kv_heads, heads per kv_head, tokens] in parts, and what to divide by if anything.
 
     A head's sink [heads] is one more score, ahead of the tokens' as in mx.fast, that takes weight and has no value.
+    Scores for `fast`, see `by_power`, are to the base of 2; sinks never are.
     """
-    if sinks is None:
-        return mx.softmax(scores, axis=-1, precise=True)
-    rows, kv_heads, each, _ = scores.shape
-    sink = mx.broadcast_to(sinks.reshape(1, kv_heads, each, 1), (rows, kv_heads, each, 1))
-    return mx.softmax(mx.concatenate([sink, scores], axis=-1), axis=-1, precise=True)[..., 1:]
+    kv_heads, each = scores[0].shape[1:3]
+    sink = None if sinks is None else sinks.reshape(1, kv_heads, each, 1)
+    if fast:
+        barred = [part if mask is None else part + bars(mask) for part, mask in zip(scores, masks, strict=True)]
+        return weigh(barred, None if sink is None else sink * LOG2E)
+    barred = [part if mask is None else mx.where(mask, part, -mx.inf) for part, mask in zip(scores, masks, strict=True)]
+    if sink is not None:
+        barred.insert(0, mx.broadcast_to(sink, (len(scores[0]), kv_heads, each, 1)))
+    weights = mx.softmax(mx.concatenate(barred, axis=-1), axis=-1, precise=True)
+    ends: Any = list(accumulate(part.shape[-1] for part in barred))
+    parts = list(mx.split(weights, ends[:-1], axis=-1))
+    return parts if sink is None else parts[1:], None
+
+
+def chunk_attention(
+    queries: mx.array,
+    parts: list[tuple[mx.array, mx.array]],
+    masks: list[mx.array | None],
+    scale: float,
+    sinks: mx.array | None,
+) -> mx.array:
+    """Attention, by `power`, of queries [1, heads, chunk, head_dim] over keys and values in parts.
+
+    parts: [1, kv_heads, tokens, width] each; masks: bool [chunk, n] for the last n tokens of each part.
+
+    In pieces, one after another: as many kv_heads as PIECE holds, or some of the queries of one.
+    """
+    _, heads, chunk, width = queries.shape
+    kv_heads, tokens = parts[0][0].shape[1], sum(keys.shape[2] for keys, _ in parts)
+    each = heads // kv_heads
+    scaled = (queries * (scale * LOG2E)).reshape(kv_heads, each, chunk, width)
+    sink = None if sinks is None else (sinks * LOG2E).reshape(kv_heads, each, 1, 1)
+    added = [None if mask is None else bars(mask) for mask in masks]
+    most = max(PIECE // tokens, LEAST_QUERIES)  # rows of a piece, of all its heads
+    num_queries = min(chunk, max(1, most // each))
+    num_heads = max(1, most // (each * num_queries))
+    outs: list[list[mx.array]] = []
+    for head in range(0, kv_heads, num_heads):
+        of = slice(head, head + num_heads)
+        outs.append([])
+        for start in range(0, chunk, num_queries):
+            q = scaled[of, :, start : start + num_queries]
+            if start or head:
+                (q,) = mx.depends([q], [outs[-1][-1] if start else outs[-2][-1]])
+            scores = []
+            for (keys, _), bar in zip(parts, added, strict=True):
+                s = (q.flatten(1, 2) @ keys[0, of].swapaxes(-1, -2)).reshape(*q.shape[:3], -1)
+                if bar is not None:
+                    s[..., -bar.shape[-1] :] += bar[start : start + num_queries]
+                scores.append(s)
+            weights, total = weigh(scores, None if sink is None else sink[of])
+            sums = [w.flatten(1, 2) @ values[0, of] for w, (_, values) in zip(weights, parts, strict=True)]
+            outs[-1].append(sum(sums[1:], sums[0]).reshape(*q.shape[:3], -1) / total)
+    whole = mx.concatenate([mx.concatenate(some, axis=2) for some in outs])
+    return whole.reshape(1, heads, chunk, whole.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -142,12 +257,16 @@ class Run:
     longest: int  # tokens of a slot to attend to, this step's included
     slots: mx.array  # [n]
     positions: mx.array  # [n]: where in its slot each row's token of this step goes
-    mask: mx.array | None  # [n, 1, 1, tokens]: each row's own tokens; None where all are as long
+    mask: mx.array | None  # [n, 1, 1, longest]: each row's own tokens in its slot; None where all are as long
 
-    def within(self, window: int) -> mx.array:
-        """A mask like `mask` of each row's own last `window` tokens."""
-        tokens, last = mx.arange(-num_shared(self.prefix), self.longest), self.positions[:, None]
-        return ((tokens <= last) & (tokens > last - window))[:, None, None]
+    def masks(self, window: int | None) -> list[mx.array | None]:
+        """Each row's own last `window` tokens, [n, 1, 1, …]: of its prefix, if it has one, and of its slot."""
+        shared = num_shared(self.prefix)
+        if window is None:
+            return [None, self.mask] if shared else [self.mask]
+        tokens, last = mx.arange(-shared, self.longest), self.positions[:, None]
+        mask = ((tokens <= last) & (tokens > last - window))[:, None, None]
+        return [mask[..., :shared], mask[..., shared:]] if shared else [mask]
 
 
 @dataclass(frozen=True)
@@ -177,7 +296,7 @@ def plan(rows: list[tuple[Slot, int, SharedPrefix | None]]) -> Plan:
         positions, longest = mx.array(lengths), max(lengths) + 1
         mask = None
         if min(lengths) + 1 < longest:
-            mask = (mx.arange(-num_shared(prefix), longest) <= positions[:, None])[:, None, None]
+            mask = (mx.arange(longest) <= positions[:, None])[:, None, None]
         where = slice(slot.index, slot.index + n)
         slots = mx.arange(where.start, where.stop)
         runs.append(Run(slab, prefix, slice(row, row + n), where, longest, slots, positions, mask))
@@ -260,8 +379,11 @@ class RowCache:
         self.offset += keys.shape[2]
         kept = self.layer.slabs[self.slot.slab.slab_id]
         whole: list[Any] = [tuple(plane[i : i + 1, :, :end] for plane in planes) for planes in kept]
-        if self.prefix is not None:  # a copy, for as long as this layer takes
-            both = zip(self.layer.prefixes[self.prefix.prefix_id], whole, strict=True)
+        self.parts = [(whole[0][0], whole[1][0])]
+        if self.prefix is not None:  # a copy, where it is read, for as long as this layer takes
+            first = self.layer.prefixes[self.prefix.prefix_id]
+            self.parts.insert(0, (first[0][0], first[1][0]))
+            both = zip(first, whole, strict=True)
             whole = [tuple(mx.concatenate(list(p), axis=2) for p in zip(*planes, strict=True)) for planes in both]
         self.keys, self.values = whole if self.layer.kv_bits else [planes[0] for planes in whole]
         self.dtype = values.dtype
@@ -278,9 +400,23 @@ class RowCache:
 
     def attend(self, queries: mx.array, scale: float, mask: Any, sinks: mx.array | None) -> mx.array:
         """See Keeper.attend."""
+        fast = self.layer.kv_bits is None and by_power(queries.shape[1] * queries.shape[2] * self.offset, queries.dtype)
+        if fast and (mask is None or isinstance(mask, str) or (mask.ndim == 2 and mask.dtype == mx.bool_)):
+            return chunk_attention(queries, self.parts, self._masks(mask, queries.shape[2]), scale, sinks)
         # [:], since mlx-lm's quantized attention changes its queries, and a layer may attend twice with the same.
         out: mx.array = original(queries[:], self.keys, self.values, self, scale, mask, sinks)
         return out
+
+    def _masks(self, mask: Any, chunk: int) -> list[mx.array | None]:
+        """A mask as `make_mask` gives it, for each of the parts."""
+        shared = num_shared(self.prefix)
+        before: list[mx.array | None] = [None] if shared else []
+        if mask is None:
+            return [*before, None]
+        if isinstance(mask, str):
+            assert mask == "causal", f"a mask of {mask}"
+            return [*before, mx.tri(chunk, dtype=mx.float32) > 0]
+        return [mask[:, :shared], mask[:, shared:]] if shared else [mask]
 
 
 class SlotsCache:
@@ -334,7 +470,7 @@ class SlotsCache:
         """Attention of a run's queries, out of those of the batch, over what its slots hold."""
         keys, values = self._own(run)
         q = queries if len(self.plan.runs) == 1 else queries[run.rows]
-        mask = run.mask if window is None else run.within(window)
+        (mask,) = run.masks(window)
         if self.layer.kv_bits is None:
             return attention(q, keys[0], values[0], scale, mask, sinks)
         assert sinks is None, "mlx-lm has no quantized attention with sinks"
@@ -360,22 +496,23 @@ class SlotsCache:
         first_keys, first_values = self.layer.prefixes[prefix.prefix_id]
         own = [self._own(run) for run in runs]
         heads, kv_heads = queries.shape[1], first_keys[0].shape[1]
-        scaled = (queries * scale).reshape(-1, kv_heads, heads // kv_heads, queries.shape[-1])
-        grouped = [scaled[run.rows] for run in runs]
-        weights = []
-        for run, q, scores, (keys, _) in zip(runs, grouped, self._folded(grouped, first_keys, True), own, strict=True):
-            scores = mx.concatenate([scores, self._product(q, keys, True)], axis=-1)
-            mask = run.mask if window is None else run.within(window)
-            if mask is not None:
-                scores = mx.where(mask, scores, -mx.inf)
-            weights.append(softmax(scores, sinks))
-        at, outs = prefix.num_tokens, []
-        of_first = self._folded([w[..., :at] for w in weights], first_values, False)
-        for w, out, (_, values) in zip(weights, of_first, own, strict=True):
-            if self.layer.kv_bits is None:
-                out = mx.addmm(out, w[..., at:], values[0])  # goes on adding up where the prefix ended
-            else:
-                out = out + self._product(w[..., at:], values, False)
+        tokens = sum((run.rows.stop - run.rows.start) * (prefix.num_tokens + run.longest) for run in runs)
+        fast = by_power(heads * tokens, queries.dtype)
+        scaled = queries * (scale * LOG2E if fast else scale)
+        grouped = [scaled[run.rows].reshape(-1, kv_heads, heads // kv_heads, scaled.shape[-1]) for run in runs]
+        weights, totals = [], []
+        for run, q, first, (keys, _) in zip(runs, grouped, self._folded(grouped, first_keys, True), own, strict=True):
+            scores = [first, self._product(q, keys, True)]
+            parts, total = softmax(scores, run.masks(window), sinks, fast)
+            weights.append(parts)
+            totals.append(total)
+        outs = []
+        of_first = self._folded([first for first, _ in weights], first_values, False)
+        for (_, w), total, out, (_, values) in zip(weights, totals, of_first, own, strict=True):
+            # addmm goes on adding up where the prefix ended
+            plain = self.layer.kv_bits is None
+            out = mx.addmm(out, w, values[0]) if plain else out + self._product(w, values, False)
+            out = out if total is None else out / total
             outs.append(out.reshape(out.shape[0], heads, 1, out.shape[-1]))
         return outs
 

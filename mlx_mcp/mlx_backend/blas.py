@@ -11,6 +11,7 @@ import ctypes
 import ctypes.util
 import glob
 import sys
+from functools import cache
 
 HINT = "apt-get install libopenblas0"
 _PATTERNS = (
@@ -43,3 +44,12 @@ def prefer_openblas() -> str | None:
     except OSError:
         return None
     return path
+
+
+@cache
+def openblas_in_front() -> bool:
+    """Whether this process has OpenBLAS among its symbols, loaded as above or by LD_PRELOAD; looked for once.
+
+    Ask after mlx is imported. NumPy's copy, under names of its own, does not count.
+    """
+    return sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "openblas_get_config")

@@ -19,6 +19,7 @@ from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.mcpserver.tools import Tool
 from mcp_types import INTERNAL_ERROR, ToolAnnotations
 from pydantic import ValidationError
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.requests import Delta, GenerateRequest, Progress, Result
@@ -28,6 +29,31 @@ PROGRESS_INTERVAL_S = 0.1  # each notification costs about 0.5 ms of the event l
 PROGRESS_CHARS = 160  # hosts cut the message at 200
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class LeanSchema(GenerateJsonSchema):
+    """Says what a caller needs and no more, since hosts put it into every prompt: no titles, and nothing of null.
+
+    Null stands for an argument that is left out, and is taken all the same.
+    """
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        """None: they repeat the names."""
+        return False
+
+    def model_schema(self, schema: Any) -> JsonSchemaValue:
+        """Without the class's name and docstring."""
+        made = super().model_schema(schema)
+        return {key: value for key, value in made.items() if key not in ("title", "description")}
+
+    def nullable_schema(self, schema: Any) -> JsonSchemaValue:
+        """The schema of what is not null."""
+        return self.generate_inner(schema["schema"])
+
+    def default_schema(self, schema: Any) -> JsonSchemaValue:
+        """Without a default that says nothing."""
+        made = super().default_schema(schema)
+        return {key: value for key, value in made.items() if key != "default" or value not in (None, "")}
 
 
 class StrictTool(Tool):
@@ -50,11 +76,10 @@ class StrictTool(Tool):
         assert isinstance(tool, StrictTool)
         model: Any = tool.fn_metadata.arg_model.model_fields["given"].annotation
         tool.fn_metadata.arg_model = model
-        schema = model.model_json_schema(by_alias=True)
+        schema = model.model_json_schema(by_alias=True, schema_generator=LeanSchema)
         # What is the tool's own comes before what it shares with others.
         names = sorted(schema.get("properties", ()), key=lambda name: name not in model.__annotations__)
         tool.parameters = schema | {"properties": {name: schema["properties"][name] for name in names}}
-        del tool.parameters["description"]  # the class's docstring
         return tool
 
     async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:

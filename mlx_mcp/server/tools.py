@@ -51,7 +51,7 @@ from mlx_mcp.server.results import (
 
 BREAK = "\n\n"  # between files and prompt
 EMBEDDED_NOTE = (
-    "No model is configured, so the built-in one of 0.9M parameters answered: it recalls what it is told and no more. "
+    "No model is configured, so the built-in one of 0.9M parameters serves: it recalls what it is told and no more. "
     "For real work have the server started as `mlx-mcp serve --model FOLDER_OR_HUB_ID`."
 )
 
@@ -180,7 +180,7 @@ class Tools:
 
         The context is `system`, then `files`, then `messages`; if it ends in a message of the user, or with the files,
         the prompts to come go on with that message. Returns {session, name, model, tokens} and how many of these were
-        cached_tokens and computed_tokens. The handle is yours alone: whoever has it needs your access too.
+        cached_tokens and computed_tokens. Handle and name work for all who share your access, such as your sub-agents.
 
         A session ends when it is closed, when it is not used for ttl_s, or with the server. Until then it can always go
         on; its cached keys and values may be evicted for others' sake, and are then computed again.

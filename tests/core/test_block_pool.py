@@ -156,3 +156,15 @@ def test_a_thousand_uses_of_one_leaf_leave_no_thousand_entries_behind():
         tree.pool.touch(block)
     assert len(tree.pool._leaves) < 100
     assert tree.pool.reclaim(10)
+
+
+def test_a_block_in_use_can_be_replaced_by_a_richer_one():
+    tree = Tree()
+    block = tree.chain("ab")
+    tree.pool.acquire(block)
+    assert tree.ledger.charge(15)
+    tree.pool.replace(block, Payload(15))
+    tree.pool.check_integrity()
+    tree.pool.release(block)
+    assert tree.pool.protected_bytes == 0
+    assert tree.ledger.used_bytes == 25

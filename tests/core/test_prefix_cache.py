@@ -90,6 +90,17 @@ def test_windows_go_on_only_where_their_tokens_are_there():
     assert table.match(range(40)) == 24
 
 
+@pytest.mark.parametrize("windows", [(6,), (3, 6)])
+def test_of_the_longest_window_every_token_must_be_there(windows):
+    table = Table()
+    block = table.put(range(8), windows=False)
+    for tokens, window_start in ((range(8, 12), 10), (range(12, 16), 12)):
+        assert table.cache.pool.ledger.charge(4)
+        block = table.cache.insert(block, tuple(tokens), FakePayload(tuple(tokens), window_start, True))
+    assert table.match(range(40), Layout(windows=windows)) == 16
+    assert table.match(range(16), Layout(windows=windows)) == 0
+
+
 def test_hashes_cut_to_a_byte_give_misses_and_never_another_prefix():
     table, rng = Table(hash_bytes=1), random.Random(1)
     prompts = [[rng.randrange(3) for _ in range(rng.randint(4, 24))] for _ in range(400)]

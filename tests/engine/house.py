@@ -8,6 +8,7 @@ from mlx_mcp.core.ports import ModelSpec
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import SamplingParams
 from mlx_mcp.core.session import SessionOptions
+from mlx_mcp.core.slots import KvCost
 from mlx_mcp.engine.engine import Engine, Keeping
 from mlx_mcp.engine.messages import Failed, Finished, Fork, Load, Moved, Prefilled, Submit, Token, Turn
 from tests.fakes import FakeLoader, FakeRunner
@@ -18,9 +19,9 @@ KEEP = SessionOptions()
 class House:
     """An engine with one model, blocks of 4 tokens and chunks of 8, and a clock that stands."""
 
-    def __init__(self, max_kv_bytes=1 << 30, layout=None, context_tokens=100_000, limits=None, **keeping):
+    def __init__(self, max_kv_bytes=1 << 30, layout=None, context_tokens=100_000, limits=None, cost=None, **keeping):
         self.now, self.ids = 0.0, itertools.count(1)
-        self.runner = FakeRunner(layout=layout or Layout(sharing=True))
+        self.runner = FakeRunner(layout=layout or Layout(sharing=True), cost=cost or KvCost(token_bytes=1))
         loader = FakeLoader(self.runner, context_tokens=context_tokens)
         limits = Limits(**{"chunk_tokens": 8, "prefill_tokens_idle": 16, "prefill_tokens_busy": 8} | (limits or {}))
         keeping = Keeping(**{"block_tokens": 4, "sharing": Sharing(0, 0)} | keeping)

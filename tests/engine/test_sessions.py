@@ -10,6 +10,7 @@ from mlx_mcp.core.kv_cache_manager import Sharing
 from mlx_mcp.core.layout import Layout
 from mlx_mcp.core.miss import MissReason
 from mlx_mcp.core.session import MAX_FORKS, SessionOptions
+from mlx_mcp.core.slots import KvCost
 from mlx_mcp.engine.engine import MAX_QUEUE
 from mlx_mcp.engine.messages import (
     Cancel,
@@ -116,6 +117,17 @@ def test_a_queued_turn_can_be_cancelled_and_the_next_goes_on():
     assert house.log(session) == "abcabc|00|22"
 
 
+def test_when_the_turn_under_way_is_cancelled_the_one_that_waits_begins():
+    house = House()
+    session = house.open("abc")
+    turns = [house.say(f"|{i}", session, queue=True) for i in range(2)]
+    house.engine.step()
+    house.engine.handle(Cancel(turns[0].sequence_id))
+    house.run()
+    assert turns[1].text == "1"
+    assert house.log(session) == "abcabc|11"
+
+
 def test_so_many_turns_wait_for_a_session_and_no_more():
     house = House()
     session = house.open("abc")
@@ -144,6 +156,21 @@ def test_a_turn_ended_by_a_stop_string_is_kept_to_there():
     following = house.say("|x", session)
     house.run()
     assert following.cached == 3 + 60 + 11 + 12
+
+
+def test_a_turn_that_ended_before_its_stop_string_was_found_is_cut_all_the_same():
+    house = House()
+    session = house.open("abc")
+    turn = house.say("|0123456789", session)
+    house.run()
+    house.engine.handle(Finish(turn.sequence_id, 4))
+    house.engine.check_integrity()
+    assert house.log(session) == "abcabc|0123456789" + "0123"
+    following = house.say("|x", session)
+    house.run()
+    assert following.cached == 21
+    house.engine.handle(Finish(turn.sequence_id, 2))
+    assert house.log(session) == "abcabc|01234567890123|xx"
 
 
 def test_a_session_that_outgrew_the_context_says_so_and_is_kept():
@@ -500,6 +527,18 @@ def test_rows_share_one_copy_of_a_prefix_that_enough_begin_with():
     assert house.engine.stats.kv_reserved_bytes == 0
 
 
+def test_rows_that_share_a_prefix_are_charged_for_their_own_windows_of_it():
+    house = House(max_kv_bytes=6000, sharing=Sharing(2, 100), cost=KvCost(token_bytes=1, windows=((200, 1),)))
+    parent = house.prime(words(200))
+    calls = [house.say(f"|{i}", parent, keep=False, after="user", max_tokens=40) for i in range(4)]
+    house.engine.step()
+    assert house.engine.stats.running == 4
+    assert house.engine.stats.kv_reserved_bytes >= 200 + 4 * (128 + 200)
+    house.run()
+    assert [c.text for c in calls] == list("0123")
+    assert house.engine.stats.kv_reserved_bytes == 0
+
+
 # Memory
 
 
@@ -534,6 +573,27 @@ def test_a_pinned_session_stays_and_calls_that_lack_its_room_wait_and_are_told()
     house.ask(Close, "ann", (session,))
     house.say(words(180, "A"), max_tokens=50)
     house.run()
+
+
+def test_a_call_that_follows_another_through_a_long_prompt_is_not_told_to_come_again():
+    house = House(max_wait_s=60)
+    calls = [house.say(words(400) + end, max_tokens=1) for end in "xy"]
+    while house.engine.has_work:
+        house.engine.step()
+        house.now += 5
+    assert house.now > 120
+    assert [c.text for c in calls] == [words(1)] * 2
+
+
+def test_a_call_that_waits_for_pins_to_go_holds_up_no_other():
+    house = House(max_kv_bytes=300)
+    house.open(words(60), pinned=True)
+    large = house.say(words(180, "A"), max_tokens=50)
+    small = house.say(words(50, "P"), max_tokens=50)
+    for _ in range(100):
+        house.engine.step()
+    assert small.ended
+    assert not large.ended
 
 
 def test_pins_take_at_most_half_of_all_memory():
@@ -586,6 +646,17 @@ def test_a_step_that_breaks_takes_back_what_it_was_to_keep():
     again = house.say(words(60), max_tokens=1)
     house.run()
     assert again.text == words(1)
+
+
+def test_a_row_that_cannot_be_cut_leaves_nothing_on_the_ledger(monkeypatch):
+    house = House()
+    monkeypatch.setattr(house.runner, "cut", lambda *args: 1 / 0)
+    session = house.open("abc")
+    assert house.engine.ledger.used_bytes == house.pool.used_bytes == 4
+    monkeypatch.undo()
+    turn = house.say("|x", session)
+    house.run()
+    assert turn.text == "x"
 
 
 # Misses

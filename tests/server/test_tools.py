@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 
 import pytest
 from mcp import Client, MCPError
@@ -165,6 +166,19 @@ async def test_the_tools_say_what_hosts_need_to_know(engine, mode):
         assert tool.input_schema["additionalProperties"] is False
         assert all("description" in p for p in tool.input_schema["properties"].values())
     assert tools["generate"].input_schema["required"] == ["prompt"]
+
+
+async def test_the_tools_take_little_of_a_prompt(engine, mode):
+    async with connect(engine, mode) as client:
+        tools = (await client.list_tools()).tools
+    schemas = [json.dumps(tool.input_schema) for tool in tools]
+    assert sum(map(len, schemas)) + sum(len(tool.description) for tool in tools) < 15_000
+    for schema in schemas:
+        assert not any(word in schema for word in ('"title"', '"null"', ": null", '"default": ""'))
+    system, keep = (tools[0].input_schema["properties"][name] for name in ("system", "keep"))
+    assert "default" not in system
+    assert keep["type"] == "boolean"
+    assert tools[0].input_schema["properties"]["reasoning"]["default"] is True
 
 
 async def test_the_server_says_its_name_version_and_instructions(engine, mode):
