@@ -83,13 +83,16 @@ class UnknownSession(RequestError):
 
 
 class SessionBusy(RequestError):
-    """Another turn goes on with the session."""
+    """Another turn goes on with the session, or its first has not ended."""
 
-    def __init__(self, session: str, why: str = "another turn goes on with it") -> None:
-        super().__init__(
-            f"session_busy: {session[:80]!r} cannot be used now, {why}. Wait for that, pass queue=true to take the "
-            "next turn, or fork_session and go on with the fork."
+    def __init__(self, session: str, first: bool = False) -> None:
+        what = (
+            "its context is still being computed. Wait until that call has returned."
+            if first
+            else "another turn goes on with it. Wait for that, have generate wait with queue=true, or fork_session and "
+            "go on with the fork."
         )
+        super().__init__(f"session_busy: {session[:80]!r} cannot be used now: {what}")
 
 
 class CapacityError(MlxMcpError):

@@ -145,7 +145,7 @@ class SessionStore:
             CapacityError: there are as many sessions as there may be.
         """
         if not session.log:
-            raise SessionBusy(session.session_id, "its context is still being computed")
+            raise SessionBusy(session.session_id, first=True)
         if not 1 <= count <= MAX_FORKS:
             raise InvalidRequest(f"count is {count}; it must be from 1 to {MAX_FORKS}.")
         if names and len(names) != count:
@@ -262,6 +262,8 @@ class SessionStore:
                 raise InvalidRequest(
                     f"{name[:80]!r} cannot be a session's name: 1 to 64 letters, digits, dots, dashes and underscores."
                 )
+            if name.startswith("s_"):
+                raise InvalidRequest(f"{name[:80]!r} cannot be a session's name: handles begin with s_.")
             if (tenant, name) in self._names or names.count(name) > 1:
                 raise InvalidRequest(f"There is a session named {name!r} already; close it, or take another name.")
         if len(self.sessions) + count > self.max_sessions:

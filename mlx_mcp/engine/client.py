@@ -158,7 +158,10 @@ class EngineClient:
                         model = self._loaded[spec.name] = step
             assert model is not None, "loading ends with a model or an error"
             # On threads: templates and grammars may take long, and the loop serves everyone.
-            prompt = await asyncio.to_thread(encode, model.tokenizer, request, session)
+            encoding = asyncio.wrap_future(apart(encode, model.tokenizer, request, session))
+            while not (await asyncio.wait([encoding], timeout=CHECK_S))[0]:
+                yield Progress("queued", "encoding the prompt")
+            prompt = encoding.result()
             num_before = 0 if session is None else session.num_tokens
             params = sampling_params(request, num_before + len(prompt.ids), model)
             constraint = None
@@ -364,7 +367,8 @@ def turn_of(request: GenerateRequest, session: SessionInfo | None) -> Turn:
         context = "assistant" if request.messages[-1].role == "assistant" else "user"
     if session is None:
         return Turn(request.tenant, opens=request.opens, tools=request.tools, context=context)
-    return Turn(request.tenant, session.session_id, session.after, request.keep, request.queue)
+    cut = request.max_tokens is None
+    return Turn(request.tenant, session.session_id, session.after, request.keep, request.queue, cut)
 
 
 def apart(function: Callable[..., T], *args: Any) -> Future[T]:

@@ -10,7 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from mlx_mcp.core.block_pool import BlockPool
@@ -252,6 +252,9 @@ class Engine:
                 if not self._may_begin(command, session):
                     return
                 prompt, kept = session.log + prompt, session.num_computed
+                room = resident.model.context_tokens - len(prompt)
+                if command.turn.cut and 0 < room < command.params.max_tokens:
+                    command = replace(command, params=replace(command.params, max_tokens=room))
                 if len(prompt) + command.params.max_tokens > resident.model.context_tokens:
                     raise PromptTooLong(len(prompt), command.params.max_tokens, resident.model.context_tokens)
             self._begin(command, resident, session, prompt, kept)
@@ -270,7 +273,7 @@ class Engine:
             raise InvalidRequest(f"The session belongs to the model {session.model!r}; leave `model` out.")
         if session.turn is not None and (turn.keep or not session.log):
             if not turn.queue:
-                raise SessionBusy(turn.session)
+                raise SessionBusy(turn.session, first=not session.log)
             if len(session.queue) >= MAX_QUEUE:
                 raise CapacityError(f"{MAX_QUEUE} turns wait for this session already.", RETRY_AFTER_S)
             session.queue.append(command)

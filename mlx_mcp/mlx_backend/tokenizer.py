@@ -174,7 +174,7 @@ class ChatTokenizer:
 
     def __init__(self, folder: Path, eos_token_ids: Any) -> None:
         self._tokenizer = _load(folder, {"trust_remote_code": False}, eos_token_ids=eos_token_ids)
-        # transformers changes its tokenizer's state while it encodes, on any thread.
+        # transformers changes its tokenizer's state while it encodes on its own, on any thread.
         self._lock = threading.Lock()
         self._grammars = Grammars(self._tokenizer, self.stop_ids)
         self._format, self._plain = formats(self._tokenizer)
@@ -216,8 +216,7 @@ class ChatTokenizer:
         """
         with self._lock:
             rendered, _, marks = self._render(messages, tools, reasoning)
-            ids = self._encode(rendered, marks, begins=True)
-        return Prompt(tuple(ids), self._opens_reasoning(rendered))
+        return Prompt(tuple(self._encode(rendered, marks, begins=True)), self._opens_reasoning(rendered))
 
     def encode_context(self, messages: list[Message], tools: tuple[dict[str, Any], ...] = ()) -> tuple[int, ...]:
         """The ids of messages that turns go on from: the last one, if it is a user's or an assistant's, stays open.
@@ -239,8 +238,7 @@ class ChatTokenizer:
                     "that follows, so that turns cannot go on from it. Let the context end with a user's message, or "
                     "leave that part out."
                 )
-            ids = self._encode(context, marks, begins=True)
-        return tuple(ids)
+        return tuple(self._encode(context, marks, begins=True))
 
     def encode_turn(
         self, text: str, after: str, tools: tuple[dict[str, Any], ...] = (), reasoning: bool = True
@@ -255,8 +253,7 @@ class ChatTokenizer:
         """
         with self._lock:
             turn, marks = self._turn(text, after, tools, reasoning)
-            ids = self._encode(turn, marks, begins=False)
-        return Prompt(tuple(ids), self._opens_reasoning(turn))
+        return Prompt(tuple(self._encode(turn, marks, begins=False)), self._opens_reasoning(turn))
 
     def decode(self, ids: tuple[int, ...]) -> str:
         """How tokens read, control tokens included."""
@@ -383,19 +380,24 @@ class ChatTokenizer:
         pieces.append(text[start:])
         ids: list[int] = []
         if begins:
-            ids += self._tokenizer.encode(pieces.pop(0), add_special_tokens=not self._tokenizer.has_chat_template)
+            ids += self._ids(pieces.pop(0), add_special_tokens=not self._tokenizer.has_chat_template)
         for piece in filter(None, pieces):
             ids += self._encode_amid(piece)
         return ids
 
     def _encode_amid(self, text: str) -> list[int]:
         """Encode text that goes on from other text: without the space that sentencepiece puts before a text."""
-        ids: list[int] = self._tokenizer.encode(f"\n{text}", add_special_tokens=False)
-        num_newline = len(self._newline)
-        if ids[:num_newline] == self._newline:
-            return ids[num_newline:]
-        alone: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        return alone
+        ids, num_newline = self._ids(f"\n{text}"), len(self._newline)
+        return ids[num_newline:] if ids[:num_newline] == self._newline else self._ids(text)
+
+    def _ids(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """Encode text as it stands; megabytes take seconds, and must not hold up another call's few words."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is not None:  # encode_batch, other than encode, lets other threads run
+            (encoding,) = backend.encode_batch([text], add_special_tokens=add_special_tokens)
+            return list(encoding.ids)
+        with self._lock:
+            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
 
 def ending_in(role: str) -> list[Message]:

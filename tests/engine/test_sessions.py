@@ -181,6 +181,16 @@ def test_a_session_that_outgrew_the_context_says_so_and_is_kept():
     assert house.log(session) == "abcabc"
 
 
+def test_a_turn_whose_length_was_not_asked_for_is_cut_to_what_the_session_leaves_after_others():
+    house = House(context_tokens=120)
+    session = house.open("abc")
+    house.say("|" + "x" * 40, session, max_tokens=20)
+    turn = house.say("|" + "y" * 30, session, queue=True, cut=True)
+    house.run()
+    assert turn.text == "y" * 22  # 120 - 6 - 41 - 20 - 31
+    assert isinstance(house.say("|z", session, cut=True).error, PromptTooLong)
+
+
 def test_a_session_belongs_to_its_model():
     house = House()
     session = house.open("abc")
@@ -320,7 +330,8 @@ def test_a_name_is_taken_once_per_tenant():
     house = House()
     house.open("abc", name="work")
     assert isinstance(house.say("abc", opens=SessionOptions("work")).error, InvalidRequest)
-    assert isinstance(house.say("abc", opens=SessionOptions("a b")).error, InvalidRequest)
+    for name in ("a b", "s_" + "0" * 32, "ä", "x" * 65):
+        assert isinstance(house.say("abc", opens=SessionOptions(name)).error, InvalidRequest)
     house.say("abc", opens=SessionOptions("work"), tenant="bob")
     house.run()
     with pytest.raises(InvalidRequest, match="named 'x'"):
