@@ -10,7 +10,7 @@ tell what the ratios are made of. A goal is met if our ratio is as small as it s
 1 if one is missed, with 2 if a server fails. `--short` is a tiny model and short texts, without goals.
 
     W1    2500 tokens cold, the same again, and a second turn
-    W2    a parent primes 2000 tokens, then 8 children go on with 64 of their own, at once
+    W2    a parent primes 2000 tokens, then 8 children go on with 32 of their own, at once
     W3    8 calls at once with the same 2000 tokens, which nobody primed
     W4    14 agents in turn, 800 tokens in common and 400 of their own: the second turn of each, 16 tokens
     W7    the bytes that W4 leaves in memory / those of the 800 tokens once and of what each agent has for itself;
@@ -102,7 +102,7 @@ class Sizes:
 
     prompt: int = 2500
     prefix: int = 2000
-    tail: int = 64
+    tail: int = 32
     children: int = 8
     system: int = 800
     brief: int = 400

@@ -15,10 +15,11 @@ Engine thread only.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate, groupby
-from math import log2
+from math import ceil, e, log2
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -29,16 +30,17 @@ from mlx_lm.models.cache import ArraysCache, create_attention_mask
 from mlx_mcp.core.slots import SharedPrefix, Slab, Slot
 from mlx_mcp.mlx_backend.blas import openblas_in_front
 
-# On x86 CPUs mlx takes exp of one number at a time, and softmax is most of what attention takes. Where OpenBLAS rounds
+# On x86 CPUs mlx takes exp of one number at a time, and that is most of what attention takes. Where OpenBLAS rounds
 # differently in batches of each size anyway, attention to more scores than FEW goes by `power` instead.
-LOG2E = log2(2.718281828459045)
-FEW = 8192
-PIECE = 1 << 19  # scores at a time: what is between them and the result stays in a CPU's caches
-LEAST_QUERIES = 64  # at a time, however many tokens: products of fewer are slower
-# Minimax of 2**x over [-1/2, 1/2] without the first, which is 1, last first; relative error 1e-7, with rounding 2e-7.
+FEW = 10_000
+# Scores in one tensor: a dozen such fit in a CPU's caches and in the 32 MB of freed memory that mlx keeps on CPUs, and
+# to have the system map more anew takes four times as long as to compute it.
+PIECE = 1 << 18
+LOG2E = log2(e)
+ROUND = 1.5 * 2**23  # added to a float32 of less than 2**22, it leaves the nearest whole number in the last bits
+# Minimax of 2**x over [-1/2, 1/2] but for the first, which is 1, last first: within 1e-7, rounded within 2e-7.
 TERMS = (0.001326472731307149, 0.009671512991189957, 0.05550733581185341, 0.24022242426872253, 0.6931470036506653)
-ROUND = 1.5 * 2**23  # added to a float32 of less than 2**22, its last bits are the nearest whole number
-BAR = 1e30  # taken off scores that get no weight
+BAR = 1e30  # taken off scores that are to get no weight
 
 
 @dataclass(frozen=True)
@@ -166,23 +168,48 @@ def attention(
     1.3 to 1.5 times as fast (docs/log.md).
     """
     rows, heads, _, width = queries.shape
-    shared, tokens = keys.shape[1:3]
-    fast = by_power(rows * heads * tokens, queries.dtype)
-    if not fast and (sinks is not None or mx.default_device() != mx.cpu):
+    if by_power(rows * heads * keys.shape[2], queries.dtype):
+        return power_attention(queries, keys, values, scale, mask, sinks)
+    if sinks is not None or mx.default_device() != mx.cpu:
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
-    scaled = (queries * (scale * LOG2E if fast else scale)).reshape(rows, shared, heads // shared, width)
-    (weights,), total = softmax([scaled @ keys.swapaxes(-1, -2)], [mask], sinks, fast)
-    out = weights @ values
-    return (out if total is None else out / total).reshape(rows, heads, 1, values.shape[-1])
+    shared = keys.shape[1]
+    scores = (queries * scale).reshape(rows, shared, heads // shared, width) @ keys.swapaxes(-1, -2)
+    (weights,), _ = softmax([scores], [mask], None, False)
+    return (weights @ values).reshape(rows, heads, 1, values.shape[-1])
+
+
+def power_attention(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    scale: float,
+    mask: mx.array | None,
+    sinks: mx.array | None,
+) -> mx.array:
+    """What `attention` does, by `power`: a few rows at a time, one after another."""
+    rows, heads, _, width = queries.shape
+    shared, tokens = keys.shape[1:3]
+    if rows > max(1, PIECE // (heads * tokens)):
+        outs: list[mx.array] = []
+        for half in (slice(rows // 2), slice(rows // 2, rows)):
+            (q,) = mx.depends([queries[half]], outs) if outs else [queries[half]]
+            of = None if mask is None else mask[half]
+            outs.append(power_attention(q, keys[half], values[half], scale, of, sinks))
+        return mx.concatenate(outs)
+    q = (queries * (scale * LOG2E)).reshape(rows, shared, heads // shared, width)
+    # Keys times queries: OpenBLAS would copy all keys to have them the other way round.
+    scores = mx.contiguous((keys @ q.swapaxes(-1, -2)).swapaxes(-1, -2))
+    (weights,), total = softmax([scores], [mask], sinks, True)
+    return (weights @ values / total).reshape(rows, heads, 1, values.shape[-1])
 
 
 def softmax(
     scores: list[mx.array], masks: list[mx.array | None], sinks: mx.array | None, fast: bool
-) -> tuple[list[mx.array], mx.array | None]:
-    """The weights for scores [rows, kv_heads, heads per kv_head, tokens] in parts, and what to divide by if anything.
+) -> tuple[list[mx.array], mx.array]:
+    """The weights for scores [rows, kv_heads, heads per kv_head, tokens] in parts, and what to divide them by.
 
     A head's sink [heads] is one more score, ahead of the tokens' as in mx.fast, that takes weight and has no value.
-    Scores for `fast`, see `by_power`, are to the base of 2; sinks never are.
+    Scores for `fast`, which is by `power`, are times LOG2E.
     """
     kv_heads, each = scores[0].shape[1:3]
     sink = None if sinks is None else sinks.reshape(1, kv_heads, each, 1)
@@ -195,7 +222,7 @@ def softmax(
     weights = mx.softmax(mx.concatenate(barred, axis=-1), axis=-1, precise=True)
     ends: Any = list(accumulate(part.shape[-1] for part in barred))
     parts = list(mx.split(weights, ends[:-1], axis=-1))
-    return parts if sink is None else parts[1:], None
+    return parts if sink is None else parts[1:], mx.array(1.0, weights.dtype)
 
 
 def chunk_attention(
@@ -209,36 +236,52 @@ def chunk_attention(
 
     parts: [1, kv_heads, tokens, width] each; masks: bool [chunk, n] for the last n tokens of each part.
 
-    In pieces, one after another: as many kv_heads as PIECE holds, or some of the queries of one.
+    Piece by piece, each some of the kv_heads or some of the queries of one, and in it block by block of tokens.
     """
     _, heads, chunk, width = queries.shape
     kv_heads, tokens = parts[0][0].shape[1], sum(keys.shape[2] for keys, _ in parts)
     each = heads // kv_heads
+    most = max(1, max(64, 4 * PIECE // tokens) // each)  # queries at a time; products of a few rows are slow
+    num_queries = ceil(chunk / ceil(chunk / most))
+    num_heads = max(1, PIECE // (each * num_queries * tokens))
     scaled = (queries * (scale * LOG2E)).reshape(kv_heads, each, chunk, width)
     sink = None if sinks is None else (sinks * LOG2E).reshape(kv_heads, each, 1, 1)
-    added = [None if mask is None else bars(mask) for mask in masks]
-    most = max(PIECE // tokens, LEAST_QUERIES)  # rows of a piece, of all its heads
-    num_queries = min(chunk, max(1, most // each))
-    num_heads = max(1, most // (each * num_queries))
+    blocks = list(cut(parts, masks, max(1, PIECE // (num_heads * each * num_queries))))
     outs: list[list[mx.array]] = []
+    last: list[mx.array] = []
     for head in range(0, kv_heads, num_heads):
         of = slice(head, head + num_heads)
         outs.append([])
         for start in range(0, chunk, num_queries):
             q = scaled[of, :, start : start + num_queries]
-            if start or head:
-                (q,) = mx.depends([q], [outs[-1][-1] if start else outs[-2][-1]])
+            q, shape = mx.depends([q], last)[0] if last else q, q.shape[:3]
             scores = []
-            for (keys, _), bar in zip(parts, added, strict=True):
-                s = (q.flatten(1, 2) @ keys[0, of].swapaxes(-1, -2)).reshape(*q.shape[:3], -1)
+            for keys, _, bar in blocks:
+                s = (q.flatten(1, 2) @ keys[0, of].swapaxes(-1, -2)).reshape(*shape, -1)
                 if bar is not None:
                     s[..., -bar.shape[-1] :] += bar[start : start + num_queries]
                 scores.append(s)
             weights, total = weigh(scores, None if sink is None else sink[of])
-            sums = [w.flatten(1, 2) @ values[0, of] for w, (_, values) in zip(weights, parts, strict=True)]
-            outs[-1].append(sum(sums[1:], sums[0]).reshape(*q.shape[:3], -1) / total)
+            out = mx.zeros((len(q), 1, 1))
+            for weight, (_, values, _) in zip(weights, blocks, strict=True):
+                out = mx.addmm(out, weight.flatten(1, 2), values[0, of])
+            last = [out.reshape(*shape, -1) / total]
+            outs[-1] += last
     whole = mx.concatenate([mx.concatenate(some, axis=2) for some in outs])
     return whole.reshape(1, heads, chunk, whole.shape[-1])
+
+
+def cut(
+    parts: list[tuple[mx.array, mx.array]], masks: list[mx.array | None], size: int
+) -> Iterator[tuple[mx.array, mx.array, mx.array | None]]:
+    """Keys and values block by block, with what to add to the scores of a block's last tokens."""
+    for (keys, values), mask in zip(parts, masks, strict=True):
+        tokens = keys.shape[2]
+        free = tokens if mask is None else tokens - mask.shape[-1]
+        for start in range(0, tokens, size):
+            end = min(start + size, tokens)
+            bar = None if mask is None or end <= free else bars(mask[:, max(start - free, 0) : end - free])
+            yield keys[:, :, start:end], values[:, :, start:end], bar
 
 
 @dataclass(frozen=True)
@@ -497,7 +540,7 @@ class SlotsCache:
         own = [self._own(run) for run in runs]
         heads, kv_heads = queries.shape[1], first_keys[0].shape[1]
         tokens = sum((run.rows.stop - run.rows.start) * (prefix.num_tokens + run.longest) for run in runs)
-        fast = by_power(heads * tokens, queries.dtype)
+        fast = by_power(heads * tokens // len(runs), queries.dtype)
         scaled = queries * (scale * LOG2E if fast else scale)
         grouped = [scaled[run.rows].reshape(-1, kv_heads, heads // kv_heads, scaled.shape[-1]) for run in runs]
         weights, totals = [], []
@@ -512,8 +555,7 @@ class SlotsCache:
             # addmm goes on adding up where the prefix ended
             plain = self.layer.kv_bits is None
             out = mx.addmm(out, w, values[0]) if plain else out + self._product(w, values, False)
-            out = out if total is None else out / total
-            outs.append(out.reshape(out.shape[0], heads, 1, out.shape[-1]))
+            outs.append((out / total).reshape(out.shape[0], heads, 1, out.shape[-1]))
         return outs
 
     def _folded(self, parts: list[mx.array], planes: list[mx.array], transpose: bool) -> list[mx.array]:
