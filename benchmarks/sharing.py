@@ -503,7 +503,7 @@ async def fork(server: Server, bench: Bench) -> dict[Line, Sample]:
 def fork_seconds(num_tokens: int) -> float:
     """What a fork of a session of so many tokens takes in the engine itself."""
     pool = BlockPool(Ledger(1 << 40), 64)
-    store, block = SessionStore(pool, time.monotonic, 10, 1e9), pool.root(BlockHash(b"root"))
+    store, block = SessionStore(pool, time.monotonic, 10, 1e9), pool.root(b"root", BlockHash(b"root"))
     session = store.open("", "model", SessionOptions(), (), turn=1)
     for start in range(0, num_tokens, 64):
         tokens = tuple(range(start, min(start + 64, num_tokens)))

@@ -121,6 +121,7 @@ class FakeRunner:
     steps: list = field(default_factory=list)
     rows: dict = field(default_factory=dict)  # sequence id → tokens computed
     sequences: dict = field(default_factory=dict)
+    prefixes: dict = field(default_factory=dict)  # shared prefix → its tokens
     broken: set = field(default_factory=set)
     explode: Exception | None = None
     endless: bool = False
@@ -157,6 +158,9 @@ class FakeRunner:
             if self.layout.states:
                 assert restore.parts[-1].num_tokens == len(restore.parts[-1].payload.tokens)
                 assert restore.parts[-1].payload.has_state
+            if sequence.prefix is not None:
+                first = self.prefixes.setdefault(sequence.prefix.prefix_id, tokens[: sequence.num_shared])
+                assert first == tokens[: sequence.num_shared], "a prefix shared with another's"
             self.rows[sequence.sequence_id] = restore.num_tokens
         for chunk in step.prefill:
             assert self.rows.get(chunk.sequence.sequence_id, 0) == chunk.start
@@ -181,9 +185,12 @@ class FakeRunner:
 
     def release(self, sequence_id):
         self.rows.pop(sequence_id, None)
+        if not self.rows:
+            self.prefixes.clear()
 
     def reset(self):
         self.rows.clear()
+        self.prefixes.clear()
 
 
 @dataclass

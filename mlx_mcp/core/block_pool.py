@@ -64,7 +64,7 @@ class BlockPool:
     def __init__(self, ledger: Ledger, block_tokens: int) -> None:
         self.ledger, self.block_tokens = ledger, block_tokens
         ledger.reclaim = self.reclaim
-        self.roots: dict[BlockHash, Block] = {}
+        self.roots: dict[bytes, Block] = {}
         self.used_bytes = 0
         self.protected_bytes = 0  # of blocks with references: these cannot be reclaimed
         self.num_blocks = 0
@@ -74,11 +74,11 @@ class BlockPool:
         self._leaves: list[tuple[int, int, Block]] = []
         self._entries = itertools.count()
 
-    def root(self, digest: BlockHash) -> Block:
-        """Where the trees of one model and tenant begin; nothing is shared between roots."""
-        if digest not in self.roots:
-            self.roots[digest] = Block(digest, None, (), 0)
-        return self.roots[digest]
+    def root(self, identity: bytes, digest: BlockHash) -> Block:
+        """Where the trees of one model and tenant begin; nothing is shared between roots, whatever their hashes."""
+        if identity not in self.roots:
+            self.roots[identity] = Block(digest, None, (), 0)
+        return self.roots[identity]
 
     def add(self, parent: Block, digest: BlockHash, tokens: tuple[int, ...], payload: Payload) -> Block:
         """A new block after `parent`; its bytes are on the ledger already."""

@@ -76,7 +76,7 @@ class KvCacheManager:
         self.users: Counter[BlockHash] = Counter()
         # Block hash → the running sequence that computes it. Others that need it wait.
         self.builders: dict[BlockHash, Sequence] = {}
-        self.prefixes: dict[BlockHash, SharedPrefix] = {}
+        self.prefixes: dict[Block, SharedPrefix] = {}  # by their last block: hashes could collide
         self.recent: dict[Block, Recent] = {}
         # Blocks that must stay until a step has been computed: what rows are restored from, what is built on.
         self.restoring: list[Block] = []
@@ -90,7 +90,8 @@ class KvCacheManager:
 
     def root(self, tenant: str) -> Block:
         """Where a tenant's prefixes of this model begin."""
-        return self.pool.root(self.cache.hash(BlockHash(self.fingerprint + b"\0" + tenant.encode()), ()))
+        identity = self.fingerprint + b"\0" + tenant.encode()
+        return self.pool.root(identity, self.cache.hash(BlockHash(identity), ()))
 
     # Sequences come and go
 
@@ -296,16 +297,17 @@ class KvCacheManager:
         if not (min_rows and self.layout.sharing):
             return
         size, hashes, cost = self.cache.block_tokens, self.tracks[sequence].hashes, self.slots.cost
-        for blocks in range(match.num_tokens // size, 0, -1):
-            prefix, tokens = self.prefixes.get(hashes[blocks - 1]), blocks * size
-            if prefix is None and (self.users[hashes[blocks - 1]] < min_rows or tokens < self.sharing.min_tokens):
+        for n in range(match.num_tokens // size, 0, -1):
+            block, tokens = match.blocks[n - 1], n * size
+            prefix = self.prefixes.get(block)
+            if prefix is None and (self.users[hashes[n - 1]] < min_rows or tokens < self.sharing.min_tokens):
                 continue
             copy_bytes = tokens * cost.token_bytes if prefix is None else 0
             if not self.pool.ledger.charge(copy_bytes + cost.window_bytes(tokens)):
                 return
             if prefix is None:
                 self.num_prefixes += 1
-                prefix = self.prefixes[hashes[blocks - 1]] = SharedPrefix(self.num_prefixes, tokens)
+                prefix = self.prefixes[block] = SharedPrefix(self.num_prefixes, tokens)
             prefix.num_rows += 1
             sequence.prefix = prefix
             return
@@ -316,7 +318,7 @@ class KvCacheManager:
             prefix.num_rows -= 1
             self.pool.ledger.refund(self.slots.cost.window_bytes(prefix.num_tokens))
             if not prefix.num_rows:
-                self.prefixes = {digest: p for digest, p in self.prefixes.items() if p is not prefix}
+                self.prefixes = {block: p for block, p in self.prefixes.items() if p is not prefix}
                 self.pool.ledger.refund(prefix.num_tokens * self.slots.cost.token_bytes)
 
     def _cost(self, start: int, end: int, state: bool) -> int:

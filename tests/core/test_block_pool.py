@@ -22,7 +22,7 @@ class Tree:
     def __init__(self, limit_bytes=1000):
         self.ledger = Ledger(limit_bytes)
         self.pool = BlockPool(self.ledger, block_tokens=4)
-        self.root = self.pool.root(b"root")
+        self.root = self.pool.root(b"root", b"root")
         self.blocks = {}
 
     def add(self, name, parent=None, num_tokens=4):

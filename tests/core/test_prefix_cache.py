@@ -18,7 +18,7 @@ class Table:
 
     def __init__(self, hash_bytes=32, root=b"root"):
         self.cache = PrefixCache(BlockPool(Ledger(1 << 40), 4), hash_bytes)
-        self.root = self.cache.pool.root(root)
+        self.root = self.cache.pool.root(root, root)
 
     def put(self, tokens, state_at=(), root=None, windows=True):
         """Put all of `tokens` in, the last few as a tail."""
@@ -115,7 +115,7 @@ def test_hashes_cut_to_a_byte_give_misses_and_never_another_prefix():
 
 def test_two_tenants_never_hit_each_others_prefixes_while_one_hits_its_own():
     table, rng = Table(), random.Random(2)
-    ann, bob = (table.cache.pool.root(name) for name in (b"ann", b"bob"))
+    ann, bob = (table.cache.pool.root(name, name) for name in (b"ann", b"bob"))
     prompts = [[rng.randrange(50) for _ in range(rng.randint(2, 16))] for _ in range(2000)]
     for prompt in prompts:
         table.put(prompt, root=ann)

@@ -1,6 +1,7 @@
 """An engine over fakes, stepped by hand and looked into: a token is a letter, and takes one byte."""
 
 import itertools
+from dataclasses import replace
 
 from mlx_mcp.core.kv_cache_manager import Sharing
 from mlx_mcp.core.layout import Layout
@@ -19,13 +20,23 @@ KEEP = SessionOptions()
 class House:
     """An engine with one model, blocks of 4 tokens and chunks of 8, and a clock that stands."""
 
-    def __init__(self, max_kv_bytes=1 << 30, layout=None, context_tokens=100_000, limits=None, cost=None, **keeping):
+    def __init__(
+        self,
+        max_kv_bytes=1 << 30,
+        layout=None,
+        context_tokens=100_000,
+        limits=None,
+        cost=None,
+        hash_bytes=32,
+        **keeping,
+    ):
         self.now, self.ids = 0.0, itertools.count(1)
         self.runner = FakeRunner(layout=layout or Layout(sharing=True), cost=cost or KvCost(token_bytes=1))
         loader = FakeLoader(self.runner, context_tokens=context_tokens)
         limits = Limits(**{"chunk_tokens": 8, "prefill_tokens_idle": 16, "prefill_tokens_busy": 8} | (limits or {}))
         keeping = Keeping(**{"block_tokens": 4, "sharing": Sharing(0, 0)} | keeping)
         self.engine = Engine(loader, limits, 150, max_kv_bytes, keeping, lambda: self.now)
+        self.engine.cache = replace(self.engine.cache, hash_bytes=hash_bytes)
         self.load("tiny")
 
     def load(self, name):

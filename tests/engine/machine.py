@@ -1,6 +1,7 @@
 """Everything that can befall sessions, in any order, against lists of plain tokens."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import ClassVar
 
 from hypothesis import strategies as st
@@ -76,6 +77,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     max_kv_bytes = 1 << 30
     max_weights_bytes = 150
+    hash_bytes = 32
     seen: ClassVar = Counter()  # what befell all machines; each kind of machine has its own
 
     def __init__(self):
@@ -84,6 +86,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.engine = Engine(
             self.make_loader(), LIMITS, self.max_weights_bytes, self.max_kv_bytes, KEEPING, lambda: self.now
         )
+        self.engine.cache = replace(self.engine.cache, hash_bytes=self.hash_bytes)
         self.model = "tiny"
         self.load("tiny")
         self.calls = {}

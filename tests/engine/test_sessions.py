@@ -550,6 +550,17 @@ def test_rows_that_share_a_prefix_are_charged_for_their_own_windows_of_it():
     assert house.engine.stats.kv_reserved_bytes == 0
 
 
+def test_prefixes_whose_hashes_collide_are_not_shared():
+    house = House(sharing=Sharing(min_rows=2, min_tokens=8), hash_bytes=1, limits={"max_running": 64})
+    house.runner.endless = True
+    texts = [words(20, chr(0x100 + 40 * i)) for i in range(40)]
+    for tenant in ("ann", "bob"):
+        calls = [house.say(text + tail, max_tokens=9, tenant=tenant) for text in texts for tail in "xyz"]
+        house.run()
+        assert [c.text for c in calls] == [text[:9] for text in texts for _ in range(3)]
+    assert house.engine.residents["tiny"].scheduler.cache.num_prefixes
+
+
 # Memory
 
 
