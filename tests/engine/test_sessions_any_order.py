@@ -17,6 +17,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.timeout(900)  # a time-out inside Hypothesis would be taken for a failure, and shrunk
 @pytest.mark.parametrize(("ahead", "bits"), [(False, 256), (True, 256), (True, 8)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kv_bytes", [1 << 30, 600])

@@ -76,6 +76,7 @@ class TwoModels:
         return self.cold[name, tokens]
 
 
+@pytest.mark.timeout(900)  # a time-out inside Hypothesis would be taken for a failure, and shrunk
 @pytest.mark.parametrize("tight", [False, True], ids=["roomy", "tight"])
 @pytest.mark.parametrize("architecture", KINDS)
 def test_what_is_kept_of_a_session_is_what_a_cold_run_computes(architecture, tight, tmp_path):
