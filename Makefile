@@ -18,7 +18,7 @@ demo: $(VENV)/installed
 
 # Set up, and run the tests.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -41,7 +41,7 @@ from mlx_mcp.core.ports import LoadedModel, PreparedModel
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import SamplingParams
 from mlx_mcp.engine.engine import Engine
-from mlx_mcp.engine.messages import Cancel, Load, Submit, Token
+from mlx_mcp.engine.messages import Cancel, Event, Load, Loaded, Submit, Token
 from mlx_mcp.mlx_backend.runner import Runner
 
 ENDLESS = 1 << 20
@@ -79,7 +79,7 @@ class Loader:
         """See ModelLoader.materialise."""
         yield 1.0
         runner = Runner(self.model)
-        return LoadedModel("m", runner, prepared.tokenizer, frozenset(), self.vocab_size, ENDLESS, 0)
+        return LoadedModel("m", runner, prepared.tokenizer, frozenset(), self.vocab_size, ENDLESS, 0, b"")
 
 
 @dataclass
@@ -95,9 +95,16 @@ class Ours:
         loader: Any = Loader(self.model, self.vocab_size)
         self.engine = Engine(loader, self.limits, 1, 1 << 40)
         nothing: Any = None
-        self.engine.handle(Load(PreparedModel("m", Path(), {}, nothing, 0), lambda event: True))
-        while "m" not in self.engine.residents:
+        events: list[Event] = []
+
+        def sink(event: Event) -> bool:
+            events.append(event)
+            return True
+
+        self.engine.handle(Load(PreparedModel("m", Path(), {}, nothing, 0), sink))
+        while self.engine.loads:
             self.engine.step()
+        assert isinstance(events[-1], Loaded), f"the model was not loaded: {events[-1]}"
 
     def add(self, prompt: list[int], **params: Any) -> int:
         """Submit a row that never ends; returns its id."""

@@ -11,6 +11,7 @@
     ├── CapacityError             full for now; retry after `retry_after_s`
     ├── ModelError                a model cannot be served: broken files, unsupported, too large
     ├── GenerationFailed          this generation broke; the engine goes on
+    ├── StorageError              what should be kept on disk cannot be now: full, read-only, failing
     ├── ConfigError               the server was started with settings that cannot work
     └── EngineDead                the engine thread is gone; nothing but a restart helps
 
@@ -109,6 +110,10 @@ class ModelError(MlxMcpError):
 
 class GenerationFailed(MlxMcpError):
     """One generation broke inside the engine, which dropped it and goes on."""
+
+
+class StorageError(MlxMcpError):
+    """Something cannot be kept on disk now; what was kept before still is, and generations go on."""
 
 
 class ConfigError(MlxMcpError):

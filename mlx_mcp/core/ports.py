@@ -6,7 +6,8 @@ used from any thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -272,3 +273,48 @@ class ModelLoader(Protocol):
 
     def close(self) -> None:
         """Let go of what belongs to the engine thread, on that thread, just before it ends."""
+
+
+@dataclass(frozen=True)
+class StoredBlock:
+    """A block as bytes, as a tier keeps it."""
+
+    key: bytes  # its chained hash, which stands for model, tenant, and every token up to its end
+    parent: bytes  # the hash of the block before it, or of the root
+    start: int  # the position of its first token
+    tokens: tuple[int, ...]
+    window_start: int  # see Payload
+    has_state: bool
+    form: str  # what the bytes are, for whoever packed them
+    data: tuple[memoryview, ...]  # flat views of bytes; laid end to end they are the payload
+
+    @property
+    def nbytes(self) -> int:
+        """What its payload takes."""
+        return sum(view.nbytes for view in self.data)
+
+
+@dataclass(frozen=True)
+class TierEntry:
+    """What a tier knows of a block without reading it."""
+
+    nbytes: int
+    window_start: int
+    has_state: bool
+
+
+class BlockTier(Protocol):
+    """Where blocks live outside of the engine's memory. What is damaged or gone is a miss and a count, never an error."""
+
+    def find(self, key: bytes) -> TierEntry | None:
+        """Whether a block is there; never waits, from any thread."""
+
+    def put(self, blocks: Seq[StoredBlock]) -> int:
+        """Keep blocks, durably once this returns; returns the bytes written, of blocks that were not there (as rich).
+
+        Raises:
+            StorageError: they cannot be written now; what was there before still is.
+        """
+
+    def get(self, keys: Iterable[bytes]) -> list[StoredBlock]:
+        """Blocks in this order, up to the first that is not there or not sound."""

@@ -282,7 +282,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule()
     def drain(self):
-        for _ in range(2000):
+        for _ in range(50_000):  # tight memory runs calls one after another, and computes some again
             if not self.calls:
                 return
             if not self.engine.step():
@@ -327,7 +327,7 @@ class SessionMachine(RuleBasedStateMachine):
                 self.check_kept(session)
 
     def teardown(self):
-        for _ in range(2000):
+        for _ in range(50_000):  # tight memory runs calls one after another, and computes some again
             if not self.engine.has_work:
                 break
             if not self.engine.step():
