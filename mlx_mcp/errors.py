@@ -7,6 +7,7 @@
     │   ├── RequestTooLarge       prompt and answer do not fit the memory for keys and values
     │   ├── UnknownModel          no such model here
     │   ├── UnknownSession        no such session of this caller, or no more
+    │   ├── UnknownVersion        no version of that name of a session was persisted
     │   └── SessionBusy           another turn goes on with this session
     ├── CapacityError             full for now; retry after `retry_after_s`
     ├── ModelError                a model cannot be served: broken files, unsupported, too large
@@ -76,10 +77,26 @@ class UnknownModel(RequestError):
 class UnknownSession(RequestError):
     """The caller has no session of that handle or name."""
 
-    def __init__(self, session: str) -> None:
+    def __init__(self, session: str, damaged: bool = False) -> None:
+        why = (
+            "What was kept of it on disk is damaged"
+            if damaged
+            else "It was closed, has expired, or ended with the server"
+        )
         super().__init__(
-            f"Session not found: {session[:80]!r}. It was closed, has expired, or ended with the server. list_sessions "
-            "shows yours; create_session, or generate with keep=true, opens one."
+            f"Session not found: {session[:80]!r}. {why}. list_sessions shows yours; create_session, or generate with "
+            "keep=true, opens one."
+        )
+
+
+class UnknownVersion(RequestError):
+    """Nothing of the session was persisted under that name."""
+
+    def __init__(self, session: str, version: str, known: tuple[str, ...]) -> None:
+        shown = ", ".join(known[:8]) or "none"
+        super().__init__(
+            f"Session {session[:80]!r} has no version {version[:80]!r} on disk; it has: {shown}. persist_session makes "
+            "one."
         )
 
 

@@ -48,6 +48,14 @@ class FakeTokenizer:
     def decode(self, ids):
         return "".join(map(chr, ids))
 
+    digest = b"letters"
+
+    def transcript(self, ids):
+        return self.decode(ids)
+
+    def encode_transcript(self, transcript):
+        return tuple(map(ord, transcript))
+
     def reader(self, prompt, tools=(), plain=False):
         return FakeReader({} if plain else MARKERS)
 
@@ -106,6 +114,9 @@ class FakePayload:
     @property
     def nbytes(self):
         return len(self.tokens)
+
+    def pack(self):
+        return "letters", (memoryview("".join(map(chr, self.tokens)).encode("latin-1")),)
 
 
 @dataclass
@@ -182,6 +193,12 @@ class FakeRunner:
             assert end == self.rows[sequence_id], "states of another moment"
         kept = max([start, *(self.rows[sequence_id] - window for window in self.layout.windows)])
         return FakePayload(sequence.tokens(start, end), min(kept, end), state or not self.layout.states)
+
+    def unpack(self, stored):
+        if stored.form != "letters":
+            raise ValueError("no letters")
+        tokens = tuple(map(ord, b"".join(stored.data).decode("latin-1")))
+        return lambda: FakePayload(tokens, stored.window_start, stored.has_state)
 
     def release(self, sequence_id):
         self.rows.pop(sequence_id, None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NewType
 
@@ -30,10 +30,13 @@ class Block:
     tokens: tuple[int, ...]
     start: int  # the position of its first token
     payload: Payload | None = None  # None for a root, and once it is evicted
+    key: bytes = b""  # what it goes by outside of memory: a hash as the other, but never a short one
     children: dict[BlockHash, Block] = field(default_factory=dict)  # each counts as a reference
     ref_count: int = 0  # pins, restores and builds in flight, of this block or of any after it
     num_sessions: int = 0  # that go on from here
     last_used: int = 0  # itself; its children's use becomes its own when they go
+    num_hits: int = 0  # times that it was found again, or that a session went on from it; with its children's, likewise
+    private: bool = False  # only ephemeral sessions have computed or found it: never leaves memory
 
     @property
     def end(self) -> int:
@@ -69,22 +72,25 @@ class BlockPool:
         self.protected_bytes = 0  # of blocks with references: these cannot be reclaimed
         self.num_blocks = 0
         self.num_evictions = 0
+        self.on_evict: Callable[[Block], None] | None = None  # called while the block is still there
         self._clock = 0
         # (last use, order of entry, block): the leaves without references, and outdated entries, which are passed over.
         self._leaves: list[tuple[int, int, Block]] = []
         self._entries = itertools.count()
 
-    def root(self, identity: bytes, digest: BlockHash) -> Block:
+    def root(self, identity: bytes, digest: BlockHash, key: bytes = b"") -> Block:
         """Where the trees of one model and tenant begin; nothing is shared between roots, whatever their hashes."""
         if identity not in self.roots:
-            self.roots[identity] = Block(digest, None, (), 0)
+            self.roots[identity] = Block(digest, None, (), 0, key=key)
         return self.roots[identity]
 
-    def add(self, parent: Block, digest: BlockHash, tokens: tuple[int, ...], payload: Payload) -> Block:
+    def add(
+        self, parent: Block, digest: BlockHash, tokens: tuple[int, ...], payload: Payload, key: bytes = b""
+    ) -> Block:
         """A new block after `parent`; its bytes are on the ledger already."""
         assert parent.resident, "a block on one that is gone"
         assert digest not in parent.children, "a block that is there already"
-        block = Block(digest, parent, tokens, parent.end, payload)
+        block = Block(digest, parent, tokens, parent.end, payload, key=key)
         parent.children[digest] = block
         self.used_bytes += block.nbytes
         self.num_blocks += 1
@@ -154,6 +160,7 @@ class BlockPool:
         parent = block.parent
         del parent.children[block.hash]
         parent.last_used = max(parent.last_used, block.last_used)
+        parent.num_hits = max(parent.num_hits, block.num_hits)
         self._offer(parent)
 
     def reclaim(self, num_bytes: int) -> bool:
@@ -162,7 +169,10 @@ class BlockPool:
             return False
         goal = self.used_bytes - num_bytes
         while self.used_bytes > goal:
-            self.drop(self._next())
+            block = self._next()
+            if self.on_evict is not None:
+                self.on_evict(block)
+            self.drop(block)
             self.num_evictions += 1
         return True
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from mlx_mcp.core.block_pool import Block, BlockHash, BlockPool
 from mlx_mcp.core.layout import Layout, Payload
 from mlx_mcp.core.miss import Miss, MissReason, Recent
+from mlx_mcp.core.ports import StoredBlock, TierEntry
 from mlx_mcp.core.prefix_cache import Match, PrefixCache
 from mlx_mcp.core.sequence import Sequence
 from mlx_mcp.core.slots import SharedPrefix, SlotPool
@@ -40,6 +41,16 @@ class Sharing:
     min_tokens: int = 512
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Tokens [start, end) of a sequence, which a tier has under a key."""
+
+    key: bytes
+    start: int
+    end: int
+    entry: TierEntry
+
+
 @dataclass(eq=False)
 class Track:
     """What the cache knows of a live sequence."""
@@ -54,6 +65,8 @@ class Track:
     known: int = 0  # tokens that are in the tree, whether it could go on from them or not
     leader: Sequence | None = None  # who computes its next tokens
     until: int = 0  # how far
+    fetching: bool = False  # blocks of it are on their way from a tier
+    fetched: tuple[int, int] = (0, 0)  # tokens [from, to) that came from there
 
 
 class KvCacheManager:
@@ -90,8 +103,9 @@ class KvCacheManager:
 
     def root(self, tenant: str) -> Block:
         """Where a tenant's prefixes of this model begin."""
-        identity = self.fingerprint + b"\0" + tenant.encode()
-        return self.pool.root(identity, self.cache.hash(BlockHash(identity), ()))
+        cuts = f"\0{self.cache.block_tokens} {self.chunk_tokens}\0"  # a prompt cut elsewhere is rounded otherwise
+        identity = self.fingerprint + cuts.encode() + tenant.encode()
+        return self.pool.root(identity, self.cache.hash(BlockHash(identity), ()), self.cache.key(identity, ()))
 
     # Sequences come and go
 
@@ -120,12 +134,12 @@ class KvCacheManager:
                 del self.users[digest]
 
     def follows(self, sequence: Sequence) -> bool:
-        """Whether the sequence that this one was seen to wait for is still at it."""
+        """Whether the sequence or the tier that this one was seen to wait for is still at it."""
         track, leader = self.tracks[sequence], self.tracks[sequence].leader
-        return leader is not None and leader.slot is not None and leader.num_computed < track.until
+        return track.fetching or (leader is not None and leader.slot is not None and leader.num_computed < track.until)
 
     def held(self, sequence: Sequence) -> bool:
-        """Whether a running sequence is about to compute what this one needs next: then it waits for that."""
+        """Whether a running sequence is about to compute what this one needs next, or a tier to bring it."""
         track = self.tracks[sequence]
         if self.follows(sequence):
             return True
@@ -159,12 +173,75 @@ class KvCacheManager:
         sequence.num_computed = match.num_tokens
         if match.blocks:
             self.pool.touch(match.blocks[-1])
+            match.blocks[-1].num_hits += 1
+        if not sequence.ephemeral:
+            for block in match.blocks:
+                block.private = False
         for digest in track.hashes[whole : track.num_prompt_blocks]:
             self.builders.setdefault(digest, sequence)
         if not sequence.num_preemptions:
             sequence.num_cached, sequence.miss = match.num_tokens, self._explain(sequence, match)
+            start, end = track.fetched
+            sequence.num_restored = max(0, min(end, match.num_tokens) - start)
         assert match.num_tokens < tokens, "nothing is left to compute"
         return Restore(sequence, match.parts, match.num_tokens)
+
+    # What tiers have
+
+    def wanted(self, sequence: Sequence, find: Callable[[bytes], TierEntry | None]) -> list[Wanted]:
+        """The blocks of a waiting sequence that a tier has and memory has not, in order, from which rows can go on.
+
+        The whole blocks of its tokens, then the tail that its session ended with.
+        """
+        track, size, limit = self.tracks[sequence], self.cache.block_tokens, sequence.num_tokens - 1
+        tokens = sequence.tokens(0, sequence.num_tokens)
+        hashes = self.cache.hashes(track.root, tokens, track.hashes)
+        block = self.cache.walk(track.root, tokens, hashes[: limit // size])[-1]
+        found: list[Wanted] = []
+        key, start = block.key, block.end
+        while start < limit:
+            whole = start + size <= limit
+            end = start + size if whole else sequence.num_kept
+            if not start < end <= min(limit, start + size):
+                break
+            key = self.cache.key(key, tokens[start:end])
+            entry = find(key)
+            if entry is None:
+                break
+            found.append(Wanted(key, start, end, entry))
+            start = end if whole else limit
+        while found and self.layout.states and not found[-1].entry.has_state:
+            found.pop()
+        return found
+
+    def fetch(self, sequence: Sequence) -> None:
+        """Have a waiting sequence wait for blocks from a tier, until they have `arrived`."""
+        self.tracks[sequence].fetching = True
+
+    def arrived(self, sequence: Sequence, blocks: list[tuple[StoredBlock, Payload]]) -> None:
+        """Put blocks from a tier into the trees as far as there is room, and have the sequence wait no more.
+
+        The sequence may be gone by now; others may want them all the same.
+        """
+        start = end = blocks[0][0].start if blocks else 0
+        root, before = self.root(sequence.tenant), sequence.tokens(0, start)
+        block = self.cache.walk(root, before, self.cache.hashes(root, before, []))[-1]
+        for stored, payload in blocks:
+            same = (stored.start, stored.parent) == (block.end, block.key)
+            if not same or stored.tokens != sequence.tokens(end, end + len(stored.tokens)):
+                break
+            self.pool.acquire(block)
+            fits = self.pool.ledger.charge(payload.nbytes)
+            self.pool.release(block)
+            if not fits:
+                break
+            block = self._put(block, stored.tokens, payload, payload.nbytes, sequence.ephemeral)
+            if block.end != end + len(stored.tokens):
+                break
+            end = block.end
+        track = self.tracks.get(sequence)
+        if track is not None:
+            track.fetching, track.fetched = False, (start, end)
 
     # What is kept
 
@@ -194,7 +271,8 @@ class KvCacheManager:
                 if track is not None:
                     track.publishing = False
                 continue
-            track.block = self._put(block, sequence.tokens(cut.start, cut.end), payload, charged)
+            tokens = sequence.tokens(cut.start, cut.end)
+            track.block = self._put(block, tokens, payload, charged, sequence.ephemeral)
             track.publishing = track.block.end == cut.end
 
     def abandon(self, *steps: tuple[Cut, ...]) -> None:
@@ -238,7 +316,7 @@ class KvCacheManager:
             except Exception:
                 self.pool.ledger.refund(charged)
                 raise
-            block = self._put(parent, tokens[start:until], payload, charged)
+            block = self._put(parent, tokens[start:until], payload, charged, sequence.ephemeral)
             if block.end != until:  # a hash that is another block's too
                 break
         self.pool.touch(block)
@@ -348,7 +426,7 @@ class KvCacheManager:
             track.planned = until
             cuts.append(cut)
 
-    def _put(self, parent: Block, tokens: tuple[int, ...], payload: Payload, charged: int) -> Block:
+    def _put(self, parent: Block, tokens: tuple[int, ...], payload: Payload, charged: int, private: bool) -> Block:
         """The block of a payload after `parent`, or the one that is there; `parent` itself if it cannot be."""
         assert payload.nbytes <= charged, f"a payload of {payload.nbytes} bytes, {charged} charged"
         self.pool.ledger.refund(charged - payload.nbytes)
@@ -357,7 +435,10 @@ class KvCacheManager:
             block = self.cache.insert(parent, tokens, payload)
             if block is None:
                 self.pool.ledger.refund(payload.nbytes)
-            return block or parent
+                return parent
+            block.private = private
+            return block
+        there.private &= private
         if richer(payload, there):
             self.pool.replace(there, payload)
         else:
@@ -394,6 +475,8 @@ class KvCacheManager:
         kept = min(sequence.num_kept, most)
         if not sequence.num_kept and got + self.cache.block_tokens <= most:
             kept = min(recent.known(prompt), most) // self.cache.block_tokens * self.cache.block_tokens
+        if sequence.estranged and got < kept:
+            return Miss(MissReason.OTHER_MODEL, got)
         if got < kept:
             return Miss(MissReason.NO_CHECKPOINT if match.num_whole > got else MissReason.EVICTED, got)
         miss = None

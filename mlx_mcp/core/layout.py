@@ -36,6 +36,9 @@ class Payload(Protocol):
     def has_state(self) -> bool:
         """Whether the states as they were after its last token are in it (true where the model has none)."""
 
+    def pack(self) -> tuple[str, tuple[memoryview, ...]]:
+        """What its bytes are, in words that `ModelRunner.unpack` reads, and the bytes, which are not copied."""
+
 
 @dataclass(frozen=True)
 class Part:

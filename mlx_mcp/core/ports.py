@@ -149,6 +149,20 @@ class ChatTokenizer(Protocol):
     def decode(self, ids: tuple[int, ...]) -> str:
         """How tokens read, control tokens included."""
 
+    @property
+    def digest(self) -> bytes:
+        """Of what the token ids mean: the same for tokenizers that read every id alike."""
+
+    def transcript(self, ids: tuple[int, ...]) -> str:
+        """A log in words that `encode_transcript` of any tokenizer reads: control tokens apart from text."""
+
+    def encode_transcript(self, transcript: str) -> tuple[int, ...]:
+        """The log in this tokenizer's ids; no text becomes a control token.
+
+        Raises:
+            InvalidRequest: it has control tokens that this tokenizer does not have.
+        """
+
     def reader(self, prompt: Prompt, tools: tuple[dict[str, Any], ...] = (), plain: bool = False) -> AnswerReader:
         """A fresh one, for one answer to `prompt`; `plain` takes all text for the answer."""
 
@@ -197,6 +211,13 @@ class ModelRunner(Protocol):
 
         At least `end` tokens of it are computed, and exactly `end` if `state` is set, which takes the states too.
         Tokens that a window has lost are left out.
+        """
+
+    def unpack(self, stored: StoredBlock) -> Callable[[], Payload]:
+        """Take a packed payload's bytes over, on any thread; what comes back makes it a payload, on the engine thread.
+
+        Raises:
+            ValueError: these are no payload of this model.
         """
 
     def launch(self, step: Step) -> Flight:
@@ -304,7 +325,7 @@ class TierEntry:
 
 
 class BlockTier(Protocol):
-    """Where blocks live outside of the engine's memory. What is damaged or gone is a miss and a count, never an error."""
+    """Where blocks live outside of memory. What is damaged or gone is a miss and a count, never an error."""
 
     def find(self, key: bytes) -> TierEntry | None:
         """Whether a block is there; never waits, from any thread."""

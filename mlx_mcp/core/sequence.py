@@ -77,12 +77,15 @@ class Sequence:
     session: str = ""  # whose turn it takes when there is not room for all
     tenant: str = ""  # with whose prompts it may share keys and values
     num_kept: int = 0  # tokens whose keys and values its session had when they were last computed
+    estranged: bool = False  # these were another model's, or computed otherwise
+    ephemeral: bool = False  # what it computes never leaves memory
     constraint: Constraint | None = None
     output_ids: list[int] = field(default_factory=list)
     num_computed: int = 0  # tokens whose keys and values are in the cache
     slot: Slot | None = None  # where these are; None while it waits
     prefix: SharedPrefix | None = None  # where the first of them are, if rows share them; the slot has the rest
     num_cached: int = 0  # of the prompt, when it was first admitted: tokens that were in the cache
+    num_restored: int = 0  # of these came from a tier for it
     miss: Miss | None = None  # why not more
     num_preemptions: int = 0  # times it gave up its slot and was computed again
     gave_way: bool = False  # to a session that ran nothing; it does so once

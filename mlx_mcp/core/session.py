@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlx_mcp.core.block_pool import Block, BlockPool
+from mlx_mcp.core.durable import SessionHead, SessionRecord
+from mlx_mcp.core.ports import ChatTokenizer
 from mlx_mcp.errors import CapacityError, InvalidRequest, SessionBusy, UnknownSession
 
 MAX_FORKS = 64
@@ -49,6 +51,8 @@ class SessionInfo:
     used_at: float  # by the engine's clock, seconds
     busy: bool
     num_cached: int  # tokens whose keys and values are there
+    persisted: bool = False  # it survives the process, as it was when it was last persisted
+    versions: tuple[str, ...] = ()  # of it that were persisted under a name
 
 
 @dataclass(eq=False)
@@ -69,11 +73,26 @@ class Session:
     turn: int | None = None  # the sequence that goes on with it
     queue: deque[Any] = field(default_factory=deque)  # turns that wait for this one
     latest: tuple[int, int] = (0, 0)  # the sequence of the latest turn that ended, and where its output begins
+    num_kept: int = 0  # tokens whose keys and values there were after the latest turn, here or in a tier
+    fingerprint: bytes = b""  # of what these were computed with
+    tokenizer: ChatTokenizer | None = None  # what its tokens mean; None until it is used in this process
+    # On disk:
+    kept: SessionHead | None = None  # what is there of it
+    saved: tuple[int, ...] | None = None  # the log that is there; None if that is not in memory
+    resting: bool = False  # its tokens are there only
+    foreign: SessionRecord | None = None  # what was read, until it is known whether its tokens still mean the same
+    keys: tuple[bytes, ...] = ()  # of the blocks that it had there, until its next turn
+    versions: frozenset[str] = frozenset()
 
     @property
-    def num_computed(self) -> int:
-        """Tokens whose keys and values it had after its latest turn."""
-        return 0 if self.leaf is None else self.leaf.end
+    def known(self) -> bool:
+        """Whether a turn of it has ended."""
+        return bool(self.log) or self.resting
+
+    @property
+    def persisted(self) -> bool:
+        """Whether something of it is on disk."""
+        return self.kept is not None or bool(self.versions)
 
     @property
     def info(self) -> SessionInfo:
@@ -84,7 +103,7 @@ class Session:
             self.tenant,
             self.model,
             options.name,
-            len(self.log),
+            self.kept.num_tokens if self.resting and self.kept is not None else len(self.log),
             self.after,
             self.tools,
             self.parent_id,
@@ -93,7 +112,9 @@ class Session:
             self.ttl_s,
             self.used_at,
             self.turn is not None,
-            self.num_computed if leaf is not None and leaf.resident else 0,
+            leaf.end if leaf is not None and leaf.resident else 0,
+            self.kept is not None,
+            tuple(sorted(self.versions)),
         )
 
 
@@ -133,8 +154,10 @@ class SessionStore:
         self._add(session)
         return session
 
-    def fork(self, session: Session, count: int, names: tuple[str, ...]) -> list[Session]:
-        """`count` sessions that go on from where the parent's latest finished turn ended.
+    def fork(
+        self, session: Session, count: int, names: tuple[str, ...], at: SessionRecord | None = None
+    ) -> list[Session]:
+        """`count` sessions that go on from where the parent's latest finished turn ended, or from what was read of it.
 
         Copies no tokens, keys or values, so the cost does not grow with the context. They keep as the parent is kept,
         but are not pinned.
@@ -144,7 +167,8 @@ class SessionStore:
             SessionBusy: the parent's first turn has not ended.
             CapacityError: there are as many sessions as there may be.
         """
-        if not session.log:
+        assert not session.resting, "a fork of a session whose tokens are not here"
+        if not session.log and at is None:
             raise SessionBusy(session.session_id, first=True)
         if not 1 <= count <= MAX_FORKS:
             raise InvalidRequest(f"count is {count}; it must be from 1 to {MAX_FORKS}.")
@@ -154,7 +178,7 @@ class SessionStore:
         self.use(session)
         children = []
         for i in range(count):
-            options = SessionOptions(names[i] if names else "", session.ttl_s, False, session.options.ephemeral)
+            options = SessionOptions(names[i] if names else "", session.options.ttl_s, False, session.options.ephemeral)
             child = Session(
                 handle(),
                 session.tenant,
@@ -166,8 +190,17 @@ class SessionStore:
                 session.tools,
                 session.session_id,
                 session.log,
+                num_kept=session.num_kept,
+                fingerprint=session.fingerprint,
+                tokenizer=session.tokenizer,
+                foreign=session.foreign,
+                keys=session.keys,
             )
-            self._go_on(child, session.leaf)
+            if at is None:
+                self._go_on(child, session.leaf)
+            else:
+                child.after, child.tools = at.after, at.tools
+                recall(child, at)
             self._add(child)
             children.append(child)
         return children
@@ -181,6 +214,7 @@ class SessionStore:
     def finish(self, session: Session, log: tuple[int, ...], leaf: Block | None, after: str) -> None:
         """Take what a turn has come to; `leaf` is where its keys and values are, as far as they are there."""
         session.turn, session.log, session.after = None, log, after
+        session.num_kept, session.keys = 0 if leaf is None else leaf.end, ()
         self._go_on(session, leaf)
         self.use(session)
 
@@ -196,15 +230,64 @@ class SessionStore:
     def abandon(self, session: Session) -> None:
         """End a turn that came to nothing: the session is as it was, and gone if that was its first."""
         session.turn = None
-        if session.log:
+        if session.known:
             self.use(session)
         else:
             self.close(session)
 
+    # Sessions that are kept on disk
+
+    def adopt(self, head: SessionHead) -> Session:
+        """Know a session that rests on disk; its time begins anew.
+
+        A name that another session has by now is not taken again.
+        """
+        taken = (head.tenant, head.name) in self._names
+        options = SessionOptions("" if taken else head.name, head.ttl_s, head.pinned)
+        session = Session(
+            head.session_id,
+            head.tenant,
+            head.model,
+            options,
+            head.ttl_s,
+            self.clock(),
+            head.after,
+            head.tools,
+            head.parent_id,
+            kept=head,
+            resting=True,
+        )
+        self._add(session)
+        return session
+
+    def wake(self, session: Session, record: SessionRecord) -> None:
+        """Have its tokens here again."""
+        recall(session, record)
+        session.resting, session.saved = False, record.tokens
+        self.use(session)
+
+    def saved(self, session: Session, record: SessionRecord) -> None:
+        """Note that this is on disk now."""
+        if record.version:
+            session.versions |= {record.version}
+        else:
+            session.kept, session.saved = record.head, record.tokens
+        session.ttl_s = record.ttl_s
+        self.note(session)
+
+    def translated(self, session: Session, log: tuple[int, ...]) -> None:
+        """Take the same tokens in other ids, for which nothing is computed."""
+        session.log, session.foreign, session.num_kept, session.keys = log, None, 0, ()
+        self.note(session)
+
+    def note(self, session: Session) -> None:
+        """Let others see what has changed of it."""
+        self.infos[session.session_id] = session.info
+
     def use(self, session: Session) -> None:
         """Count a use: its time begins anew."""
         session.used_at = self.clock()
-        self.infos[session.session_id] = session.info
+        self.note(session)
 
     def close(self, session: Session) -> None:
         """Let go of a session; its queue is for the caller to answer."""
@@ -244,6 +327,7 @@ class SessionStore:
         if leaf is not None:
             self.pool.hold(leaf)
             self.pool.touch(leaf)
+            leaf.num_hits += 1
         if leaf is not None and pinned:
             self.pool.acquire(leaf)
             if self.pool.protected_bytes > self.pool.ledger.limit_bytes // 2:
@@ -272,6 +356,12 @@ class SessionStore:
                 "shows them).",
                 60,
             )
+
+
+def recall(session: Session, record: SessionRecord) -> None:
+    """Have a session be what was read."""
+    session.log, session.num_kept, session.keys = record.tokens, record.num_kept, record.blocks
+    session.fingerprint, session.foreign = record.fingerprint, record
 
 
 def handle() -> str:

@@ -7,6 +7,7 @@ nothing of event loops, text or MLX.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator
@@ -14,19 +15,22 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from mlx_mcp.core.block_pool import BlockPool
+from mlx_mcp.core.durable import SessionRecord, Store
 from mlx_mcp.core.kv_cache_manager import KvCacheManager, Sharing
 from mlx_mcp.core.miss import Miss, MissReason
 from mlx_mcp.core.ports import Flight, LoadedModel, ModelLoader, PreparedModel, StepResult
 from mlx_mcp.core.prefix_cache import PrefixCache
 from mlx_mcp.core.scheduler import RETRY_AFTER_S, Limits, Scheduler
 from mlx_mcp.core.sequence import FinishReason, Sequence
-from mlx_mcp.core.session import Session, SessionStore
+from mlx_mcp.core.session import NAME, Session, SessionStore
 from mlx_mcp.core.slots import Ledger, SlotPool
 from mlx_mcp.core.steps import Step
+from mlx_mcp.engine.io_thread import Io
 from mlx_mcp.engine.messages import (
     Cancel,
     Close,
     Command,
+    Done,
     Event,
     Failed,
     Find,
@@ -38,16 +42,21 @@ from mlx_mcp.engine.messages import (
     Loaded,
     Loading,
     Moved,
+    Persist,
+    Persisted,
     Prefilled,
     Sessions,
     Sink,
+    Stop,
     Submit,
     Token,
     Unloaded,
     Waiting,
 )
+from mlx_mcp.engine.persistence import Persistence, PersistenceOptions, warn
 from mlx_mcp.errors import (
     CapacityError,
+    EngineDead,
     GenerationFailed,
     InvalidRequest,
     MlxMcpError,
@@ -55,13 +64,16 @@ from mlx_mcp.errors import (
     PromptTooLong,
     RequestError,
     SessionBusy,
+    StorageError,
     UnknownSession,
+    UnknownVersion,
 )
 from mlx_mcp.stats import EngineStats
 
 logger = logging.getLogger(__name__)
 
 MAX_QUEUE = 64  # turns that wait for one session
+MAX_VERSIONS = 64  # of one session on disk
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,15 @@ class Keeping:
     max_sessions: int = 4096
     session_ttl_s: float = 86400.0
     max_wait_s: float = 300.0  # for memory; then a call is told to try again
+
+
+@dataclass(frozen=True)
+class Persisting:
+    """Where sessions and evicted blocks are kept outside of memory, and who reads and writes there."""
+
+    open_store: Callable[[], Store]
+    io: Io
+    options: PersistenceOptions = field(default_factory=PersistenceOptions)
 
 
 @dataclass
@@ -126,6 +147,7 @@ class Engine:
         max_kv_bytes: int,
         keeping: Keeping | None = None,
         clock: Callable[[], float] = time.monotonic,
+        persisting: Persisting | None = None,
     ) -> None:
         self.loader, self.limits, self.max_weights_bytes = loader, limits, max_weights_bytes
         self.keeping, self.clock = keeping or Keeping(), clock
@@ -135,7 +157,15 @@ class Engine:
         self.residents: dict[str, Resident] = {}  # least recently used first
         self.live: dict[int, Live] = {}
         self.queued: dict[int, Session] = {}  # turns that wait for another turn of their session
+        # Commands that wait for the store: turns by sequence id, others by what tells them apart.
+        self.coming: dict[int | tuple[str, int], Submit | Fork | Close | ListSessions | Persist] = {}
         self.loads: dict[str, PendingLoad] = {}
+        self.persistence: Persistence | None = None
+        if persisting is not None:
+            self.persistence = Persistence(
+                persisting.open_store, persisting.io, self.cache, self.sessions, persisting.options, clock
+            )
+        self.stopped = False
         self.looked_at = clock()  # when waiting times were last looked at
         self.num_steps = self.num_preemptions = self.num_prompt = self.num_cached = 0
 
@@ -169,44 +199,88 @@ class Engine:
 
     def handle(self, command: Command) -> None:
         """Carry out one command; never raises for what a caller can cause."""
-        self._look_at_the_clock()
+        self.look_at_the_clock()
+        if self.stopped and not isinstance(command, Done):
+            if not isinstance(command, Finish | Cancel | Stop):
+                command.sink(Failed(EngineDead()))
+            return
         match command:
             case Find(name, sink):
                 sink(Loaded(self.residents[name].model) if name in self.residents else Unloaded())
             case Load():
                 self._load(command)
             case Submit():
-                self._submit(command)
+                if not (command.turn.session and self._too_early(command)):
+                    self._submit(command)
             case Finish(sequence_id, num_output):
                 self._finish(sequence_id, num_output)
             case Cancel(sequence_id):
+                self.coming.pop(sequence_id, None)
                 self._drop(sequence_id)
-            case Fork() | Close() | ListSessions():
-                try:
-                    infos = tuple(session.info for session in self._about_sessions(command))
-                except MlxMcpError as error:
-                    command.sink(Failed(error))
-                else:
-                    command.sink(Sessions(infos))
+            case Fork() | Close() | ListSessions() | Persist():
+                if not self._too_early(command):
+                    try:
+                        self._about_sessions(command)
+                    except MlxMcpError as error:
+                        command.sink(Failed(error))
+            case Done(tell):
+                tell()
+        if self.persistence is not None:
+            self.persistence.flush()
 
     def step(self) -> bool:
         """Read one slice of every pending model, and one step of every resident one; returns whether there were any."""
         self.num_steps += 1
-        self._look_at_the_clock()
+        self.look_at_the_clock()
         busy = bool(self.loads)
         for pending in list(self.loads.values()):
             self._advance(pending)
         for resident in list(self.residents.values()):
             if resident.has_work:
                 busy |= self._run(resident)
+        if self.persistence is not None:
+            self.persistence.flush()
         return busy
+
+    @property
+    def patience_s(self) -> float | None:
+        """How long it may be left alone while it has no work; None: until a command comes."""
+        autosave = self.persistence is not None and self.persistence.options.autosave_s is not None
+        return 1.0 if autosave else None
+
+    def stop(self) -> None:
+        """Fail every call from now on, and have sessions written that are to be saved at the end.
+
+        Whoever waits for a session to be written goes on waiting.
+        """
+        self.stopped = True
+        writing = {key: command for key, command in self.coming.items() if isinstance(command, Persist)}
+        for key in writing:
+            del self.coming[key]
+        self.fail_all(EngineDead())
+        self.coming |= writing
+        if self.persistence is not None and self.persistence.options.autosave_s is not None:
+            self.persistence.save_changed()
+
+    @property
+    def saved(self) -> bool:
+        """Whether no session is on its way to the disk."""
+        return self.persistence is None or not (self.persistence.num_saving or self.persistence.opening)
+
+    def close(self, deadline: float) -> None:
+        """Let go of what belongs to the engine thread, and of the store once what is on its way there has come in."""
+        if self.persistence is not None:
+            self.persistence.close(deadline)
+        self.loader.close()
 
     def fail_all(self, error: MlxMcpError) -> None:
         """Tell every waiter that nothing more will come, and let go of everything."""
         sinks = [live.sink for live in self.live.values()] + [s for p in self.loads.values() for s in p.sinks]
         sinks += [turn.sink for session in dict.fromkeys(self.queued.values()) for turn in session.queue]
+        sinks += [command.sink for command in self.coming.values()]
         self.live.clear()
         self.queued.clear()
+        self.coming.clear()
         self.loads.clear()
         self.residents.clear()
         for sink in sinks:
@@ -249,9 +323,9 @@ class Engine:
             prompt, kept = command.prompt_ids, 0
             if command.turn.session:
                 session = self.sessions.get(command.turn.tenant, command.turn.session)
-                if not self._may_begin(command, session):
+                if not self._is_here(command, session, resident.model) or not self._may_begin(command, session):
                     return
-                prompt, kept = session.log + prompt, session.num_computed
+                prompt, kept = session.log + prompt, session.num_kept
                 room = resident.model.context_tokens - len(prompt)
                 if command.turn.cut and 0 < room < command.params.max_tokens:
                     command = replace(command, params=replace(command.params, max_tokens=room))
@@ -299,11 +373,16 @@ class Engine:
             lane,
             turn.tenant,
             kept,
-            command.constraint,
+            constraint=command.constraint,
         )
         if scheduler.cache is None and (session is not None or turn.opens is not None):
             sequence.miss = Miss(MissReason.NOT_REUSABLE, 0, detail=resident.model.runner.layout.refused)
+        if session is not None:
+            sequence.ephemeral = session.options.ephemeral
+            if session.fingerprint not in (b"", resident.model.fingerprint):
+                sequence.estranged, sequence.num_kept = True, len(session.log)
         if turn.opens is not None:
+            sequence.ephemeral = turn.opens.ephemeral
             session = self.sessions.open(turn.tenant, command.model, turn.opens, turn.tools, command.sequence_id)
         try:
             scheduler.add(sequence)
@@ -318,6 +397,8 @@ class Engine:
                 self.sessions.use(session)
                 session = None
         self.live[sequence.sequence_id] = Live(sequence, resident, command, self.clock(), session)
+        if self.persistence is not None and scheduler.cache is not None:
+            self.persistence.fetch(sequence, scheduler.cache, resident.model.runner)
         command.sink(Waiting(scheduler.num_ahead(sequence)))
 
     def _run(self, resident: Resident) -> bool:
@@ -328,6 +409,7 @@ class Engine:
         scheduler, runner = resident.scheduler, resident.model.runner
         step, flight = resident.step, resident.flight
         resident.step = resident.flight = None
+        started = math.inf
         try:
             if step is None or flight is None:
                 step = scheduler.schedule()
@@ -336,12 +418,16 @@ class Engine:
                     runner.release(sequence.sequence_id)
                 if not step.sequences:
                     return False
+                started = self.clock()
                 flight = runner.launch(step)
             if not any(runner.must_wait(sequence) for sequence in step.drawing):
                 resident.step = scheduler.ahead(step)
             if resident.step is not None:
                 resident.flight = runner.launch(resident.step)
             result = flight.collect()
+            if self.persistence is not None and step.prefill and not step.decode and resident.step is None:
+                num_tokens = sum(chunk.end - chunk.start for chunk in step.prefill)
+                self.persistence.prefilling.take(num_tokens, self.clock() - started)
         except Exception as error:
             self._fail_step(resident, step, error)
         else:
@@ -383,7 +469,9 @@ class Engine:
     def _prefilled(self, sequence: Sequence) -> None:
         live = self.live.get(sequence.sequence_id)
         if live is not None:
-            self._emit(sequence, Prefilled(sequence.num_computed, sequence.num_cached, sequence.miss))
+            self._emit(
+                sequence, Prefilled(sequence.num_computed, sequence.num_cached, sequence.num_restored, sequence.miss)
+            )
 
     def _finish(self, sequence_id: int, num_output: int) -> None:
         """End a sequence after its first tokens; the step that may be under way computes it once for nothing."""
@@ -421,6 +509,8 @@ class Engine:
         if session is not None:
             self.sessions.finish(session, sequence.tokens(0, sequence.num_tokens), leaf, turn.context or "assistant")
             session.latest = sequence.sequence_id, len(sequence.prompt_ids)
+            session.fingerprint = live.resident.model.fingerprint
+            session.tokenizer = live.resident.model.tokenizer
 
     def _ended(self, sequence: Sequence) -> None:
         """Free a finished sequence's row, and tell."""
@@ -462,7 +552,7 @@ class Engine:
             self._next_turn(session)
         return live.sink
 
-    def _look_at_the_clock(self) -> None:
+    def look_at_the_clock(self) -> None:
         """Once a second: end the sessions whose time has come, and fail whoever has waited for memory for too long."""
         now = self.clock()
         if now - self.looked_at < 1:
@@ -470,6 +560,10 @@ class Engine:
         self.looked_at = now
         for session in self.sessions.expired():
             self._close(session)
+            if self.persistence is not None:
+                self.persistence.remove([session], warn)
+        if self.persistence is not None:
+            self.persistence.look_at_the_clock()
         for live in list(self.live.values()):
             cache = live.resident.scheduler.cache
             if live.sequence.slot is not None or (cache is not None and cache.follows(live.sequence)):
@@ -491,19 +585,125 @@ class Engine:
 
     # Sessions
 
-    def _about_sessions(self, command: Fork | Close | ListSessions) -> list[Session]:
+    def _about_sessions(self, command: Fork | Close | ListSessions | Persist) -> None:
         mine = [s for s in self.sessions.sessions.values() if s.tenant == command.tenant]
         match command:
             case ListSessions():
-                return mine
-            case Fork(tenant, name, count, names):
-                return self.sessions.fork(self.sessions.get(tenant, name), count, names)
-            case Close(tenant, names):
+                tell_sessions(command.sink, mine)
+            case Fork(tenant, name, count, names, sink, version):
+                session = self.sessions.get(tenant, name)
+                if version:
+                    self._fork_version(command, session)
+                elif self._is_here(command, session):
+                    tell_sessions(sink, self.sessions.fork(session, count, names))
+            case Persist(tenant, name, _, _):
+                self._persist(command, self.sessions.get(tenant, name))
+            case Close(tenant, names, sink):
                 # All are looked up before any is closed.
                 closing = list(dict.fromkeys(self.sessions.get(tenant, name) for name in names)) if names else mine
+                event = Sessions(tuple(session.info for session in closing))
                 for session in closing:
                     self._close(session)
-                return closing
+                if self.persistence is None:
+                    sink(event)
+                else:
+                    answer = self._later(command)
+                    self.persistence.remove(closing, lambda error: answer(Failed(error) if error else event))
+
+    def _too_early(self, command: Submit | Fork | Close | ListSessions | Persist) -> bool:
+        """Whether a command waits until the sessions on disk are known."""
+        if self.persistence is None or not self.persistence.opening:
+            return False
+        answer = self._later(command)
+        self.persistence.when_open(lambda: answer(None))
+        return True
+
+    def _later(self, command: Submit | Fork | Close | ListSessions | Persist) -> Callable[[Event | None], None]:
+        """What takes the answer to a command that has to wait, or None to handle it again; not if it was cancelled."""
+        key = command.sequence_id if isinstance(command, Submit) else ("about sessions", id(command))
+        self.coming[key] = command
+
+        def answer(event: Event | None) -> None:
+            if self.coming.pop(key, None) is None:
+                return
+            if event is None:
+                self.handle(command)
+            else:
+                command.sink(event)
+
+        return answer
+
+    def _is_here(self, command: Submit | Fork | Persist, session: Session, model: LoadedModel | None = None) -> bool:
+        """Whether a session's tokens are here, in the ids of its model if that is given; if not, the command waits."""
+        if self.persistence is None:
+            return True
+        if session.resting:
+            answer = self._later(command)
+            self.persistence.wake(session, lambda error: answer(Failed(error) if error else None))
+            return False
+        foreign = session.foreign
+        if foreign is None or model is None:
+            return True
+        if model.fingerprint != foreign.fingerprint and model.tokenizer.digest != foreign.tokenizer:
+            answer = self._later(command)
+            tokenizer = model.tokenizer
+            self.persistence.translate(session, tokenizer, lambda error: answer(Failed(error) if error else None))
+            return False
+        session.foreign = None
+        return True
+
+    def _fork_version(self, command: Fork, session: Session) -> None:
+        if self.persistence is None or command.version not in session.versions:
+            raise UnknownVersion(command.session, command.version, tuple(sorted(session.versions)))
+        answer = self._later(command)
+
+        def read(outcome: SessionRecord | MlxMcpError | None) -> None:
+            try:
+                if outcome is None or session.session_id not in self.sessions.sessions:
+                    raise UnknownSession(command.session, damaged=outcome is None)
+                if isinstance(outcome, MlxMcpError):
+                    raise outcome
+                forks = self.sessions.fork(session, command.count, command.names, outcome)
+            except MlxMcpError as error:
+                answer(Failed(error))
+            else:
+                answer(Sessions(tuple(fork.info for fork in forks)))
+
+        self.persistence.version(session, command.version, read)
+
+    def _persist(self, command: Persist, session: Session) -> None:
+        if self.persistence is None:
+            raise StorageError("This server keeps nothing on disk: it was started with max_ssd_bytes = 0.")
+        if session.options.ephemeral:
+            raise InvalidRequest("The session is ephemeral, so nothing of it is kept. Fork what it began with, or not.")
+        if not session.known:
+            raise SessionBusy(command.session, first=True)
+        if command.version and not NAME.fullmatch(command.version):
+            raise InvalidRequest(
+                f"{command.version[:80]!r} cannot be a version: 1 to 64 letters, digits, dots, dashes and underscores."
+            )
+        if command.version and len(session.versions | {command.version}) > MAX_VERSIONS:
+            raise InvalidRequest(
+                f"The session has {MAX_VERSIONS} versions, as many as it may; take one of their names."
+            )
+        if session.resting and not command.version and session.kept is not None:
+            command.sink(Persisted(session.info, "", session.kept.num_kept, 0))
+            return
+        if not self._is_here(command, session):
+            return
+        answer = self._later(command)
+
+        def told(outcome: tuple[SessionRecord, int] | MlxMcpError) -> None:
+            if isinstance(outcome, MlxMcpError):
+                answer(Failed(outcome))
+            else:
+                record, num_bytes = outcome
+                answer(Persisted(session.info, record.version, record.num_kept, num_bytes))
+
+        try:
+            self.persistence.persist(session, command.version, told)
+        except MlxMcpError as error:
+            answer(Failed(error))
 
     def _close(self, session: Session) -> None:
         """End a session and its turns."""
@@ -589,6 +789,11 @@ class Engine:
             del self.loads[pending.prepared.name]
         for sink in pending.sinks:
             sink(event)
+
+
+def tell_sessions(sink: Sink, sessions: list[Session]) -> None:
+    """Answer with sessions as they are now."""
+    sink(Sessions(tuple(session.info for session in sessions)))
 
 
 def check_ids(command: Submit, vocab_size: int) -> None:

@@ -22,10 +22,14 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Prefilled:
-    """The prompt's first `num_tokens` tokens are there; `num_cached` were before, and `miss` says why not more."""
+    """The prompt's first `num_tokens` tokens are there.
+
+    `num_cached` were before, of which a tier brought `num_restored`, and `miss` says why not more.
+    """
 
     num_tokens: int
     num_cached: int = 0
+    num_restored: int = 0
     miss: Miss | None = None
 
 
@@ -83,7 +87,17 @@ class Sessions:
     infos: tuple[SessionInfo, ...]
 
 
-Event = Waiting | Prefilled | Token | Finished | Failed | Unloaded | Loading | Loaded | Moved | Sessions
+@dataclass(frozen=True)
+class Persisted:
+    """The session would survive a power cut now: its tokens, and keys and values of the first `num_kept`."""
+
+    info: SessionInfo
+    version: str
+    num_kept: int
+    num_bytes: int  # written for it now
+
+
+Event = Waiting | Prefilled | Token | Finished | Failed | Unloaded | Loading | Loaded | Moved | Sessions | Persisted
 
 # Called on the engine thread; must not block. False means that nobody listens any more.
 Sink = Callable[[Event], bool]
@@ -158,12 +172,23 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Fork:
-    """Have `count` sessions go on from where one is: `Sessions` comes back."""
+    """Have `count` sessions go on from where one is, or was as a version was persisted: `Sessions` comes back."""
 
     tenant: str
     session: str
     count: int
     names: tuple[str, ...]
+    sink: Sink
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class Persist:
+    """Make a session durable as its latest finished turn left it, or as a named version: `Persisted` comes back."""
+
+    tenant: str
+    session: str
+    version: str
     sink: Sink
 
 
@@ -185,8 +210,17 @@ class ListSessions:
 
 
 @dataclass(frozen=True)
+class Done:
+    """Something that the engine had done elsewhere has come to an end; `tell` takes it from there."""
+
+    tell: Callable[[], None]
+
+
+@dataclass(frozen=True)
 class Stop:
-    """End the thread."""
+    """End the thread; what has to be written may take until `deadline`, by time.monotonic."""
+
+    deadline: float = 0.0
 
 
-Command = Find | Load | Submit | Finish | Cancel | Fork | Close | ListSessions | Stop
+Command = Find | Load | Submit | Finish | Cancel | Fork | Persist | Close | ListSessions | Done | Stop

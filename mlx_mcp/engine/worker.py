@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 
 from mlx_mcp.core.session import SessionInfo
 from mlx_mcp.engine.engine import Engine, EngineFactory
-from mlx_mcp.engine.messages import Cancel, Command, Failed, Finish, Stop
+from mlx_mcp.engine.messages import Cancel, Command, Done, Failed, Finish, Stop
 from mlx_mcp.errors import EngineDead
 from mlx_mcp.stats import EngineStats
 
@@ -35,6 +36,7 @@ class EngineThread:
         self._thread: threading.Thread | None = None
         self._dead: EngineDead | None = None
         self._stats = EngineStats()
+        self._stopping, self._deadline = False, 0.0
         self._sessions: dict[str, SessionInfo] = {}
 
     @property
@@ -74,7 +76,7 @@ class EngineThread:
             if self._thread is None:
                 self._dead = self._dead or EngineDead()
                 return True
-            self._inbox.append(Stop())
+            self._inbox.append(Stop(time.monotonic() + 0.9 * timeout_s))
             self._wake.notify()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -94,27 +96,31 @@ class EngineThread:
             self._dead = dead
             left, self._inbox = self._inbox, deque()
         for command in left:
-            if not isinstance(command, Stop | Cancel | Finish):
+            if not isinstance(command, Stop | Cancel | Finish | Done):
                 command.sink(Failed(dead))
         if engine is not None:
             engine.fail_all(dead)
-            engine.loader.close()
+            engine.close(self._deadline)
         self._stats = EngineStats()
 
     def _loop(self, engine: Engine) -> None:
         while True:
             with self._wake:
-                while not self._inbox and not engine.has_work:
-                    self._wake.wait()
+                while not self._inbox and not engine.has_work and not self._stopping:
+                    if not self._wake.wait(engine.patience_s):
+                        break  # something may be due
                 commands, self._inbox = self._inbox, deque()
             while commands:
                 command = commands.popleft()
                 if isinstance(command, Stop):
-                    with self._wake:
-                        self._inbox.extendleft(reversed(commands))
-                    return
-                engine.handle(command)
-            if engine.has_work and not engine.step():
+                    self._stopping, self._deadline = True, command.deadline
+                    engine.stop()
+                else:
+                    engine.handle(command)
+            if self._stopping and (engine.saved or time.monotonic() >= self._deadline):
+                return
+            engine.look_at_the_clock()
+            if not (engine.has_work and engine.step()) and (engine.has_work or self._stopping):
                 with self._wake:  # everything waits for time to pass, or for a command
                     self._wake.wait_for(lambda: bool(self._inbox), IDLE_S)
             self._stats = engine.stats

@@ -10,16 +10,26 @@ gives a process 499,000 buffers and no more. Engine thread only.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
 
 from mlx_mcp.core.layout import Layout, Part
+from mlx_mcp.core.ports import StoredBlock
 from mlx_mcp.mlx_backend.attention import FullLayer, KvBits
+
+DTYPES = frozenset(f"{kind}{bits}" for kind in ("uint", "int") for bits in (8, 16, 32, 64)) | {
+    "float16",
+    "bfloat16",
+    "float32",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +52,14 @@ class KvPayload:
     def nbytes(self) -> int:
         """See core.layout.Payload."""
         return sum(array.nbytes for array in self.arrays)
+
+    def pack(self) -> tuple[str, tuple[memoryview, ...]]:
+        """See core.layout.Payload."""
+        kinds = (self.full, self.windows, self.states)
+        form = [[[str(a.dtype).rpartition(".")[2], *a.shape] for a in arrays] for arrays in kinds]
+        # As bytes, since NumPy knows no bfloat16; a view of the array's own memory.
+        flat = (np.array(array.view(mx.uint8), copy=False).reshape(-1) for array in self.arrays)
+        return json.dumps(form), tuple(each.data.toreadonly() for each in flat)
 
 
 @dataclass(frozen=True)
@@ -99,6 +117,37 @@ class Codec:
             start = max(0, num_tokens - stack.window)
             windows.append(lay(parts, [p.windows[n] for p in payloads], start, num_tokens))
         return apart(self.windows, windows) | apart(self.states, payloads[-1].states)
+
+    def unpack(self, stored: StoredBlock) -> Callable[[], KvPayload]:
+        """Take over what `KvPayload.pack` gave; see ModelRunner.unpack.
+
+        Copies the bytes into arrays of bytes, which builds no graph, so that any thread may; the rest is for the
+        engine's.
+        """
+        data = b"".join(stored.data) if len(stored.data) != 1 else stored.data[0]
+        kinds, at = [], 0
+        for specs in json.loads(stored.form):
+            arrays = []
+            for name, *shape in specs:
+                if name not in DTYPES:
+                    raise ValueError(f"an array of {name}")
+                dtype = getattr(mx, name)
+                shape[-1] *= dtype.size
+                size = prod(shape)
+                arrays.append((mx.array(np.frombuffer(data, np.uint8, size, at).reshape(shape)), dtype))
+                at += size
+            kinds.append(arrays)
+        if [len(arrays) for arrays in kinds[:2]] != [len(self.full), len(self.windows)] or at != len(data):
+            raise ValueError("a block of another layout")
+        if len(kinds[2]) not in (0, len(self.states)) or stored.has_state != (len(kinds[2]) == len(self.states)):
+            raise ValueError("a block with other states")
+
+        def make() -> KvPayload:
+            full, windows, states = (tuple(raw.view(dtype) for raw, dtype in arrays) for arrays in kinds)
+            mx.eval([*full, *windows, *states])
+            return KvPayload(len(stored.tokens), stored.window_start, stored.has_state, full, windows, states)
+
+        return make
 
 
 def stacks(layers: dict[int, Any], kv_bits: KvBits | None) -> tuple[Stack, ...]:

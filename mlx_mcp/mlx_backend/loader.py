@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from hashlib import blake2b
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
 # What mlx_lm reads of a repository, less Python files: those are never run here.
 HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja"]
 SLICE_BYTES = 64 << 20
+HASHED_BYTES = 64 << 20  # weights of so many bytes are told apart by what is in them
 FALLBACK_CONTEXT_TOKENS = 4096  # where neither config nor tokenizer says
 
 
@@ -211,17 +213,18 @@ def checked_size(path: Path) -> int:
 def fingerprint(folder: Path, kv_bits: int | None) -> bytes:
     """A digest of what a model's keys and values depend on.
 
-    Of weights that is their headers, sizes and times of change: to read them all would take as long as loading them.
+    Of weights of more than HASHED_BYTES that is their headers, sizes and times of change: to read them all would take
+    as long as loading them.
     """
-    digest = blake2b(f"1 {mx.default_device()} {kv_bits}".encode())
+    digest = blake2b(f"2 {version('mlx')} {mx.default_device()} {kv_bits}".encode())
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         stat = path.stat()
         digest.update(f"\0{path.name}\0{stat.st_size}\0".encode())
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" and stat.st_size > HASHED_BYTES:
             digest.update(f"{stat.st_mtime_ns}".encode())
             with path.open("rb") as file:
                 digest.update(file.read(struct.unpack("<Q", file.read(8))[0]))
-        elif path.suffix in (".json", ".jinja", ".model", ".txt", ".tiktoken"):
+        elif path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken"):
             digest.update(path.read_bytes())
     return digest.digest()
 

@@ -5,13 +5,14 @@ Engine thread only: MLX streams belong to the thread that made them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_mcp.core.layout import Layout, Payload
-from mlx_mcp.core.ports import StepResult
+from mlx_mcp.core.ports import StepResult, StoredBlock
 from mlx_mcp.core.sequence import Sequence, TokenLogprobs
 from mlx_mcp.core.slots import KvCost
 from mlx_mcp.core.steps import Cut, Step
@@ -96,6 +97,10 @@ class Runner:
     def cut(self, sequence_id: int, start: int, end: int, state: bool) -> Payload:
         """Copy tokens [start, end) out of a row between steps."""
         return self.rows.cut(sequence_id, start, end, state)
+
+    def unpack(self, stored: StoredBlock) -> Callable[[], Payload]:
+        """See Codec.unpack."""
+        return self.rows.codec.unpack(stored)
 
     def launch(self, step: Step) -> Flight:
         """Start computing a step; returns while the device is still at it.

@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,9 @@ class ChatTokenizer:
         special = set(self._tokenizer.all_special_tokens)
         controls = [t for t in added if len(t) > 1 and (t in special or (t[0] in "<[" and t[-1] in ">]"))]
         self._controls = sorted(controls, key=len, reverse=True)  # a control may hold a shorter one
+        self._control_ids = {added[text]: text for text in controls}
+        vocabulary = json.dumps(sorted(self._tokenizer.get_vocab().items()))
+        self._digest = blake2b(vocabulary.encode(), digest_size=32).digest()
         self._control = re.compile("|".join(map(re.escape, self._controls)) or r"(?!)")
         self._letter = self._tokenizer.encode("a", add_special_tokens=False)
         self._newline = self._tokenizer.encode("\n", add_special_tokens=False)
@@ -259,6 +263,46 @@ class ChatTokenizer:
         """How tokens read, control tokens included."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
+
+    @property
+    def digest(self) -> bytes:
+        """See core.ports.ChatTokenizer."""
+        return self._digest
+
+    def transcript(self, ids: tuple[int, ...]) -> str:
+        """A log as a JSON list of control tokens, each in a list of its own, and the texts between them."""
+        parts: list[str | list[str]] = []
+        run: list[int] = []
+        for token_id in ids:
+            if token_id in self._control_ids:
+                parts += [self.decode(tuple(run)), [self._control_ids[token_id]]]
+                run = []
+            else:
+                run.append(token_id)
+        return json.dumps([*parts, self.decode(tuple(run))])
+
+    def encode_transcript(self, transcript: str) -> tuple[int, ...]:
+        """The log in this tokenizer's ids; no text becomes a control token.
+
+        Raises:
+            InvalidRequest: it has control tokens that this tokenizer does not have.
+        """
+        by_text = {text: token_id for token_id, text in self._control_ids.items()}
+        ids: list[int] = []
+        for part in json.loads(transcript or "[]"):
+            if isinstance(part, list):
+                if part[0] not in by_text:
+                    raise InvalidRequest(
+                        f"The session was kept with another tokenizer: the one that is there now has no {part[0]!r}. "
+                        "Have the server started with the model of then, or begin a new session."
+                    )
+                ids.append(by_text[part[0]])
+            elif part:
+                # Cut within each control token that the text spells, so that it stays text.
+                ends = [found.start() + 1 for found in self._control.finditer(part)]
+                for start, end in zip([0, *ends], [*ends, len(part)], strict=True):
+                    ids += self._encode_amid(part[start:end]) if ids else self._ids(part[start:end])
+        return tuple(ids)
 
     def reader(self, prompt: Prompt, tools: tuple[dict[str, Any], ...] = (), plain: bool = False) -> AnswerReader:
         """A fresh one, for one answer to `prompt`; `plain` takes all text for the answer."""

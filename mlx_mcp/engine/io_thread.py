@@ -1,0 +1,87 @@
+"""The thread that reads and writes for the engine.
+
+Guarantees:
+    - `submit` never blocks. Work runs one piece at a time, urgent pieces first, else in order.
+    - What came of a piece is told on the engine thread, by a command; nothing else of the engine is touched here.
+    - After `close` nothing new is taken; what was taken is done, as far as the time allows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol, TypeVar
+
+from mlx_mcp.engine.messages import Command, Done
+from mlx_mcp.errors import EngineDead, MlxMcpError, StorageError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Io(Protocol):
+    """Where the engine has things done that may wait for a disk."""
+
+    def submit(self, work: Callable[[], T], tell: Callable[[T | MlxMcpError], None], urgent: bool = False) -> None:
+        """Do the work elsewhere; then call `tell`, as the engine's next command, with what it gave or why not."""
+
+    def close(self, last: Callable[[], None], timeout_s: float) -> bool:
+        """Do what was submitted, then `last`, and end; returns whether that was in time."""
+
+
+class IoThread:
+    """See Io; the thread starts with the first piece of work."""
+
+    def __init__(self, post: Callable[[Command], None]) -> None:
+        self._post = post
+        self._queue: queue.PriorityQueue[tuple[int, int, Callable[[], None]]] = queue.PriorityQueue()
+        self._count = itertools.count()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, work: Callable[[], T], tell: Callable[[T | MlxMcpError], None], urgent: bool = False) -> None:
+        """See Io.submit."""
+
+        def run() -> None:
+            outcome: Any
+            try:
+                outcome = work()
+            except MlxMcpError as error:
+                outcome = error
+            except Exception as error:  # whoever waits must hear of it, and the next piece must have its turn
+                logger.exception("reading or writing failed")
+                outcome = StorageError(f"The store failed: {error!r}. Generations go on; restart the server.")
+            with suppress(EngineDead):  # then nobody waits any more
+                self._post(Done(lambda: tell(outcome)))
+
+        with self._lock:
+            self._queue.put((not urgent, next(self._count), run))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._main, name="mlx-io", daemon=True)
+                self._thread.start()
+
+    def close(self, last: Callable[[], None], timeout_s: float) -> bool:
+        """See Io.close."""
+        with self._lock:
+            self._queue.put((2, next(self._count), last))
+            self._queue.put((3, next(self._count), _end))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._main, name="mlx-io", daemon=True)
+                self._thread.start()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _main(self) -> None:
+        while True:
+            _, _, run = self._queue.get()
+            if run is _end:
+                return
+            run()
+
+
+def _end() -> None:
+    """What the thread takes for its end."""
