@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from platformdirs import user_config_path
+from platformdirs import user_config_path, user_data_path
 from pydantic import BeforeValidator, DirectoryPath, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
@@ -56,6 +56,20 @@ class Config(BaseSettings):
     max_sessions: int = Field(4096, ge=1, description="sessions that may be open at once, of all callers")
     session_ttl_s: float = Field(
         86400.0, gt=0, le=31_536_000, description="how long an unused session stays, if it does not say"
+    )
+    store_dir: Path = Field(
+        default_factory=lambda: user_data_path("mlx-mcp") / "store",
+        description="folder for persisted sessions and offloaded blocks; this user's alone, and one server's at a time",
+    )
+    max_ssd_bytes: int = Field(16 << 30, ge=0, description="what that folder may take; 0: nothing is kept on disk")
+    max_offload_bytes: int = Field(
+        16 << 30, ge=0, description="evicted blocks that may be written a day; 0: only what was persisted is kept on disk"
+    )
+    autosave_s: float | None = Field(
+        None, ge=10, description="persist every session so often, and at the end; unset: only when asked to"
+    )
+    persisted_ttl_s: float = Field(
+        30 * 86400.0, gt=0, le=315_360_000, description="how long an unused persisted session stays, if it does not say"
     )
     max_wait_s: float = Field(300.0, gt=0, description="how long a call may wait for memory")
     file_roots: Annotated[tuple[DirectoryPath, ...] | None, NoDecode, BeforeValidator(folders)] = Field(

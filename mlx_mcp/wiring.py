@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Generator
+from contextlib import suppress
+from functools import partial
 
 from mlx_mcp.config import Config, available_memory_bytes
 from mlx_mcp.core.kv_cache_manager import Sharing
 from mlx_mcp.core.ports import LoadedModel, ModelLoader, ModelSpec, PreparedModel
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.engine.client import EngineClient
-from mlx_mcp.engine.engine import Engine, Keeping
+from mlx_mcp.engine.engine import Engine, Keeping, Persisting
+from mlx_mcp.engine.io_thread import IoThread
+from mlx_mcp.engine.persistence import PersistenceOptions
 from mlx_mcp.engine.worker import EngineThread
+from mlx_mcp.errors import StorageError
 from mlx_mcp.mlx_backend.blas import prefer_openblas
 from mlx_mcp.models.registry import Registry
+from mlx_mcp.storage.store import Store
 
 
 class LateLoader:
@@ -68,5 +75,25 @@ def wire(config: Config) -> tuple[EngineClient, Registry]:
     max_weights_bytes = config.max_weights_bytes or available_memory_bytes() * 5 // 8
     # Together three quarters of it: about what Metal lets a process hold.
     max_kv_bytes = config.max_kv_bytes or available_memory_bytes() // 8
-    thread = EngineThread(lambda: Engine(loader, limits, max_weights_bytes, max_kv_bytes, keeping))
+    options = PersistenceOptions(bool(config.max_offload_bytes), config.autosave_s, config.persisted_ttl_s)
+
+    def make_engine() -> Engine:
+        persisting = None
+        if config.max_ssd_bytes:
+            persisting = Persisting(partial(open_store, config), IoThread(thread.send), options)
+        return Engine(loader, limits, max_weights_bytes, max_kv_bytes, keeping, persisting=persisting)
+
+    thread = EngineThread(make_engine)
     return EngineClient(thread, registry, loader), registry
+
+
+def open_store(config: Config) -> Store:
+    """The configured folder on disk, less what has expired.
+
+    Raises:
+        StorageError: it cannot be used, or another process uses it.
+    """
+    store = Store.open(config.store_dir, quota_bytes=config.max_ssd_bytes, daily_bytes=config.max_offload_bytes)
+    with suppress(StorageError):  # the next start tries again
+        store.expire(time.time())
+    return store

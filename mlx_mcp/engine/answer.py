@@ -78,7 +78,8 @@ class Answer:
             reasoning=self._text(TextKind.REASONING),
             tool_calls=calls,
             logprobs=tuple(self._choices),
-            cached_tokens=self._prefilled.num_cached,
+            cached_tokens=self._prefilled.num_cached - self._prefilled.num_restored,
+            restored_tokens=self._prefilled.num_restored,
             miss=self._miss(),
             session=session,
         )

@@ -44,6 +44,8 @@ from mlx_mcp.engine.messages import (
     Loaded,
     Loading,
     Moved,
+    Persist,
+    Persisted,
     Prefilled,
     Sessions,
     Sink,
@@ -55,12 +57,14 @@ from mlx_mcp.engine.messages import (
 )
 from mlx_mcp.engine.requests import GenerateRequest, Progress, Result, Update, check, sampling_params
 from mlx_mcp.engine.worker import EngineThread
-from mlx_mcp.errors import EngineDead, MlxMcpError, ModelError, UnknownSession
+from mlx_mcp.errors import CapacityError, EngineDead, MlxMcpError, ModelError, UnknownSession
 from mlx_mcp.stats import EngineStats
 
 KEEPALIVE_S = 5.0  # hosts cut a call that shows no life; repeat the latest progress this often
 T = TypeVar("T")
 CHECK_S = 1.0  # how often a waiter looks whether the engine lives
+DRAIN_RETRY_S = 10.0
+DRAIN_LOOK_S = 0.02
 
 
 class Mailbox:
@@ -124,6 +128,8 @@ class EngineClient:
         # unloaded one goes.
         self._loaded: WeakValueDictionary[str, LoadedModel] = WeakValueDictionary()
         self._preparations: dict[str, Preparation] = {}
+        self.draining = False
+        self._num_calls = 0
         self._lock = threading.Lock()
 
     @property
@@ -144,9 +150,28 @@ class EngineClient:
             EngineDead: the engine thread has ended.
         """
         check(request)
+        if self.draining:
+            raise CapacityError("The server is shutting down.", DRAIN_RETRY_S)
+        self._num_calls += 1
+        try:
+            async with aclosing(self._generate(request)) as updates:
+                async for update in updates:
+                    yield update
+        finally:
+            self._num_calls -= 1
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take no call any more, and wait until those under way have ended, for so long at most."""
+        self.draining = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._num_calls:
+                    await asyncio.sleep(DRAIN_LOOK_S)
+
+    async def _generate(self, request: GenerateRequest) -> AsyncGenerator[Update, None]:
         while True:
             # Looked up again each time round: another turn may have gone on with it.
-            session = self.session(request.tenant, request.session) if request.session else None
+            session = await self.session(request.tenant, request.session) if request.session else None
             name = request.model if session is None else request.model or session.model
             spec = await asyncio.to_thread(self.registry.resolve, name)
             model = self._loaded.get(spec.name)
@@ -192,29 +217,50 @@ class EngineClient:
             # The model was unloaded before it was submitted to, or the session went on: from the beginning.
             self._loaded.pop(spec.name, None)
 
-    def session(self, tenant: str, session: str) -> SessionInfo:
+    async def session(self, tenant: str, session: str) -> SessionInfo:
         """The session of that handle or name, as of the engine's latest step.
 
         Raises:
             UnknownSession: the tenant has none, or has it no more.
+            EngineDead: the engine thread has ended.
         """
-        infos = self.thread.sessions
-        found = infos.get(session)
+        found = find(self.thread.sessions, tenant, session)
+        if found is None:  # those on disk are known once the engine has begun
+            found = find({info.session_id: info for info in await self.sessions(tenant)}, tenant, session)
         if found is None:
-            found = next((info for info in list(infos.values()) if (info.tenant, info.name) == (tenant, session)), None)
-        if found is None or found.tenant != tenant:
             raise UnknownSession(session)
         return found
 
-    async def fork(self, tenant: str, session: str, count: int = 1, names: tuple[str, ...] = ()) -> list[SessionInfo]:
+    async def fork(
+        self, tenant: str, session: str, count: int = 1, names: tuple[str, ...] = (), version: str = ""
+    ) -> list[SessionInfo]:
         """`count` new sessions that go on from where the session's latest finished turn ended; copies nothing.
 
+        With a `version` they go on from where the session was when that was persisted.
+
         Raises:
-            RequestError: there is no such session, or it cannot be forked now, or not so.
+            RequestError: there is no such session or version, or it cannot be forked now, or not so.
             CapacityError: there are as many sessions as there may be.
+            StorageError: the version cannot be read.
             EngineDead: the engine thread has ended.
         """
-        return await self._about(lambda sink: Fork(tenant, session, count, names, sink))
+        return await self._about(lambda sink: Fork(tenant, session, count, names, sink, version))
+
+    async def persist(self, tenant: str, session: str, version: str = "") -> Persisted:
+        """Make a session durable as its latest finished turn left it, or a version of it under a name.
+
+        Returns once it would survive a power cut. Goes on if the caller is cancelled.
+
+        Raises:
+            RequestError: there is no such session, or nothing of it can be kept.
+            StorageError: it cannot be written now, or nothing is kept on disk here.
+            EngineDead: the engine thread has ended.
+        """
+        mailbox = Mailbox(self.thread)
+        self.thread.send(Persist(tenant, session, version, mailbox.put))
+        event = await mailbox.get()
+        assert isinstance(event, Persisted), f"{event} in answer to a session that was to be persisted"
+        return event
 
     async def close_sessions(self, tenant: str, sessions: tuple[str, ...] = ()) -> list[SessionInfo]:
         """End these sessions, or all of the tenant's; their turns fail.
@@ -344,6 +390,14 @@ class EngineClient:
     def close(self, timeout_s: float = 5.0) -> bool:
         """Fail every waiter and end the engine thread; returns whether it ended in time. Idempotent."""
         return self.thread.stop(timeout_s)
+
+
+def find(infos: dict[str, SessionInfo], tenant: str, session: str) -> SessionInfo | None:
+    """A tenant's session of that handle or name."""
+    found = infos.get(session)
+    if found is None:
+        found = next((info for info in list(infos.values()) if (info.tenant, info.name) == (tenant, session)), None)
+    return None if found is None or found.tenant != tenant else found
 
 
 def encode(tokenizer: ChatTokenizer, request: GenerateRequest, session: SessionInfo | None) -> Prompt:

@@ -116,7 +116,8 @@ class Result:
     """The whole answer and what it took.
 
     `text` is the answer without `reasoning` and `tool_calls`; `logprobs`, if asked for, are of every token of these. Of
-    the prompt's tokens, those of its session included, `cached_tokens` were not computed again.
+    the prompt's tokens, those of its session included, `cached_tokens` were in memory, `restored_tokens` came from disk,
+    and the others were computed.
     """
 
     text: str
@@ -128,6 +129,7 @@ class Result:
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenChoice, ...] = ()
     cached_tokens: int = 0
+    restored_tokens: int = 0
     miss: CacheMiss | None = None
     session: SessionInfo | None = None  # that the answer is kept in
 

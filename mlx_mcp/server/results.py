@@ -10,6 +10,7 @@ from mcp_types import CallToolResult, TextContent
 from pydantic import BaseModel
 
 from mlx_mcp.core.session import SessionInfo
+from mlx_mcp.engine.messages import Persisted
 from mlx_mcp.engine.requests import CacheMiss, Result
 
 MAX_LISTED = 100
@@ -120,6 +121,20 @@ class KeptSession(BaseModel):
     idle_s: int
     expires_in_s: int
     parent: str | None = None
+    persisted: bool
+    versions: list[str] | None = None
+
+
+class PersistedSession(BaseModel):
+    """What `persist_session` returns."""
+
+    session: str
+    name: str | None = None
+    version: str | None = None
+    tokens: int
+    kept_tokens: int
+    written_bytes: int
+    expires_in_s: int
 
 
 class SessionList(BaseModel):
@@ -161,12 +176,11 @@ def reply(result: BaseModel, *texts: str) -> CallToolResult:
 
 
 def counts(result: Result) -> dict[str, Any]:
-    """How many of the prompt's tokens were in the cache, came from a tier, and were computed."""
-    restored = 0
+    """How many of the prompt's tokens were in memory, came from disk, and were computed."""
     return {
         "cached_tokens": result.cached_tokens,
-        "restored_tokens": restored,
-        "computed_tokens": result.prompt_tokens - result.cached_tokens - restored,
+        "restored_tokens": result.restored_tokens,
+        "computed_tokens": result.prompt_tokens - result.cached_tokens - result.restored_tokens,
     }
 
 
@@ -247,10 +261,26 @@ def session_list(infos: list[SessionInfo]) -> SessionList:
                 idle_s=round(now - info.used_at),
                 expires_in_s=max(0, round(info.used_at + info.ttl_s - now)),
                 parent=info.parent_id or None,
+                persisted=info.persisted,
+                versions=list(info.versions) or None,
             )
             for info in infos[:MAX_LISTED]
         ],
         not_shown=len(infos[MAX_LISTED:]) or None,
+    )
+
+
+def persisted(event: Persisted) -> PersistedSession:
+    """What was made durable."""
+    info = event.info
+    return PersistedSession(
+        session=info.session_id,
+        name=info.name or None,
+        version=event.version or None,
+        tokens=info.num_tokens,
+        kept_tokens=event.num_kept,
+        written_bytes=event.num_bytes,
+        expires_in_s=round(info.ttl_s),
     )
 
 

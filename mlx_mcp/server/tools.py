@@ -27,6 +27,7 @@ from mlx_mcp.server.arguments import (
     CreateArguments,
     ForkArguments,
     GenerateArguments,
+    PersistArguments,
 )
 from mlx_mcp.server.calls import ProgressReporter, StrictTool, tenant, translated, while_connected
 from mlx_mcp.server.files import FileReader
@@ -39,12 +40,14 @@ from mlx_mcp.server.results import (
     ModelEntry,
     ModelList,
     NewSession,
+    PersistedSession,
     SessionList,
     branch,
     closed_list,
     counts,
     generation,
     miss,
+    persisted,
     reply,
     session_list,
 )
@@ -66,6 +69,9 @@ def make_tools(client: EngineClient, registry: Registry, files: FileReader | Non
         StrictTool.make(tools.generate_batch, "Generate many texts", **harmless, idempotent_hint=False),
         StrictTool.make(tools.create_session, "Create a session", **harmless, idempotent_hint=False),
         StrictTool.make(tools.fork_session, "Fork a session", **harmless, idempotent_hint=False),
+        StrictTool.make(
+            tools.persist_session, "Persist a session", read_only_hint=False, destructive_hint=False, idempotent_hint=True
+        ),
         StrictTool.make(tools.list_sessions, "List sessions", **harmless, idempotent_hint=True),
         StrictTool.make(
             tools.close_session, "Close sessions", read_only_hint=False, destructive_hint=True, idempotent_hint=True
@@ -91,7 +97,8 @@ class Tools:
 
         For data rather than prose give `json_schema`, `regex` or `grammar`: the answer then always parses, unless
         finish_reason is "length", which means that max_tokens cut it off. Returns {text, finish_reason, model,
-        prompt_tokens, completion_tokens}; of the prompt cached_tokens were not computed again and computed_tokens were;
+        prompt_tokens, completion_tokens}; of the prompt cached_tokens were in memory, restored_tokens came from disk and
+        computed_tokens were computed;
         {session} where it is kept; {reasoning}, {tool_calls} or {logprobs} where there are any; and {miss} where more
         was computed than was to be expected: with reason "diverged" the prompt went other ways than an earlier one
         after `before`, with `after` instead of `earlier`: keep what changes, such as a date, out of the beginning.
@@ -182,8 +189,8 @@ class Tools:
         the prompts to come go on with that message. Returns {session, name, model, tokens} and how many of these were
         cached_tokens and computed_tokens. Handle and name work for all who share your access, such as your sub-agents.
 
-        A session ends when it is closed, when it is not used for ttl_s, or with the server. Until then it can always go
-        on; its cached keys and values may be evicted for others' sake, and are then computed again.
+        A session ends when it is closed, when it is not used for ttl_s, or, unless persist_session made it durable,
+        with the server. Until then it can always go on; its cached keys and values may be evicted for others' sake, and are then computed again.
         """
         turns = [Message(message.role, message.content) for message in given.messages or ()]
         if turns and turns[-1].role == "user":
@@ -217,14 +224,15 @@ class Tools:
 
         Takes no time and no memory however long the context is: nothing is copied or computed. A fork sees what the
         parent's finished turns said; of a turn that is under way it sees nothing. What either says later, the other
-        does not see, and closing one leaves the other. A fork lives as long unused as its parent would, and is not
-        pinned. At most 64 at once.
+        does not see, and closing one leaves the other. A fork lives as long unused as its parent would, and is neither
+        pinned nor persisted. At most 64 at once. With `version` forks go on from what persist_session kept.
 
         Returns {sessions: [handles], names, model, tokens}; go on with generate(session=…). To ask once and keep
         nothing there is no need to fork: generate with keep=false.
         """
         names = tuple(given.names or ())
-        forks = await self._client.fork(tenant(), given.session, given.count or len(names) or 1, names)
+        count = given.count or len(names) or 1
+        forks = await self._client.fork(tenant(), given.session, count, names, given.version)
         return reply(
             Forks(
                 sessions=[fork.session_id for fork in forks],
@@ -235,18 +243,33 @@ class Tools:
         )
 
     @translated
+    async def persist_session(self, given: PersistArguments, ctx: Context) -> Annotated[CallToolResult, PersistedSession]:
+        """Make a session durable: it survives a restart, a crash and a power cut, and goes on under the same handle.
+
+        Use it for context that took long to build or will be needed another day. What is kept is the session as its
+        latest finished turn left it; persist it again after later turns, which writes only what is new. With `version`
+        a snapshot is kept under that name beside it, for fork_session. It lies unencrypted in a folder of the user's
+        alone on this machine, for 30 days without use unless it was created with a ttl_s, or until close_session, which
+        removes it from disk too. An ephemeral session cannot be persisted.
+
+        Returns {session, version, tokens, kept_tokens, written_bytes, expires_in_s} once it is safe; kept_tokens of its
+        tokens need not be computed again after a restart.
+        """
+        return reply(persisted(await self._client.persist(tenant(), given.session, given.version)))
+
+    @translated
     async def list_sessions(self, given: Arguments, ctx: Context) -> Annotated[CallToolResult, SessionList]:
         """List your sessions, the ones used last first; of more than 100 the rest are counted in not_shown.
 
         Call it to find a handle again, or to see what can be closed. Returns {sessions: [{session, name, model, tokens,
-        cached_tokens, busy, pinned, ephemeral, idle_s, expires_in_s, parent}]}: cached_tokens of its tokens would not
-        be computed again now, busy means that a turn is under way.
+        cached_tokens, busy, pinned, ephemeral, idle_s, expires_in_s, parent, persisted, versions}]}: cached_tokens of
+        its tokens are in memory now, busy means that a turn is under way; what is persisted survives the server.
         """
         return reply(session_list(await self._client.sessions(tenant())))
 
     @translated
     async def close_session(self, given: CloseArguments, ctx: Context) -> Annotated[CallToolResult, Closed]:
-        """End sessions that are not needed any more; there is no way back.
+        """End sessions that are not needed any more, and remove what is on disk of them; there is no way back.
 
         Their turns that are under way or wait fail. Forks and parents go on. What is cached of them stays until there
         is need for room, and helps prompts that begin the same; that of an ephemeral session goes at once. If one of
