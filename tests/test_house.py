@@ -27,6 +27,7 @@ LAYERS = {
     "engine": (("core", "errors", "stats"), ()),
     "mlx_backend": (("core", "errors"), ("mlx", "mlx_lm", "llguidance", "numpy", "huggingface_hub", "tqdm")),
     "models": (("core", "errors"), ("huggingface_hub",)),
+    "storage": (("core", "errors"), ()),
     "server": (
         ("core", "engine", "models", "config", "errors", "stats", "__init__"),
         ("mcp", "mcp_types", "pydantic", "anyio", "starlette", "uvicorn"),
