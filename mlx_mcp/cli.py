@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec
 import typer
 
 from mlx_mcp import __version__
+from mlx_mcp.cli_sessions import sessions
 from mlx_mcp.errors import InvalidRequest, MlxMcpError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mlx_mcp.config import Config
 
 P = ParamSpec("P")
+ANSWER_S = 0.1  # how long the last answers may take from a tool's end to the wire
 
 app = typer.Typer(
     name="mlx-mcp",
@@ -100,14 +102,16 @@ def serve_stdio(config: Config) -> None:
     server = build_server(client, registry, files)
 
     async def main() -> None:
-        def stop(scope: anyio.CancelScope) -> None:
-            exit_within(config.shutdown_timeout_s + 1)
+        async def stop(scope: anyio.CancelScope) -> None:
+            exit_within(3 * config.shutdown_timeout_s + 1)
+            await client.drain(config.shutdown_timeout_s)
+            await anyio.sleep(ANSWER_S)
             scope.cancel()
 
         await until_signal(lambda: serve_stdio(server, wire_in, wire_out, config.max_request_bytes), stop)
 
     anyio.run(main)
-    exit_within(config.shutdown_timeout_s + 1)
+    exit_within(2 * config.shutdown_timeout_s + 1)
     client.close(config.shutdown_timeout_s)
 
 
@@ -131,9 +135,10 @@ def serve_http(config: Config) -> None:
     typer.echo(f"mlx-mcp {__version__} serving {registry.resolve(None).name!r} at {address}/mcp", err=True)
 
     async def main() -> None:
-        def stop(_: anyio.CancelScope) -> None:
-            exit_within(2 * config.shutdown_timeout_s + 1)
+        async def stop(_: anyio.CancelScope) -> None:
+            exit_within(3 * config.shutdown_timeout_s + 1)
             server.should_exit = True
+            await client.drain(config.shutdown_timeout_s)
 
         await until_signal(lambda: server.serve(sockets=[listener]), stop)
 
@@ -164,7 +169,7 @@ def run(
     text = sys.stdin.read() if prompt == "-" else prompt
     messages = (*([Message("system", system)] if system else []), Message("user", text))
     request = GenerateRequest(messages, None, max_tokens, temperature, top_p, tuple(stop or ()), seed)
-    client, _ = wire(Config.load(model=model, openblas=openblas))
+    client, _ = wire(Config.load(model=model, openblas=openblas, max_ssd_bytes=0))
 
     async def stream(client: EngineClient) -> None:
         from rich.console import Console
@@ -227,12 +232,18 @@ def doctor(model: Model = None, openblas: OpenBlas = None) -> None:
     from mlx_mcp.doctor import examine
 
     console, sound = Console(), True
-    for finding in examine(Config.load(model=model, openblas=openblas)):
+    for finding in examine(Config.load(model=model, openblas=openblas, max_ssd_bytes=0)):
         mark = {"ok": "[green]ok  [/]", "hint": "[yellow]hint[/]", "fault": "[red]FAULT[/]"}[finding.kind]
         console.print(f"{mark} {finding.text}", highlight=False, soft_wrap=True)
         sound = sound and finding.kind != "fault"
     if not sound:
         raise typer.Exit(1)
+
+
+for each in sessions.registered_commands:
+    assert each.callback is not None, "a command that does nothing"
+    each.callback = reporting_errors(each.callback)
+app.add_typer(sessions)
 
 
 def main() -> None:

@@ -63,7 +63,9 @@ class Config(BaseSettings):
     )
     max_ssd_bytes: int = Field(16 << 30, ge=0, description="what that folder may take; 0: nothing is kept on disk")
     max_offload_bytes: int = Field(
-        16 << 30, ge=0, description="evicted blocks that may be written a day; 0: only what was persisted is kept on disk"
+        16 << 30,
+        ge=0,
+        description="evicted blocks that may be written a day; 0: only what was persisted is kept",
     )
     autosave_s: float | None = Field(
         None, ge=10, description="persist every session so often, and at the end; unset: only when asked to"

@@ -13,6 +13,7 @@
     ├── ModelError                a model cannot be served: broken files, unsupported, too large
     ├── GenerationFailed          this generation broke; the engine goes on
     ├── StorageError              what should be kept on disk cannot be now: full, read-only, failing
+    │   └── FolderInUse           another process keeps its cache there
     ├── ConfigError               the server was started with settings that cannot work
     └── EngineDead                the engine thread is gone; nothing but a restart helps
 
@@ -131,6 +132,17 @@ class GenerationFailed(MlxMcpError):
 
 class StorageError(MlxMcpError):
     """Something cannot be kept on disk now; what was kept before still is, and generations go on."""
+
+
+class FolderInUse(StorageError):
+    """Another process has the cache folder open; this one can go on in memory only."""
+
+    def __init__(self, folder: str, pid: int, started_at: float) -> None:
+        self.pid, self.started_at = pid, started_at
+        super().__init__(
+            f"The cache folder {folder} is in use by another process{f' (pid {pid})' if pid else ''}. "
+            "Nothing is kept on disk here; stop that process, or choose another cache folder."
+        )
 
 
 class ConfigError(MlxMcpError):

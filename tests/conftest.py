@@ -9,5 +9,7 @@ os.environ.update(
     MLX_MCP_CONFIG=os.path.join(_HOME, "config.toml"),
     HF_HOME=os.path.join(_HOME, "hub"),
     HF_HUB_OFFLINE="1",
+    MLX_MCP_STORE_DIR=os.path.join(_HOME, "store"),
+    MLX_MCP_MAX_SSD_BYTES="0",  # what one test leaves there, another would find
     PYTHONUNBUFFERED="1",
 )

@@ -27,13 +27,15 @@ LAYERS = {
     "engine": (("core", "errors", "stats"), ()),
     "mlx_backend": (("core", "errors"), ("mlx", "mlx_lm", "llguidance", "numpy", "huggingface_hub", "tqdm")),
     "models": (("core", "errors"), ("huggingface_hub",)),
+    "storage": (("core", "errors"), ()),
     "server": (
         ("core", "engine", "models", "config", "errors", "stats", "__init__"),
         ("mcp", "mcp_types", "pydantic", "anyio", "starlette", "uvicorn"),
     ),
-    "wiring": (("config", "core", "engine", "mlx_backend", "models"), ()),
+    "wiring": (("config", "core", "engine", "errors", "mlx_backend", "models", "storage"), ()),
     "doctor": (("config", "core", "engine", "errors", "mlx_backend", "models", "wiring", "__init__"), ("mlx",)),
     "cli": (None, ("typer", "rich", "anyio")),
+    "cli_sessions": (("config", "core", "errors", "storage"), ("typer", "rich")),
     "__main__": (("cli",), ()),
     "__init__": ((), ()),
 }

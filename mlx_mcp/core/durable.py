@@ -3,46 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mlx_mcp.core.ports import BlockTier, StoredBlock
 
 
 @dataclass(frozen=True)
-class SessionHead:
-    """A durable session, or a named version of one, without what grows with its context."""
+class SessionRecord:
+    """A session as it is kept: all that is needed to go on with it, or to compute it again."""
 
     session_id: str
     tenant: str
     model: str
     name: str
-    version: str  # "" is the session itself, anything else a snapshot of that name
+    version: str  # a snapshot's name; "" is the current one
     fingerprint: bytes  # of all that its keys and values depend on
-    tokenizer: bytes  # a digest of what its tokens mean
-    num_tokens: int
-    num_kept: int  # tokens whose keys and values it had
-    after: str  # see SessionInfo
+    tokenizer: bytes  # a digest
+    text: str  # the transcript, for when the tokenizer has changed
+    tokens: tuple[int, ...]
+    num_kept: int  # so many of the tokens have their keys and values in the blocks
+    after: str
     tools: tuple[dict[str, Any], ...]
     parent_id: str
-    ttl_s: float
+    ttl_s: float | None  # None: it never ends by itself
     pinned: bool
-    saved_at: float  # wall clock, seconds
-    used_at: float  # wall clock, seconds
+    ephemeral: bool
+    saved_at: float  # by the wall clock, seconds
+    used_at: float
+    blocks: tuple[bytes, ...]  # keys, in order, with the tail
 
 
 @dataclass(frozen=True)
-class SessionRecord(SessionHead):
-    """All that is needed to go on with a session."""
+class SessionHead:
+    """What is known of a durable session without reading its tokens."""
 
-    tokens: tuple[int, ...]
-    text: str  # the same as text, for a tokenizer that counts otherwise
-    blocks: tuple[bytes, ...]  # the keys of its blocks, the first first; those that could be kept
-
-    @property
-    def head(self) -> SessionHead:
-        """Without what grows."""
-        return SessionHead(**{field.name: getattr(self, field.name) for field in fields(SessionHead)})
+    session_id: str
+    tenant: str
+    model: str
+    name: str
+    version: str
+    fingerprint: bytes
+    tokenizer: bytes
+    num_tokens: int
+    num_kept: int
+    after: str
+    tools: tuple[dict[str, Any], ...]
+    parent_id: str
+    ttl_s: float | None
+    pinned: bool
+    ephemeral: bool
+    saved_at: float
+    used_at: float
+    stored_bytes: int  # of its own file; its blocks may be shared
 
 
 class OffloadTier(BlockTier, Protocol):

@@ -325,7 +325,7 @@ class TierEntry:
 
 
 class BlockTier(Protocol):
-    """Where blocks live outside of memory. What is damaged or gone is a miss and a count, never an error."""
+    """Where blocks live outside the engine's memory. What is damaged or gone is a miss and a count, never an error."""
 
     def find(self, key: bytes) -> TierEntry | None:
         """Whether a block is there; never waits, from any thread."""

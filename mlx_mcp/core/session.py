@@ -77,7 +77,7 @@ class Session:
     fingerprint: bytes = b""  # of what these were computed with
     tokenizer: ChatTokenizer | None = None  # what its tokens mean; None until it is used in this process
     # On disk:
-    kept: SessionHead | None = None  # what is there of it
+    kept: tuple[int, int] | None = None  # tokens that are there, and of how many the keys and values are
     saved: tuple[int, ...] | None = None  # the log that is there; None if that is not in memory
     resting: bool = False  # its tokens are there only
     foreign: SessionRecord | None = None  # what was read, until it is known whether its tokens still mean the same
@@ -103,7 +103,7 @@ class Session:
             self.tenant,
             self.model,
             options.name,
-            self.kept.num_tokens if self.resting and self.kept is not None else len(self.log),
+            self.kept[0] if self.resting and self.kept is not None else len(self.log),
             self.after,
             self.tools,
             self.parent_id,
@@ -249,12 +249,12 @@ class SessionStore:
             head.tenant,
             head.model,
             options,
-            head.ttl_s,
+            self.ttl_s if head.ttl_s is None else head.ttl_s,
             self.clock(),
             head.after,
             head.tools,
             head.parent_id,
-            kept=head,
+            kept=(head.num_tokens, head.num_kept),
             resting=True,
         )
         self._add(session)
@@ -271,8 +271,8 @@ class SessionStore:
         if record.version:
             session.versions |= {record.version}
         else:
-            session.kept, session.saved = record.head, record.tokens
-        session.ttl_s = record.ttl_s
+            session.kept, session.saved = (len(record.tokens), record.num_kept), record.tokens
+        session.ttl_s = self.ttl_s if record.ttl_s is None else record.ttl_s
         self.note(session)
 
     def translated(self, session: Session, log: tuple[int, ...]) -> None:

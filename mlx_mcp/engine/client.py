@@ -63,8 +63,7 @@ from mlx_mcp.stats import EngineStats
 KEEPALIVE_S = 5.0  # hosts cut a call that shows no life; repeat the latest progress this often
 T = TypeVar("T")
 CHECK_S = 1.0  # how often a waiter looks whether the engine lives
-DRAIN_RETRY_S = 10.0
-DRAIN_LOOK_S = 0.02
+CLOSED_RETRY_S = 10.0
 
 
 class Mailbox:
@@ -118,6 +117,14 @@ class Preparation:
         self.line = line
 
 
+@dataclass
+class Admission:
+    """Which calls are under way, and whether more are taken."""
+
+    closed: bool = False
+    calls: set[asyncio.Future[None]] = field(default_factory=set)
+
+
 class EngineClient:
     """Generates on one engine thread; any number of callers, connections and event loops may share it."""
 
@@ -128,8 +135,7 @@ class EngineClient:
         # unloaded one goes.
         self._loaded: WeakValueDictionary[str, LoadedModel] = WeakValueDictionary()
         self._preparations: dict[str, Preparation] = {}
-        self.draining = False
-        self._num_calls = 0
+        self._admission = Admission()
         self._lock = threading.Lock()
 
     @property
@@ -150,23 +156,23 @@ class EngineClient:
             EngineDead: the engine thread has ended.
         """
         check(request)
-        if self.draining:
-            raise CapacityError("The server is shutting down.", DRAIN_RETRY_S)
-        self._num_calls += 1
+        if self._admission.closed:
+            raise CapacityError("The server is shutting down.", CLOSED_RETRY_S)
+        ended = asyncio.get_running_loop().create_future()
+        self._admission.calls.add(ended)
         try:
             async with aclosing(self._generate(request)) as updates:
                 async for update in updates:
                     yield update
         finally:
-            self._num_calls -= 1
+            self._admission.calls.remove(ended)
+            ended.set_result(None)
 
     async def drain(self, timeout_s: float) -> None:
         """Take no call any more, and wait until those under way have ended, for so long at most."""
-        self.draining = True
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while self._num_calls:
-                    await asyncio.sleep(DRAIN_LOOK_S)
+        self._admission.closed = True
+        if self._admission.calls:
+            await asyncio.wait(self._admission.calls, timeout=timeout_s)
 
     async def _generate(self, request: GenerateRequest) -> AsyncGenerator[Update, None]:
         while True:

@@ -687,7 +687,7 @@ class Engine:
                 f"The session has {MAX_VERSIONS} versions, as many as it may; take one of their names."
             )
         if session.resting and not command.version and session.kept is not None:
-            command.sink(Persisted(session.info, "", session.kept.num_kept, 0))
+            command.sink(Persisted(session.info, "", session.kept[1], 0))
             return
         if not self._is_here(command, session):
             return

@@ -247,6 +247,7 @@ class Persistence:
         if held is not None:
             self.cache.pool.acquire(held)
         packed = [stored(block) for block in blocks if store.tier.find(block.key) is None]
+        after, fingerprint = session.after, session.fingerprint  # as they are now, whatever turns come meanwhile
         options, now, ttl_s = session.options, self.wall_clock(), session.ttl_s
         if options.ttl_s is None:
             ttl_s = max(ttl_s, self.options.keep_s)
@@ -259,25 +260,25 @@ class Persistence:
             elif foreign is not None:
                 digest, text = foreign.tokenizer, foreign.text
             record = SessionRecord(
-                session.session_id,
-                session.tenant,
-                session.model,
-                options.name,
-                version,
-                session.fingerprint,
-                digest,
-                len(log),
-                num_kept,
-                session.after,
-                session.tools,
-                session.parent_id,
-                ttl_s,
-                options.pinned,
-                now,
-                now,
-                log,
-                text,
-                keys,
+                session_id=session.session_id,
+                tenant=session.tenant,
+                model=session.model,
+                name=options.name,
+                version=version,
+                fingerprint=fingerprint,
+                tokenizer=digest,
+                text=text,
+                tokens=log,
+                num_kept=num_kept,
+                after=after,
+                tools=session.tools,
+                parent_id=session.parent_id,
+                ttl_s=ttl_s,
+                pinned=options.pinned,
+                ephemeral=False,
+                saved_at=now,
+                used_at=now,
+                blocks=keys,
             )
             return record, store.persist(packed, record)
 

@@ -116,8 +116,8 @@ class Result:
     """The whole answer and what it took.
 
     `text` is the answer without `reasoning` and `tool_calls`; `logprobs`, if asked for, are of every token of these. Of
-    the prompt's tokens, those of its session included, `cached_tokens` were in memory, `restored_tokens` came from disk,
-    and the others were computed.
+    the prompt's tokens, those of its session included, `cached_tokens` were in memory, `restored_tokens` came from
+    disk, and the others were computed.
     """
 
     text: str

@@ -233,8 +233,8 @@ class PersistArguments(Arguments):
     version: Annotated[
         Text,
         Field(
-            description="Keep it as it is now under this name, beside what else is kept of it; fork_session goes on from "
-            "there."
+            description="Keep it as it is now under this name, beside what else is kept of it; fork_session goes on "
+            "from there."
         ),
     ] = ""
 

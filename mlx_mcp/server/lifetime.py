@@ -11,8 +11,10 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 
-async def until_signal(serve: Callable[[], Awaitable[None]], stop: Callable[[anyio.CancelScope], None]) -> None:
-    """Run `serve` until it returns, or until SIGTERM or SIGINT, on which `stop` is called once.
+async def until_signal(
+    serve: Callable[[], Awaitable[None]], stop: Callable[[anyio.CancelScope], Awaitable[None]]
+) -> None:
+    """Run `serve` until it returns, or until SIGTERM or SIGINT, on which `stop` is awaited once.
 
     After the first signal the system's own handling is back: a second one ends the process at once.
     """
@@ -23,7 +25,7 @@ async def until_signal(serve: Callable[[], Awaitable[None]], stop: Callable[[any
                 async for _ in signals:
                     break
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            stop(tasks.cancel_scope)
+            await stop(tasks.cancel_scope)
 
         tasks.start_soon(watch)
         await serve()

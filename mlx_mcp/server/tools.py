@@ -70,7 +70,11 @@ def make_tools(client: EngineClient, registry: Registry, files: FileReader | Non
         StrictTool.make(tools.create_session, "Create a session", **harmless, idempotent_hint=False),
         StrictTool.make(tools.fork_session, "Fork a session", **harmless, idempotent_hint=False),
         StrictTool.make(
-            tools.persist_session, "Persist a session", read_only_hint=False, destructive_hint=False, idempotent_hint=True
+            tools.persist_session,
+            "Persist a session",
+            read_only_hint=False,
+            destructive_hint=False,
+            idempotent_hint=True,
         ),
         StrictTool.make(tools.list_sessions, "List sessions", **harmless, idempotent_hint=True),
         StrictTool.make(
@@ -97,9 +101,8 @@ class Tools:
 
         For data rather than prose give `json_schema`, `regex` or `grammar`: the answer then always parses, unless
         finish_reason is "length", which means that max_tokens cut it off. Returns {text, finish_reason, model,
-        prompt_tokens, completion_tokens}; of the prompt cached_tokens were in memory, restored_tokens came from disk and
-        computed_tokens were computed;
-        {session} where it is kept; {reasoning}, {tool_calls} or {logprobs} where there are any; and {miss} where more
+        prompt_tokens, completion_tokens}; of the prompt cached_tokens were in memory, restored_tokens came from disk
+        and computed_tokens were computed; {session} where it is kept; {reasoning}, {tool_calls} or {logprobs} where there are any; and {miss} where more
         was computed than was to be expected: with reason "diverged" the prompt went other ways than an earlier one
         after `before`, with `after` instead of `earlier`: keep what changes, such as a date, out of the beginning.
 
@@ -190,7 +193,8 @@ class Tools:
         cached_tokens and computed_tokens. Handle and name work for all who share your access, such as your sub-agents.
 
         A session ends when it is closed, when it is not used for ttl_s, or, unless persist_session made it durable,
-        with the server. Until then it can always go on; its cached keys and values may be evicted for others' sake, and are then computed again.
+        with the server. Until then it can always go on; its cached keys and values may be evicted for others' sake, and
+        are then computed again.
         """
         turns = [Message(message.role, message.content) for message in given.messages or ()]
         if turns and turns[-1].role == "user":
@@ -243,7 +247,9 @@ class Tools:
         )
 
     @translated
-    async def persist_session(self, given: PersistArguments, ctx: Context) -> Annotated[CallToolResult, PersistedSession]:
+    async def persist_session(
+        self, given: PersistArguments, ctx: Context
+    ) -> Annotated[CallToolResult, PersistedSession]:
         """Make a session durable: it survives a restart, a crash and a power cut, and goes on under the same handle.
 
         Use it for context that took long to build or will be needed another day. What is kept is the session as its

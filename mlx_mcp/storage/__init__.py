@@ -1,0 +1,1 @@
+"""Blocks and sessions on disk, whole after kills, power cuts, damage and full disks. Knows bytes, no tensors."""

@@ -1,0 +1,357 @@
+"""The cache folder: who may open it, and how a file gets into it durably. Knows nothing of what the files say.
+
+Guarantees:
+- One process has a folder open: it holds a lock as long as it lives. (A forked child shares the lock: never fork.)
+- A file under its final name is whole. It is written under another name in the same folder, synced, and renamed.
+- When `write`, `rename` or `unlink` returns, its effect survives a power cut. When it raises, what was there before is
+  there, or (if the very last step failed) what was to be there, whole.
+- No symbolic link is followed, and no file is read that another user or another name could change.
+
+The folder is flat, so that syncing it once makes every rename and unlink before that durable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_mcp.errors import FolderInUse, StorageError
+from mlx_mcp.storage.faults import point
+
+LOCK, KEY, TMP = "lock", "key", "tmp-"
+KEY_BYTES = 32
+MAX_BUFFERS = 512  # in one call; POSIX grants 1024 on Linux and macOS
+
+Buffer = bytes | memoryview
+Piece = tuple[int, Seq[Buffer]]  # where in the file, and what is laid there end to end
+
+_REMEDIES = {
+    errno.ENOSPC: "The disk is full. Free some space, or lower the limit on cached bytes.",
+    errno.EDQUOT: "Your disk quota is used up. Free some space, or lower the limit on cached bytes.",
+    errno.EFBIG: "Files of this size are not allowed. Raise the limit (ulimit -f), or choose another cache folder.",
+    errno.EROFS: "The disk is read-only. Mount it writable, or choose another cache folder.",
+    errno.EACCES: "It is not writable for you. Fix its permissions, or choose another cache folder.",
+    errno.EPERM: "It is not writable for you. Fix its permissions, or choose another cache folder.",
+    errno.EIO: "The disk reports an error. Check it (its log, its health), or choose another cache folder.",
+}
+
+
+def storage_error(exc: OSError, what: str) -> StorageError:
+    """The error to raise from a system call's; it names what could not be done, and the next step."""
+    remedy = _REMEDIES.get(exc.errno or 0, "Check the cache folder, or choose another.")
+    return StorageError(f"{what} failed: {exc.strerror or exc}. {remedy}")
+
+
+class Calls:
+    """The system calls that this layer makes; tests record them, fail one, or cut one short."""
+
+    def open(self, name: str | Path, flags: int, dir_fd: int | None = None) -> int:
+        """Open a file, in a folder if one is given. Follows no symbolic link; one that is made is 0600."""
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
+
+    def close(self, fd: int) -> None:
+        """Close a file or folder."""
+        os.close(fd)
+
+    def mkdir(self, path: Path) -> None:
+        """Make a folder, 0700."""
+        os.mkdir(path, 0o700)
+
+    def pwrite(self, fd: int, buffers: Seq[Buffer], offset: int) -> int:
+        """Write buffers end to end, or the first part of that; returns how much."""
+        return os.pwritev(fd, buffers, offset)
+
+    def pread(self, fd: int, nbytes: int, offset: int) -> bytes:
+        """Read so many bytes, or fewer."""
+        return os.pread(fd, nbytes, offset)
+
+    def fsync(self, fd: int) -> None:
+        """Have what was written to a file, or renamed in a folder, survive a power cut."""
+        if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync leaves bytes in the drive's cache
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+        else:
+            os.fsync(fd)
+
+    def rename(self, old: str, new: str, dir_fd: int) -> None:
+        """Give a file another name in its folder, which it takes from any other that has it."""
+        os.rename(old, new, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+
+    def unlink(self, name: str, dir_fd: int) -> None:
+        """Remove a name from a folder."""
+        os.unlink(name, dir_fd=dir_fd)
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """A file to read."""
+
+    calls: Calls
+    fd: int
+    nbytes: int
+    modified_at: float
+
+    def read(self, nbytes: int, offset: int) -> bytes:
+        """Bytes from there on: fewer only at the end of the file. Copies nothing."""
+        data = self.calls.pread(self.fd, nbytes, offset)
+        while 0 < len(data) < nbytes:
+            more = self.calls.pread(self.fd, nbytes - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+
+@contextlib.contextmanager
+def reading(calls: Calls, name: str | Path, dir_fd: int | None = None) -> Iterator[OpenFile]:
+    """Open a regular file to read, whoever owns it. Never waits, whatever is there.
+
+    Raises:
+        OSError: there is none, or it cannot be opened.
+    """
+    # O_NONBLOCK: opening a FIFO would wait for somebody to write to it.
+    fd = calls.open(name, os.O_RDONLY | os.O_NONBLOCK, dir_fd)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        yield OpenFile(calls, fd, found.st_size, found.st_mtime)
+    finally:
+        calls.close(fd)
+
+
+def write_durably(calls: Calls, dir_fd: int, name: str, pieces: Iterable[Piece]) -> int:
+    """Have a file of that name hold the pieces, even after a power cut; returns its bytes. `pieces` may be lazy.
+
+    Raises:
+        OSError: a call failed, and the effects of the earlier ones are undone as far as they can be. After a failed
+            fsync nobody knows what is on the disk, and another fsync would not tell: the file is given up.
+    """
+    tmp = f"{TMP}{os.getpid()}-{secrets.token_hex(8)}"
+    end = 0
+    fd = calls.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, dir_fd)
+    try:
+        try:
+            point("write.opened")
+            for offset, buffers in pieces:
+                end = max(end, _write_all(calls, fd, buffers, offset))
+                point("write.half_written")
+            point("write.written")
+            calls.fsync(fd)
+        finally:
+            calls.close(fd)
+        point("write.synced")
+        calls.rename(tmp, name, dir_fd)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            calls.unlink(tmp, dir_fd)
+        raise
+    point("write.renamed")
+    calls.fsync(dir_fd)
+    point("write.durable")
+    return end
+
+
+def _write_all(calls: Calls, fd: int, buffers: Seq[Buffer], offset: int) -> int:
+    """Lay buffers end to end, however short the system's writes are; returns where they end."""
+    left = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+    left.reverse()
+    while left:
+        written = calls.pwrite(fd, left[: -MAX_BUFFERS - 1 : -1], offset)
+        if written <= 0:
+            raise OSError(errno.EIO, "nothing was written")
+        offset += written
+        while left and written >= left[-1].nbytes:
+            written -= left.pop().nbytes
+        if written:
+            left[-1] = left[-1][written:]
+    return offset
+
+
+class Folder:
+    """A locked folder, with the key that its files are sealed with."""
+
+    def __init__(self, path: Path, fd: int, lock_fd: int, calls: Calls) -> None:
+        self.path, self.calls = path, calls
+        self._fd, self._lock_fd = fd, lock_fd
+        self.key = b""
+
+    @classmethod
+    def open(cls, path: Path, calls: Calls) -> Folder:
+        """Make the folder if there is none, lock it, and clear away what a killed process left half-written.
+
+        Raises:
+            FolderInUse: another process has it open.
+            StorageError: it cannot be used, or is not safe to use.
+        """
+        try:
+            _make(calls, path)
+            fd = calls.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as exc:
+            if exc.errno in (errno.ELOOP, errno.ENOTDIR):
+                raise StorageError(
+                    f"{path} is a symbolic link or no folder. Name the folder itself as cache folder."
+                ) from exc
+            raise storage_error(exc, f"Opening the cache folder {path}") from exc
+        try:
+            _check(path, os.fstat(fd))
+            folder = cls(path, fd, _lock(calls, path, fd), calls)
+        except BaseException:
+            calls.close(fd)
+            raise
+        try:
+            folder._settle()
+        except BaseException:
+            folder.close()
+            raise
+        return folder
+
+    def _settle(self) -> None:
+        point("open.locked")
+        names = self.names()
+        self.unlink([name for name in names if name.startswith(TMP)])  # syncs: what is found here is durable
+        if KEY in names:
+            try:
+                with self.reading(KEY) as file:
+                    self.key = file.read(KEY_BYTES, 0)
+            except OSError as exc:
+                raise storage_error(exc, "Reading the cache folder's key") from exc
+        if len(self.key) != KEY_BYTES:  # without its key everything in the folder is a miss
+            self.key = secrets.token_bytes(KEY_BYTES)
+            self.write(KEY, [(0, (self.key,))])
+
+    def close(self) -> None:
+        """Let another process have it."""
+        self.calls.close(self._lock_fd)
+        self.calls.close(self._fd)
+
+    def names(self) -> list[str]:
+        """The names of all files.
+
+        Raises:
+            StorageError: the folder cannot be read.
+        """
+        try:
+            return os.listdir(self._fd)
+        except OSError as exc:
+            raise storage_error(exc, "Listing the cache folder") from exc
+
+    def modified_at(self, name: str) -> float:
+        """When a file was last written, in seconds; 0 for one that is gone."""
+        try:
+            return os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_mtime
+        except OSError:
+            return 0.0
+
+    @contextlib.contextmanager
+    def reading(self, name: str) -> Iterator[OpenFile]:
+        """Open a file that nobody else could have changed.
+
+        Raises:
+            OSError: there is none, or it is none of ours.
+        """
+        with reading(self.calls, name, self._fd) as file:
+            found = os.fstat(file.fd)
+            if found.st_nlink != 1 or found.st_uid != os.geteuid():
+                raise OSError(errno.EPERM, "it has another name, or another owner")
+            yield file
+
+    def write(self, name: str, pieces: Iterable[Piece]) -> int:
+        """Make or replace a file, durably once this returns; returns its bytes.
+
+        Raises:
+            StorageError: a file of that name is the old one, or the whole new one.
+        """
+        try:
+            return write_durably(self.calls, self._fd, name, pieces)
+        except OSError as exc:
+            raise storage_error(exc, "Writing to the cache folder") from exc
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename a file, durably once this returns.
+
+        Raises:
+            StorageError: it has its old name, or the new one.
+        """
+        try:
+            self.calls.rename(old, new, self._fd)
+            point("rename.done")
+            self.calls.fsync(self._fd)
+        except OSError as exc:
+            raise storage_error(exc, "Renaming a file of the cache folder") from exc
+
+    def unlink(self, names: Iterable[str]) -> None:
+        """Remove files, durably once this returns; those that are gone already are no error.
+
+        Raises:
+            StorageError: some are there still.
+        """
+        try:
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    self.calls.unlink(name, self._fd)
+                point("unlink.some")
+            self.calls.fsync(self._fd)
+            point("unlink.all")
+        except OSError as exc:
+            raise storage_error(exc, "Removing files of the cache folder") from exc
+
+
+def _make(calls: Calls, path: Path) -> None:
+    """Make a folder and those above it, durably."""
+    missing = []
+    while not os.path.lexists(path):
+        missing.append(path)
+        path = path.parent
+    for folder in reversed(missing):
+        with contextlib.suppress(FileExistsError):  # another process makes it too
+            calls.mkdir(folder)
+        fd = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            calls.fsync(fd)
+        finally:
+            calls.close(fd)
+
+
+def _check(path: Path, found: os.stat_result) -> None:
+    if found.st_uid != os.geteuid():
+        raise StorageError(f"The cache folder {path} belongs to another user. Choose another cache folder.")
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        raise StorageError(
+            f"Others may read or write the cache folder {path}. Run `chmod 700 {path}`, or choose another cache folder."
+        )
+
+
+def _lock(calls: Calls, path: Path, dir_fd: int) -> int:
+    """Take the folder's lock and say in it who has it; returns the descriptor that holds it."""
+    try:
+        fd = calls.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, dir_fd)
+    except OSError as exc:
+        raise storage_error(exc, f"Opening the lock of the cache folder {path}") from exc
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            raise StorageError(f"{path / LOCK} is no plain file. Remove it, or choose another cache folder.")
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()} {time.time():.0f}\n".encode(), 0)
+    except BlockingIOError as exc:
+        owner = os.pread(fd, 64, 0).split()
+        calls.close(fd)
+        pid, started_at = (int(word) for word in owner) if len(owner) == 2 else (0, 0)
+        raise FolderInUse(str(path), pid, started_at) from exc
+    except OSError as exc:
+        calls.close(fd)
+        raise storage_error(exc, f"Locking the cache folder {path}") from exc
+    except BaseException:
+        calls.close(fd)
+        raise
+    return fd

@@ -1,0 +1,330 @@
+"""Durable sessions: one file each, which says whose it is, its model, its tokens, and which blocks it needs.
+
+Knows no blocks beyond their keys, and no tokenizer. One thread calls it.
+
+- `save` replaces a session's file as a whole: after any end of the process it is the old one or the new one.
+- Removing takes two steps, so that a kill between them leaves no bytes behind: the file is renamed to *.gone, which
+  ends the session; when its blocks are removed too, `forget` removes that file. A restart goes on with it.
+- A damaged file is set aside (*.bad, the newest 16), counted, and never an error: its tokens cannot be computed again.
+- Times are checked by a clock of our own: the wall clock as it was last seen, which never goes back, and goes ahead by
+  an hour at most per look. So one that is wrong by years ends no session early, unless it stays wrong for weeks.
+"""
+
+from __future__ import annotations
+
+import hmac
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mlx_mcp.core.durable import SessionHead, SessionRecord
+from mlx_mcp.errors import StorageError
+from mlx_mcp.storage.folder import Folder, OpenFile
+from mlx_mcp.storage.sealed import Head, Unsound, digest, encode, head_nbytes, seal, unseal
+
+MAGIC = b"mlxmcpS1"
+SUFFIX, GONE, BAD = ".session", ".gone", ".bad"
+MAX_TOKENS = 1 << 22
+MAX_TEXT_BYTES = 1 << 26
+MAX_BAD_FILES = 16
+MAX_CLOCK_STEP_S = 3600.0
+TOKEN_BYTES = 4
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A head, and what else must be known of its file."""
+
+    head: SessionHead
+    blocks: tuple[bytes, ...]
+    file_name: str
+
+
+_PLAIN = {  # fields that are in the head as they are, and their types
+    "session_id": (str,),
+    "tenant": (str,),
+    "model": (str,),
+    "name": (str,),
+    "version": (str,),
+    "num_kept": (int,),
+    "after": (str,),
+    "tools": (list,),
+    "parent_id": (str,),
+    "ttl_s": (int, float, type(None)),
+    "pinned": (bool,),
+    "ephemeral": (bool,),
+    "saved_at": (int, float),
+    "used_at": (int, float),
+    "num_tokens": (int,),
+    "text_bytes": (int,),
+}
+
+
+def describe(record: SessionRecord) -> tuple[dict[str, Any], bytes]:
+    """A record as a head says it, and its payload: tokens and text.
+
+    Raises:
+        StorageError: it is larger than any session may be.
+    """
+    text = record.text.encode("utf-8", "surrogatepass")
+    if len(record.tokens) > MAX_TOKENS or len(text) > MAX_TEXT_BYTES:
+        raise StorageError(
+            f"The session has {len(record.tokens)} tokens and {len(text) / 1e6:.1f} MB of text; at most {MAX_TOKENS} "
+            f"and {MAX_TEXT_BYTES / 1e6:.1f} MB can be kept on disk. Go on in a new session."
+        )
+    meta = {name: getattr(record, name) for name in _PLAIN if name not in ("num_tokens", "text_bytes")}
+    meta |= {name: getattr(record, name).hex() for name in ("fingerprint", "tokenizer")}
+    meta["tools"] = list(record.tools)
+    meta |= {"num_tokens": len(record.tokens), "text_bytes": len(text), "blocks": [key.hex() for key in record.blocks]}
+    return meta, _swapped(array("I", record.tokens)).tobytes() + text
+
+
+def head_of(meta: dict[str, Any], stored_bytes: int) -> tuple[SessionHead, tuple[bytes, ...]]:
+    """What a head says, with the keys of the blocks.
+
+    Raises:
+        Unsound: it says nothing that `describe` would.
+    """
+    try:
+        for name, types in _PLAIN.items():
+            if type(meta[name]) not in types:
+                raise Unsound(f"{name} is of another type")
+        plain = {name: meta[name] for name in _PLAIN if name not in ("text_bytes", "tools")}
+        head = SessionHead(
+            **plain,
+            tools=tuple(meta["tools"]),
+            fingerprint=bytes.fromhex(meta["fingerprint"]),
+            tokenizer=bytes.fromhex(meta["tokenizer"]),
+            stored_bytes=stored_bytes,
+        )
+        blocks = tuple(bytes.fromhex(key) for key in meta["blocks"])
+    except (KeyError, TypeError, ValueError) as exc:
+        raise Unsound("no session") from exc
+    if not (0 <= meta["num_tokens"] <= MAX_TOKENS and 0 <= meta["text_bytes"] <= MAX_TEXT_BYTES):
+        raise Unsound("longer than any session")
+    return head, blocks
+
+
+def read_record(meta: dict[str, Any], head: Head, file: OpenFile) -> SessionRecord:
+    """The session that `meta` says, whose payload is the first after the head.
+
+    Raises:
+        Unsound: it is not what was written.
+        OSError: it cannot be read.
+    """
+    found, blocks = head_of(meta, file.nbytes)
+    payload = file.read(payload_bytes(meta), head.nbytes)
+    if len(payload) < payload_bytes(meta) or digest((payload,)) not in head.digests[:1]:
+        raise Unsound("changed since it was written")
+    tokens = array("I")
+    tokens.frombytes(payload[: TOKEN_BYTES * found.num_tokens])
+    try:
+        text = payload[TOKEN_BYTES * found.num_tokens :].decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as exc:
+        raise Unsound("no text") from exc
+    plain = {name: getattr(found, name) for name in SessionRecord.__dataclass_fields__ if hasattr(found, name)}
+    return SessionRecord(**plain, tokens=tuple(_swapped(tokens)), text=text, blocks=blocks)
+
+
+def payload_bytes(meta: dict[str, Any]) -> int:
+    """What a session's tokens and text take."""
+    return TOKEN_BYTES * int(meta["num_tokens"]) + int(meta["text_bytes"])
+
+
+def _swapped(tokens: array[int]) -> array[int]:
+    """Little-endian, or back."""
+    assert tokens.itemsize == TOKEN_BYTES
+    if sys.byteorder == "big":
+        tokens.byteswap()
+    return tokens
+
+
+class SessionLog:
+    """The durable sessions of a folder."""
+
+    def __init__(self, folder: Folder) -> None:
+        """Find the sessions by reading every file's head."""
+        self._folder = folder
+        self._kept: dict[tuple[str, str], _Kept] = {}
+        self._references: Counter[bytes] = Counter()
+        self._gone: dict[str, tuple[bytes, ...]] = {}  # files of sessions whose blocks are to be removed
+        self.num_damaged = 0
+        self._scan()
+        self._clock = max((kept.head.saved_at for kept in self._kept.values()), default=0.0)
+
+    def heads(self) -> list[SessionHead]:
+        """All durable sessions, every version."""
+        return [kept.head for kept in self._kept.values()]
+
+    def is_referenced(self, key: bytes) -> bool:
+        """Whether a durable session needs this block."""
+        return key in self._references
+
+    def save(self, record: SessionRecord) -> list[bytes]:
+        """Make a session durable, in place of what that version of it was.
+
+        Returns the keys of blocks that no durable session needs any longer. Times that our clock cannot
+        believe are kept as it tells them.
+
+        Raises:
+            StorageError: it cannot be written now; the version is what it was.
+        """
+        now = self._look_at(record.saved_at)
+        record = replace(record, saved_at=now, used_at=record.used_at + now - record.saved_at)
+        described, payload = describe(record)
+        meta = encode(described)
+        name = self._file_name(record.tenant, record.session_id, record.version)
+        old = self._kept.get((record.session_id, record.version))
+        assert old is None or old.file_name == name, "a session changed hands"
+        kept = _Kept(*head_of(described, head_nbytes(meta, 1) + len(payload)), name)
+        sealed = seal(MAGIC, self._folder.key, meta, [digest((payload,))])
+        try:
+            self._folder.write(name, [(0, (sealed, payload))])
+        except StorageError:
+            self._read_again(name)
+            raise
+        self._keep(kept)
+        return self._unreferenced(old.blocks if old else ())
+
+    def load(self, session_id: str, version: str = "") -> SessionRecord | None:
+        """A session, or None if there is none or it cannot be read. One that is damaged is set aside."""
+        kept = self._kept.get((session_id, version))
+        if kept is None:
+            return None
+        try:
+            with self._folder.reading(kept.file_name) as file:
+                head = unseal(MAGIC, self._folder.key, file)
+                return read_record(head.meta, head, file)
+        except Unsound:
+            self._drop(kept)
+            self._set_aside(kept.file_name)
+        except OSError:
+            self.num_damaged += 1
+        return None
+
+    def remove(self, session_id: str, version: str | None = None) -> int:
+        """End a session, or one version of it, durably once this returns; returns how many versions there were.
+
+        What goes with it is `let_go`, until `forget`.
+
+        Raises:
+            StorageError: some are there still.
+        """
+        found = [self._kept[at] for at in self._kept if at[0] == session_id and version in (None, at[1])]
+        for kept in found:
+            gone = kept.file_name + GONE
+            self._drop(kept)
+            try:
+                self._folder.rename(kept.file_name, gone)
+            except StorageError:
+                self._read_again(kept.file_name)
+                raise
+            self._gone[gone] = kept.blocks
+        return len(found)
+
+    def let_go(self) -> list[bytes]:
+        """The keys of blocks that only removed sessions needed."""
+        return self._unreferenced({key for blocks in self._gone.values() for key in blocks})
+
+    def forget(self) -> None:
+        """Finish removals: the blocks that were let go are removed.
+
+        Raises:
+            StorageError: they will be let go again.
+        """
+        if self._gone:
+            self._folder.unlink(self._gone)
+            self._gone.clear()
+
+    def expired(self, now: float) -> list[SessionHead]:
+        """The sessions left alone for longer than their TTL, by the wall clock. Ask about once a minute."""
+        now = self._look_at(now)
+        return [head for head in self.heads() if head.ttl_s is not None and now - head.used_at > head.ttl_s]
+
+    def clear(self) -> None:
+        """Forget all sessions, and remove their bytes.
+
+        Raises:
+            StorageError: some are there still.
+        """
+        self._kept.clear()
+        self._references.clear()
+        self._gone.clear()
+        self._folder.unlink([name for name in self._folder.names() if name.endswith((SUFFIX, GONE, BAD))])
+
+    # -- inside
+
+    def _file_name(self, tenant: str, session_id: str, version: str) -> str:
+        said = encode({"tenant": tenant, "session_id": session_id, "version": version})
+        return hmac.digest(self._folder.key, b"name" + said, "sha256").hex()[:40] + SUFFIX
+
+    def _scan(self) -> None:
+        for name in self._folder.names():
+            if name.endswith(SUFFIX):
+                self._read_again(name)
+            elif name.endswith(SUFFIX + GONE):
+                try:
+                    self._gone[name] = self._read(name).blocks
+                except Unsound:
+                    self._gone[name] = ()
+                except OSError:  # the next start will try again
+                    self.num_damaged += 1
+
+    def _read_again(self, name: str) -> None:
+        """Know of a file what it says now."""
+        try:
+            kept = self._read(name)
+            if self._file_name(kept.head.tenant, kept.head.session_id, kept.head.version) != name:
+                raise Unsound("renamed")
+            self._keep(kept)
+        except FileNotFoundError:
+            return
+        except Unsound:
+            self._set_aside(name)
+        except OSError:  # the next start will try again
+            self.num_damaged += 1
+
+    def _read(self, name: str) -> _Kept:
+        with self._folder.reading(name) as file:
+            head = unseal(MAGIC, self._folder.key, file)
+            found, blocks = head_of(head.meta, file.nbytes)
+            if head.nbytes + payload_bytes(head.meta) != file.nbytes:
+                raise Unsound("cut short")
+            return _Kept(found, blocks, name)
+
+    def _keep(self, kept: _Kept) -> None:
+        at = kept.head.session_id, kept.head.version
+        if at in self._kept:
+            self._drop(self._kept[at])
+        self._kept[at] = kept
+        self._references.update(set(kept.blocks))
+
+    def _drop(self, kept: _Kept) -> None:
+        del self._kept[kept.head.session_id, kept.head.version]
+        for key in set(kept.blocks):
+            self._references[key] -= 1
+            if not self._references[key]:
+                del self._references[key]
+
+    def _unreferenced(self, keys: Iterable[bytes]) -> list[bytes]:
+        return [key for key in keys if key not in self._references]
+
+    def _set_aside(self, name: str) -> None:
+        """Rename a damaged file; of many the oldest go."""
+        self.num_damaged += 1
+        try:
+            self._folder.rename(name, name + BAD)
+            bad = sorted((name for name in self._folder.names() if name.endswith(BAD)), key=self._folder.modified_at)
+            self._folder.unlink(bad[:-MAX_BAD_FILES])
+        except StorageError:  # it will be met again at the next start
+            return
+
+    def _look_at(self, wall: float) -> float:
+        """Our clock, after a look at the wall's."""
+        if self._clock == 0.0:
+            self._clock = wall
+        self._clock = min(max(wall, self._clock), self._clock + MAX_CLOCK_STEP_S)
+        return self._clock

@@ -1,0 +1,510 @@
+"""Blocks on disk: several in a file (a segment), found again after a restart, checked whenever they are read.
+
+Knows keys and bytes; what they mean is the caller's. One thread calls it; `find` may be called from any.
+
+- A block is in the index only when it is durable, and `get` returns what `put` was given, or nothing.
+- A segment is never changed. Removing one of its blocks for good writes the others to a new one first.
+- Damage is a miss and a count. A file goes only when nothing sound in it can be lost: its head is provably not ours, or
+  all of its blocks are removed, found damaged, or there anew.
+- Quota takes whole segments, the least recently used first, never a block that a durable session needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as Seq
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+from mlx_mcp.core.ports import StoredBlock, TierEntry
+from mlx_mcp.errors import StorageError
+from mlx_mcp.storage.faults import point
+from mlx_mcp.storage.folder import Folder, Piece, storage_error
+from mlx_mcp.storage.sealed import Head, Unsound, digest, encode, head_nbytes, seal, unseal
+
+MAGIC = b"mlxmcpB1"
+SUFFIX = ".blocks"
+MAX_SEGMENT_BLOCKS = 64
+MAX_SEGMENT_BYTES = 64_000_000
+HASH_APART_BYTES = 1 << 16  # less is hashed sooner than another thread has woken up
+DAY_S = 86400
+
+
+@dataclass(frozen=True)
+class TierStats:
+    """What is there, and what has been, since the folder was opened."""
+
+    blocks: int
+    bytes: int
+    hits: int
+    misses: int
+    corrupt: int  # files and blocks that were not what had been written, or could not be read
+    dropped: int  # blocks that the daily budget refused
+    written_bytes: int  # today
+    evicted: int  # blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a segment's head says of one block."""
+
+    key: bytes
+    parent: bytes
+    start: int
+    tokens: array[int]
+    window_start: int
+    has_state: bool
+    form: str
+    nbytes: int
+    offset: int  # in the file
+    digest: bytes
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """Of two blocks of a key the higher one is richer: it can do all that the other can."""
+        return self.has_state, -self.window_start
+
+    def restored(self, data: bytes) -> StoredBlock:
+        """The block, with its payload."""
+        return StoredBlock(
+            self.key,
+            self.parent,
+            self.start,
+            tuple(self.tokens),
+            self.window_start,
+            self.has_state,
+            self.form,
+            (memoryview(data),),
+        )
+
+
+def describe(block: StoredBlock | Record) -> dict[str, Any]:
+    """A block as a head says it."""
+    return {
+        "key": block.key.hex(),
+        "parent": block.parent.hex(),
+        "start": block.start,
+        "tokens": list(block.tokens),
+        "window_start": block.window_start,
+        "has_state": block.has_state,
+        "form": block.form,
+        "nbytes": block.nbytes,
+    }
+
+
+def records_of(described: Any, digests: Seq[bytes], offset: int) -> list[Record]:
+    """The blocks that a head says, whose payloads begin there.
+
+    Raises:
+        Unsound: it says nothing that `describe` would.
+    """
+    records = []
+    try:
+        for said, found in zip(described, digests, strict=True):
+            numbers = said["start"], said["window_start"], said["nbytes"]
+            if any(type(number) is not int or number < 0 for number in numbers) or type(said["has_state"]) is not bool:
+                raise Unsound("a number that is none")
+            start, window_start, nbytes = numbers
+            records.append(
+                Record(
+                    bytes.fromhex(said["key"]),
+                    bytes.fromhex(said["parent"]),
+                    start,
+                    array("I", said["tokens"]),
+                    window_start,
+                    said["has_state"],
+                    str(said["form"]),
+                    nbytes,
+                    offset,
+                    found,
+                )
+            )
+            offset += nbytes
+    except (KeyError, TypeError, ValueError, OverflowError) as exc:
+        raise Unsound("no description of blocks") from exc
+    return records
+
+
+@dataclass(eq=False)
+class _Segment:
+    """One file."""
+
+    name: str
+    serial: int  # later files have higher ones
+    nbytes: int
+    offload: bool  # written by an offload, not for a durable session
+    records: dict[bytes, Record] = field(default_factory=dict)  # of all that its head names
+
+
+class _Draft:
+    """A file to be written."""
+
+    def __init__(self, blocks: Seq[StoredBlock], serial: int, offload: bool) -> None:
+        self.blocks, self.serial, self.offload = blocks, serial, offload
+        self.meta = encode({"serial": serial, "offload": offload, "blocks": [describe(block) for block in blocks]})
+        self.begin = head_nbytes(self.meta, len(blocks))
+        self.nbytes = self.begin + sum(block.nbytes for block in blocks)
+
+
+class SsdTier:
+    """A `BlockTier` in a folder."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        quota_bytes: int,
+        daily_bytes: int,
+        is_wanted: Callable[[bytes], bool] = lambda key: False,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """Find what is in the folder by reading every segment's head.
+
+        Args:
+            folder: where they are.
+            quota_bytes: what all segments may take.
+            daily_bytes: what offloads may write from midnight to midnight (UTC).
+            is_wanted: whether a durable session needs a block.
+            wall: the time of day, in seconds.
+        """
+        self._folder, self._wall, self._is_wanted = folder, wall, is_wanted
+        self._quota_bytes, self._daily_bytes = quota_bytes, daily_bytes
+        self._index: dict[bytes, tuple[_Segment, Record]] = {}
+        self._segments: OrderedDict[str, _Segment] = OrderedDict()  # the least recently used first
+        self._serial = self._nbytes = 0
+        self._hits = self._misses = self._corrupt = self._dropped = self._evicted = 0
+        self._day, self._written_today, self._offloaded_today = self._today(), 0, 0
+        self._hashers = ThreadPoolExecutor(2, "mlx-mcp-hash")
+        self._scan()
+
+    def close(self) -> None:
+        """Let go of the threads."""
+        self._hashers.shutdown()
+
+    @property
+    def stats(self) -> TierStats:
+        """A snapshot."""
+        self._turn_day()
+        return TierStats(
+            len(self._index),
+            self._nbytes,
+            self._hits,
+            self._misses,
+            self._corrupt,
+            self._dropped,
+            self._written_today,
+            self._evicted,
+        )
+
+    def find(self, key: bytes) -> TierEntry | None:
+        """Whether a block is there; never waits, from any thread."""
+        found = self._index.get(key)
+        if found is None:
+            return None
+        record = found[1]
+        return TierEntry(record.nbytes, record.window_start, record.has_state)
+
+    def records(self, keys: Iterable[bytes]) -> list[Record]:
+        """What is known of blocks without reading them, up to the first that is not there."""
+        return [record for _, record in self._locate(keys)]
+
+    def put(self, blocks: Seq[StoredBlock], *, offload: bool = False) -> int:
+        """Keep blocks, durably once this returns; returns the bytes written, of blocks that were not there (as rich).
+
+        An offload that would exceed the day's budget writes nothing, and is counted.
+
+        Raises:
+            StorageError: they cannot be written now; what was there before still is.
+        """
+        new = self._new(blocks)
+        if not new:
+            return 0
+        drafts = self._drafts(new, offload)
+        need = sum(draft.nbytes for draft in drafts)
+        self._turn_day()
+        if offload and self._offloaded_today + need > self._daily_bytes:
+            self._dropped += len(new)
+            return 0
+        self._make_room(need, {block.key for block in blocks})
+        hashes = [self._hash(block.data) for block in new]  # they go on while others are written and synced
+        for draft in drafts:
+            self._write(draft, hashes[: len(draft.blocks)])
+            del hashes[: len(draft.blocks)]
+            point("put.some_durable")
+        if offload:
+            self._offloaded_today += need
+        return need
+
+    def get(self, keys: Iterable[bytes]) -> list[StoredBlock]:
+        """Blocks in this order, up to the first that is not there or not sound."""
+        keys = list(keys)
+        blocks: list[StoredBlock] = []
+        for segment, records in groupby(self._locate(keys), itemgetter(0)):
+            wished = [record for _, record in records]
+            read, error = self._read(segment, wished)
+            blocks += read
+            if len(read) < len(wished):
+                self._forget(segment, wished[len(read)], damaged=error is None)
+                break
+            self._segments.move_to_end(segment.name)
+        self._hits += len(blocks)
+        self._misses += len(blocks) < len(keys)
+        return blocks
+
+    def delete(self, keys: Iterable[bytes]) -> None:
+        """Remove blocks and their bytes, durably once this returns, whichever files they are in.
+
+        Raises:
+            StorageError: some are there still; no other block is lost.
+        """
+        gone = set(keys)
+        for segment in [one for one in self._segments.values() if not gone.isdisjoint(one.records)]:
+            self._remove_from(segment, lambda key: key not in gone)
+
+    def collect(self) -> None:
+        """Remove segments that were written for durable sessions of which none is left.
+
+        Raises:
+            StorageError: some are there still.
+        """
+        self._unlink([one for one in self._segments.values() if not one.offload and not self._wanted_in(one)])
+
+    def clear(self) -> None:
+        """Forget all, and remove the bytes.
+
+        Raises:
+            StorageError: some are there still.
+        """
+        self._unlink(list(self._segments.values()))
+        self._folder.unlink([name for name in self._folder.names() if name.endswith(SUFFIX)])
+
+    # -- what is there
+
+    def _scan(self) -> None:
+        unsound = []
+        found = []
+        for name in self._folder.names():
+            if not name.endswith(SUFFIX):
+                continue
+            try:
+                with self._folder.reading(name) as file:
+                    head = unseal(MAGIC, self._folder.key, file)
+                    found.append(_segment(name, head, file.nbytes))
+                    self._count_written(found[-1], file.modified_at)
+            except Unsound:
+                self._corrupt += 1
+                unsound.append(name)
+            except OSError:  # no file, or it cannot be read now: leave it alone
+                self._corrupt += 1
+        for segment in sorted(found, key=lambda segment: (segment.serial, segment.name)):
+            self._serial = max(self._serial, segment.serial)
+            self._add(segment)
+        if unsound:
+            self._folder.unlink(unsound)
+        self._unlink([segment for segment in self._segments.values() if not self._live(segment)])
+
+    def _add(self, segment: _Segment) -> None:
+        """Index a file's blocks, unless there are richer ones. Of equals the later wins: the other may be damaged."""
+        self._segments[segment.name] = segment
+        self._nbytes += segment.nbytes
+        for key, record in segment.records.items():
+            known = self._index.get(key)
+            whole = record.offset + record.nbytes <= segment.nbytes
+            if whole and (known is None or record.rank >= known[1].rank):
+                self._index[key] = segment, record
+
+    def _live(self, segment: _Segment) -> list[Record]:
+        """The blocks for which this is the file."""
+        return [record for key, record in segment.records.items() if self._is_live(segment, key)]
+
+    def _is_live(self, segment: _Segment, key: bytes) -> bool:
+        known = self._index.get(key)
+        return known is not None and known[0] is segment
+
+    def _wanted_in(self, segment: _Segment) -> bool:
+        return any(self._is_wanted(record.key) for record in self._live(segment))
+
+    def _new(self, blocks: Seq[StoredBlock]) -> list[StoredBlock]:
+        """The blocks that are not there as rich, each once."""
+        best: dict[bytes, StoredBlock] = {}
+        for block in blocks:
+            rank = block.has_state, -block.window_start
+            known = self._index.get(block.key)
+            other = best.get(block.key)
+            if (known is None or rank > known[1].rank) and (
+                other is None or rank > (other.has_state, -other.window_start)
+            ):
+                best[block.key] = block
+        return list(best.values())
+
+    # -- reading
+
+    def _locate(self, keys: Iterable[bytes]) -> Iterator[tuple[_Segment, Record]]:
+        for key in keys:
+            found = self._index.get(key)
+            if found is None:
+                return
+            yield found
+
+    def _hash(self, data: Seq[memoryview | bytes]) -> Future[bytes]:
+        if sum(len(part) for part in data) < HASH_APART_BYTES:
+            done: Future[bytes] = Future()
+            done.set_result(digest(data))
+            return done
+        return self._hashers.submit(digest, data)
+
+    def _read(self, segment: _Segment, records: Seq[Record]) -> tuple[list[StoredBlock], OSError | None]:
+        """Blocks of one file, up to the first that is damaged or could not be read, and the error if it was that."""
+        read: list[tuple[bytes, Future[bytes]]] = []
+        error = None
+        try:
+            with self._folder.reading(segment.name) as file:
+                for record in records:  # each is hashed while the next is read
+                    data = file.read(record.nbytes, record.offset)
+                    read.append((data, self._hash((data,))))
+        except OSError as exc:
+            error = exc
+        blocks: list[StoredBlock] = []
+        for record, (data, hashed) in zip(records, read, strict=False):
+            if hashed.result() != record.digest:
+                return blocks, None
+            blocks.append(record.restored(data))
+        return blocks, error
+
+    def _forget(self, segment: _Segment, record: Record, damaged: bool) -> None:
+        """Take a block for gone. Its file goes too if nothing in it is left, and damage is why.
+
+        What could not be read now may be readable after a restart.
+        """
+        self._corrupt += 1
+        del self._index[record.key]
+        if damaged and not self._live(segment):
+            with contextlib.suppress(StorageError):  # nothing that a reader could do; the quota will come for it
+                self._unlink([segment])
+
+    # -- writing and removing
+
+    def _drafts(self, blocks: Seq[StoredBlock], offload: bool) -> list[_Draft]:
+        """How blocks are parted into files."""
+        drafts: list[_Draft] = []
+        first = nbytes = 0
+        for at, block in enumerate((*blocks, None)):
+            full = at - first == MAX_SEGMENT_BLOCKS or (block and nbytes + block.nbytes > MAX_SEGMENT_BYTES)
+            if at > first and (block is None or full):
+                self._serial += 1
+                drafts.append(_Draft(blocks[first:at], self._serial, offload))
+                first, nbytes = at, 0
+            nbytes += block.nbytes if block else 0
+        return drafts
+
+    def _write(self, draft: _Draft, hashes: Seq[Future[bytes]]) -> None:
+        """Make a file, index it, and let go of those that it leaves without a block."""
+        name = secrets.token_hex(16) + SUFFIX
+
+        def pieces() -> Iterator[Piece]:
+            offset = draft.begin
+            for block in draft.blocks:
+                yield offset, block.data
+                offset += block.nbytes
+            yield 0, (seal(MAGIC, self._folder.key, draft.meta, [hashed.result() for hashed in hashes]),)
+
+        try:
+            nbytes = self._folder.write(name, pieces())
+        except StorageError:
+            with contextlib.suppress(StorageError):  # the folder's sync may have failed after the renaming
+                self._folder.unlink([name])
+            raise
+        digests = [hashed.result() for hashed in hashes]
+        records = records_of([describe(block) for block in draft.blocks], digests, draft.begin)
+        before = {self._index[record.key][0] for record in records if record.key in self._index}
+        self._add(_Segment(name, draft.serial, nbytes, draft.offload, {record.key: record for record in records}))
+        self._turn_day()
+        self._written_today += nbytes
+        self._unlink([segment for segment in before if not self._live(segment)])
+
+    def _make_room(self, need: int, incoming: set[bytes]) -> None:
+        """Evict until so many more bytes fit.
+
+        Raises:
+            StorageError: durable sessions need too much of the quota.
+        """
+        if self._nbytes + need <= self._quota_bytes:
+            return
+
+        def keep(key: bytes) -> bool:
+            return key in incoming or self._is_wanted(key)
+
+        wanted_bytes = sum(record.nbytes for _, record in self._index.values() if keep(record.key))
+        if wanted_bytes + need > self._quota_bytes:
+            raise StorageError(
+                f"{need / 1e6:.1f} MB do not fit: durable sessions take {wanted_bytes / 1e6:.1f} MB of the "
+                f"{self._quota_bytes / 1e6:.1f} MB allowed on disk. Close sessions that are no longer needed, or have "
+                "the server started with a larger limit."
+            )
+        # Whole files first, for they cost nothing; then those that durable sessions share with others.
+        for shared in (False, True):
+            for segment in list(self._segments.values()):
+                if self._nbytes + need <= self._quota_bytes:
+                    return
+                live = self._live(segment)
+                num_kept = sum(keep(record.key) for record in live)
+                if num_kept == 0 or (shared and num_kept < len(segment.records)):
+                    self._remove_from(segment, keep)
+                    self._evicted += len(live) - num_kept
+                    point("evict.some")
+
+    def _remove_from(self, segment: _Segment, keep: Callable[[bytes], bool]) -> None:
+        """Leave nothing of a file but what is kept, in a new one."""
+        kept = [record for record in self._live(segment) if keep(record.key)]
+        while kept:
+            blocks, error = self._read(segment, kept)
+            if error is not None:
+                raise storage_error(error, "Reading a file of the cache folder") from error
+            if len(blocks) == len(kept):
+                [draft] = self._drafts(blocks, segment.offload)
+                self._write(draft, [self._hash(block.data) for block in blocks])
+                point("delete.rewritten")
+                break
+            self._forget(segment, kept.pop(len(blocks)), damaged=False)
+        self._unlink([segment])
+
+    def _unlink(self, segments: Seq[_Segment]) -> None:
+        """Forget segments with all that is live in them, and remove their files."""
+        for segment in segments:
+            for record in self._live(segment):
+                del self._index[record.key]
+        if segments:
+            self._folder.unlink([segment.name for segment in segments])
+        for segment in segments:
+            if self._segments.pop(segment.name, None):
+                self._nbytes -= segment.nbytes
+
+    # -- what a day allows
+
+    def _today(self) -> int:
+        return int(self._wall() // DAY_S)
+
+    def _turn_day(self) -> None:
+        if self._today() != self._day:
+            self._day, self._written_today, self._offloaded_today = self._today(), 0, 0
+
+    def _count_written(self, segment: _Segment, modified_at: float) -> None:
+        """Charge today for a file of an earlier run. What has been evicted since is forgotten: the budget is rough."""
+        if modified_at // DAY_S == self._day:
+            self._written_today += segment.nbytes
+            self._offloaded_today += segment.nbytes if segment.offload else 0
+
+
+def _segment(name: str, head: Head, file_nbytes: int) -> _Segment:
+    serial, offload = head.meta.get("serial"), head.meta.get("offload")
+    if type(serial) is not int or type(offload) is not bool:
+        raise Unsound("no segment")
+    records = records_of(head.meta.get("blocks"), head.digests, head.nbytes)
+    return _Segment(name, serial, file_nbytes, offload, {record.key: record for record in records})

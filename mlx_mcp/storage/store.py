@@ -1,0 +1,242 @@
+"""One cache folder: its lock, its blocks, its sessions, and the order in which they are written and removed.
+
+Blocks are durable before the session that needs them, and a session has ended before its blocks go. So whatever a kill
+leaves is either whole or nobody's, and `open` removes what is nobody's.
+
+One thread at a time calls it; only `tier.find` may be called from any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import replace
+from pathlib import Path
+
+from mlx_mcp.core.durable import SessionHead, SessionRecord
+from mlx_mcp.core.ports import StoredBlock
+from mlx_mcp.errors import StorageError
+from mlx_mcp.storage import session_log
+from mlx_mcp.storage.faults import point
+from mlx_mcp.storage.folder import Calls, Folder, Piece, reading, storage_error, write_durably
+from mlx_mcp.storage.sealed import Unsound, digest, encode, head_nbytes, seal, unseal
+from mlx_mcp.storage.session_log import SessionLog
+from mlx_mcp.storage.ssd_tier import MAX_SEGMENT_BLOCKS, Record, SsdTier, describe, records_of
+
+EXPORT_MAGIC = b"mlxmcpX1"
+
+
+class Store:
+    """A folder that this process owns."""
+
+    def __init__(self, folder: Folder, quota_bytes: int, daily_bytes: int, wall: Callable[[], float]) -> None:
+        self._folder = folder
+        self._held: frozenset[bytes] = frozenset()  # blocks that a session under way to the disk needs
+        self.sessions = SessionLog(folder)
+        self.tier = SsdTier(folder, quota_bytes, daily_bytes, self._is_wanted, wall)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        quota_bytes: int,
+        daily_bytes: int,
+        wall: Callable[[], float] = time.time,
+        calls: Calls | None = None,
+    ) -> Store:
+        """Take a cache folder into use, made if there is none, and find what is in it.
+
+        Args:
+            path: the folder; it is this user's alone.
+            quota_bytes: what all blocks may take on disk.
+            daily_bytes: what offloads may write a day.
+            wall: the time of day, in seconds.
+            calls: how the system is called.
+
+        Raises:
+            FolderInUse: another process has it open.
+            StorageError: it cannot be used, or is not safe to use.
+        """
+        folder = Folder.open(path, calls or Calls())
+        try:
+            store = cls(folder, quota_bytes, daily_bytes, wall)
+            point("open.scanned")
+            store._finish_removals()
+            # A session whose file could not be read may come back, and then wants its blocks.
+            if not store.sessions.num_damaged:
+                store.tier.collect()
+            point("open.collected")
+        except BaseException:
+            folder.close()
+            raise
+        return store
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        self.tier.close()
+        self._folder.close()
+
+    def persist(self, blocks: Seq[StoredBlock], record: SessionRecord) -> int:
+        """Make a session durable, with those of its blocks that are not on disk; returns the bytes of blocks written.
+
+        Acknowledged by returning: from then on the session outlives kills and power cuts. What the session was before
+        is kept until then, and no longer.
+
+        Raises:
+            StorageError: it cannot be kept now, or needs blocks that are neither given nor on disk.
+        """
+        with self._holding(record.blocks):
+            # The tail has a file of its own: the next turn replaces it, and nothing else has to be written anew.
+            tail = record.blocks[-1:]
+            written = self.tier.put([block for block in blocks if block.key not in tail])
+            written += self.tier.put([block for block in blocks if block.key in tail])
+            num_missing = sum(self.tier.find(key) is None for key in record.blocks)
+            if num_missing:
+                raise StorageError(
+                    f"{num_missing} of the session's {len(record.blocks)} blocks are not on disk. Persist it again."
+                )
+            point("persist.blocks_durable")
+            let_go = self.sessions.save(record)
+        point("persist.manifest_durable")
+        with contextlib.suppress(StorageError):  # the session is durable; `open` will try again
+            self.tier.delete(let_go)
+        return written
+
+    def remove(self, session_id: str, version: str | None = None) -> int:
+        """Remove a session, or one version, and the blocks that no other needs; returns how many versions there were.
+
+        Raises:
+            StorageError: some bytes may be there still; `open` goes on with what was begun.
+        """
+        removed = self.sessions.remove(session_id, version)
+        point("remove.marked")
+        self._finish_removals()
+        return removed
+
+    def expire(self, now: float) -> list[SessionHead]:
+        """Remove the sessions whose TTL is over, and return what they were; see `SessionLog` for what `now` can do.
+
+        Raises:
+            StorageError: as for `remove`.
+        """
+        expired = self.sessions.expired(now)
+        for head in expired:
+            self.remove(head.session_id, head.version)
+        return expired
+
+    def purge(self) -> None:
+        """Remove all sessions and all blocks, damaged ones too.
+
+        Raises:
+            StorageError: some are there still.
+        """
+        self.sessions.clear()
+        self.tier.clear()
+
+    def export(self, session_id: str, path: Path, version: str = "") -> int:
+        """Write a session and its blocks to one new file, which any folder can import; returns its bytes.
+
+        Raises:
+            StorageError: there is no such session, or the file cannot be written.
+        """
+        record = self.sessions.load(session_id, version)
+        if record is None:
+            raise StorageError(f"No durable session {session_id[:80]!r} to export. Persist it first.")
+        records = self.tier.records(record.blocks)
+        described, payload = session_log.describe(record)
+        meta = encode({"session": described, "blocks": [describe(known) for known in records]})
+        digests = [digest((payload,)), *(known.digest for known in records)]
+
+        def pieces() -> Iterator[Piece]:
+            yield 0, (seal(EXPORT_MAGIC, b"", meta, digests), payload)
+            offset = head_nbytes(meta, len(digests)) + len(payload)
+            for batch in _batches(records):
+                blocks = self.tier.get([known.key for known in batch])
+                if len(blocks) < len(batch):
+                    raise StorageError(
+                        "A block of the session turned out to be damaged. Export it again, without that."
+                    )
+                for block in blocks:
+                    yield offset, block.data
+                    offset += block.nbytes
+
+        try:
+            dir_fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                return write_durably(self._folder.calls, dir_fd, path.name, pieces())
+            finally:
+                os.close(dir_fd)
+        except OSError as exc:
+            raise storage_error(exc, f"Writing {path}") from exc
+
+    def import_(self, path: Path) -> SessionHead:
+        """Make durable what another folder exported, in place of a session of the same handle and version.
+
+        Digests say that the file is whole, not who made it: import only what you trust.
+
+        Raises:
+            StorageError: the file is damaged, or cannot be read; or its session cannot be kept now.
+        """
+        keys: list[bytes] = []
+        try:
+            with reading(self._folder.calls, path) as file:
+                head = unseal(EXPORT_MAGIC, b"", file)
+                said = head.meta.get("session")
+                if not isinstance(said, dict):
+                    raise Unsound("no session")
+                record = session_log.read_record(said, head, file)
+                begin = head.nbytes + session_log.payload_bytes(said)
+                records = records_of(head.meta.get("blocks"), head.digests[1:], begin)
+                record = replace(record, blocks=record.blocks[: len(records)])
+                if record.blocks != tuple(known.key for known in records):
+                    raise Unsound("other blocks than the session's")
+                if any(
+                    other.session_id == record.session_id and other.tenant != record.tenant
+                    for other in self.sessions.heads()
+                ):
+                    raise StorageError("Another tenant has a session of that handle. Remove it first.")
+                with self._holding(record.blocks):
+                    for batch in _batches(records):
+                        blocks = [known.restored(file.read(known.nbytes, known.offset)) for known in batch]
+                        if any(digest(block.data) != known.digest for block, known in zip(blocks, batch, strict=True)):
+                            raise Unsound("changed since it was written")
+                        keys += [block.key for block in blocks]
+                        self.tier.put(blocks)
+                    self.persist((), record)
+        except Unsound as exc:
+            self.tier.delete([key for key in keys if not self._is_wanted(key)])
+            raise StorageError(f"{path} is not a whole export of a session ({exc}). Export it again.") from exc
+        except OSError as exc:
+            raise storage_error(exc, f"Reading {path}") from exc
+        return next(head for head in self.sessions.heads() if _is_of(head, record))
+
+    def _is_wanted(self, key: bytes) -> bool:
+        return key in self._held or self.sessions.is_referenced(key)
+
+    @contextlib.contextmanager
+    def _holding(self, keys: Seq[bytes]) -> Iterator[None]:
+        """Meanwhile these blocks are not evicted."""
+        before, self._held = self._held, self._held | frozenset(keys)
+        try:
+            yield
+        finally:
+            self._held = before
+
+    def _finish_removals(self) -> None:
+        self.tier.delete(self.sessions.let_go())
+        point("remove.blocks_deleted")
+        self.sessions.forget()
+
+
+def _is_of(head: SessionHead, record: SessionRecord) -> bool:
+    return (head.session_id, head.version) == (record.session_id, record.version)
+
+
+def _batches(records: list[Record]) -> Iterator[list[Record]]:
+    """A few blocks at a time: they are all in memory."""
+    for first in range(0, len(records), MAX_SEGMENT_BLOCKS):
+        yield records[first : first + MAX_SEGMENT_BLOCKS]
