@@ -25,3 +25,7 @@ class EngineStats:
     sessions: int = 0
     models: tuple[str, ...] = ()  # in memory, least recently used first
     weights_bytes: int = 0
+    storage: str = "off"  # "ok", or why nothing can be kept on disk now
+    offloaded: int = 0  # evicted blocks that were written, since the start
+    dropped: int = 0  # evicted blocks that were not, since too much was on its way
+    restored: int = 0  # blocks that came back

@@ -67,6 +67,7 @@ class Track:
     until: int = 0  # how far
     fetching: bool = False  # blocks of it are on their way from a tier
     fetched: tuple[int, int] = (0, 0)  # tokens [from, to) that came from there
+    passed_over: bool = False  # a tier has more of it, which is sooner computed than read
 
 
 class KvCacheManager:
@@ -199,20 +200,23 @@ class KvCacheManager:
         block = self.cache.walk(track.root, tokens, hashes[: limit // size])[-1]
         found: list[Wanted] = []
         key, start = block.key, block.end
-        while start < limit:
-            whole = start + size <= limit
-            end = start + size if whole else sequence.num_kept
-            if not start < end <= min(limit, start + size):
+        while start < limit and not (found and found[-1].end - found[-1].start < size):
+            ends = [end for end in (start + size, sequence.num_kept) if start < end <= min(limit, start + size)]
+            keys = ((self.cache.key(key, tokens[start:end]), end) for end in ends)
+            there = next(((k, end, entry) for k, end in keys if (entry := find(k)) is not None), None)
+            if there is None:
                 break
-            key = self.cache.key(key, tokens[start:end])
-            entry = find(key)
-            if entry is None:
-                break
+            key, end, entry = there
             found.append(Wanted(key, start, end, entry))
-            start = end if whole else limit
+            start = end
         while found and self.layout.states and not found[-1].entry.has_state:
             found.pop()
-        return found
+        here = self._match(sequence).num_tokens  # it may reach into a tail that is in memory
+        return found if found and found[-1].end > here else []
+
+    def pass_over(self, sequence: Sequence) -> None:
+        """Note that a sequence computes what a tier has, since that is sooner done."""
+        self.tracks[sequence].passed_over = True
 
     def fetch(self, sequence: Sequence) -> None:
         """Have a waiting sequence wait for blocks from a tier, until they have `arrived`."""
@@ -477,6 +481,8 @@ class KvCacheManager:
             kept = min(recent.known(prompt), most) // self.cache.block_tokens * self.cache.block_tokens
         if sequence.estranged and got < kept:
             return Miss(MissReason.OTHER_MODEL, got)
+        if track.passed_over and got < kept:
+            return Miss(MissReason.RECOMPUTED, got)
         if got < kept:
             return Miss(MissReason.NO_CHECKPOINT if match.num_whole > got else MissReason.EVICTED, got)
         miss = None

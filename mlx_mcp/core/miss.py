@@ -21,6 +21,7 @@ class MissReason(StrEnum):
     EVICTED = "evicted"  # it was there, and made room for others
     NO_CHECKPOINT = "no_checkpoint"  # the model's states go on only from where one was taken
     NOT_REUSABLE = "not_reusable"  # of this architecture nothing is reused
+    RECOMPUTED = "recomputed"  # it is on disk, and was sooner computed than read
     OTHER_MODEL = "other_model"  # the session was kept with other weights, another tokenizer or other settings
 
 

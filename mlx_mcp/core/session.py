@@ -167,7 +167,7 @@ class SessionStore:
             SessionBusy: the parent's first turn has not ended.
             CapacityError: there are as many sessions as there may be.
         """
-        assert not session.resting, "a fork of a session whose tokens are not here"
+        assert at is not None or not session.resting, "a fork of a session whose tokens are not here"
         if not session.log and at is None:
             raise SessionBusy(session.session_id, first=True)
         if not 1 <= count <= MAX_FORKS:

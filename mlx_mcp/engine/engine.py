@@ -195,6 +195,7 @@ class Engine:
             sessions=len(self.sessions.sessions),
             models=tuple(self.residents),
             weights_bytes=sum(r.model.weights_bytes for r in residents),
+            **({} if self.persistence is None else self.persistence.counts),
         )
 
     def handle(self, command: Command) -> None:
@@ -426,8 +427,9 @@ class Engine:
                 resident.flight = runner.launch(resident.step)
             result = flight.collect()
             if self.persistence is not None and step.prefill and not step.decode and resident.step is None:
-                num_tokens = sum(chunk.end - chunk.start for chunk in step.prefill)
-                self.persistence.prefilling.take(num_tokens, self.clock() - started)
+                self.persistence.computed(
+                    sum(chunk.end - chunk.start for chunk in step.prefill), self.clock() - started
+                )
         except Exception as error:
             self._fail_step(resident, step, error)
         else:

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from mlx_mcp.core.block_pool import Block
 from mlx_mcp.core.durable import SessionRecord, Store
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 QUEUE_SHARE = 16  # blocks on their way to the store take at most this part of all memory for keys and values
 MAX_QUEUE_BYTES = 64 << 20
 SMOOTHING = 0.3  # how much the latest measurement counts
+MEASURED_BYTES = 1 << 20  # what is less says more of the way there than of the rate
+MEASURED_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Persistence:
         self.io, self.cache, self.sessions, self.options = io, cache, sessions, options
         self.clock, self.wall_clock = clock, wall_clock
         self.store: Store | None = None
-        self.failure: MlxMcpError | None = None  # why there is none
+        self.failure: MlxMcpError | None = None  # why there is none, or what was last to be written was not
         self.opening = True
         self.early: deque[Callable[[], None]] = deque()  # what waits for the store
         self.waking: dict[Session, list[Callable[[MlxMcpError | None], None]]] = {}
@@ -105,6 +108,16 @@ class Persistence:
         if options.offload:
             cache.pool.on_evict = self.offload
         io.submit(open_store, self._opened, urgent=True)
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What EngineStats says of it."""
+        return {
+            "storage": "ok" if self.failure is None else str(self.failure),
+            "offloaded": self.num_offloaded,
+            "dropped": self.num_dropped,
+            "restored": self.num_restored,
+        }
 
     def when_open(self, do: Callable[[], None]) -> None:
         """Do it now, or once the sessions on disk are known."""
@@ -166,6 +179,7 @@ class Persistence:
 
         def told(outcome: int | MlxMcpError) -> None:
             self.queue_bytes -= size
+            self.failure = outcome if isinstance(outcome, MlxMcpError) else None
             if isinstance(outcome, MlxMcpError):
                 self.num_dropped += len(blocks)
                 logger.warning("evicted blocks were not kept: %s", outcome)
@@ -183,7 +197,10 @@ class Persistence:
             return
         store = self.store
         wanted = cache.wanted(sequence, store.tier.find)
-        if not wanted or not self._pays(wanted):
+        if not wanted:
+            return
+        if not self._pays(wanted):
+            cache.pass_over(sequence)
             return
         cache.fetch(sequence)
         keys = frozenset(each.key for each in wanted)
@@ -209,7 +226,7 @@ class Persistence:
             if isinstance(outcome, MlxMcpError):
                 logger.warning("blocks were not restored: %s", outcome)
                 outcome = []
-            elif outcome:
+            elif outcome and num_bytes >= MEASURED_BYTES:
                 self.reading.take(num_bytes, self.clock() - started)
             blocks = [(block, make()) for block, make in outcome]
             self.num_restored += len(blocks)
@@ -222,10 +239,16 @@ class Persistence:
 
         self.io.submit(load, told, urgent=True)
 
+    def computed(self, num_tokens: int, seconds: float) -> None:
+        """Take how long a step took that did nothing but read prompts."""
+        if num_tokens >= MEASURED_TOKENS:
+            self.prefilling.take(num_tokens, seconds)
+
     def _pays(self, wanted: list[Wanted]) -> bool:
         """Whether loading is faster than computing, by what was measured; the first time is tried."""
         num_tokens, num_bytes = wanted[-1].end - wanted[0].start, sum(each.entry.nbytes for each in wanted)
-        pays = not self.prefilling.per_s or self.reading.seconds(num_bytes) < self.prefilling.seconds(num_tokens)
+        loading_s, computing_s = self.reading.seconds(num_bytes), self.prefilling.seconds(num_tokens)
+        pays = not loading_s or not computing_s or loading_s < computing_s
         self.num_recomputed += not pays
         return pays
 
@@ -284,6 +307,7 @@ class Persistence:
 
         def done(outcome: tuple[SessionRecord, int] | MlxMcpError) -> None:
             self.num_saving -= 1
+            self.failure = outcome if isinstance(outcome, MlxMcpError) else None
             if held is not None:
                 self.cache.pool.release(held)
             if not isinstance(outcome, MlxMcpError) and session.session_id in self.sessions.sessions:

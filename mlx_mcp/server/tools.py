@@ -102,9 +102,10 @@ class Tools:
         For data rather than prose give `json_schema`, `regex` or `grammar`: the answer then always parses, unless
         finish_reason is "length", which means that max_tokens cut it off. Returns {text, finish_reason, model,
         prompt_tokens, completion_tokens}; of the prompt cached_tokens were in memory, restored_tokens came from disk
-        and computed_tokens were computed; {session} where it is kept; {reasoning}, {tool_calls} or {logprobs} where there are any; and {miss} where more
-        was computed than was to be expected: with reason "diverged" the prompt went other ways than an earlier one
-        after `before`, with `after` instead of `earlier`: keep what changes, such as a date, out of the beginning.
+        and computed_tokens were computed; {session} where it is kept; {reasoning}, {tool_calls} or {logprobs} where
+        there are any; and {miss} where more was computed than was to be expected: with reason "diverged" the prompt
+        went other ways than an earlier one after `before`, with `after` instead of `earlier`: keep what changes, such
+        as a date, out of the beginning.
 
         The first call to a model loads it, which can take minutes; progress is reported. A failed or cancelled turn
         leaves its session as it was.

@@ -28,6 +28,7 @@ class House:
         limits=None,
         cost=None,
         hash_bytes=32,
+        persisting=None,
         **keeping,
     ):
         self.now, self.ids = 0.0, itertools.count(1)
@@ -35,7 +36,7 @@ class House:
         loader = FakeLoader(self.runner, context_tokens=context_tokens)
         limits = Limits(**{"chunk_tokens": 8, "prefill_tokens_idle": 16, "prefill_tokens_busy": 8} | (limits or {}))
         keeping = Keeping(**{"block_tokens": 4, "sharing": Sharing(0, 0)} | keeping)
-        self.engine = Engine(loader, limits, 150, max_kv_bytes, keeping, lambda: self.now)
+        self.engine = Engine(loader, limits, 150, max_kv_bytes, keeping, lambda: self.now, persisting)
         self.engine.cache = replace(self.engine.cache, hash_bytes=hash_bytes)
         self.load("tiny")
 

@@ -1,0 +1,507 @@
+"""What the engine keeps outside of memory, over the real store and a runner that knows its tokens; stepped by hand.
+
+A runner of letters fails if a row is restored from anything but its own tokens, so every answer here is a proof.
+"""
+
+import shutil
+
+import pytest
+
+from mlx_mcp.core.layout import Layout
+from mlx_mcp.core.miss import MissReason
+from mlx_mcp.core.session import SessionOptions
+from mlx_mcp.core.slots import KvCost
+from mlx_mcp.engine.engine import Persisting
+from mlx_mcp.engine.messages import Cancel, Close, Failed, Fork, ListSessions, Persist, Persisted, Prefilled
+from mlx_mcp.engine.persistence import PersistenceOptions
+from mlx_mcp.errors import EngineDead, InvalidRequest, MlxMcpError, StorageError, UnknownSession, UnknownVersion
+from mlx_mcp.storage.store import Store
+from tests.engine.house import House, words
+
+GIGABYTE = 1 << 30
+
+
+class HandIo:
+    """Does what the engine gave it when it is told to."""
+
+    def __init__(self):
+        self.work, self.closed = [], False
+
+    def submit(self, work, tell, urgent=False):
+        self.work.insert(0, (work, tell)) if urgent else self.work.append((work, tell))
+
+    def run(self):
+        """Do one piece; returns what tells the engine."""
+        work, tell = self.work.pop(0)
+        try:
+            outcome = work()
+        except MlxMcpError as error:
+            outcome = error
+        return lambda: tell(outcome)
+
+    def close(self, last, timeout_s):
+        while self.work:
+            self.run()
+        last()
+        self.closed = True
+        return True
+
+
+class KeptHouse(House):
+    """A house with a store in a folder; `end` and a new one are a restart."""
+
+    def __init__(self, folder, options=None, opened=True, quota_bytes=GIGABYTE, wrap=lambda store: store, **house):
+        self.io = HandIo()
+
+        def open_store():
+            self.store = Store.open(folder, quota_bytes=quota_bytes, daily_bytes=GIGABYTE)
+            return wrap(self.store)
+
+        super().__init__(persisting=Persisting(open_store, self.io, options or PersistenceOptions()), **house)
+        if opened:
+            self.settle()
+
+    def settle(self):
+        """Let everything come to its end, on both threads."""
+        while self.io.work or self.engine.has_work:
+            while self.io.work:
+                self.io.run()()
+                self.engine.check_integrity()
+            self.run_steps()
+
+    def run_steps(self):
+        for _ in range(2000):
+            if not self.engine.has_work or not self.engine.step():
+                return
+            self.engine.check_integrity()
+
+    def run(self, steps=2000):
+        self.settle()
+
+    def ask(self, command, *arguments):
+        heard = []
+        self.engine.handle(command(*arguments, lambda event: heard.append(event) or True))
+        self.settle()
+        if isinstance(heard[0], Failed):
+            raise heard[0].error
+        return heard[0] if isinstance(heard[0], Persisted) else heard[0].infos
+
+    def persist(self, session, version="", tenant="ann"):
+        return self.ask(Persist, tenant, session, version)
+
+    def fork_version(self, session, version):
+        (fork,) = self.ask(lambda *arguments: Fork(*arguments, version=version), "ann", session, 1, ())
+        return fork.session_id
+
+    def sessions(self, tenant="ann"):
+        return {info.session_id: info for info in self.ask(ListSessions, tenant)}
+
+    def evict(self):
+        """Have everything leave memory that can."""
+        assert self.pool.reclaim(self.pool.used_bytes - self.pool.protected_bytes)
+        self.engine.persistence.flush()
+        self.settle()
+
+    def die(self):
+        """As a kill ends it: nothing is flushed, and the lock is gone with the process."""
+        self.store._folder.close()
+
+    def restored(self, events):
+        return next(e.num_restored for e in events if isinstance(e, Prefilled))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "store"
+
+
+def test_a_persisted_session_goes_on_after_a_kill_and_computes_only_what_is_new(folder):
+    house = KeptHouse(folder)
+    session = house.prime(words(50), name="base")
+    assert house.persist("base").num_kept == 50
+    house.die()
+    house = KeptHouse(folder)
+    assert house.sessions()[session].num_tokens == 50
+    events = house.say("tail", session, after="user")
+    house.run()
+    assert (house.restored(events), house.runner.num_computed) == (50, 4 + len(events.text))
+    assert house.log(session) == words(50) + "tail" + events.text
+
+
+def test_what_was_not_persisted_since_is_as_it_was_then(folder):
+    house = KeptHouse(folder)
+    session = house.open(words(20))
+    house.persist(session)
+    before = house.log(session)
+    house.say("more", session)
+    house.run()
+    house.die()
+    house = KeptHouse(folder)
+    house.say("other", session)
+    house.run()
+    assert house.log(session).startswith(before + "other")
+
+
+def test_persisting_again_writes_only_what_is_new(folder):
+    house = KeptHouse(folder)
+    session = house.prime(words(400))
+    first = house.persist(session)
+    house.say("x", session, after="user", max_tokens=4)
+    house.run()
+    second = house.persist(session)
+    assert first.num_bytes > 400
+    assert second.num_bytes < first.num_bytes
+    assert house.persist(session).num_bytes == 0
+
+
+def test_a_version_stays_as_it_was_while_its_session_goes_on(folder):
+    house = KeptHouse(folder)
+    session = house.prime(words(30), name="base")
+    house.persist("base", "v1")
+    house.say("on", session, after="user", max_tokens=4)
+    house.run()
+    house.persist("base")
+    fork = house.fork_version("base", "v1")
+    assert house.log(fork) == words(30)
+    house.die()
+    house = KeptHouse(folder)
+    fork = house.fork_version("base", "v1")
+    events = house.say("apart", fork, after="user")
+    house.run()
+    assert house.restored(events) == 30
+    assert house.log(fork) == words(30) + "apart" + events.text
+    with pytest.raises(UnknownVersion, match="it has: v1"):
+        house.fork_version("base", "v2")
+
+
+def test_closing_a_persisted_session_removes_its_bytes(folder):
+    house = KeptHouse(folder)
+    session = house.prime("CANARY" + words(60))
+    house.persist(session)
+    house.persist(session, "v1")
+    assert any(b"CANARY" in path.read_bytes() for path in folder.iterdir())
+    house.ask(Close, "ann", (session,))
+    assert not any(b"CANARY" in path.read_bytes() for path in folder.iterdir())
+    house.die()
+    assert KeptHouse(folder).sessions() == {}
+
+
+def test_what_can_be_kept_is_said_before_anything_is_written(folder):
+    house = KeptHouse(folder)
+    with pytest.raises(UnknownSession):
+        house.persist("nobody")
+    with pytest.raises(InvalidRequest, match="ephemeral"):
+        house.persist(house.open("abc", ephemeral=True))
+    with pytest.raises(InvalidRequest, match="version"):
+        house.persist(house.open("abc"), "../up")
+    session = house.open("abc")
+    with pytest.raises(UnknownSession):
+        house.persist(session, tenant="bob")
+
+
+def test_nothing_on_disk_means_so_and_generations_go_on():
+    house = House()
+    session = house.open("abc")
+    with pytest.raises(StorageError, match="keeps nothing on disk"):
+        house.ask(Persist, "ann", session, "")
+    assert house.open("abc")
+
+
+def test_a_second_process_says_who_has_the_folder_and_goes_on_in_memory(folder):
+    first = KeptHouse(folder)
+    second = KeptHouse(folder)
+    session = second.open("abc")
+    with pytest.raises(StorageError, match="in use by another process"):
+        second.persist(session)
+    assert first.persist(first.open("abc")).num_kept
+
+
+def test_other_weights_are_a_miss_the_tokens_survive_and_the_result_says_so(folder):
+    house = KeptHouse(folder)
+    session = house.prime(words(40))
+    house.persist(session)
+    house.die()
+    house = KeptHouse(folder)
+    model = house.engine.residents["tiny"].model
+    object.__setattr__(model, "fingerprint", b"others")
+    house.engine.residents["tiny"].scheduler.cache.fingerprint = b"others"
+    events = house.say("on", session, after="user")
+    house.run()
+    assert (house.restored(events), events.cached) == (0, 0)
+    assert events.miss.reason is MissReason.OTHER_MODEL
+    assert house.log(session) == words(40) + "on" + events.text
+
+
+def test_another_tokenizer_gets_the_same_text_in_its_own_ids(folder):
+    house = KeptHouse(folder)
+    session = house.prime("abc")
+    house.persist(session)
+    house.die()
+    house = KeptHouse(folder)
+    model = house.engine.residents["tiny"].model
+    object.__setattr__(model, "fingerprint", b"others")
+    model.tokenizer.digest = b"capitals"
+    model.tokenizer.encode_transcript = lambda text: tuple(ord(c.upper()) for c in text)
+    events = house.say("def", session, after="user")
+    house.run()
+    assert house.log(session) == "ABCdef" + events.text
+
+
+def test_evicted_blocks_come_back_from_disk_if_they_were_used_twice(folder):
+    house = KeptHouse(folder, max_kv_bytes=20_000)
+    house.prime(words(100))
+    once = words(100, "A")
+    house.say(once)
+    house.run()
+    session = house.open(words(100) + "!")  # the second use of these
+    house.evict()
+    computed = house.runner.num_computed
+    events = house.say("?", session)
+    house.run()
+    assert house.restored(events) >= 100
+    assert house.runner.num_computed - computed < 10 + len(events.text)
+    events = house.say(once)
+    house.run()
+    assert house.restored(events) == 0
+
+
+def test_an_ephemeral_session_never_reaches_the_disk(folder):
+    house = KeptHouse(folder)
+    session = house.open("SECRET" + words(60), ephemeral=True)
+    house.say("SECRET", session)
+    house.run()
+    house.evict()
+    assert not any(b"SECRET" in path.read_bytes() for path in folder.iterdir())
+
+
+def test_a_full_queue_drops_blocks_and_holds_up_nobody(folder):
+    house = KeptHouse(folder, max_kv_bytes=2000)
+    pool, room = house.engine.cache.pool, house.engine.persistence.max_queue_bytes
+    session = house.open(words(300))
+    house.say("x", session, keep=False)
+    house.run()
+    assert pool.reclaim(pool.used_bytes)
+    house.engine.persistence.flush()
+    assert house.engine.persistence.queue_bytes <= room < 300
+    assert house.engine.persistence.num_dropped
+    house.settle()
+    assert house.engine.persistence.queue_bytes == 0
+    events = house.say("y", session)
+    house.run()
+    assert events.text
+
+
+def test_two_calls_over_one_evicted_prefix_have_it_read_once(folder):
+    house = KeptHouse(folder)
+    session = house.prime(words(100))
+    house.persist(session)
+    house.die()
+    house = KeptHouse(folder)
+    house.ask(Fork, "ann", session, 1, ())
+    one, two = (house.say(text, session, keep=False, after="user") for text in ("one", "two"))
+    assert sum(1 for _ in house.io.work) == 1
+    house.run()
+    assert house.restored(one) == 100
+    assert two.cached == 100
+    assert house.runner.num_computed == 6 + 2 * 59
+
+
+def test_what_is_damaged_on_disk_is_computed_again(folder):
+    house = KeptHouse(folder)
+    session = house.prime(words(100))
+    house.persist(session)
+    house.die()
+    for path in folder.glob("*.blocks"):
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    house = KeptHouse(folder)
+    events = house.say("on", session, after="user")
+    house.run()
+    assert house.log(session) == words(100) + "on" + events.text
+
+
+def test_a_damaged_session_is_said_to_be(folder):
+    house = KeptHouse(folder)
+    session = house.prime(words(100))
+    house.persist(session)
+    (path,) = folder.glob("*.session")
+    house.die()
+    house = KeptHouse(folder)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    events = house.say("on", session, after="user")
+    house.run()
+    assert isinstance(events.error, UnknownSession)
+    assert "damaged" in str(events.error)
+    assert house.open("abc")
+
+
+def test_a_turn_that_is_cancelled_while_its_session_wakes_leaves_it_as_it_was(folder):
+    house = KeptHouse(folder)
+    session = house.prime(words(40))
+    house.persist(session)
+    house.die()
+    house = KeptHouse(folder)
+    events = house.say("on", session, after="user")
+    house.engine.handle(Cancel(events.sequence_id))
+    house.run()
+    assert events == []
+    assert house.log(session) == words(40)
+
+
+def test_a_call_that_is_cancelled_while_its_blocks_come_leaves_them_for_others(folder):
+    house = KeptHouse(folder)
+    session = house.prime(words(40))
+    house.persist(session)
+    house.die()
+    house = KeptHouse(folder)
+    house.ask(Fork, "ann", session, 1, ())
+    events = house.say("on", session, after="user")
+    assert house.engine.step() is False
+    house.engine.handle(Cancel(events.sequence_id))
+    house.run()
+    again = house.say("on", session, after="user")
+    house.run()
+    assert again.cached == 40
+
+
+def test_whatever_is_about_sessions_waits_until_those_on_disk_are_known(folder):
+    house = KeptHouse(folder)
+    session = house.prime(words(40), name="base")
+    house.persist(session)
+    house.die()
+    house = KeptHouse(folder, opened=False)
+    heard = []
+    house.engine.handle(ListSessions("ann", lambda event: heard.append(event) or True))
+    events = house.say("on", "base", after="user")
+    other = house.say("abc")
+    house.run_steps()
+    assert other.ended
+    assert (heard, events) == ([], [])
+    house.settle()
+    assert [info.session_id for info in heard[0].infos] == [session]
+    assert events.text
+
+
+def test_autosave_keeps_what_has_changed_and_nothing_ephemeral(folder):
+    house = KeptHouse(folder, PersistenceOptions(autosave_s=60))
+    kept, secret = house.open(words(30)), house.open(words(30, "A"), ephemeral=True)
+    house.now += 61
+    house.engine.look_at_the_clock()
+    house.settle()
+    house.die()
+    house = KeptHouse(folder)
+    assert kept in house.sessions()
+    assert secret not in house.sessions()
+
+
+def test_at_the_end_sessions_are_saved_and_whoever_persists_is_answered(folder):
+    house = KeptHouse(folder, PersistenceOptions(autosave_s=3600))
+    asked, changed = house.open(words(30)), house.open(words(40))
+    running, heard = house.say("abc"), []
+    house.engine.handle(Persist("ann", asked, "", lambda event: heard.append(event) or True))
+    house.engine.stop()
+    assert isinstance(running.error, EngineDead)
+    assert not house.engine.saved
+    while house.io.work:
+        house.io.run()()
+    assert house.engine.saved
+    assert isinstance(heard[0], Persisted)
+    house.engine.close(0.0)
+    house = KeptHouse(folder)
+    assert {asked, changed} <= set(house.sessions())
+
+
+def test_a_persisted_session_ends_on_disk_too_when_its_time_has_come(folder):
+    house = KeptHouse(folder, PersistenceOptions(keep_s=1000), session_ttl_s=10)
+    kept, short = house.open(words(30)), house.open(words(30), ttl_s=20)
+    house.persist(kept)
+    house.persist(short)
+    house.now += 500
+    house.engine.look_at_the_clock()
+    house.settle()
+    assert set(house.sessions()) == {kept}
+    house.now += 1001
+    house.engine.look_at_the_clock()
+    house.settle()
+    house.die()
+    assert KeptHouse(folder).sessions() == {}
+
+
+def test_a_name_that_was_given_away_before_the_disk_was_read_stays_given(folder):
+    house = KeptHouse(folder)
+    old = house.prime("abc", name="base")
+    house.persist(old)
+    house.die()
+    house = KeptHouse(folder, opened=False)
+    new = house.say("abc", opens=SessionOptions("base"), context="user", max_tokens=1)
+    house.settle()
+    assert {info.name for info in house.sessions().values()} == {"base", ""}
+    assert house.sessions()[new.session].name == "base"
+
+
+@pytest.mark.parametrize("layout", [Layout(states=True), Layout(windows=(6,))], ids=["states", "windows"])
+def test_states_and_windows_come_back_where_rows_can_go_on_from_them(folder, layout):
+    cost = KvCost(token_bytes=1, snapshot_bytes=10)
+    house = KeptHouse(folder, layout=layout, cost=cost)
+    session = house.open(words(50))
+    before = house.log(session)
+    house.persist(session)
+    house.die()
+    house = KeptHouse(folder, layout=layout, cost=cost)
+    events = house.say("on", session)
+    house.run()
+    assert house.restored(events) == len(before)
+    assert house.log(session).startswith(before + "on")
+
+
+def test_a_disk_that_refuses_is_told_and_the_next_persist_may_succeed(folder):
+    class Refusing:
+        def __init__(self, store):
+            self.store, self.refuse = store, True
+
+        def __getattr__(self, name):
+            return getattr(self.store, name)
+
+        def persist(self, blocks, record):
+            if self.refuse:
+                raise StorageError("The disk is full.")
+            return self.store.persist(blocks, record)
+
+    made = []
+    house = KeptHouse(folder, wrap=lambda store: made.append(Refusing(store)) or made[0])
+    session = house.open(words(30))
+    with pytest.raises(StorageError, match="full"):
+        house.persist(session)
+    assert "full" in house.engine.stats.storage
+    assert house.open("abc")
+    made[0].refuse = False
+    house.persist(session)
+    assert house.engine.stats.storage == "ok"
+
+
+def test_hashes_of_one_byte_mix_up_nothing_on_disk(folder):
+    house = KeptHouse(folder, hash_bytes=1)
+    sessions = [house.prime(words(60, chr(ord("a") + i))) for i in range(20)]
+    for session in sessions:
+        house.persist(session)
+    house.die()
+    house = KeptHouse(folder, hash_bytes=1)
+    for i, session in enumerate(sessions):
+        events = house.say("on", session, after="user")
+        house.run()
+        assert house.log(session) == words(60, chr(ord("a") + i)) + "on" + events.text
+
+
+def test_a_copied_folder_serves_as_well(folder, tmp_path):
+    house = KeptHouse(folder)
+    session = house.prime(words(40))
+    house.persist(session)
+    house.die()
+    shutil.copytree(folder, tmp_path / "copy")
+    house = KeptHouse(tmp_path / "copy")
+    events = house.say("on", session, after="user")
+    house.run()
+    assert house.restored(events) == 40
