@@ -2,9 +2,10 @@
 
 import re
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from mlx_mcp.core.durable import SessionHead
 from mlx_mcp.core.layout import Layout
 from mlx_mcp.core.ports import (
     LoadedModel,
@@ -23,6 +24,7 @@ from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.engine import Engine, Keeping
 from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.errors import InvalidRequest, UnknownModel
+from mlx_mcp.storage.memory_tier import MemoryTier
 
 STOP_ID = 0
 MARKERS = {"[": TextKind.REASONING, "]": TextKind.ANSWER, "{": TextKind.TOOL_CALL, "}": TextKind.ANSWER}
@@ -295,3 +297,40 @@ def fake_client(loader=None, limits=None, max_weights_bytes=1000, max_kv_bytes=1
     loader, keeping = loader or FakeLoader(), Keeping(**keeping)
     thread = EngineThread(lambda: Engine(loader, limits or Limits(), max_weights_bytes, max_kv_bytes, keeping))
     return EngineClient(thread, FakeRegistry(), loader)
+
+
+class FakeTier(MemoryTier):
+    """Takes what is offloaded like everything else."""
+
+    def put(self, blocks, *, offload=False):
+        return super().put(blocks)
+
+
+class FakeStore:
+    """A store whose disk is a dict; opening it again finds what was there."""
+
+    def __init__(self, limit_bytes=1 << 30):
+        self.tier, self.sessions, self.records = FakeTier(limit_bytes), self, {}
+
+    def heads(self):
+        return [
+            SessionHead(**{f.name: getattr(r, f.name, len(r.tokens)) for f in fields(SessionHead)})
+            for r in self.records.values()
+        ]
+
+    def load(self, session_id, version=""):
+        return self.records.get((session_id, version))
+
+    def persist(self, blocks, record):
+        written = self.tier.put(blocks)
+        self.records[record.session_id, record.version] = record
+        return written
+
+    def remove(self, session_id, version=None):
+        gone = [key for key in self.records if key[0] == session_id and version in (None, key[1])]
+        for key in gone:
+            del self.records[key]
+        return len(gone)
+
+    def close(self):
+        pass

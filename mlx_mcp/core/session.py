@@ -79,6 +79,7 @@ class Session:
     # On disk:
     kept: tuple[int, int] | None = None  # tokens that are there, and of how many the keys and values are
     saved: tuple[int, ...] | None = None  # the log that is there; None if that is not in memory
+    num_saving: int = 0  # times that it is on its way there
     resting: bool = False  # its tokens are there only
     foreign: SessionRecord | None = None  # what was read, until it is known whether its tokens still mean the same
     keys: tuple[bytes, ...] = ()  # of the blocks that it had there, until its next turn
@@ -91,8 +92,8 @@ class Session:
 
     @property
     def persisted(self) -> bool:
-        """Whether something of it is on disk."""
-        return self.kept is not None or bool(self.versions)
+        """Whether something of it is on disk, or on its way there."""
+        return self.kept is not None or bool(self.versions) or self.num_saving > 0
 
     @property
     def info(self) -> SessionInfo:

@@ -275,6 +275,7 @@ class Persistence:
         if options.ttl_s is None:
             ttl_s = max(ttl_s, self.options.keep_s)
         self.num_saving += 1
+        session.num_saving += 1
 
         def write() -> tuple[SessionRecord, int]:
             digest, text = b"", ""
@@ -307,6 +308,7 @@ class Persistence:
 
         def done(outcome: tuple[SessionRecord, int] | MlxMcpError) -> None:
             self.num_saving -= 1
+            session.num_saving -= 1
             self.failure = outcome if isinstance(outcome, MlxMcpError) else None
             if held is not None:
                 self.cache.pool.release(held)

@@ -12,7 +12,7 @@ from mlx_mcp.core.ports import ModelSpec
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import SamplingParams
 from mlx_mcp.core.session import SessionOptions
-from mlx_mcp.engine.engine import Engine, Keeping
+from mlx_mcp.engine.engine import Engine, Keeping, Persisting
 from mlx_mcp.engine.messages import (
     Cancel,
     Close,
@@ -23,13 +23,17 @@ from mlx_mcp.engine.messages import (
     Load,
     Loaded,
     Moved,
+    Persist,
+    Persisted,
     Sessions,
     Submit,
     Token,
     Turn,
     Unloaded,
 )
-from mlx_mcp.errors import CapacityError, RequestError, SessionBusy, UnknownSession
+from mlx_mcp.engine.persistence import PersistenceOptions
+from mlx_mcp.errors import CapacityError, InvalidRequest, RequestError, SessionBusy, UnknownSession
+from tests.engine.hand_io import HandIo
 
 LIMITS = Limits(max_running=4, chunk_tokens=8, prefill_tokens_idle=16, prefill_tokens_busy=8)
 KEEPING = Keeping(block_tokens=4, sharing=Sharing(2, 8), max_sessions=12, session_ttl_s=100, max_wait_s=1000)
@@ -75,6 +79,7 @@ class SessionMachine(RuleBasedStateMachine):
     def check_kept(self, session):
         """Prove that what is cached of a session is what its tokens give."""
 
+    open_store = None  # opens what outlives an engine
     max_kv_bytes = 1 << 30
     max_weights_bytes = 150
     hash_bytes = 32
@@ -83,16 +88,33 @@ class SessionMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.now, self.number = 0.0, 0
-        self.engine = Engine(
-            self.make_loader(), LIMITS, self.max_weights_bytes, self.max_kv_bytes, KEEPING, lambda: self.now
-        )
-        self.engine.cache = replace(self.engine.cache, hash_bytes=self.hash_bytes)
         self.model = "tiny"
-        self.load("tiny")
+        self.begin_engine()
         self.calls = {}
+        self.saved = {}  # handle → tokens and role, as they are on disk
         self.logs = {}  # handle → tokens, as far as the oracle knows
         self.after = {}
         self.busy = {}  # handle → the call that goes on with it
+
+    def begin_engine(self):
+        self.io, persisting = HandIo(), None
+        if self.open_store is not None:
+            persisting = Persisting(self.open_store, self.io, PersistenceOptions(keep_s=1))
+        self.engine = Engine(
+            self.make_loader(), LIMITS, self.max_weights_bytes, self.max_kv_bytes, KEEPING, lambda: self.now, persisting
+        )
+        self.engine.cache = replace(self.engine.cache, hash_bytes=self.hash_bytes)
+        self.io.run_all()
+        self.load(self.model)
+
+    def advance(self):
+        """One step, or one piece of reading and writing if there is nothing to do; returns whether there was either."""
+        if self.engine.step():
+            return True
+        if self.io.work:
+            self.io.run()()
+            return True
+        return False
 
     def load(self, name):
         heard = []
@@ -108,7 +130,7 @@ class SessionMachine(RuleBasedStateMachine):
     def submit(self, prompt, max_tokens, turn, seed=0):
         self.number += 1
         session = self.engine.sessions.sessions.get(turn.session)
-        before = session.log if session is not None else ()
+        before = self.logs[turn.session] if session is not None else ()
         params = SamplingParams(max_tokens, temperature=0.0, seed=seed)
         call = Call(None, before + prompt, turn.session if turn.keep else "", turn.opens is not None)
         model = session.model if session is not None else self.model
@@ -144,6 +166,8 @@ class SessionMachine(RuleBasedStateMachine):
             self.busy[handle] = waiting[0]
         for handle in [h for h in self.logs if h not in self.engine.sessions.sessions]:
             self.forget(handle)
+        for handle in [h for h in self.saved if h not in self.logs]:
+            del self.saved[handle]
 
     def forget(self, handle):
         self.logs.pop(handle, None)
@@ -231,13 +255,15 @@ class SessionMachine(RuleBasedStateMachine):
     def fork(self, data, count):
         handle = data.draw(st.sampled_from(self.idle_sessions()))
         heard, tenant = [], self.engine.sessions.sessions[handle].tenant
-        before = self.engine.ledger.used_bytes
+        before, rested = self.engine.ledger.used_bytes, self.engine.sessions.sessions[handle].resting
         self.engine.handle(Fork(tenant, handle, count, (), lambda event: heard.append(event) or True))
+        while not heard:  # its tokens come from disk
+            self.io.run()()
         if isinstance(heard[0], Failed):
             assert isinstance(heard[0].error, CapacityError)
             return
         assert isinstance(heard[0], Sessions)
-        assert self.engine.ledger.used_bytes == before
+        assert rested or self.engine.ledger.used_bytes == before
         self.seen["forks while generating"] += self.engine.sessions.sessions[handle].turn is not None
         for info in heard[0].infos:
             self.logs[info.session_id], self.after[info.session_id] = self.logs[handle], self.after[handle]
@@ -248,6 +274,9 @@ class SessionMachine(RuleBasedStateMachine):
         handle = data.draw(st.sampled_from(list(self.logs)))
         heard, tenant = [], self.engine.sessions.sessions[handle].tenant
         self.engine.handle(Close(tenant, (handle,), lambda event: heard.append(event) or True))
+        while not heard:
+            self.io.run()()
+        self.saved.pop(handle, None)
         assert isinstance(heard[0], Sessions)
         assert handle not in self.engine.sessions.sessions
         self.settle()
@@ -277,7 +306,7 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(n=st.integers(1, 6))
     def step(self, n):
         for _ in range(n):
-            self.engine.step()
+            self.advance()
             self.settle()
 
     @rule()
@@ -285,8 +314,9 @@ class SessionMachine(RuleBasedStateMachine):
         for _ in range(50_000):  # tight memory runs calls one after another, and computes some again
             if not self.calls:
                 return
-            if not self.engine.step():
+            if not self.advance():
                 self.now += 100  # what is pinned may take all the room
+                self.engine.step()  # sees that sessions have expired
             self.settle()
         raise AssertionError(f"{len(self.calls)} calls never end")
 
@@ -314,13 +344,51 @@ class SessionMachine(RuleBasedStateMachine):
         self.model = "other" if self.model == "tiny" else "tiny"
         self.load(self.model)
 
+    # What happens where something outlives the engine
+
+    @precondition(lambda self: self.open_store is not None and self.idle_sessions())
+    @rule(data=st.data(), wait=st.booleans())
+    def persist(self, data, wait):
+        handle = data.draw(st.sampled_from(self.idle_sessions()))
+        session, state = self.engine.sessions.sessions[handle], (self.logs[handle], self.after[handle])
+
+        def told(event):
+            if isinstance(event, Persisted):
+                self.seen["persisted"] += 1
+                if handle in self.logs:
+                    self.saved[handle] = state
+            else:
+                assert isinstance(event.error, InvalidRequest | UnknownSession), event.error
+            return True
+
+        self.engine.handle(Persist(session.tenant, handle, "", told))
+        if wait:
+            self.io.run_all()
+            self.settle()
+
+    @precondition(lambda self: self.open_store is not None)
+    @rule()
+    def restart(self):
+        """As after a kill: what was not acknowledged may be there or not, so here nothing is under way."""
+        self.io.run_all()
+        self.settle()
+        self.engine.close(0.0)
+        self.calls, self.busy = {}, {}
+        self.begin_engine()
+        self.seen["restarts"] += 1
+        there = {h: s.info for h, s in self.engine.sessions.sessions.items()}
+        assert {h: i.num_tokens for h, i in there.items()} == {h: len(log) for h, (log, _) in self.saved.items()}
+        self.logs = {handle: log for handle, (log, _) in self.saved.items()}
+        self.after = {handle: after for handle, (_, after) in self.saved.items()}
+
     # What always holds
 
     @invariant()
     def nothing_is_lost_or_mistaken(self):
         self.engine.check_integrity()
         sessions = self.engine.sessions.sessions
-        assert {h: s.log for h, s in sessions.items()} == self.logs
+        assert {h: s.log or self.logs[h] for h, s in sessions.items()} == self.logs
+        assert all(s.log or s.resting or not self.logs[h] for h, s in sessions.items())
         assert {h: s.after for h, s in sessions.items()} == self.after
         for session in sessions.values():
             if session.leaf is not None and session.leaf.resident:
@@ -328,15 +396,17 @@ class SessionMachine(RuleBasedStateMachine):
 
     def teardown(self):
         for _ in range(50_000):  # tight memory runs calls one after another, and computes some again
-            if not self.engine.has_work:
+            if not self.engine.has_work and not self.io.work:
                 break
-            if not self.engine.step():
+            if not self.advance():
                 self.now += 100
         self.now += 10**6
         self.engine.step()
+        self.io.run_all()
         assert not self.engine.has_work
         assert not self.engine.sessions.sessions
         stats = self.engine.stats
+        self.seen.update(restored=stats.restored, offloaded=stats.offloaded)
         self.seen.update(evictions=stats.evictions, preemptions=stats.preemptions, cached=stats.cached_tokens)
         self.seen.update(shared=sum(r.scheduler.cache.num_prefixes for r in self.engine.residents.values()))
         self.engine.check_integrity()

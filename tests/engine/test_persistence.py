@@ -14,37 +14,12 @@ from mlx_mcp.core.slots import KvCost
 from mlx_mcp.engine.engine import Persisting
 from mlx_mcp.engine.messages import Cancel, Close, Failed, Fork, ListSessions, Persist, Persisted, Prefilled
 from mlx_mcp.engine.persistence import PersistenceOptions
-from mlx_mcp.errors import EngineDead, InvalidRequest, MlxMcpError, StorageError, UnknownSession, UnknownVersion
+from mlx_mcp.errors import EngineDead, InvalidRequest, StorageError, UnknownSession, UnknownVersion
 from mlx_mcp.storage.store import Store
+from tests.engine.hand_io import HandIo
 from tests.engine.house import House, words
 
 GIGABYTE = 1 << 30
-
-
-class HandIo:
-    """Does what the engine gave it when it is told to."""
-
-    def __init__(self):
-        self.work, self.closed = [], False
-
-    def submit(self, work, tell, urgent=False):
-        self.work.insert(0, (work, tell)) if urgent else self.work.append((work, tell))
-
-    def run(self):
-        """Do one piece; returns what tells the engine."""
-        work, tell = self.work.pop(0)
-        try:
-            outcome = work()
-        except MlxMcpError as error:
-            outcome = error
-        return lambda: tell(outcome)
-
-    def close(self, last, timeout_s):
-        while self.work:
-            self.run()
-        last()
-        self.closed = True
-        return True
 
 
 class KeptHouse(House):
@@ -182,6 +157,15 @@ def test_closing_a_persisted_session_removes_its_bytes(folder):
     assert any(b"CANARY" in path.read_bytes() for path in folder.iterdir())
     house.ask(Close, "ann", (session,))
     assert not any(b"CANARY" in path.read_bytes() for path in folder.iterdir())
+    house.die()
+    assert KeptHouse(folder).sessions() == {}
+
+
+def test_closing_a_session_that_is_on_its_way_to_the_disk_removes_it_there_too(folder):
+    house = KeptHouse(folder)
+    session = house.prime(words(60))
+    house.engine.handle(Persist("ann", session, "", lambda event: True))
+    house.ask(Close, "ann", (session,))
     house.die()
     assert KeptHouse(folder).sessions() == {}
 

@@ -1,5 +1,8 @@
 """Sessions under everything that can befall them, over a runner whose keys and values are its tokens."""
 
+from collections import Counter
+from typing import ClassVar
+
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
@@ -7,7 +10,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from mlx_mcp.core.layout import Layout
 from tests.effort import EFFORT
 from tests.engine.machine import SessionMachine
-from tests.fakes import STOP_ID, FakeLoader, FakeRunner
+from tests.fakes import STOP_ID, FakeLoader, FakeRunner, FakeStore
 
 LAYOUTS = {
     "every token": Layout(sharing=True),
@@ -21,12 +24,19 @@ LAYOUTS = {
 @pytest.mark.parametrize(("ahead", "bits"), [(False, 256), (True, 256), (True, 8)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kv_bytes", [1 << 30, 600])
-def test_no_order_of_events_mistakes_one_prefix_for_another(layout, kv_bytes, ahead, bits):
+@pytest.mark.parametrize("outlives", [False, True], ids=["in memory", "on disk"])
+def test_no_order_of_events_mistakes_one_prefix_for_another(layout, kv_bytes, ahead, bits, outlives):
     layout = LAYOUTS[layout]
 
     class Machine(SessionMachine):
+        seen: ClassVar = Counter()
         max_kv_bytes = kv_bytes
         hash_bytes = bits // 8
+
+        def __init__(self):
+            store = FakeStore()
+            self.open_store = (lambda: store) if outlives else None
+            super().__init__()
 
         def make_loader(self):
             exact = layout.windows or layout.states
@@ -44,5 +54,7 @@ def test_no_order_of_events_mistakes_one_prefix_for_another(layout, kv_bytes, ah
 
     assert STOP_ID not in range(2, 31)
     run_state_machine_as_test(
-        Machine, settings=settings(max_examples=8 * EFFORT, stateful_step_count=50, deadline=None)
+        Machine, settings=settings(max_examples=12 * EFFORT, stateful_step_count=50, deadline=None)
     )
+    events = ("persisted", "restarts") if outlives else ("Finished",)
+    assert all(Machine.seen[event] for event in events), f"no {events} in all these runs"
