@@ -81,6 +81,9 @@ class Loader:
         runner = Runner(self.model)
         return LoadedModel("m", runner, prepared.tokenizer, frozenset(), self.vocab_size, ENDLESS, 0, b"")
 
+    def close(self) -> None:
+        """See ModelLoader.close."""
+
 
 @dataclass
 class Ours:

@@ -187,6 +187,7 @@ def running(name: str, *arguments: str, folder: Path) -> Iterator[Process]:
     """Run a module of this Python, with its settings and caches in `folder`; it is ended whatever happens."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("MLX_MCP_")}
     env |= {"MLX_MCP_CONFIG": str(folder / "config.toml"), "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
+    env["MLX_MCP_STORE_DIR"] = str(folder / "store")
     if BLAS is not None:
         env["LD_PRELOAD"] = BLAS
     log = folder / f"{name}.log"
