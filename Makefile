@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := ci
-.PHONY: ci demo test lint types smoke hosts campaign bench-engine bench-sharing train evaluate clean
+.PHONY: ci demo test lint types smoke hosts campaign bench-engine bench-sharing bench-persistence train evaluate clean
 
 # What CI runs.
 ci: lint types test smoke
@@ -31,6 +31,7 @@ types: $(VENV)/installed-dev
 smoke: $(VENV)-training/installed $(VENV)/installed
 	$(BIN)/python benchmarks/engine.py overhead --rounds 1
 	$(BIN)/python benchmarks/sharing.py --short
+	$(BIN)/python benchmarks/persistence.py --short
 	rm -rf build/smoke
 	$(VENV)-training/bin/python -m training train --smoke --workers 2 --work build/smoke --out build/smoke/model
 	$(VENV)-training/bin/python -m training evaluate --model build/smoke/model --cases 1 --damage-cases 1 --no-goals
@@ -58,6 +59,10 @@ bench-engine: $(VENV)/installed
 # The server beside mlx_lm.server, where contexts are shared; minutes. Fails if a goal is missed.
 bench-sharing: $(VENV)/installed
 	$(BIN)/python benchmarks/sharing.py
+
+# What persisting takes and saves; minutes. Fails if a goal is missed.
+bench-persistence: $(VENV)/installed
+	$(BIN)/python benchmarks/persistence.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-training build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -92,6 +92,9 @@ def test_every_tool_argument_command_and_setting_is_in_the_readme_or_the_guide()
         argument for tool in make_tools(fake_client(), Registry(None)) for argument in tool.parameters["properties"]
     ]
     words += [f"mlx-mcp {command.callback.__name__}" for command in app.registered_commands]
+    for group in app.registered_groups:
+        commands = group.typer_instance.registered_commands
+        words += [f"mlx-mcp {group.typer_instance.info.name} {c.name or c.callback.__name__}" for c in commands]
     words += [name if name == "model" else f"MLX_MCP_{name.upper()}" for name in Config.model_fields]
     missing = [
         word for word in words if not re.search(rf"`[^`\n]*{re.escape(word)}[^`\n]*`|```[^`]*{re.escape(word)}", docs)

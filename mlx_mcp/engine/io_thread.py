@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +22,8 @@ from mlx_mcp.engine.messages import Command, Done
 from mlx_mcp.errors import EngineDead, MlxMcpError, StorageError
 
 logger = logging.getLogger(__name__)
+
+NICE = 5  # of this thread and those it makes: where cores are few, a step must not wait for a checksum
 T = TypeVar("T")
 
 
@@ -76,6 +80,9 @@ class IoThread:
         return not self._thread.is_alive()
 
     def _main(self) -> None:
+        if sys.platform == "linux":  # elsewhere it would be the whole process's
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, 0, NICE)
         while True:
             _, _, run = self._queue.get()
             if run is _end:

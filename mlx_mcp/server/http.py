@@ -66,10 +66,15 @@ def http_app(server: MCPServer[Any], client: EngineClient, config: Config) -> St
             "prompt_tokens": stats.prompt_tokens,
             "cached_tokens": stats.cached_tokens,
             "preemptions": stats.preemptions,
+            "storage": stats.storage,
+            "offloaded_blocks": stats.offloaded,
+            "restored_blocks": stats.restored,
             "models": list(stats.models),
         }
         dead = client.thread.dead
-        return JSONResponse({"status": "dead" if dead else "ok", **body}, status_code=503 if dead else 200)
+        degraded = stats.storage not in ("ok", "off")  # it serves, but keeps nothing on disk
+        status = "dead" if dead else "degraded" if degraded else "ok"
+        return JSONResponse({"status": status, **body}, status_code=503 if dead else 200)
 
     server.custom_route("/health", methods=["GET"])(health)
     # On loopback the SDK checks Host and Origin, against pages that rebind their name; elsewhere the token guards.

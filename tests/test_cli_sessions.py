@@ -1,0 +1,123 @@
+"""`mlx-mcp sessions`, over a folder that a store has filled."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from mlx_mcp.cli import app
+from mlx_mcp.core.durable import SessionRecord
+from mlx_mcp.core.ports import StoredBlock
+from mlx_mcp.storage.store import Store
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLX_MCP_STORE_DIR", str(tmp_path / "store"))
+    monkeypatch.setenv("MLX_MCP_MAX_SSD_BYTES", str(1 << 30))
+    return tmp_path / "store"
+
+
+def opened(folder):
+    return Store.open(folder, quota_bytes=1 << 30, daily_bytes=1 << 30)
+
+
+def keep(folder, name="facts", version="", text="Alice's badge is 771."):
+    block = StoredBlock(
+        name.encode(), b"root", 0, (1, 2, 3), 0, True, "bytes", (memoryview(b"CANARY" + name.encode()),)
+    )
+    record = SessionRecord(
+        session_id=f"s_{name}",
+        tenant="",
+        model="embedded",
+        name=name,
+        version=version,
+        fingerprint=b"f",
+        tokenizer=b"t",
+        text=json.dumps([["<|user|>"], text]),
+        tokens=(1, 2, 3),
+        num_kept=3,
+        after="user",
+        tools=(),
+        parent_id="",
+        ttl_s=1e6,
+        pinned=False,
+        ephemeral=False,
+        saved_at=1.0,
+        used_at=1.0,
+        blocks=(block.key,),
+    )
+    store = opened(folder)
+    store.persist([block], record)
+    store.close()
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["sessions", *arguments])
+
+
+def test_list_shows_every_session_and_version(folder):
+    keep(folder)
+    keep(folder, version="v1")
+    shown = run("list").output
+    assert shown.count("facts") >= 2
+    assert "v1" in shown
+    assert "1 blocks" in shown
+
+
+def test_show_tells_what_was_said(folder):
+    keep(folder)
+    assert run("show", "facts").output.strip() == "<|user|>Alice's badge is 771."
+    assert run("show", "s_facts").exit_code == 0
+
+
+def test_rm_removes_a_version_or_all_of_a_session_with_its_bytes(folder):
+    keep(folder)
+    keep(folder, version="v1")
+    assert run("rm", "facts", "--version", "v1").output == "removed 1\n"
+    assert "v1" not in run("list").output
+    assert run("rm", "facts").output == "removed 1\n"
+    assert not any(b"CANARY" in path.read_bytes() for path in folder.iterdir())
+
+
+def test_purge_asks_first_and_leaves_nothing(folder):
+    keep(folder)
+    assert CliRunner().invoke(app, ["sessions", "purge"], input="n\n").exit_code == 1
+    assert "facts" in run("list").output
+    assert run("purge", "--yes").exit_code == 0
+    assert not any(b"CANARY" in path.read_bytes() for path in folder.iterdir())
+
+
+def test_an_export_is_imported_where_another_store_is(folder, tmp_path, monkeypatch):
+    keep(folder)
+    assert run("export", "facts", str(tmp_path / "facts.kv")).exit_code == 0
+    monkeypatch.setenv("MLX_MCP_STORE_DIR", str(tmp_path / "other"))
+    assert run("import", str(tmp_path / "facts.kv")).output == "s_facts facts\n"
+    assert run("show", "facts").output.strip() == "<|user|>Alice's badge is 771."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("show", "nobody"), "Session not found"),
+        (("rm", "nobody"), "Session not found"),
+        (("export", "nobody", "x"), "Session not found"),
+        (("import", "/nowhere/x"), "x"),
+    ],
+)
+def test_what_is_not_there_is_said_in_one_line(folder, arguments, said):
+    keep(folder)
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_folder_that_a_server_has_open_is_left_alone(folder):
+    keep(folder)
+    store = opened(folder)
+    result = run("rm", "facts")
+    assert result.exit_code == 2
+    assert "in use by another process" in result.output
+    store.close()
+    assert "facts" in run("list").output
