@@ -3,8 +3,8 @@
 Knows no blocks beyond their keys, and no tokenizer. One thread calls it.
 
 - `save` replaces a session's file as a whole: after any end of the process it is the old one or the new one.
-- Removing takes two steps, so that a kill between them leaves no bytes behind: the file is renamed to *.gone, which
-  ends the session; when its blocks are removed too, `forget` removes that file. A restart goes on with it.
+- Blocks that a session no longer needs are on record until they are removed, so that a kill leaves no bytes behind: the
+  file of a removed session is renamed to *.gone, and a file that replaces one says which blocks only that one needed.
 - A damaged file is set aside (*.bad, the newest 16), counted, and never an error: its tokens cannot be computed again.
 - Times are checked by a clock of our own: the wall clock as it was last seen, which never goes back, and goes ahead by
   an hour at most per look. So one that is wrong by years ends no session early, unless it stays wrong for weeks.
@@ -16,7 +16,6 @@ import hmac
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -148,12 +147,23 @@ def head_of(meta: dict[str, Any], stored_bytes: int) -> tuple[SessionHead, tuple
             tokenizer=bytes.fromhex(meta["tokenizer"]),
             stored_bytes=stored_bytes,
         )
-        blocks = tuple(bytes.fromhex(key) for key in meta["blocks"])
     except (KeyError, TypeError, ValueError) as exc:
         raise Unsound("no session") from exc
     if not (0 <= meta["num_tokens"] <= MAX_TOKENS and 0 <= meta["text_bytes"] <= MAX_TEXT_BYTES):
         raise Unsound("longer than any session")
-    return head, blocks
+    return head, keys_of(meta, "blocks")
+
+
+def keys_of(meta: dict[str, Any], name: str) -> tuple[bytes, ...]:
+    """The keys that a head has under a name.
+
+    Raises:
+        Unsound: there are none.
+    """
+    try:
+        return tuple(bytes.fromhex(key) for key in meta[name])
+    except (KeyError, TypeError, ValueError) as exc:
+        raise Unsound("no keys") from exc
 
 
 def read_record(meta: dict[str, Any], head: Head, file: OpenFile) -> SessionRecord:
@@ -198,7 +208,8 @@ class SessionLog:
         self._folder = folder
         self._kept: dict[tuple[str, str], _Kept] = {}
         self._references: Counter[bytes] = Counter()
-        self._gone: dict[str, tuple[bytes, ...]] = {}  # files of sessions whose blocks are to be removed
+        self._gone: set[str] = set()  # files of removed sessions
+        self._let_go: set[bytes] = set()  # blocks that a session needed once, and perhaps none does now
         self.num_damaged = 0
         self._scan()
         self._clock = max((kept.head.saved_at for kept in self._kept.values()), default=0.0)
@@ -211,22 +222,23 @@ class SessionLog:
         """Whether a durable session needs this block."""
         return key in self._references
 
-    def save(self, record: SessionRecord) -> list[bytes]:
+    def save(self, record: SessionRecord) -> None:
         """Make a session durable, in place of what that version of it was.
 
-        Returns the keys of blocks that no durable session needs any longer. Times that our clock cannot
-        believe are kept as it tells them.
+        What only the old one needed is in `let_go`, until `forget`. Times that our clock cannot believe are kept as it
+        tells them.
 
         Raises:
             StorageError: it cannot be written now; the version is what it was.
         """
         now = self._look_at(record.saved_at)
         record = replace(record, saved_at=now, used_at=record.used_at + now - record.saved_at)
-        described, payload = describe(record)
-        meta = encode(described)
         name = self._file_name(record.tenant, record.session_id, record.version)
         old = self._kept.get((record.session_id, record.version))
         assert old is None or old.file_name == name, "a session changed hands"
+        described, payload = describe(record)
+        self._let_go |= set(old.blocks if old else ()) - set(record.blocks)
+        meta = encode(described | {"let_go": [key.hex() for key in self._let_go]})
         kept = _Kept(*head_of(described, head_nbytes(meta, 1) + len(payload)), name)
         sealed = seal(MAGIC, self._folder.key, meta, [digest((payload,))])
         try:
@@ -235,7 +247,6 @@ class SessionLog:
             self._read_again(name)
             raise
         self._keep(kept)
-        return self._unreferenced(old.blocks if old else ())
 
     def load(self, session_id: str, version: str = "") -> SessionRecord | None:
         """A session, or None if there is none or it cannot be read. One that is damaged is set aside."""
@@ -270,22 +281,24 @@ class SessionLog:
             except StorageError:
                 self._read_again(kept.file_name)
                 raise
-            self._gone[gone] = kept.blocks
+            self._gone.add(gone)
+            self._let_go |= set(kept.blocks)
         return len(found)
 
     def let_go(self) -> list[bytes]:
-        """The keys of blocks that only removed sessions needed."""
-        return self._unreferenced({key for blocks in self._gone.values() for key in blocks})
+        """The keys of blocks that sessions needed once, and none does now."""
+        return [key for key in self._let_go if key not in self._references]
 
     def forget(self) -> None:
-        """Finish removals: the blocks that were let go are removed.
+        """Put out of mind what was let go, for it is removed.
 
         Raises:
-            StorageError: they will be let go again.
+            StorageError: it will be let go again.
         """
         if self._gone:
             self._folder.unlink(self._gone)
-            self._gone.clear()
+        self._gone.clear()
+        self._let_go.clear()
 
     def expired(self, now: float) -> list[SessionHead]:
         """The sessions left alone for longer than their TTL, by the wall clock. Ask about once a minute."""
@@ -301,6 +314,7 @@ class SessionLog:
         self._kept.clear()
         self._references.clear()
         self._gone.clear()
+        self._let_go.clear()
         self._folder.unlink([name for name in self._folder.names() if name.endswith((SUFFIX, GONE, BAD))])
 
     # -- inside
@@ -315,11 +329,13 @@ class SessionLog:
                 self._read_again(name)
             elif name.endswith(SUFFIX + GONE):
                 try:
-                    self._gone[name] = self._read(name).blocks
+                    self._let_go |= set(self._read(name).blocks)
                 except Unsound:
-                    self._gone[name] = ()
+                    self.num_damaged += 1
                 except OSError:  # the next start will try again
                     self.num_damaged += 1
+                    continue
+                self._gone.add(name)
 
     def _read_again(self, name: str) -> None:
         """Know of a file what it says now."""
@@ -339,8 +355,10 @@ class SessionLog:
         with self._folder.reading(name) as file:
             head = unseal(MAGIC, self._folder.key, file)
             found, blocks = head_of(head.meta, file.nbytes)
+            let_go = keys_of(head.meta, "let_go")
             if head.nbytes + payload_bytes(head.meta) != file.nbytes:
                 raise Unsound("cut short")
+            self._let_go |= set(let_go)
             return _Kept(found, blocks, name)
 
     def _keep(self, kept: _Kept) -> None:
@@ -356,9 +374,6 @@ class SessionLog:
             self._references[key] -= 1
             if not self._references[key]:
                 del self._references[key]
-
-    def _unreferenced(self, keys: Iterable[bytes]) -> list[bytes]:
-        return [key for key in keys if key not in self._references]
 
     def _set_aside(self, name: str) -> None:
         """Rename a damaged file; of many the oldest go."""

@@ -99,10 +99,10 @@ class Store:
                     f"{num_missing} of the session's {len(record.blocks)} blocks are not on disk. Persist it again."
                 )
             point("persist.blocks_durable")
-            let_go = self.sessions.save(record)
+            self.sessions.save(record)
         point("persist.manifest_durable")
-        with contextlib.suppress(StorageError):  # the session is durable; `open` will try again
-            self.tier.delete(let_go)
+        with contextlib.suppress(StorageError):  # the session is durable; what it was before goes the next time
+            self._finish_removals()
         return written
 
     def remove(self, session_id: str, version: str | None = None) -> int:
