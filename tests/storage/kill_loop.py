@@ -14,6 +14,7 @@ import select
 import signal
 import time
 
+from mlx_mcp.errors import StorageError
 from mlx_mcp.storage import faults, folder, sealed, session_log, ssd_tier, store
 from tests.storage.world import Op, State, check_folder, next_op, open_store, perform, scratch
 
@@ -31,7 +32,11 @@ def child(path, state, seed, spec, pipe):
     for _ in range(MAX_OPS):
         op = next_op(rng, state)
         os.write(pipe, f"{op}\n".encode())
-        perform(opened, op)
+        try:
+            perform(opened, op)
+        except StorageError:  # the quota: what was there still is
+            os.write(pipe, b"refused\n")
+            continue
         os.write(pipe, b"done\n")
         state = state.after(op)
 
@@ -85,6 +90,8 @@ def one_life(path, state, seed, spec, kill_after_s):
     for line in lines:
         if line == "done":
             state, under_way = state.after(under_way), None
+        elif line == "refused":
+            state, under_way = state.after_refusing(under_way), None
         else:
             under_way = Op.parse(line)
     return os.WIFSIGNALED(status), [state] if under_way is None else state.during(under_way)

@@ -17,7 +17,7 @@ from mlx_mcp.storage.session_log import SessionRecord
 from mlx_mcp.storage.store import Store
 
 BLOCK_TOKENS = 4
-QUOTA_BYTES = 1_000_000
+QUOTA_BYTES = 8_000  # durable sessions fit, as a rule, and offloads have to go
 T0 = 1_700_000_000.0
 
 
@@ -71,7 +71,7 @@ def record(session_id, blocks, **changes):
 
 
 def open_store(path, **changes):
-    return Store.open(path, **{"quota_bytes": QUOTA_BYTES, "daily_bytes": QUOTA_BYTES, "wall": lambda: T0, **changes})
+    return Store.open(path, **{"quota_bytes": QUOTA_BYTES, "daily_bytes": 10**9, "wall": lambda: T0, **changes})
 
 
 @contextmanager
@@ -147,6 +147,10 @@ class State:
                 return replace(self, cached=self.cached | {one.key for one in blocks_of(op.session, op.turn)})
         return self
 
+    def after_refusing(self, op):
+        """Nothing is lost, and some of its blocks may be there."""
+        return replace(self, cached=self.cached | _referenced({(op.session, ""): op.turn}))
+
     def during(self, op):
         """All that may be while it is under way. Versions of a session go one by one."""
         states = [self, self.after(op)]
@@ -188,7 +192,8 @@ def check_folder(path, states):
         matching = [state for state in states if state.sessions == found]
         assert matching, f"found {found}, and not one of {[state.sessions for state in states]}"
         keys = set(store.tier._index)
-        left = keys - _referenced(found) - set().union(*(state.cached for state in matching))
+        cached = frozenset().union(*(state.cached for state in matching))
+        left = keys - _referenced(found) - cached
         assert not left, f"{len(left)} blocks are nobody's"
         for key in keys:
             [got] = store.tier.get([key])
@@ -197,7 +202,7 @@ def check_folder(path, states):
         known = set(store.tier._segments) | {kept.file_name for kept in store.sessions._kept.values()}
         assert names == known, f"leftovers: {sorted(names ^ known)}"
         assert (store.tier.stats.corrupt, store.sessions.num_damaged) == (0, 0)
-        return matching[0]
+        return State(found, cached)
     finally:
         store.close()
 
