@@ -507,4 +507,7 @@ def _segment(name: str, head: Head, file_nbytes: int) -> _Segment:
     if type(serial) is not int or type(offload) is not bool:
         raise Unsound("no segment")
     records = records_of(head.meta.get("blocks"), head.digests, head.nbytes)
-    return _Segment(name, serial, file_nbytes, offload, {record.key: record for record in records})
+    by_key = {record.key: record for record in records}
+    if len(by_key) < len(records):
+        raise Unsound("a block twice")
+    return _Segment(name, serial, file_nbytes, offload, by_key)

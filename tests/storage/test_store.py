@@ -1,12 +1,11 @@
-"""One folder as a whole: persisting writes what is new, removing leaves nothing, and a file carries a session elsewhere."""
+"""One folder as a whole: persisting writes what is new, removing leaves nothing, a file carries a session elsewhere."""
 
 import os
 
 import pytest
 
 from mlx_mcp.errors import FolderInUse, StorageError
-from tests.storage.world import T0, block, check_session, content, key_of, open_store, perform, record
-from tests.storage.world import Op
+from tests.storage.world import T0, Op, block, check_session, content, key_of, open_store, perform, record
 
 ROOMY = {"quota_bytes": 10**9}
 
