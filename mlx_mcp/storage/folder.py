@@ -276,13 +276,14 @@ class Folder:
             raise storage_error(exc, "Writing to the cache folder") from exc
 
     def rename(self, old: str, new: str) -> None:
-        """Rename a file, durably once this returns.
+        """Rename a file, durably once this returns; one that is gone, or was renamed before, is no error.
 
         Raises:
             StorageError: it has its old name, or the new one.
         """
         try:
-            self.calls.rename(old, new, self._fd)
+            with contextlib.suppress(FileNotFoundError):
+                self.calls.rename(old, new, self._fd)
             point("rename.done")
             self.calls.fsync(self._fd)
         except OSError as exc:

@@ -244,6 +244,8 @@ class SessionLog:
         try:
             self._folder.write(name, [(0, (sealed, payload))])
         except StorageError:
+            # Whether the disk has the old or the new file nobody can tell before the next start: neither's blocks may go.
+            self._references.update({*record.blocks, *(old.blocks if old else ())})
             self._read_again(name)
             raise
         self._keep(kept)
@@ -270,17 +272,13 @@ class SessionLog:
         What goes with it is `let_go`, until `forget`.
 
         Raises:
-            StorageError: some are there still.
+            StorageError: some are there still, or may be after a power cut; ask again.
         """
         found = [self._kept[at] for at in self._kept if at[0] == session_id and version in (None, at[1])]
         for kept in found:
             gone = kept.file_name + GONE
+            self._folder.rename(kept.file_name, gone)
             self._drop(kept)
-            try:
-                self._folder.rename(kept.file_name, gone)
-            except StorageError:
-                self._read_again(kept.file_name)
-                raise
             self._gone.add(gone)
             self._let_go |= set(kept.blocks)
         return len(found)
