@@ -6,17 +6,19 @@ Knows no blocks beyond their keys, and no tokenizer. One thread calls it.
 - Blocks that a session no longer needs are on record until they are removed, so that a kill leaves no bytes behind: the
   file of a removed session is renamed to *.gone, and a file that replaces one says which blocks only that one needed.
 - A damaged file is set aside (*.bad, the newest 16), counted, and never an error: its tokens cannot be computed again.
-- Times are checked by a clock of our own: the wall clock as it was last seen, which never goes back, and goes ahead by
-  an hour at most per look. So one that is wrong by years ends no session early, unless it stays wrong for weeks.
+- Idle time is measured by a clock of our own. It goes as the wall clock goes, but never back, and by an hour at most
+  from one look to the next; the time between two processes counts too, unless it were over 30 days. So a wall clock that
+  jumps by years costs no session more than an hour of its TTL.
 """
 
 from __future__ import annotations
 
 import hmac
+import math
 import sys
 from array import array
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from mlx_mcp.errors import StorageError
@@ -28,7 +30,8 @@ SUFFIX, GONE, BAD = ".session", ".gone", ".bad"
 MAX_TOKENS = 1 << 22
 MAX_TEXT_BYTES = 1 << 26
 MAX_BAD_FILES = 16
-MAX_CLOCK_STEP_S = 3600.0
+MAX_STEP_S = 3600.0
+MAX_OFF_S = 30 * 86400.0
 TOKEN_BYTES = 4
 
 
@@ -87,7 +90,10 @@ class _Kept:
 
     head: SessionHead
     blocks: tuple[bytes, ...]
+    let_go: tuple[bytes, ...]  # blocks that the file before this one needed
     file_name: str
+    saved_at: float  # by our clock
+    used_at: float  # by our clock
 
 
 _PLAIN = {  # fields that are in the head as they are, and their types
@@ -212,7 +218,8 @@ class SessionLog:
         self._let_go: set[bytes] = set()  # blocks that a session needed once, and perhaps none does now
         self.num_damaged = 0
         self._scan()
-        self._clock = max((kept.head.saved_at for kept in self._kept.values()), default=0.0)
+        self._clock = max((kept.saved_at for kept in self._kept.values()), default=-math.inf)
+        self._wall: float | None = None  # when we last looked at it
 
     def heads(self) -> list[SessionHead]:
         """All durable sessions, every version."""
@@ -225,26 +232,25 @@ class SessionLog:
     def save(self, record: SessionRecord) -> None:
         """Make a session durable, in place of what that version of it was.
 
-        What only the old one needed is in `let_go`, until `forget`. Times that our clock cannot believe are kept as it
-        tells them.
+        What only the old one needed is in `let_go`, until `forget`.
 
         Raises:
             StorageError: it cannot be written now; the version is what it was.
         """
-        now = self._look_at(record.saved_at)
-        record = replace(record, saved_at=now, used_at=record.used_at + now - record.saved_at)
+        clock = {"saved": self._look_at(record.saved_at), "idle_s": max(0.0, record.saved_at - record.used_at)}
         name = self._file_name(record.tenant, record.session_id, record.version)
         old = self._kept.get((record.session_id, record.version))
         assert old is None or old.file_name == name, "a session changed hands"
         described, payload = describe(record)
-        self._let_go |= set(old.blocks if old else ()) - set(record.blocks)
-        meta = encode(described | {"let_go": [key.hex() for key in self._let_go]})
-        kept = _Kept(*head_of(described, head_nbytes(meta, 1) + len(payload)), name)
+        replaced = set(old.blocks if old else ()) - set(record.blocks)
+        described |= {"clock": clock, "let_go": [key.hex() for key in self._let_go | replaced]}
+        meta = encode(described)
+        kept = _kept(described, name, head_nbytes(meta, 1) + len(payload))
         sealed = seal(MAGIC, self._folder.key, meta, [digest((payload,))])
         try:
             self._folder.write(name, [(0, (sealed, payload))])
         except StorageError:
-            # Whether the disk has the old or the new file nobody can tell before the next start: neither's blocks may go.
+            # Whether the disk has the old or the new file nobody can tell until the next start: both keep their blocks.
             self._references.update({*record.blocks, *(old.blocks if old else ())})
             self._read_again(name)
             raise
@@ -301,7 +307,11 @@ class SessionLog:
     def expired(self, now: float) -> list[SessionHead]:
         """The sessions left alone for longer than their TTL, by the wall clock. Ask about once a minute."""
         now = self._look_at(now)
-        return [head for head in self.heads() if head.ttl_s is not None and now - head.used_at > head.ttl_s]
+        return [
+            kept.head
+            for kept in self._kept.values()
+            if kept.head.ttl_s is not None and now - kept.used_at > kept.head.ttl_s
+        ]
 
     def clear(self) -> None:
         """Forget all sessions, and remove their bytes.
@@ -327,7 +337,8 @@ class SessionLog:
                 self._read_again(name)
             elif name.endswith(SUFFIX + GONE):
                 try:
-                    self._let_go |= set(self._read(name).blocks)
+                    kept = self._read(name)
+                    self._let_go |= {*kept.blocks, *kept.let_go}
                 except Unsound:
                     self.num_damaged += 1
                 except OSError:  # the next start will try again
@@ -352,18 +363,17 @@ class SessionLog:
     def _read(self, name: str) -> _Kept:
         with self._folder.reading(name) as file:
             head = unseal(MAGIC, self._folder.key, file)
-            found, blocks = head_of(head.meta, file.nbytes)
-            let_go = keys_of(head.meta, "let_go")
+            kept = _kept(head.meta, name, file.nbytes)
             if head.nbytes + payload_bytes(head.meta) != file.nbytes:
                 raise Unsound("cut short")
-            self._let_go |= set(let_go)
-            return _Kept(found, blocks, name)
+            return kept
 
     def _keep(self, kept: _Kept) -> None:
         at = kept.head.session_id, kept.head.version
         if at in self._kept:
             self._drop(self._kept[at])
         self._kept[at] = kept
+        self._let_go |= set(kept.let_go)
         self._references.update(set(kept.blocks))
 
     def _drop(self, kept: _Kept) -> None:
@@ -385,7 +395,23 @@ class SessionLog:
 
     def _look_at(self, wall: float) -> float:
         """Our clock, after a look at the wall's."""
-        if self._clock == 0.0:
+        if self._wall is not None:
+            self._clock += min(max(0.0, wall - self._wall), MAX_STEP_S)
+        elif self._clock == -math.inf or 0.0 <= wall - self._clock <= MAX_OFF_S:
             self._clock = wall
-        self._clock = min(max(wall, self._clock), self._clock + MAX_CLOCK_STEP_S)
+        self._wall = wall
         return self._clock
+
+
+def _kept(meta: dict[str, Any], file_name: str, file_nbytes: int) -> _Kept:
+    """What a file's head says.
+
+    Raises:
+        Unsound: it says nothing that `SessionLog.save` would.
+    """
+    head, blocks = head_of(meta, file_nbytes)
+    try:
+        saved_at, idle_s = float(meta["clock"]["saved"]), float(meta["clock"]["idle_s"])
+    except (KeyError, TypeError, ValueError, OverflowError) as exc:
+        raise Unsound("no times") from exc
+    return _Kept(head, blocks, keys_of(meta, "let_go"), file_name, saved_at, saved_at - idle_s)

@@ -102,6 +102,13 @@ def sessions_in(store):
     return {at: turn for at, turn in turns.items() if turn is not None}
 
 
+def check_error(exc, error):
+    """It is the system's, and names a next step."""
+    assert exc.__cause__.errno == error
+    assert "cache folder" in str(exc)
+    assert any(step in str(exc) for step in ("Free", "Check", "Raise"))
+
+
 @pytest.mark.parametrize(("error", "lasting"), [*((error, False) for error in ERRNOS), (errno.EIO, True)])
 @pytest.mark.parametrize("quota_bytes", [10**9, TIGHT_BYTES], ids=["roomy", "tight"])
 @pytest.mark.parametrize("what", OPS)
@@ -124,9 +131,7 @@ def test_whichever_call_fails_the_error_is_typed_and_the_earlier_state_whole(
                 perform(store, op)
                 states = [before.after(op), *([before] if op.kind == "offload" else [])]
             except StorageError as exc:
-                assert exc.__cause__.errno == error
-                assert "cache folder" in str(exc)
-                assert any(step in str(exc) for step in ("Free", "Check", "Raise", "Lower"))
+                check_error(exc, error)
                 states = [*before.during(op), before.after_refusing(op)]
             except AssertionError:
                 assert op.kind == "load", "only what is loaded may be missing, and just now"
@@ -159,7 +164,7 @@ def test_whichever_call_of_the_start_fails_the_folder_is_refused_or_opened_whole
             try:
                 open_store(path, calls=calls).close()
             except StorageError as exc:
-                assert exc.__cause__.errno == error
+                check_error(exc, error)
             assert check_folder(path, [prepared[1]]).sessions == prepared[1].sessions
     assert nth > 20
 
@@ -175,7 +180,7 @@ def test_whichever_call_of_the_first_start_fails_the_next_start_works(error):
             try:
                 open_store(parent / "deep" / "cache", calls=calls).close()
             except StorageError as exc:
-                assert exc.__cause__.errno == error
+                check_error(exc, error)
             check_folder(parent / "deep" / "cache", [State()])
     assert nth > 10
 
