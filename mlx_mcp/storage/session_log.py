@@ -7,8 +7,8 @@ Knows no blocks beyond their keys, and no tokenizer. One thread calls it.
   file of a removed session is renamed to *.gone, and a file that replaces one says which blocks only that one needed.
 - A damaged file is set aside (*.bad, the newest 16), counted, and never an error: its tokens cannot be computed again.
 - Idle time is measured by a clock of our own. It goes as the wall clock goes, but never back, and by an hour at most
-  from one look to the next; the time between two processes counts too, unless it were over 30 days. So a wall clock that
-  jumps by years costs no session more than an hour of its TTL.
+  from one look to the next; the time between two processes counts too, unless it were over 30 days. So a wall clock
+  that jumps by years costs no session more than an hour of its TTL.
 """
 
 from __future__ import annotations

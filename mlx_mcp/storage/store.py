@@ -137,7 +137,7 @@ class Store:
         self.tier.clear()
 
     def export(self, session_id: str, path: Path, version: str = "") -> int:
-        """Write a session and its blocks to one new file, which any folder can import; returns its bytes.
+        """Write a session and the blocks that are there to a file, which other folders can import; returns its bytes.
 
         Raises:
             StorageError: there is no such session, or the file cannot be written.
@@ -146,6 +146,8 @@ class Store:
         if record is None:
             raise StorageError(f"No durable session {session_id[:80]!r} to export. Persist it first.")
         records = self.tier.records(record.blocks)
+        num_kept = min(record.num_kept, sum(len(known.tokens) for known in records))
+        record = replace(record, blocks=record.blocks[: len(records)], num_kept=num_kept)
         described, payload = session_log.describe(record)
         meta = encode({"session": described, "blocks": [describe(known) for known in records]})
         digests = [digest((payload,)), *(known.digest for known in records)]
@@ -190,7 +192,6 @@ class Store:
                 record = session_log.read_record(said, head, file)
                 begin = head.nbytes + session_log.payload_bytes(said)
                 records = records_of(head.meta.get("blocks"), head.digests[1:], begin)
-                record = replace(record, blocks=record.blocks[: len(records)])
                 if record.blocks != tuple(known.key for known in records):
                     raise Unsound("other blocks than the session's")
                 if any(

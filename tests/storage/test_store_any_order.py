@@ -3,6 +3,8 @@
 import shutil
 import tempfile
 from collections import Counter
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 from hypothesis import settings
@@ -128,7 +130,9 @@ class StoreMachine(RuleBasedStateMachine):
             check_error(exc, "damaged")
             assert self.damaged
             return
-        self.exported = self.sessions[session, version]
+        saved = self.sessions[session, version]
+        there = list(takewhile(self.store.tier.find, saved.blocks))
+        self.exported = replace(saved, blocks=tuple(there), num_kept=4 * len(there))
 
     @precondition(lambda self: self.exported)
     @rule()
@@ -188,4 +192,4 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStore = StoreMachine.TestCase
-TestStore.settings = settings(max_examples=100 * EFFORT, stateful_step_count=40, deadline=None)
+TestStore.settings = settings(max_examples=150 * EFFORT, stateful_step_count=40, deadline=None)
