@@ -224,7 +224,11 @@ class Folder:
                     self.key = file.read(KEY_BYTES, 0)
             except OSError as exc:
                 raise storage_error(exc, "Reading the cache folder's key") from exc
-        if len(self.key) != KEY_BYTES:  # without its key everything in the folder is a miss
+        if len(self.key) != KEY_BYTES:  # the first start, or everything in the folder is a miss
+            try:
+                _sync_parents(self.calls, self.path)
+            except OSError as exc:
+                raise storage_error(exc, "Making the cache folder") from exc
             self.key = secrets.token_bytes(KEY_BYTES)
             self.write(KEY, [(0, (self.key,))])
 
@@ -307,19 +311,21 @@ class Folder:
 
 
 def _make(calls: Calls, path: Path) -> None:
-    """Make a folder and those above it, durably."""
-    missing = []
-    while not os.path.lexists(path):
-        missing.append(path)
-        path = path.parent
-    for folder in reversed(missing):
+    """Make a folder, and those above it."""
+    for missing in reversed([one for one in (path, *path.parents) if not os.path.lexists(one)]):
         with contextlib.suppress(FileExistsError):  # another process makes it too
-            calls.mkdir(folder)
-        fd = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            calls.fsync(fd)
-        finally:
-            calls.close(fd)
+            calls.mkdir(missing)
+
+
+def _sync_parents(calls: Calls, path: Path) -> None:
+    """Have a folder, and those above it, survive a power cut."""
+    for parent in path.absolute().parents:
+        with contextlib.suppress(PermissionError):  # what we may not open we cannot have made
+            fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                calls.fsync(fd)
+            finally:
+                calls.close(fd)
 
 
 def _check(path: Path, found: os.stat_result) -> None:

@@ -6,6 +6,7 @@ be missing, whatever came before or after it.
 
 import contextlib
 import itertools
+import math
 import os
 import random
 import sys
@@ -16,14 +17,14 @@ import pytest
 from mlx_mcp.errors import StorageError
 from mlx_mcp.storage.folder import Calls
 from tests.effort import EFFORT
-from tests.storage.world import State, check_folder, next_op, open_store, perform, scratch
+from tests.storage.world import State, check_folder, check_session, next_op, open_store, perform, scratch
 
 NUM_TRACES = 50 * EFFORT
-OPS_PER_TRACE = 6
+OPS_PER_LIFE = 3
 MAX_PENDING = 6  # changes of the folder of which every subset is tried
 MAX_CONTENTS = 25  # two unsynced files in every way; the build that is right never has more than one
 FSYNCS = [("write_durably", "file"), ("write_durably", "folder"), ("rename", "folder"), ("unlink", "folder")]
-FSYNCS += [("_make", "parent")]
+FSYNCS += [("_sync_parents", "parent")]
 
 
 @dataclass(eq=False)
@@ -59,31 +60,48 @@ def _applied(data, writes):
     return bytes(data)
 
 
+class Killed(BaseException):
+    """The end of a process: nothing that it would still do is done."""
+
+
 class Recorder(Calls):
     """The disk as its writer may rely on it, and after each call what a cut would leave."""
 
     def __init__(self, path, left_out=None):
         self.path, self.left_out = path, left_out
         self.files = {}  # descriptor → inode
+        self.held = set()  # descriptors that are open
         self.made = False  # the folder itself, durably
         self.entries = {}  # name → inode, durably
         self.pending = []  # changes of entries since: (name, inode or None) each
         self.visible = {}
         self.cuts = {}  # a folder's content, or None for no folder → the states that fit, at the first such moment
         self.states = []
+        self.lives = math.inf  # so many calls until it is killed
+
+    def live(self):
+        """Every call is made by a process that lives, and one of them is its last."""
+        self.lives -= 1
+        if self.lives <= 0:
+            raise Killed
 
     def open(self, name, flags, dir_fd=None):
+        self.live()
         fd = super().open(name, flags, dir_fd)
+        self.held.add(fd)
         if flags & os.O_CREAT and name != "lock":
             self.files[fd] = Inode()
             self._change({name: self.files[fd]})
         return fd
 
     def close(self, fd):
-        self.files.pop(fd, None)
-        super().close(fd)
+        if self.lives > 0:
+            self.files.pop(fd, None)
+            self.held.discard(fd)
+            super().close(fd)
 
     def pwrite(self, fd, buffers, offset):
+        self.live()
         data = b"".join(buffers)
         written = super().pwrite(fd, [data[: len(data) // 2 + 1]], offset)
         self.files[fd].writes.append((offset, data[:written]))
@@ -91,6 +109,7 @@ class Recorder(Calls):
         return written
 
     def fsync(self, fd):
+        self.live()
         folder = self.path.stat().st_ino
         what = "file" if fd in self.files else "folder" if os.fstat(fd).st_ino == folder else "parent"
         if (sys._getframe(1).f_code.co_name, what) == self.left_out:
@@ -104,10 +123,12 @@ class Recorder(Calls):
         self.look()
 
     def rename(self, old, new, dir_fd):
+        self.live()
         super().rename(old, new, dir_fd)
         self._change({old: None, new: self.visible[old]})
 
     def unlink(self, name, dir_fd):
+        self.live()
         super().unlink(name, dir_fd)
         self._change({name: None})
 
@@ -146,25 +167,41 @@ class Recorder(Calls):
 
 
 def run_trace(seed, path, left_out=None):
-    """Open, do a few things, open again, do some more; returns what cuts would leave, and what would be right then."""
+    """Live, be killed, live again; returns what power cuts would leave, and what would be right then."""
     rng = random.Random(seed)
     calls = Recorder(path, left_out)
-    state = State()
-    for _ in range(2):
-        calls.states = [state]
-        store = open_store(path, calls=calls)
-        for _ in range(OPS_PER_TRACE // 2):
-            op = next_op(rng, state)
-            calls.states = state.during(op)
-            try:
-                perform(store, op)
-                state = state.after(op)
-            except StorageError:
-                state = state.after_refusing(op)
-            calls.states = [state]
-            calls.look()
-        store.close()
+    calls.states = [State()]
+    for lives in (rng.randrange(20, 120), math.inf):
+        calls.lives = lives
+        with contextlib.suppress(Killed):
+            run_life(calls, path, rng)
+        for fd in calls.held:
+            os.close(fd)
+        calls.held.clear()
     return [(content, states) for (content, _), states in calls.cuts.items()]
+
+
+def run_life(calls, path, rng):
+    """What one process does until it is killed, or done."""
+    store = open_store(path, calls=calls)
+    found = {
+        (head.session_id, head.version): check_session(store, head.session_id, head.version)
+        for head in store.sessions.heads()
+    }
+    cached = frozenset().union(*(state.cached for state in calls.states))
+    assert found in [state.sessions for state in calls.states]
+    state = State(found, cached)
+    for _ in range(OPS_PER_LIFE):
+        op = next_op(rng, state)
+        calls.states = state.during(op)
+        try:
+            perform(store, op)
+            state = state.after(op)
+        except StorageError:  # the quota
+            state = state.after_refusing(op)
+        calls.states = [state]
+        calls.look()
+    store.close()
 
 
 def check_trace(seed, left_out=None):
