@@ -2,13 +2,14 @@
 
 import errno
 import os
+import resource
 import shutil
 
 import pytest
 
 from mlx_mcp.errors import StorageError
 from mlx_mcp.storage.folder import Calls
-from tests.storage.world import Op, State, check_folder, check_session, open_store, perform, scratch
+from tests.storage.world import Op, State, block, check_folder, check_session, open_store, perform, record, scratch
 
 BEFORE = [Op("offload", "b0", 2), Op("persist", "b0", 2), Op("persist", "b1", 1)]
 BEFORE += [Op("persist", "a0", 1), Op("persist", "a1", 2), Op("persist", "a0", 1, "kept"), Op("offload", "a1", 3)]
@@ -205,4 +206,21 @@ def test_a_sync_that_failed_is_not_tried_again_on_the_same_file():
             perform(store, Op("persist", "a0", 1))
         perform(store, Op("persist", "a0", 1))
         assert calls.synced.count(calls.synced[0]) == 1
+        store.close()
+
+
+def test_a_limit_on_the_size_of_files_is_a_typed_error_and_lifting_it_is_enough():
+    with scratch() as parent:
+        store = open_store(parent / "cache", quota_bytes=10**9)
+        perform(store, Op("persist", "a0", 1))
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        large = block("large", 1_000_000)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+            with pytest.raises(StorageError, match="ulimit -f"):
+                store.persist([large], record("s", [large]))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert sessions_in(store) == {("a0", ""): 1}
+        store.persist([large], record("s", [large]))
         store.close()

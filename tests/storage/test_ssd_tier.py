@@ -1,10 +1,12 @@
 """Files of blocks: what is found again, what goes for room, for the day's budget, and for good."""
 
+import threading
 from contextlib import contextmanager
 
 import pytest
 
 from mlx_mcp.errors import StorageError
+from mlx_mcp.storage import ssd_tier
 from mlx_mcp.storage.folder import Calls, Folder
 from mlx_mcp.storage.ssd_tier import DAY_S, SsdTier
 from tests.storage.world import T0, block, content, key_of, scratch
@@ -234,3 +236,40 @@ def test_stats_count_hits_and_misses(tmp_path):
         tier.get([key_of("a"), key_of("b")])
         tier.get([key_of("a"), key_of("z")])
         assert (tier.stats.hits, tier.stats.misses) == (3, 1)
+
+
+def test_find_waits_for_no_write(tmp_path):
+    class Slow(Calls):
+        reached, go_on = threading.Event(), threading.Event()
+
+        def fsync(self, fd):
+            self.reached.set()
+            assert self.go_on.wait(30)
+
+    Slow.go_on.set()
+    with opened(tmp_path / "cache", calls=Slow()) as tier:
+        tier.put([block("a")])
+        Slow.go_on.clear()
+        Slow.reached.clear()
+        writer = threading.Thread(target=tier.put, args=([block("b")],))
+        writer.start()
+        try:
+            assert Slow.reached.wait(30)
+            assert tier.find(key_of("a"))
+            assert tier.find(key_of("b")) is None, "it is not durable yet"
+        finally:
+            Slow.go_on.set()
+            writer.join(30)
+        assert tier.find(key_of("b"))
+
+
+def test_blocks_too_many_or_too_large_for_one_file_are_parted_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(ssd_tier, "MAX_SEGMENT_BYTES", 1000)
+    names = [str(number) for number in range(100)]
+    sizes = [(37 * number) % 1300 for number in range(100)]
+    with opened(tmp_path / "cache") as tier:
+        tier.put([block(name, size) for name, size in zip(names, sizes, strict=True)])
+        assert [got.nbytes for got in tier.get([key_of(name) for name in names])] == sizes
+        for segment in tier._segments.values():
+            payload = sum(record.nbytes for record in segment.records.values())
+            assert payload <= 1000 or len(segment.records) == 1

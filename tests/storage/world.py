@@ -201,7 +201,7 @@ def check_folder(path, states):
         names = {name for name in store._folder.names() if name not in ("key", "lock")}
         known = set(store.tier._segments) | {kept.file_name for kept in store.sessions._kept.values()}
         assert names == known, f"leftovers: {sorted(names ^ known)}"
-        assert (store.tier.stats.corrupt, store.sessions.num_damaged) == (0, 0)
+        assert (store.tier.stats.corrupt, store.sessions.num_damaged) == (0, 0), "something is damaged"
         return State(found, cached)
     finally:
         store.close()
