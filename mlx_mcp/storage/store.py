@@ -64,10 +64,11 @@ class Store:
         try:
             store = cls(folder, quota_bytes, daily_bytes, wall)
             point("open.scanned")
-            store._finish_removals()
-            # A session whose file could not be read may come back, and then wants its blocks.
-            if not store.sessions.num_damaged:
-                store.tier.collect()
+            with contextlib.suppress(StorageError):  # a full disk: the next start will try again
+                store._finish_removals()
+                # A session whose file could not be read may come back, and then wants its blocks.
+                if not store.sessions.num_damaged:
+                    store.tier.collect()
             point("open.collected")
         except BaseException:
             folder.close()

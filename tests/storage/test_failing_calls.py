@@ -19,7 +19,7 @@ OPS = {
     "load": Op("load", "a1", 2),
     "remove": Op("remove", "b0"),  # from a file that it shares
     "remove two versions": Op("remove", "a0"),
-    "offload": Op("offload", "a1", 4),
+    "offload": Op("offload", "b1", 2),
 }
 CALLS = {  # of which each was the one to fail
     "persist": {"open", "pwrite", "fsync", "rename", "unlink"},
@@ -28,7 +28,7 @@ CALLS = {  # of which each was the one to fail
     "remove": {"open", "pread", "pwrite", "fsync", "rename", "unlink"},
 }
 ERRNOS = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO]
-TIGHT_BYTES = 6_000  # so that a persist has to evict
+TIGHT_BYTES = 9_000  # so that a persist has to evict
 
 
 class Failing(Calls):

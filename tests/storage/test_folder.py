@@ -69,6 +69,16 @@ def test_a_second_process_is_told_who_owns_the_folder(tmp_path):
     open_and_close(tmp_path / "cache")
 
 
+@pytest.mark.parametrize("said", [b"", b"junk", b"12", b"-1 x\n", b"9" * 64])
+def test_a_lock_that_says_nothing_still_locks(tmp_path, said):
+    owner = Folder.open(tmp_path / "cache", Calls())
+    (tmp_path / "cache" / "lock").write_bytes(said)
+    with pytest.raises(FolderInUse, match="another process\\. ") as refused:
+        open_and_close(tmp_path / "cache")
+    assert refused.value.pid == 0
+    owner.close()
+
+
 def test_a_symbolic_link_is_not_followed_to_a_folder(tmp_path):
     (tmp_path / "victim").mkdir(mode=0o700)
     (tmp_path / "cache").symlink_to(tmp_path / "victim")
