@@ -16,6 +16,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import stat
 import time
@@ -41,6 +42,8 @@ _REMEDIES = {
     errno.EROFS: "The disk is read-only. Mount it writable, or choose another cache folder.",
     errno.EACCES: "It is not writable for you. Fix its permissions, or choose another cache folder.",
     errno.EPERM: "It is not writable for you. Fix its permissions, or choose another cache folder.",
+    errno.ENOENT: "Check the path.",
+    errno.ELOOP: "Check the path; symbolic links are not followed.",
     errno.EIO: "The disk reports an error. Check it (its log, its health), or choose another cache folder.",
 }
 
@@ -77,9 +80,13 @@ class Calls:
     def fsync(self, fd: int) -> None:
         """Have what was written to a file, or renamed in a folder, survive a power cut."""
         if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync leaves bytes in the drive's cache
-            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-        else:
-            os.fsync(fd)
+            try:
+                fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+                return
+            except OSError as exc:
+                if exc.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOTTY):  # network disks know fsync only
+                    raise
+        os.fsync(fd)
 
     def rename(self, old: str, new: str, dir_fd: int) -> None:
         """Give a file another name in its folder, which it takes from any other that has it."""
@@ -224,7 +231,11 @@ class Folder:
                     self.key = file.read(KEY_BYTES, 0)
             except OSError as exc:
                 raise storage_error(exc, "Reading the cache folder's key") from exc
-        if len(self.key) != KEY_BYTES:  # without its key everything in the folder is a miss
+        if len(self.key) != KEY_BYTES:  # the first start, or everything in the folder is a miss
+            try:
+                _sync_parents(self.calls, self.path)
+            except OSError as exc:
+                raise storage_error(exc, "Making the cache folder") from exc
             self.key = secrets.token_bytes(KEY_BYTES)
             self.write(KEY, [(0, (self.key,))])
 
@@ -276,13 +287,14 @@ class Folder:
             raise storage_error(exc, "Writing to the cache folder") from exc
 
     def rename(self, old: str, new: str) -> None:
-        """Rename a file, durably once this returns.
+        """Rename a file, durably once this returns; one that is gone, or was renamed before, is no error.
 
         Raises:
             StorageError: it has its old name, or the new one.
         """
         try:
-            self.calls.rename(old, new, self._fd)
+            with contextlib.suppress(FileNotFoundError):
+                self.calls.rename(old, new, self._fd)
             point("rename.done")
             self.calls.fsync(self._fd)
         except OSError as exc:
@@ -306,15 +318,18 @@ class Folder:
 
 
 def _make(calls: Calls, path: Path) -> None:
-    """Make a folder and those above it, durably."""
-    missing = []
-    while not os.path.lexists(path):
-        missing.append(path)
-        path = path.parent
-    for folder in reversed(missing):
+    """Make a folder, and those above it."""
+    for missing in reversed([one for one in (path, *path.parents) if not os.path.lexists(one)]):
         with contextlib.suppress(FileExistsError):  # another process makes it too
-            calls.mkdir(folder)
-        fd = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            calls.mkdir(missing)
+
+
+def _sync_parents(calls: Calls, path: Path) -> None:
+    """Have a folder, and those above it, survive a power cut."""
+    for parent in path.absolute().parents:
+        if not os.access(parent, os.W_OK):  # nothing in there can be of our making
+            return
+        fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             calls.fsync(fd)
         finally:
@@ -341,13 +356,13 @@ def _lock(calls: Calls, path: Path, dir_fd: int) -> int:
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
             raise StorageError(f"{path / LOCK} is no plain file. Remove it, or choose another cache folder.")
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()} {time.time():.0f}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds, and nobody learns whose it is
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()} {time.time():.0f}\n".encode(), 0)
     except BlockingIOError as exc:
-        owner = os.pread(fd, 64, 0).split()
+        owner = re.fullmatch(rb"(\d{1,18}) (\d{1,18})\n", os.pread(fd, 64, 0))
         calls.close(fd)
-        pid, started_at = (int(word) for word in owner) if len(owner) == 2 else (0, 0)
-        raise FolderInUse(str(path), pid, started_at) from exc
+        raise FolderInUse(str(path), int(owner[1]) if owner else 0, int(owner[2]) if owner else 0) from exc
     except OSError as exc:
         calls.close(fd)
         raise storage_error(exc, f"Locking the cache folder {path}") from exc

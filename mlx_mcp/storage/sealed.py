@@ -22,7 +22,6 @@ from typing import Any
 from mlx_mcp.storage.folder import Buffer, OpenFile
 
 DIGEST_BYTES = 32
-MAX_HEAD_BYTES = 1 << 25
 _HEAD = struct.Struct("<8sII32s")
 _FIRST_READ = 1 << 16  # holds the head of a full segment, or of a session of 50,000 tokens
 
@@ -78,7 +77,7 @@ def unseal(magic: bytes, key: bytes, file: OpenFile) -> Head:
     if found != magic:
         raise Unsound("another kind of file, or another version")
     nbytes = _HEAD.size + meta_nbytes + DIGEST_BYTES * num_digests
-    if nbytes > min(file.nbytes, MAX_HEAD_BYTES):
+    if nbytes > file.nbytes:
         raise Unsound("cut short")
     if nbytes > len(first):
         first += file.read(nbytes - len(first), len(first))

@@ -3,21 +3,22 @@
 Knows no blocks beyond their keys, and no tokenizer. One thread calls it.
 
 - `save` replaces a session's file as a whole: after any end of the process it is the old one or the new one.
-- Removing takes two steps, so that a kill between them leaves no bytes behind: the file is renamed to *.gone, which
-  ends the session; when its blocks are removed too, `forget` removes that file. A restart goes on with it.
+- Blocks that a session no longer needs are on record until they are removed, so that a kill leaves no bytes behind: the
+  file of a removed session is renamed to *.gone, and a file that replaces one says which blocks only that one needed.
 - A damaged file is set aside (*.bad, the newest 16), counted, and never an error: its tokens cannot be computed again.
-- Times are checked by a clock of our own: the wall clock as it was last seen, which never goes back, and goes ahead by
-  an hour at most per look. So one that is wrong by years ends no session early, unless it stays wrong for weeks.
+- Idle time is measured by a clock of our own. It goes as the wall clock goes, but never back, and by an hour at most
+  from one look to the next; the time between two processes counts too, unless it were over 30 days. So a wall clock
+  that jumps by years costs no session more than an hour of its TTL.
 """
 
 from __future__ import annotations
 
 import hmac
+import math
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from mlx_mcp.core.durable import SessionHead, SessionRecord
@@ -30,7 +31,8 @@ SUFFIX, GONE, BAD = ".session", ".gone", ".bad"
 MAX_TOKENS = 1 << 22
 MAX_TEXT_BYTES = 1 << 26
 MAX_BAD_FILES = 16
-MAX_CLOCK_STEP_S = 3600.0
+MAX_STEP_S = 3600.0
+MAX_OFF_S = 30 * 86400.0
 TOKEN_BYTES = 4
 
 
@@ -40,7 +42,10 @@ class _Kept:
 
     head: SessionHead
     blocks: tuple[bytes, ...]
+    let_go: tuple[bytes, ...]  # blocks that the file before this one needed
     file_name: str
+    saved_at: float  # by our clock
+    used_at: float  # by our clock
 
 
 _PLAIN = {  # fields that are in the head as they are, and their types
@@ -100,12 +105,23 @@ def head_of(meta: dict[str, Any], stored_bytes: int) -> tuple[SessionHead, tuple
             tokenizer=bytes.fromhex(meta["tokenizer"]),
             stored_bytes=stored_bytes,
         )
-        blocks = tuple(bytes.fromhex(key) for key in meta["blocks"])
     except (KeyError, TypeError, ValueError) as exc:
         raise Unsound("no session") from exc
     if not (0 <= meta["num_tokens"] <= MAX_TOKENS and 0 <= meta["text_bytes"] <= MAX_TEXT_BYTES):
         raise Unsound("longer than any session")
-    return head, blocks
+    return head, keys_of(meta, "blocks")
+
+
+def keys_of(meta: dict[str, Any], name: str) -> tuple[bytes, ...]:
+    """The keys that a head has under a name.
+
+    Raises:
+        Unsound: there are none.
+    """
+    try:
+        return tuple(bytes.fromhex(key) for key in meta[name])
+    except (KeyError, TypeError, ValueError) as exc:
+        raise Unsound("no keys") from exc
 
 
 def read_record(meta: dict[str, Any], head: Head, file: OpenFile) -> SessionRecord:
@@ -150,10 +166,12 @@ class SessionLog:
         self._folder = folder
         self._kept: dict[tuple[str, str], _Kept] = {}
         self._references: Counter[bytes] = Counter()
-        self._gone: dict[str, tuple[bytes, ...]] = {}  # files of sessions whose blocks are to be removed
+        self._gone: set[str] = set()  # files of removed sessions
+        self._let_go: set[bytes] = set()  # blocks that a session needed once, and perhaps none does now
         self.num_damaged = 0
         self._scan()
-        self._clock = max((kept.head.saved_at for kept in self._kept.values()), default=0.0)
+        self._clock = max((kept.saved_at for kept in self._kept.values()), default=-math.inf)
+        self._wall: float | None = None  # when we last looked at it
 
     def heads(self) -> list[SessionHead]:
         """All durable sessions, every version."""
@@ -163,31 +181,32 @@ class SessionLog:
         """Whether a durable session needs this block."""
         return key in self._references
 
-    def save(self, record: SessionRecord) -> list[bytes]:
+    def save(self, record: SessionRecord) -> None:
         """Make a session durable, in place of what that version of it was.
 
-        Returns the keys of blocks that no durable session needs any longer. Times that our clock cannot
-        believe are kept as it tells them.
+        What only the old one needed is in `let_go`, until `forget`.
 
         Raises:
             StorageError: it cannot be written now; the version is what it was.
         """
-        now = self._look_at(record.saved_at)
-        record = replace(record, saved_at=now, used_at=record.used_at + now - record.saved_at)
-        described, payload = describe(record)
-        meta = encode(described)
+        clock = {"saved": self._look_at(record.saved_at), "idle_s": max(0.0, record.saved_at - record.used_at)}
         name = self._file_name(record.tenant, record.session_id, record.version)
         old = self._kept.get((record.session_id, record.version))
         assert old is None or old.file_name == name, "a session changed hands"
-        kept = _Kept(*head_of(described, head_nbytes(meta, 1) + len(payload)), name)
+        described, payload = describe(record)
+        replaced = set(old.blocks if old else ()) - set(record.blocks)
+        described |= {"clock": clock, "let_go": [key.hex() for key in self._let_go | replaced]}
+        meta = encode(described)
+        kept = _kept(described, name, head_nbytes(meta, 1) + len(payload))
         sealed = seal(MAGIC, self._folder.key, meta, [digest((payload,))])
         try:
             self._folder.write(name, [(0, (sealed, payload))])
         except StorageError:
+            # Whether the disk has the old or the new file nobody can tell until the next start: both keep their blocks.
+            self._references.update({*record.blocks, *(old.blocks if old else ())})
             self._read_again(name)
             raise
         self._keep(kept)
-        return self._unreferenced(old.blocks if old else ())
 
     def load(self, session_id: str, version: str = "") -> SessionRecord | None:
         """A session, or None if there is none or it cannot be read. One that is damaged is set aside."""
@@ -211,38 +230,40 @@ class SessionLog:
         What goes with it is `let_go`, until `forget`.
 
         Raises:
-            StorageError: some are there still.
+            StorageError: some are there still, or may be after a power cut; ask again.
         """
         found = [self._kept[at] for at in self._kept if at[0] == session_id and version in (None, at[1])]
         for kept in found:
             gone = kept.file_name + GONE
+            self._folder.rename(kept.file_name, gone)
             self._drop(kept)
-            try:
-                self._folder.rename(kept.file_name, gone)
-            except StorageError:
-                self._read_again(kept.file_name)
-                raise
-            self._gone[gone] = kept.blocks
+            self._gone.add(gone)
+            self._let_go |= set(kept.blocks)
         return len(found)
 
     def let_go(self) -> list[bytes]:
-        """The keys of blocks that only removed sessions needed."""
-        return self._unreferenced({key for blocks in self._gone.values() for key in blocks})
+        """The keys of blocks that sessions needed once, and none does now."""
+        return [key for key in self._let_go if key not in self._references]
 
     def forget(self) -> None:
-        """Finish removals: the blocks that were let go are removed.
+        """Put out of mind what was let go, for it is removed.
 
         Raises:
-            StorageError: they will be let go again.
+            StorageError: it will be let go again.
         """
         if self._gone:
             self._folder.unlink(self._gone)
-            self._gone.clear()
+        self._gone.clear()
+        self._let_go.clear()
 
     def expired(self, now: float) -> list[SessionHead]:
         """The sessions left alone for longer than their TTL, by the wall clock. Ask about once a minute."""
         now = self._look_at(now)
-        return [head for head in self.heads() if head.ttl_s is not None and now - head.used_at > head.ttl_s]
+        return [
+            kept.head
+            for kept in self._kept.values()
+            if kept.head.ttl_s is not None and now - kept.used_at > kept.head.ttl_s
+        ]
 
     def clear(self) -> None:
         """Forget all sessions, and remove their bytes.
@@ -253,6 +274,7 @@ class SessionLog:
         self._kept.clear()
         self._references.clear()
         self._gone.clear()
+        self._let_go.clear()
         self._folder.unlink([name for name in self._folder.names() if name.endswith((SUFFIX, GONE, BAD))])
 
     # -- inside
@@ -267,11 +289,14 @@ class SessionLog:
                 self._read_again(name)
             elif name.endswith(SUFFIX + GONE):
                 try:
-                    self._gone[name] = self._read(name).blocks
+                    kept = self._read(name)
+                    self._let_go |= {*kept.blocks, *kept.let_go}
                 except Unsound:
-                    self._gone[name] = ()
+                    self.num_damaged += 1
                 except OSError:  # the next start will try again
                     self.num_damaged += 1
+                    continue
+                self._gone.add(name)
 
     def _read_again(self, name: str) -> None:
         """Know of a file what it says now."""
@@ -290,16 +315,17 @@ class SessionLog:
     def _read(self, name: str) -> _Kept:
         with self._folder.reading(name) as file:
             head = unseal(MAGIC, self._folder.key, file)
-            found, blocks = head_of(head.meta, file.nbytes)
+            kept = _kept(head.meta, name, file.nbytes)
             if head.nbytes + payload_bytes(head.meta) != file.nbytes:
                 raise Unsound("cut short")
-            return _Kept(found, blocks, name)
+            return kept
 
     def _keep(self, kept: _Kept) -> None:
         at = kept.head.session_id, kept.head.version
         if at in self._kept:
             self._drop(self._kept[at])
         self._kept[at] = kept
+        self._let_go |= set(kept.let_go)
         self._references.update(set(kept.blocks))
 
     def _drop(self, kept: _Kept) -> None:
@@ -308,9 +334,6 @@ class SessionLog:
             self._references[key] -= 1
             if not self._references[key]:
                 del self._references[key]
-
-    def _unreferenced(self, keys: Iterable[bytes]) -> list[bytes]:
-        return [key for key in keys if key not in self._references]
 
     def _set_aside(self, name: str) -> None:
         """Rename a damaged file; of many the oldest go."""
@@ -324,7 +347,23 @@ class SessionLog:
 
     def _look_at(self, wall: float) -> float:
         """Our clock, after a look at the wall's."""
-        if self._clock == 0.0:
+        if self._wall is not None:
+            self._clock += min(max(0.0, wall - self._wall), MAX_STEP_S)
+        elif self._clock == -math.inf or 0.0 <= wall - self._clock <= MAX_OFF_S:
             self._clock = wall
-        self._clock = min(max(wall, self._clock), self._clock + MAX_CLOCK_STEP_S)
+        self._wall = wall
         return self._clock
+
+
+def _kept(meta: dict[str, Any], file_name: str, file_nbytes: int) -> _Kept:
+    """What a file's head says.
+
+    Raises:
+        Unsound: it says nothing that `SessionLog.save` would.
+    """
+    head, blocks = head_of(meta, file_nbytes)
+    try:
+        saved_at, idle_s = float(meta["clock"]["saved"]), float(meta["clock"]["idle_s"])
+    except (KeyError, TypeError, ValueError, OverflowError) as exc:
+        raise Unsound("no times") from exc
+    return _Kept(head, blocks, keys_of(meta, "let_go"), file_name, saved_at, saved_at - idle_s)

@@ -12,6 +12,7 @@ Knows keys and bytes; what they mean is the caller's. One thread calls it; `find
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import time
 from array import array
@@ -35,6 +36,7 @@ SUFFIX = ".blocks"
 MAX_SEGMENT_BLOCKS = 64
 MAX_SEGMENT_BYTES = 64_000_000
 HASH_APART_BYTES = 1 << 16  # less is hashed sooner than another thread has woken up
+HASH_THREADS = max(1, min(3, (os.cpu_count() or 1) // 2))  # SSDs outrun one; the engine needs cores too
 DAY_S = 86400
 
 
@@ -181,7 +183,7 @@ class SsdTier:
         self._serial = self._nbytes = 0
         self._hits = self._misses = self._corrupt = self._dropped = self._evicted = 0
         self._day, self._written_today, self._offloaded_today = self._today(), 0, 0
-        self._hashers = ThreadPoolExecutor(2, "mlx-mcp-hash")
+        self._hashers = ThreadPoolExecutor(HASH_THREADS, "mlx-mcp-hash")
         self._scan()
 
     def close(self) -> None:
@@ -441,13 +443,16 @@ class SsdTier:
         def keep(key: bytes) -> bool:
             return key in incoming or self._is_wanted(key)
 
-        wanted_bytes = sum(record.nbytes for _, record in self._index.values() if keep(record.key))
-        if wanted_bytes + need > self._quota_bytes:
-            raise StorageError(
+        def full(wanted_bytes: int) -> StorageError:
+            return StorageError(
                 f"{need / 1e6:.1f} MB do not fit: durable sessions take {wanted_bytes / 1e6:.1f} MB of the "
                 f"{self._quota_bytes / 1e6:.1f} MB allowed on disk. Close sessions that are no longer needed, or have "
                 "the server started with a larger limit."
             )
+
+        wanted_bytes = sum(record.nbytes for _, record in self._index.values() if keep(record.key))
+        if wanted_bytes + need > self._quota_bytes:
+            raise full(wanted_bytes)
         # Whole files first, for they cost nothing; then those that durable sessions share with others.
         for shared in (False, True):
             for segment in list(self._segments.values()):
@@ -459,6 +464,8 @@ class SsdTier:
                     self._remove_from(segment, keep)
                     self._evicted += len(live) - num_kept
                     point("evict.some")
+        if self._nbytes + need > self._quota_bytes:
+            raise full(self._nbytes)
 
     def _remove_from(self, segment: _Segment, keep: Callable[[bytes], bool]) -> None:
         """Leave nothing of a file but what is kept, in a new one."""
@@ -507,4 +514,7 @@ def _segment(name: str, head: Head, file_nbytes: int) -> _Segment:
     if type(serial) is not int or type(offload) is not bool:
         raise Unsound("no segment")
     records = records_of(head.meta.get("blocks"), head.digests, head.nbytes)
-    return _Segment(name, serial, file_nbytes, offload, {record.key: record for record in records})
+    by_key = {record.key: record for record in records}
+    if len(by_key) < len(records):
+        raise Unsound("a block twice")
+    return _Segment(name, serial, file_nbytes, offload, by_key)

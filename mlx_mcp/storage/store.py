@@ -65,10 +65,11 @@ class Store:
         try:
             store = cls(folder, quota_bytes, daily_bytes, wall)
             point("open.scanned")
-            store._finish_removals()
-            # A session whose file could not be read may come back, and then wants its blocks.
-            if not store.sessions.num_damaged:
-                store.tier.collect()
+            with contextlib.suppress(StorageError):  # a full disk: the next start will try again
+                store._finish_removals()
+                # A session whose file could not be read may come back, and then wants its blocks.
+                if not store.sessions.num_damaged:
+                    store.tier.collect()
             point("open.collected")
         except BaseException:
             folder.close()
@@ -100,10 +101,10 @@ class Store:
                     f"{num_missing} of the session's {len(record.blocks)} blocks are not on disk. Persist it again."
                 )
             point("persist.blocks_durable")
-            let_go = self.sessions.save(record)
+            self.sessions.save(record)
         point("persist.manifest_durable")
-        with contextlib.suppress(StorageError):  # the session is durable; `open` will try again
-            self.tier.delete(let_go)
+        with contextlib.suppress(StorageError):  # the session is durable; what it was before goes the next time
+            self._finish_removals()
         return written
 
     def remove(self, session_id: str, version: str | None = None) -> int:
@@ -138,7 +139,7 @@ class Store:
         self.tier.clear()
 
     def export(self, session_id: str, path: Path, version: str = "") -> int:
-        """Write a session and its blocks to one new file, which any folder can import; returns its bytes.
+        """Write a session and the blocks that are there to a file, which other folders can import; returns its bytes.
 
         Raises:
             StorageError: there is no such session, or the file cannot be written.
@@ -147,6 +148,8 @@ class Store:
         if record is None:
             raise StorageError(f"No durable session {session_id[:80]!r} to export. Persist it first.")
         records = self.tier.records(record.blocks)
+        num_kept = min(record.num_kept, sum(len(known.tokens) for known in records))
+        record = replace(record, blocks=record.blocks[: len(records)], num_kept=num_kept)
         described, payload = session_log.describe(record)
         meta = encode({"session": described, "blocks": [describe(known) for known in records]})
         digests = [digest((payload,)), *(known.digest for known in records)]
@@ -191,7 +194,6 @@ class Store:
                 record = session_log.read_record(said, head, file)
                 begin = head.nbytes + session_log.payload_bytes(said)
                 records = records_of(head.meta.get("blocks"), head.digests[1:], begin)
-                record = replace(record, blocks=record.blocks[: len(records)])
                 if record.blocks != tuple(known.key for known in records):
                     raise Unsound("other blocks than the session's")
                 if any(
