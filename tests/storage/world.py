@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mlx_mcp.core.durable import SessionRecord
 from mlx_mcp.core.ports import StoredBlock
-from mlx_mcp.storage.session_log import SessionRecord
 from mlx_mcp.storage.store import Store
 
 BLOCK_TOKENS = 4
