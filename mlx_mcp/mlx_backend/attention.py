@@ -398,11 +398,11 @@ class FullLayer:
             for i, plane in enumerate(planes):
                 to[i][new.index : new.index + 1, :, :length] = plane[old.index : old.index + 1, :, :length]
 
-    def scrub(self, slot: Slot) -> None:
-        """Zero a slot: a weight of nothing on a number that is none, left there by a broken row, is none itself."""
+    def scrub(self, slot: Slot, start: int = 0) -> None:
+        """Zero a slot from `start` on: a weight of nothing on no number, left there by a broken row, is none itself."""
         for planes in self.slabs.get(slot.slab.slab_id, ()):
             for plane in planes:
-                plane[slot.index : slot.index + 1] = mx.zeros((), plane.dtype)
+                plane[slot.index : slot.index + 1, :, start:] = mx.zeros((), plane.dtype)
 
 
 class RowCache:

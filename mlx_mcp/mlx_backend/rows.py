@@ -28,6 +28,7 @@ from mlx_mcp.errors import ModelError
 from mlx_mcp.mlx_backend.attention import (
     FullLayer,
     KvBits,
+    Planes,
     RingsCache,
     RowCache,
     SlotsCache,
@@ -84,8 +85,8 @@ class Rows(ABC):
         self.lengths[sequence_id] = chunk.end
         return self.own[sequence_id]
 
-    def begin(self, sequence: Sequence) -> None:
-        """Make a row of no tokens."""
+    def begin(self, sequence: Sequence, num_tokens: int = 0) -> None:
+        """Make a row of no tokens; `num_tokens` are put in it at once."""
         self.lengths[sequence.sequence_id] = 0
         self.own[sequence.sequence_id] = make_prompt_cache(self.model)
 
@@ -95,7 +96,7 @@ class Rows(ABC):
         Waits for the copies: a tensor that is written to while it is being filled would be copied whole.
         """
         sequence, num_tokens = restore.sequence, restore.num_tokens
-        self.begin(sequence)
+        self.begin(sequence, num_tokens)
         self._fill(restore)
         own = leaves(self.own[sequence.sequence_id])
         for i, planes in self.codec.latest(restore.parts, num_tokens).items():
@@ -249,16 +250,16 @@ class SlottedRows(Rows):
             caches[i] = RowCache(layer, self.slots[sequence_id], chunk.start, self.prefixes[sequence_id])
         return regroup(self.template, caches)
 
-    def begin(self, sequence: Sequence) -> None:
+    def begin(self, sequence: Sequence, num_tokens: int = 0) -> None:
         """See Rows.begin."""
         sequence_id, slot = sequence.sequence_id, sequence.slot
         assert slot is not None, f"sequence {sequence_id} runs without a slot"
-        super().begin(sequence)
+        super().begin(sequence, num_tokens)
         fresh = leaves(self.own[sequence_id])
         self.own[sequence_id] = [None if i in self.layers else leaf for i, leaf in enumerate(fresh)]
         self.slots[sequence_id], self.prefixes[sequence_id] = slot, sequence.prefix
         for layer in self.layers.values():
-            layer.scrub(slot)
+            layer.scrub(slot, num_tokens - num_shared(sequence.prefix) if num_tokens else 0)
 
     def batches(self, sequences: list[Sequence]) -> list[Batch]:
         """One batch, in order of slab and slot."""
@@ -325,10 +326,16 @@ class SlottedRows(Rows):
 
     def _write(self, slot: Slot, restore: Restore, first: int, last: int) -> None:
         """Put tokens [first, last) into a slot, from its beginning on."""
+        if mx.default_device() == mx.cpu:
+            like = self.codec.tokens(restore.parts, 0, 1)
+            slabs = {i: self.layers[i].planes(slot.slab, halves(planes)) for i, planes in like.items()}
+            mx.eval(list(slabs.values()))
+            places = {i: [*keys, *values] for i, (keys, values) in slabs.items()}
+            self.codec.pour(restore.parts, first, last, places, slot.index)
+            return
         for start, end in spans(first, last):
             for i, planes in self.codec.tokens(restore.parts, start, end).items():
-                half = len(planes) // 2
-                self.layers[i].write(slot, start - first, tuple(planes[:half]), tuple(planes[half:]))
+                self.layers[i].write(slot, start - first, *halves(planes))
             mx.eval([layer.slabs[slot.slab.slab_id] for layer in self.layers.values()])
 
     def _read(self, sequence_id: int, i: int, start: int, end: int) -> list[mx.array]:
@@ -428,6 +435,11 @@ def refusal(model: Any, caches: list[Any]) -> str:
     if [[x.shape for x in leaf.cache] for leaf in states] != before:
         return "Its states grow."
     return ""
+
+
+def halves(planes: list[mx.array]) -> tuple[Planes, Planes]:
+    """A layer's planes: those of its keys, and those of its values."""
+    return tuple(planes[: len(planes) // 2]), tuple(planes[len(planes) // 2 :])
 
 
 def spans(start: int, end: int) -> Iterator[tuple[int, int]]:
