@@ -416,10 +416,19 @@ class RowCache:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Kept, Kept]:
         """Append keys and values [1, kv_heads, tokens, head_dim]."""
-        start, i = self.offset - num_shared(self.prefix), self.slot.index
-        end = start + keys.shape[2]
+        self.append(keys, values)
+        return self.fetch()
+
+    def append(self, keys: mx.array, values: mx.array) -> None:
+        """Put keys and values after those there are."""
+        start = self.offset - num_shared(self.prefix)
         self.layer.write(self.slot, start, self.layer.encode(keys), self.layer.encode(values))
         self.offset += keys.shape[2]
+        self.dtype = values.dtype
+
+    def fetch(self) -> tuple[Kept, Kept]:
+        """Take what is there to be attended to; nothing may be written to the slab before that is computed."""
+        end, i = self.offset - num_shared(self.prefix), self.slot.index
         kept = self.layer.slabs[self.slot.slab.slab_id]
         whole: list[Any] = [tuple(plane[i : i + 1, :, :end] for plane in planes) for planes in kept]
         self.parts = [(whole[0][0], whole[1][0])]
@@ -429,7 +438,6 @@ class RowCache:
             both = zip(first, whole, strict=True)
             whole = [tuple(mx.concatenate(list(p), axis=2) for p in zip(*planes, strict=True)) for planes in both]
         self.keys, self.values = whole if self.layer.kv_bits else [planes[0] for planes in whole]
-        self.dtype = values.dtype
         return self.keys_and_values()
 
     def keys_and_values(self) -> tuple[Kept, Kept]:
@@ -460,6 +468,45 @@ class RowCache:
             assert mask == "causal", f"a mask of {mask}"
             return [*before, mx.tri(chunk, dtype=mx.float32) > 0]
         return [mask[:, :shared], mask[:, shared:]] if shared else [mask]
+
+
+class ChunksCache:
+    """Chunks of several rows in one FULL layer, as long as the longest of them; what is after a shorter one is nothing.
+
+    The linear layers run over all of them, and read the model's weights once; each row attends to its own.
+    """
+
+    def __init__(self, rows: list[RowCache], sizes: list[int]) -> None:
+        self.rows, self.sizes = rows, sizes
+        self.offset = mx.array([row.offset for row in rows])
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Kept, Kept]:
+        """Append keys and values [rows, kv_heads, longest, head_dim], of each row as many as its chunk has."""
+        for i, (row, size) in enumerate(zip(self.rows, self.sizes, strict=True)):
+            row.append(keys[i : i + 1, :, :size], values[i : i + 1, :, :size])
+        for row in self.rows:  # after all is written: rows of one slab would else copy it, one for another
+            row.fetch()
+        self.dtype = values.dtype
+        return self.keys_and_values()
+
+    def keys_and_values(self) -> tuple[Kept, Kept]:
+        """What was returned last, for layers that share it."""
+        kept = Kept(self, self.dtype)
+        return kept, kept
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:
+        """The rows' masks, which go through the model to `attend`."""
+        assert max(self.sizes) == N, f"chunks of {self.sizes} tokens in a pass of {N}"
+        return [row.make_mask(size, return_array, window_size) for row, size in zip(self.rows, self.sizes, strict=True)]
+
+    def attend(self, queries: mx.array, scale: float, mask: Any, sinks: mx.array | None) -> mx.array:
+        """See Keeper.attend."""
+        assert isinstance(mask, list), "the model made a mask of its own"
+        longest, outs = queries.shape[2], []
+        for i, (row, size, own) in enumerate(zip(self.rows, self.sizes, mask, strict=True)):
+            out = row.attend(queries[i : i + 1, :, :size], scale, own, sinks)
+            outs.append(out if size == longest else mx.pad(out, [(0, 0), (0, 0), (0, longest - size), (0, 0)]))
+        return mx.concatenate(outs)
 
 
 class SlotsCache:

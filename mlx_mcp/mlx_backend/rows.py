@@ -26,6 +26,7 @@ from mlx_mcp.core.slots import KvCost, SharedPrefix, Slab, Slot
 from mlx_mcp.core.steps import Chunk, Move, Restore
 from mlx_mcp.errors import ModelError
 from mlx_mcp.mlx_backend.attention import (
+    ChunksCache,
     FullLayer,
     KvBits,
     Planes,
@@ -57,6 +58,8 @@ ALLOWED = frozenset(
 # Model files that fail or, worse, answer wrongly when the rows of a batch are padded to one length.
 ALONE = frozenset("afm7 gemma2 gpt_bigcode longcat_flash_ngram minimax_m3_vl phi3small".split())
 
+# A pass reads the weights once, which takes as long as some 20 tokens do: padded by more, a row is better off alone.
+PAD_TOKENS = 16
 async_eval: Any = mx.async_eval  # which has no types
 SPAN_TOKENS = 1024  # laid end to end at a time: a restore takes as much beside its row
 
@@ -75,6 +78,15 @@ class Rows(ABC):
     def nbytes(self) -> int:
         """What all rows take now."""
         return sum(cache.nbytes for caches in self.own.values() for cache in caches if cache is not None)
+
+    def passes(self, chunks: tuple[Chunk, ...]) -> list[list[Chunk]]:
+        """Which of a step's chunks go through the model together, each pass after the one before."""
+        return [[chunk] for chunk in chunks]
+
+    def together(self, chunks: list[Chunk]) -> list[Any]:
+        """The caches to compute a pass with, a row for each chunk, as long as the longest."""
+        (chunk,) = chunks
+        return self.one(chunk)
 
     def one(self, chunk: Chunk) -> list[Any]:
         """The caches to compute a chunk with; makes the row, unless it was restored or has begun."""
@@ -231,6 +243,7 @@ class SlottedRows(Rows):
         super().__init__(model, cost, codec)
         self.template = make_prompt_cache(model)
         self.layers = {i: FullLayer(kv_bits) for i, leaf in enumerate(leaves(self.template)) if type(leaf) is KVCache}
+        self.apart = len(self.layers) < len(leaves(self.template))  # rings and states take one row at a time
         self.slots: dict[int, Slot] = {}
         self.prefixes: dict[int, SharedPrefix | None] = {}
         self.joined_ids: list[int] = []  # whose states are in `joined`, in its order
@@ -241,6 +254,29 @@ class SlottedRows(Rows):
         """See Rows.nbytes."""
         full = sum(layer.nbytes for layer in self.layers.values())
         return super().nbytes + full + sum(int(cache.nbytes) for cache in self.joined.values())
+
+    def passes(self, chunks: tuple[Chunk, ...]) -> list[list[Chunk]]:
+        """See Rows.passes: the ends of prompts that are about as long as each other go together."""
+        if self.apart:
+            return super().passes(chunks)
+        passes = [[chunk] for chunk in chunks if not chunk.last]  # first, since some of them have their last here too
+        ends: list[list[Chunk]] = []
+        for chunk in (chunk for chunk in chunks if chunk.last):
+            near = (end for end in ends if all(abs(size(chunk) - size(other)) <= PAD_TOKENS for other in end))
+            into = next(near, None)
+            if into is None:
+                ends.append([chunk])
+            else:
+                into.append(chunk)
+        return passes + ends
+
+    def together(self, chunks: list[Chunk]) -> list[Any]:
+        """See Rows.together."""
+        if len(chunks) == 1:
+            return super().together(chunks)
+        sizes = [size(chunk) for chunk in chunks]
+        layers = zip(*(leaves(self.one(chunk)) for chunk in chunks), strict=True)
+        return regroup(self.template, [ChunksCache(list(rows), sizes) for rows in layers])
 
     def one(self, chunk: Chunk) -> list[Any]:
         """See Rows.one."""
@@ -435,6 +471,11 @@ def refusal(model: Any, caches: list[Any]) -> str:
     if [[x.shape for x in leaf.cache] for leaf in states] != before:
         return "Its states grow."
     return ""
+
+
+def size(chunk: Chunk) -> int:
+    """How many tokens it is."""
+    return chunk.end - chunk.start
 
 
 def halves(planes: list[mx.array]) -> tuple[Planes, Planes]:
