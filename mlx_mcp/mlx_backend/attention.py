@@ -453,6 +453,8 @@ class RowCache:
         """See Keeper.attend."""
         fast = self.layer.kv_bits is None and by_power(queries.shape[1] * queries.shape[2] * self.offset, queries.dtype)
         if fast and (mask is None or isinstance(mask, str) or (mask.ndim == 2 and mask.dtype == mx.bool_)):
+            if queries.shape[2] == 1 and len(self.parts) == 1 and mask is None:
+                return power_attention(queries, *self.parts[0], scale, None, sinks)
             return chunk_attention(queries, self.parts, self._masks(mask, queries.shape[2]), scale, sinks)
         # [:], since mlx-lm's quantized attention changes its queries, and a layer may attend twice with the same.
         out: mx.array = original(queries[:], self.keys, self.values, self, scale, mask, sinks)
