@@ -271,6 +271,44 @@ def chunk_attention(
     return whole.reshape(1, heads, chunk, whole.shape[-1])
 
 
+def prefix_attention(
+    queries: mx.array, prefix: tuple[mx.array, mx.array], own: tuple[mx.array, mx.array], mask: mx.array, scale: float
+) -> mx.array:
+    """Attention, by `power`, of chunks of several rows over one prefix and over what each row has for itself.
+
+    queries: [rows, heads, chunk, head_dim]; prefix: [1, kv_heads, tokens, width] each; own: [rows, kv_heads, longest,
+    width] each; mask: bool [rows, chunk, longest]. No row's numbers reach another's.
+    """
+    rows, heads, chunk, width = queries.shape
+    kv_heads, tokens = prefix[0].shape[1:3]
+    each = heads // kv_heads
+    scaled = (queries * (scale * LOG2E)).reshape(rows, kv_heads, each * chunk, width)
+    scores = (scaled @ own[0].swapaxes(-1, -2)).reshape(rows, kv_heads, each, chunk, -1) + bars(mask)[:, None, None]
+    scores = scores.reshape(rows, kv_heads, each * chunk, -1).swapaxes(0, 1)
+    scaled, own_values = scaled.swapaxes(0, 1), own[1].swapaxes(0, 1)
+    num_rows = max(1, 4 * PIECE // (each * chunk * tokens))  # at a time
+    blocks = list(cut([prefix], [None], max(1, 2 * PIECE // (each * chunk * min(rows, num_rows)))))
+    outs: list[list[mx.array]] = []
+    last: list[mx.array] = []
+    for head in range(kv_heads):
+        of = slice(head, head + 1)
+        outs.append([])
+        for start in range(0, rows, num_rows):
+            some = slice(start, start + num_rows)
+            q = scaled[of, some]
+            q, shape = mx.depends([q], last)[0] if last else q, q.shape[:3]
+            flat = q.flatten(1, 2)
+            parts = [flat @ keys[0, of].swapaxes(-1, -2) for keys, _, _ in blocks]
+            (*weights, of_own), total = weigh([*parts, scores[of, some].flatten(1, 2)], None)
+            out = (of_own.reshape(*shape, -1) @ own_values[of, some]).flatten(1, 2)
+            for weight, (_, values, _) in zip(weights, blocks, strict=True):
+                out = mx.addmm(out, weight, values[0, of])
+            last = [(out / total).reshape(*shape, -1)]
+            outs[-1] += last
+    whole = mx.concatenate([mx.concatenate(some, axis=1) for some in outs])
+    return whole.swapaxes(0, 1).reshape(rows, heads, chunk, whole.shape[-1])
+
+
 def cut(
     parts: list[tuple[mx.array, mx.array]], masks: list[mx.array | None], size: int
 ) -> Iterator[tuple[mx.array, mx.array, mx.array | None]]:
@@ -451,14 +489,20 @@ class RowCache:
 
     def attend(self, queries: mx.array, scale: float, mask: Any, sinks: mx.array | None) -> mx.array:
         """See Keeper.attend."""
-        fast = self.layer.kv_bits is None and by_power(queries.shape[1] * queries.shape[2] * self.offset, queries.dtype)
-        if fast and (mask is None or isinstance(mask, str) or (mask.ndim == 2 and mask.dtype == mx.bool_)):
+        if self.goes_by_power(queries) and (
+            mask is None or isinstance(mask, str) or (mask.ndim == 2 and mask.dtype == mx.bool_)
+        ):
             if queries.shape[2] == 1 and len(self.parts) == 1 and mask is None:
                 return power_attention(queries, *self.parts[0], scale, None, sinks)
             return chunk_attention(queries, self.parts, self._masks(mask, queries.shape[2]), scale, sinks)
         # [:], since mlx-lm's quantized attention changes its queries, and a layer may attend twice with the same.
         out: mx.array = original(queries[:], self.keys, self.values, self, scale, mask, sinks)
         return out
+
+    def goes_by_power(self, queries: mx.array) -> bool:
+        """Whether attention of a chunk's queries, or of as many, goes by `power`."""
+        num_scores = queries.shape[1] * queries.shape[2] * self.offset
+        return self.layer.kv_bits is None and by_power(num_scores, queries.dtype)
 
     def _masks(self, mask: Any, chunk: int) -> list[mx.array | None]:
         """A mask as `make_mask` gives it, for each of the parts."""
@@ -486,8 +530,6 @@ class ChunksCache:
         """Append keys and values [rows, kv_heads, longest, head_dim], of each row as many as its chunk has."""
         for i, (row, size) in enumerate(zip(self.rows, self.sizes, strict=True)):
             row.append(keys[i : i + 1, :, :size], values[i : i + 1, :, :size])
-        for row in self.rows:  # after all is written: rows of one slab would else copy it, one for another
-            row.fetch()
         self.dtype = values.dtype
         return self.keys_and_values()
 
@@ -504,11 +546,33 @@ class ChunksCache:
     def attend(self, queries: mx.array, scale: float, mask: Any, sinks: mx.array | None) -> mx.array:
         """See Keeper.attend."""
         assert isinstance(mask, list), "the model made a mask of its own"
+        first = self.rows[0]
+        plain = sinks is None and all(own is None or isinstance(own, str) for own in mask)
+        together = {(row.prefix, row.slot.slab) for row in self.rows} == {(first.prefix, first.slot.slab)}
+        if plain and together and first.prefix is not None and first.goes_by_power(queries):
+            return self._over(first.prefix, queries, scale)
+        for row in self.rows:  # after all was written: rows of one slab would else copy it, one for another
+            row.fetch()
         longest, outs = queries.shape[2], []
         for i, (row, size, own) in enumerate(zip(self.rows, self.sizes, mask, strict=True)):
             out = row.attend(queries[i : i + 1, :, :size], scale, own, sinks)
             outs.append(out if size == longest else mx.pad(out, [(0, 0), (0, 0), (0, longest - size), (0, 0)]))
         return mx.concatenate(outs)
+
+    def _over(self, prefix: SharedPrefix, queries: mx.array, scale: float) -> mx.array:
+        """Attention of all rows over their prefix, and of each over its slot."""
+        layer = self.rows[0].layer
+        ends = [row.offset - prefix.num_tokens for row in self.rows]
+        starts = mx.array(ends) - mx.array(self.sizes)
+        order = mx.arange(max(ends)) - mx.arange(queries.shape[2])[:, None]
+        slots, longest = [row.slot.index for row in self.rows], max(ends)
+        keys, values = (
+            mx.concatenate([planes[0][i : i + 1, :, :longest] for i in slots])
+            for planes in layer.slabs[self.rows[0].slot.slab.slab_id]
+        )
+        first = layer.prefixes[prefix.prefix_id]
+        mask = order <= starts[:, None, None]
+        return prefix_attention(queries, (first[0][0], first[1][0]), (keys, values), mask, scale)
 
 
 class SlotsCache:
