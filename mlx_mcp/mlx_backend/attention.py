@@ -14,16 +14,18 @@ Engine thread only.
 
 from __future__ import annotations
 
+import platform
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate, groupby
-from math import ceil, e, log2
+from math import ceil, e, log, log2
 from types import ModuleType
 from typing import Any, Protocol
 
 import mlx.core as mx
+import numpy as np
 from mlx_lm.models import base
 from mlx_lm.models.cache import ArraysCache, create_attention_mask
 
@@ -31,12 +33,14 @@ from mlx_mcp.core.slots import SharedPrefix, Slab, Slot
 from mlx_mcp.mlx_backend.blas import openblas_in_front
 
 # On x86 CPUs mlx takes exp of one number at a time, and that is most of what attention takes. Where OpenBLAS rounds
-# differently in batches of each size anyway, attention to more scores than FEW goes by `power` instead.
+# differently in batches of each size anyway, attention to more scores than FEW goes by `power` instead; of a chunk, by
+# numpy's exp.
 FEW = 10_000
 # Scores in one tensor: a dozen such fit in a CPU's caches and in the 32 MB of freed memory that mlx keeps on CPUs, and
 # to have the system map more anew takes four times as long as to compute it.
 PIECE = 1 << 18
 LOG2E = log2(e)
+LN2 = np.float32(log(2))
 ROUND = 1.5 * 2**23  # added to a float32 of less than 2**22, it leaves the nearest whole number in the last bits
 # Minimax of 2**x over [-1/2, 1/2] but for the first, which is 1, last first: within 1e-7, rounded within 2e-7.
 TERMS = (0.001326472731307149, 0.009671512991189957, 0.05550733581185341, 0.24022242426872253, 0.6931470036506653)
@@ -86,6 +90,7 @@ def attend(
     return out
 
 
+async_eval: Any = mx.async_eval  # which has no types
 original: Any = base.scaled_dot_product_attention
 quantized: Any = base.quantized_scaled_dot_product_attention
 quantized_matmul: Any = mx.quantized_matmul  # whose types take no planes unpacked
@@ -144,6 +149,28 @@ def weigh(scores: list[mx.array], sinks: mx.array | None) -> tuple[list[mx.array
     for part in weights:
         total = mx.addmm(total, part, mx.ones((part.shape[-1], 1)))  # faster than mx.sum
     return weights, total
+
+
+def weigh_chunk(scores: list[mx.array], sinks: mx.array | None) -> tuple[list[mx.array], mx.array]:
+    """What `weigh` does, at once and in the scores' own memory, which nothing else may use.
+
+    numpy takes exp of many numbers at a time, and needs three passes where `power` needs seventeen. Not for decoding:
+    it would wait for each layer, where a step is run ahead of the tokens of the one before.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):  # elsewhere nobody has measured it
+        return weigh(scores, sinks)
+    mx.eval(scores, sinks)
+    parts, sink = [np.asarray(part) for part in scores], None if sinks is None else np.asarray(sinks)
+    with np.errstate(all="ignore"):  # a row of no numbers is found by its logits
+        tops = [part.max(axis=-1, keepdims=True) for part in parts]
+        top = reduce(np.maximum, tops if sink is None else [*tops, sink])
+        total = top - top if sink is None else np.exp2(sink - top)
+        for part in parts:
+            np.subtract(part, top, out=part)
+            np.multiply(part, LN2, out=part)
+            np.exp(part, out=part)  # exp2 takes longer
+            total = total + part.sum(axis=-1, keepdims=True)
+    return scores, mx.array(total)
 
 
 def bars(mask: mx.array) -> mx.array:
@@ -261,7 +288,7 @@ def chunk_attention(
                 if bar is not None:
                     s[..., -bar.shape[-1] :] += bar[start : start + num_queries]
                 scores.append(s)
-            weights, total = weigh(scores, None if sink is None else sink[of])
+            weights, total = weigh_chunk(scores, None if sink is None else sink[of])
             out = mx.zeros((len(q), 1, 1))
             for weight, (_, values, _) in zip(weights, blocks, strict=True):
                 out = mx.addmm(out, weight.flatten(1, 2), values[0, of])
@@ -269,6 +296,12 @@ def chunk_attention(
             outs[-1] += last
     whole = mx.concatenate([mx.concatenate(some, axis=2) for some in outs])
     return whole.reshape(1, heads, chunk, whole.shape[-1])
+
+
+def begun(out: mx.array) -> mx.array:
+    """A layer's attention, of which computing begins while Python is at the layers after it."""
+    async_eval(out)
+    return out
 
 
 def prefix_attention(
@@ -299,7 +332,7 @@ def prefix_attention(
             q, shape = mx.depends([q], last)[0] if last else q, q.shape[:3]
             flat = q.flatten(1, 2)
             parts = [flat @ keys[0, of].swapaxes(-1, -2) for keys, _, _ in blocks]
-            (*weights, of_own), total = weigh([*parts, scores[of, some].flatten(1, 2)], None)
+            (*weights, of_own), total = weigh_chunk([*parts, scores[of, some].flatten(1, 2)], None)
             out = (of_own.reshape(*shape, -1) @ own_values[of, some]).flatten(1, 2)
             for weight, (_, values, _) in zip(weights, blocks, strict=True):
                 out = mx.addmm(out, weight, values[0, of])
@@ -493,8 +526,8 @@ class RowCache:
             mask is None or isinstance(mask, str) or (mask.ndim == 2 and mask.dtype == mx.bool_)
         ):
             if queries.shape[2] == 1 and len(self.parts) == 1 and mask is None:
-                return power_attention(queries, *self.parts[0], scale, None, sinks)
-            return chunk_attention(queries, self.parts, self._masks(mask, queries.shape[2]), scale, sinks)
+                return begun(power_attention(queries, *self.parts[0], scale, None, sinks))
+            return begun(chunk_attention(queries, self.parts, self._masks(mask, queries.shape[2]), scale, sinks))
         # [:], since mlx-lm's quantized attention changes its queries, and a layer may attend twice with the same.
         out: mx.array = original(queries[:], self.keys, self.values, self, scale, mask, sinks)
         return out
@@ -550,7 +583,7 @@ class ChunksCache:
         plain = sinks is None and all(own is None or isinstance(own, str) for own in mask)
         together = {(row.prefix, row.slot.slab) for row in self.rows} == {(first.prefix, first.slot.slab)}
         if plain and together and first.prefix is not None and first.goes_by_power(queries):
-            return self._over(first.prefix, queries, scale)
+            return begun(self._over(first.prefix, queries, scale))
         for row in self.rows:  # after all was written: rows of one slab would else copy it, one for another
             row.fetch()
         longest, outs = queries.shape[2], []

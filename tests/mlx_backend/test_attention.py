@@ -247,12 +247,27 @@ def test_weights_by_power_are_those_of_a_softmax(spread, sizes, sinks):
         assert mx.where(mask, 0, mine).max() == 0
 
 
+@pytest.mark.parametrize("spread", [0.1, 1, 80])
+@pytest.mark.parametrize("sinks", [None, mx.array([0.5, -90.0, 90.0]).reshape(1, 3, 1)])
+def test_a_chunks_weights_are_those_by_power(spread, sinks):
+    scores = [mx.random.uniform(-spread, spread, (2, 3, size)) for size in (900, 40)]
+    scores[1][..., 7:] -= attention.BAR
+    weights, total = attention.weigh(scores, sinks)
+    expected = [part / total for part in weights]
+    mx.eval(expected)
+    weights, total = attention.weigh_chunk(scores, sinks)
+    assert mx.abs(weights[1][..., 7:]).max() == 0
+    for mine, theirs in zip(weights, expected, strict=True):
+        assert mx.abs(mine / total - theirs).max() < 1e-6
+
+
+@pytest.mark.parametrize("weigh", [attention.weigh, attention.weigh_chunk])
 @pytest.mark.parametrize("number", [mx.nan, mx.inf, -mx.nan])
-def test_a_score_that_is_no_number_spoils_its_own_row(number):
+def test_a_score_that_is_no_number_spoils_its_own_row(number, weigh):
     scores = mx.random.normal((1, 1, 4, 700))
-    fine, _ = attention.weigh([scores], None)
+    fine, _ = weigh([scores + 0], None)
     scores[0, 0, 2, 33] = number
-    weights, total = attention.weigh([scores[..., :500], scores[..., 500:]], None)
+    weights, total = weigh([scores[..., :500], scores[..., 500:]], None)
     assert np.isnan(total.flatten().tolist()).tolist() == [False, False, True, False]
     assert mx.array_equal(mx.concatenate(weights, -1)[:, :, [0, 1, 3]], fine[0][:, :, [0, 1, 3]])
 
