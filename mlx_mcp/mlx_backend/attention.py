@@ -14,16 +14,18 @@ Engine thread only.
 
 from __future__ import annotations
 
+import platform
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate, groupby
-from math import ceil, e, log2
+from math import ceil, e, log, log2
 from types import ModuleType
 from typing import Any, Protocol
 
 import mlx.core as mx
+import numpy as np
 from mlx_lm.models import base
 from mlx_lm.models.cache import ArraysCache, create_attention_mask
 
@@ -31,12 +33,14 @@ from mlx_mcp.core.slots import SharedPrefix, Slab, Slot
 from mlx_mcp.mlx_backend.blas import openblas_in_front
 
 # On x86 CPUs mlx takes exp of one number at a time, and that is most of what attention takes. Where OpenBLAS rounds
-# differently in batches of each size anyway, attention to more scores than FEW goes by `power` instead.
+# differently in batches of each size anyway, attention to more scores than FEW goes by `power` instead; of a chunk, by
+# numpy's exp.
 FEW = 10_000
 # Scores in one tensor: a dozen such fit in a CPU's caches and in the 32 MB of freed memory that mlx keeps on CPUs, and
 # to have the system map more anew takes four times as long as to compute it.
 PIECE = 1 << 18
 LOG2E = log2(e)
+LN2 = np.float32(log(2))
 ROUND = 1.5 * 2**23  # added to a float32 of less than 2**22, it leaves the nearest whole number in the last bits
 # Minimax of 2**x over [-1/2, 1/2] but for the first, which is 1, last first: within 1e-7, rounded within 2e-7.
 TERMS = (0.001326472731307149, 0.009671512991189957, 0.05550733581185341, 0.24022242426872253, 0.6931470036506653)
@@ -86,6 +90,7 @@ def attend(
     return out
 
 
+async_eval: Any = mx.async_eval  # which has no types
 original: Any = base.scaled_dot_product_attention
 quantized: Any = base.quantized_scaled_dot_product_attention
 quantized_matmul: Any = mx.quantized_matmul  # whose types take no planes unpacked
@@ -144,6 +149,28 @@ def weigh(scores: list[mx.array], sinks: mx.array | None) -> tuple[list[mx.array
     for part in weights:
         total = mx.addmm(total, part, mx.ones((part.shape[-1], 1)))  # faster than mx.sum
     return weights, total
+
+
+def weigh_chunk(scores: list[mx.array], sinks: mx.array | None) -> tuple[list[mx.array], mx.array]:
+    """What `weigh` does, at once and in the scores' own memory, which nothing else may use.
+
+    numpy takes exp of many numbers at a time, and needs three passes where `power` needs seventeen. Not for decoding:
+    it would wait for each layer, where a step is run ahead of the tokens of the one before.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):  # elsewhere nobody has measured it
+        return weigh(scores, sinks)
+    mx.eval(scores, sinks)
+    parts, sink = [np.asarray(part) for part in scores], None if sinks is None else np.asarray(sinks)
+    with np.errstate(all="ignore"):  # a row of no numbers is found by its logits
+        tops = [part.max(axis=-1, keepdims=True) for part in parts]
+        top = reduce(np.maximum, tops if sink is None else [*tops, sink])
+        total = top - top if sink is None else np.exp2(sink - top)
+        for part in parts:
+            np.subtract(part, top, out=part)
+            np.multiply(part, LN2, out=part)
+            np.exp(part, out=part)  # exp2 takes longer
+            total = total + part.sum(axis=-1, keepdims=True)
+    return scores, mx.array(total)
 
 
 def bars(mask: mx.array) -> mx.array:
@@ -261,7 +288,7 @@ def chunk_attention(
                 if bar is not None:
                     s[..., -bar.shape[-1] :] += bar[start : start + num_queries]
                 scores.append(s)
-            weights, total = weigh(scores, None if sink is None else sink[of])
+            weights, total = weigh_chunk(scores, None if sink is None else sink[of])
             out = mx.zeros((len(q), 1, 1))
             for weight, (_, values, _) in zip(weights, blocks, strict=True):
                 out = mx.addmm(out, weight.flatten(1, 2), values[0, of])
@@ -269,6 +296,50 @@ def chunk_attention(
             outs[-1] += last
     whole = mx.concatenate([mx.concatenate(some, axis=2) for some in outs])
     return whole.reshape(1, heads, chunk, whole.shape[-1])
+
+
+def begun(out: mx.array) -> mx.array:
+    """A layer's attention, of which computing begins while Python is at the layers after it."""
+    async_eval(out)
+    return out
+
+
+def prefix_attention(
+    queries: mx.array, prefix: tuple[mx.array, mx.array], own: tuple[mx.array, mx.array], mask: mx.array, scale: float
+) -> mx.array:
+    """Attention, by `power`, of chunks of several rows over one prefix and over what each row has for itself.
+
+    queries: [rows, heads, chunk, head_dim]; prefix: [1, kv_heads, tokens, width] each; own: [rows, kv_heads, longest,
+    width] each; mask: bool [rows, chunk, longest]. No row's numbers reach another's.
+    """
+    rows, heads, chunk, width = queries.shape
+    kv_heads, tokens = prefix[0].shape[1:3]
+    each = heads // kv_heads
+    scaled = (queries * (scale * LOG2E)).reshape(rows, kv_heads, each * chunk, width)
+    scores = (scaled @ own[0].swapaxes(-1, -2)).reshape(rows, kv_heads, each, chunk, -1) + bars(mask)[:, None, None]
+    scores = scores.reshape(rows, kv_heads, each * chunk, -1).swapaxes(0, 1)
+    scaled, own_values = scaled.swapaxes(0, 1), own[1].swapaxes(0, 1)
+    num_rows = max(1, 4 * PIECE // (each * chunk * tokens))  # at a time
+    blocks = list(cut([prefix], [None], max(1, 2 * PIECE // (each * chunk * min(rows, num_rows)))))
+    outs: list[list[mx.array]] = []
+    last: list[mx.array] = []
+    for head in range(kv_heads):
+        of = slice(head, head + 1)
+        outs.append([])
+        for start in range(0, rows, num_rows):
+            some = slice(start, start + num_rows)
+            q = scaled[of, some]
+            q, shape = mx.depends([q], last)[0] if last else q, q.shape[:3]
+            flat = q.flatten(1, 2)
+            parts = [flat @ keys[0, of].swapaxes(-1, -2) for keys, _, _ in blocks]
+            (*weights, of_own), total = weigh_chunk([*parts, scores[of, some].flatten(1, 2)], None)
+            out = (of_own.reshape(*shape, -1) @ own_values[of, some]).flatten(1, 2)
+            for weight, (_, values, _) in zip(weights, blocks, strict=True):
+                out = mx.addmm(out, weight, values[0, of])
+            last = [(out / total).reshape(*shape, -1)]
+            outs[-1] += last
+    whole = mx.concatenate([mx.concatenate(some, axis=1) for some in outs])
+    return whole.swapaxes(0, 1).reshape(rows, heads, chunk, whole.shape[-1])
 
 
 def cut(
@@ -398,11 +469,11 @@ class FullLayer:
             for i, plane in enumerate(planes):
                 to[i][new.index : new.index + 1, :, :length] = plane[old.index : old.index + 1, :, :length]
 
-    def scrub(self, slot: Slot) -> None:
-        """Zero a slot: a weight of nothing on a number that is none, left there by a broken row, is none itself."""
+    def scrub(self, slot: Slot, start: int = 0) -> None:
+        """Zero a slot from `start` on: a weight of nothing on no number, left there by a broken row, is none itself."""
         for planes in self.slabs.get(slot.slab.slab_id, ()):
             for plane in planes:
-                plane[slot.index : slot.index + 1] = mx.zeros((), plane.dtype)
+                plane[slot.index : slot.index + 1, :, start:] = mx.zeros((), plane.dtype)
 
 
 class RowCache:
@@ -416,10 +487,19 @@ class RowCache:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Kept, Kept]:
         """Append keys and values [1, kv_heads, tokens, head_dim]."""
-        start, i = self.offset - num_shared(self.prefix), self.slot.index
-        end = start + keys.shape[2]
+        self.append(keys, values)
+        return self.fetch()
+
+    def append(self, keys: mx.array, values: mx.array) -> None:
+        """Put keys and values after those there are."""
+        start = self.offset - num_shared(self.prefix)
         self.layer.write(self.slot, start, self.layer.encode(keys), self.layer.encode(values))
         self.offset += keys.shape[2]
+        self.dtype = values.dtype
+
+    def fetch(self) -> tuple[Kept, Kept]:
+        """Take what is there to be attended to; nothing may be written to the slab before that is computed."""
+        end, i = self.offset - num_shared(self.prefix), self.slot.index
         kept = self.layer.slabs[self.slot.slab.slab_id]
         whole: list[Any] = [tuple(plane[i : i + 1, :, :end] for plane in planes) for planes in kept]
         self.parts = [(whole[0][0], whole[1][0])]
@@ -429,7 +509,6 @@ class RowCache:
             both = zip(first, whole, strict=True)
             whole = [tuple(mx.concatenate(list(p), axis=2) for p in zip(*planes, strict=True)) for planes in both]
         self.keys, self.values = whole if self.layer.kv_bits else [planes[0] for planes in whole]
-        self.dtype = values.dtype
         return self.keys_and_values()
 
     def keys_and_values(self) -> tuple[Kept, Kept]:
@@ -443,12 +522,20 @@ class RowCache:
 
     def attend(self, queries: mx.array, scale: float, mask: Any, sinks: mx.array | None) -> mx.array:
         """See Keeper.attend."""
-        fast = self.layer.kv_bits is None and by_power(queries.shape[1] * queries.shape[2] * self.offset, queries.dtype)
-        if fast and (mask is None or isinstance(mask, str) or (mask.ndim == 2 and mask.dtype == mx.bool_)):
-            return chunk_attention(queries, self.parts, self._masks(mask, queries.shape[2]), scale, sinks)
+        if self.goes_by_power(queries) and (
+            mask is None or isinstance(mask, str) or (mask.ndim == 2 and mask.dtype == mx.bool_)
+        ):
+            if queries.shape[2] == 1 and len(self.parts) == 1 and mask is None:
+                return begun(power_attention(queries, *self.parts[0], scale, None, sinks))
+            return begun(chunk_attention(queries, self.parts, self._masks(mask, queries.shape[2]), scale, sinks))
         # [:], since mlx-lm's quantized attention changes its queries, and a layer may attend twice with the same.
         out: mx.array = original(queries[:], self.keys, self.values, self, scale, mask, sinks)
         return out
+
+    def goes_by_power(self, queries: mx.array) -> bool:
+        """Whether attention of a chunk's queries, or of as many, goes by `power`."""
+        num_scores = queries.shape[1] * queries.shape[2] * self.offset
+        return self.layer.kv_bits is None and by_power(num_scores, queries.dtype)
 
     def _masks(self, mask: Any, chunk: int) -> list[mx.array | None]:
         """A mask as `make_mask` gives it, for each of the parts."""
@@ -460,6 +547,65 @@ class RowCache:
             assert mask == "causal", f"a mask of {mask}"
             return [*before, mx.tri(chunk, dtype=mx.float32) > 0]
         return [mask[:, :shared], mask[:, shared:]] if shared else [mask]
+
+
+class ChunksCache:
+    """Chunks of several rows in one FULL layer, as long as the longest of them; what is after a shorter one is nothing.
+
+    The linear layers run over all of them, and read the model's weights once; each row attends to its own.
+    """
+
+    def __init__(self, rows: list[RowCache], sizes: list[int]) -> None:
+        self.rows, self.sizes = rows, sizes
+        self.offset = mx.array([row.offset for row in rows])
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Kept, Kept]:
+        """Append keys and values [rows, kv_heads, longest, head_dim], of each row as many as its chunk has."""
+        for i, (row, size) in enumerate(zip(self.rows, self.sizes, strict=True)):
+            row.append(keys[i : i + 1, :, :size], values[i : i + 1, :, :size])
+        self.dtype = values.dtype
+        return self.keys_and_values()
+
+    def keys_and_values(self) -> tuple[Kept, Kept]:
+        """What was returned last, for layers that share it."""
+        kept = Kept(self, self.dtype)
+        return kept, kept
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:
+        """The rows' masks, which go through the model to `attend`."""
+        assert max(self.sizes) == N, f"chunks of {self.sizes} tokens in a pass of {N}"
+        return [row.make_mask(size, return_array, window_size) for row, size in zip(self.rows, self.sizes, strict=True)]
+
+    def attend(self, queries: mx.array, scale: float, mask: Any, sinks: mx.array | None) -> mx.array:
+        """See Keeper.attend."""
+        assert isinstance(mask, list), "the model made a mask of its own"
+        first = self.rows[0]
+        plain = sinks is None and all(own is None or isinstance(own, str) for own in mask)
+        together = {(row.prefix, row.slot.slab) for row in self.rows} == {(first.prefix, first.slot.slab)}
+        if plain and together and first.prefix is not None and first.goes_by_power(queries):
+            return begun(self._over(first.prefix, queries, scale))
+        for row in self.rows:  # after all was written: rows of one slab would else copy it, one for another
+            row.fetch()
+        longest, outs = queries.shape[2], []
+        for i, (row, size, own) in enumerate(zip(self.rows, self.sizes, mask, strict=True)):
+            out = row.attend(queries[i : i + 1, :, :size], scale, own, sinks)
+            outs.append(out if size == longest else mx.pad(out, [(0, 0), (0, 0), (0, longest - size), (0, 0)]))
+        return mx.concatenate(outs)
+
+    def _over(self, prefix: SharedPrefix, queries: mx.array, scale: float) -> mx.array:
+        """Attention of all rows over their prefix, and of each over its slot."""
+        layer = self.rows[0].layer
+        ends = [row.offset - prefix.num_tokens for row in self.rows]
+        starts = mx.array(ends) - mx.array(self.sizes)
+        order = mx.arange(max(ends)) - mx.arange(queries.shape[2])[:, None]
+        slots, longest = [row.slot.index for row in self.rows], max(ends)
+        keys, values = (
+            mx.concatenate([planes[0][i : i + 1, :, :longest] for i in slots])
+            for planes in layer.slabs[self.rows[0].slot.slab.slab_id]
+        )
+        first = layer.prefixes[prefix.prefix_id]
+        mask = order <= starts[:, None, None]
+        return prefix_attention(queries, (first[0][0], first[1][0]), (keys, values), mask, scale)
 
 
 class SlotsCache:

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from mlx_mcp.core.ports import LoadedModel, ModelSpec, PreparedModel
 from mlx_mcp.errors import ModelError
-from mlx_mcp.mlx_backend.runner import Runner
+from mlx_mcp.mlx_backend.runner import SPARE_BYTES, Runner
 from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
 
 # What mlx_lm reads of a repository, less Python files: those are never run here.
@@ -77,6 +77,7 @@ class MlxLoader:
             raise ModelError(f"{prepared.name!r} cannot be loaded: {error}") from error
         if mx.default_device() == mx.cpu:
             model.set_dtype(mx.float32)
+            mx.set_cache_limit(SPARE_BYTES)  # there MLX keeps 32 MB, less than a row of some thousand tokens
         weights = list(dict(tree_flatten(model.parameters())).values())
         total, done = sum(array.nbytes for array in weights), 0
         yield 0.0

@@ -26,8 +26,10 @@ from mlx_mcp.core.slots import KvCost, SharedPrefix, Slab, Slot
 from mlx_mcp.core.steps import Chunk, Move, Restore
 from mlx_mcp.errors import ModelError
 from mlx_mcp.mlx_backend.attention import (
+    ChunksCache,
     FullLayer,
     KvBits,
+    Planes,
     RingsCache,
     RowCache,
     SlotsCache,
@@ -56,6 +58,8 @@ ALLOWED = frozenset(
 # Model files that fail or, worse, answer wrongly when the rows of a batch are padded to one length.
 ALONE = frozenset("afm7 gemma2 gpt_bigcode longcat_flash_ngram minimax_m3_vl phi3small".split())
 
+# A pass reads the weights once, which takes as long as some 20 tokens do: padded by more, a row is better off alone.
+PAD_TOKENS = 16
 async_eval: Any = mx.async_eval  # which has no types
 SPAN_TOKENS = 1024  # laid end to end at a time: a restore takes as much beside its row
 
@@ -75,6 +79,15 @@ class Rows(ABC):
         """What all rows take now."""
         return sum(cache.nbytes for caches in self.own.values() for cache in caches if cache is not None)
 
+    def passes(self, chunks: tuple[Chunk, ...]) -> list[list[Chunk]]:
+        """Which of a step's chunks go through the model together, each pass after the one before."""
+        return [[chunk] for chunk in chunks]
+
+    def together(self, chunks: list[Chunk]) -> list[Any]:
+        """The caches to compute a pass with, a row for each chunk, as long as the longest."""
+        (chunk,) = chunks
+        return self.one(chunk)
+
     def one(self, chunk: Chunk) -> list[Any]:
         """The caches to compute a chunk with; makes the row, unless it was restored or has begun."""
         sequence_id = chunk.sequence.sequence_id
@@ -84,8 +97,8 @@ class Rows(ABC):
         self.lengths[sequence_id] = chunk.end
         return self.own[sequence_id]
 
-    def begin(self, sequence: Sequence) -> None:
-        """Make a row of no tokens."""
+    def begin(self, sequence: Sequence, num_tokens: int = 0) -> None:
+        """Make a row of no tokens; `num_tokens` are put in it at once."""
         self.lengths[sequence.sequence_id] = 0
         self.own[sequence.sequence_id] = make_prompt_cache(self.model)
 
@@ -95,7 +108,7 @@ class Rows(ABC):
         Waits for the copies: a tensor that is written to while it is being filled would be copied whole.
         """
         sequence, num_tokens = restore.sequence, restore.num_tokens
-        self.begin(sequence)
+        self.begin(sequence, num_tokens)
         self._fill(restore)
         own = leaves(self.own[sequence.sequence_id])
         for i, planes in self.codec.latest(restore.parts, num_tokens).items():
@@ -230,6 +243,7 @@ class SlottedRows(Rows):
         super().__init__(model, cost, codec)
         self.template = make_prompt_cache(model)
         self.layers = {i: FullLayer(kv_bits) for i, leaf in enumerate(leaves(self.template)) if type(leaf) is KVCache}
+        self.apart = len(self.layers) < len(leaves(self.template))  # rings and states take one row at a time
         self.slots: dict[int, Slot] = {}
         self.prefixes: dict[int, SharedPrefix | None] = {}
         self.joined_ids: list[int] = []  # whose states are in `joined`, in its order
@@ -241,6 +255,29 @@ class SlottedRows(Rows):
         full = sum(layer.nbytes for layer in self.layers.values())
         return super().nbytes + full + sum(int(cache.nbytes) for cache in self.joined.values())
 
+    def passes(self, chunks: tuple[Chunk, ...]) -> list[list[Chunk]]:
+        """See Rows.passes: the ends of prompts that are about as long as each other go together."""
+        if self.apart:
+            return super().passes(chunks)
+        passes = [[chunk] for chunk in chunks if not chunk.last]  # first, since some of them have their last here too
+        ends: list[list[Chunk]] = []
+        for chunk in (chunk for chunk in chunks if chunk.last):
+            near = (end for end in ends if all(abs(size(chunk) - size(other)) <= PAD_TOKENS for other in end))
+            into = next(near, None)
+            if into is None:
+                ends.append([chunk])
+            else:
+                into.append(chunk)
+        return passes + ends
+
+    def together(self, chunks: list[Chunk]) -> list[Any]:
+        """See Rows.together."""
+        if len(chunks) == 1:
+            return super().together(chunks)
+        sizes = [size(chunk) for chunk in chunks]
+        layers = zip(*(leaves(self.one(chunk)) for chunk in chunks), strict=True)
+        return regroup(self.template, [ChunksCache(list(rows), sizes) for rows in layers])
+
     def one(self, chunk: Chunk) -> list[Any]:
         """See Rows.one."""
         sequence_id = chunk.sequence.sequence_id
@@ -249,16 +286,16 @@ class SlottedRows(Rows):
             caches[i] = RowCache(layer, self.slots[sequence_id], chunk.start, self.prefixes[sequence_id])
         return regroup(self.template, caches)
 
-    def begin(self, sequence: Sequence) -> None:
+    def begin(self, sequence: Sequence, num_tokens: int = 0) -> None:
         """See Rows.begin."""
         sequence_id, slot = sequence.sequence_id, sequence.slot
         assert slot is not None, f"sequence {sequence_id} runs without a slot"
-        super().begin(sequence)
+        super().begin(sequence, num_tokens)
         fresh = leaves(self.own[sequence_id])
         self.own[sequence_id] = [None if i in self.layers else leaf for i, leaf in enumerate(fresh)]
         self.slots[sequence_id], self.prefixes[sequence_id] = slot, sequence.prefix
         for layer in self.layers.values():
-            layer.scrub(slot)
+            layer.scrub(slot, num_tokens - num_shared(sequence.prefix) if num_tokens else 0)
 
     def batches(self, sequences: list[Sequence]) -> list[Batch]:
         """One batch, in order of slab and slot."""
@@ -325,10 +362,16 @@ class SlottedRows(Rows):
 
     def _write(self, slot: Slot, restore: Restore, first: int, last: int) -> None:
         """Put tokens [first, last) into a slot, from its beginning on."""
+        if mx.default_device() == mx.cpu:
+            like = self.codec.tokens(restore.parts, 0, 1)
+            slabs = {i: self.layers[i].planes(slot.slab, halves(planes)) for i, planes in like.items()}
+            mx.eval(list(slabs.values()))
+            places = {i: [*keys, *values] for i, (keys, values) in slabs.items()}
+            self.codec.pour(restore.parts, first, last, places, slot.index)
+            return
         for start, end in spans(first, last):
             for i, planes in self.codec.tokens(restore.parts, start, end).items():
-                half = len(planes) // 2
-                self.layers[i].write(slot, start - first, tuple(planes[:half]), tuple(planes[half:]))
+                self.layers[i].write(slot, start - first, *halves(planes))
             mx.eval([layer.slabs[slot.slab.slab_id] for layer in self.layers.values()])
 
     def _read(self, sequence_id: int, i: int, start: int, end: int) -> list[mx.array]:
@@ -428,6 +471,16 @@ def refusal(model: Any, caches: list[Any]) -> str:
     if [[x.shape for x in leaf.cache] for leaf in states] != before:
         return "Its states grow."
     return ""
+
+
+def size(chunk: Chunk) -> int:
+    """How many tokens it is."""
+    return chunk.end - chunk.start
+
+
+def halves(planes: list[mx.array]) -> tuple[Planes, Planes]:
+    """A layer's planes: those of its keys, and those of its values."""
+    return tuple(planes[: len(planes) // 2]), tuple(planes[len(planes) // 2 :])
 
 
 def spans(start: int, end: int) -> Iterator[tuple[int, int]]:

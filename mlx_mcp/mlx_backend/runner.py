@@ -1,4 +1,4 @@
-"""Computes steps: prompts in chunks, one row at a time; decoding rows as one batch. Knows no queues and no text.
+"""Computes steps: prompts in chunks, their ends together; decoding rows as one batch. Knows no queues and no text.
 
 Engine thread only: MLX streams belong to the thread that made them.
 """
@@ -15,7 +15,7 @@ from mlx_mcp.core.layout import Layout, Payload
 from mlx_mcp.core.ports import StepResult, StoredBlock
 from mlx_mcp.core.sequence import Sequence, TokenLogprobs
 from mlx_mcp.core.slots import KvCost
-from mlx_mcp.core.steps import Cut, Step
+from mlx_mcp.core.steps import Chunk, Cut, Step
 from mlx_mcp.mlx_backend.rows import make_rows
 from mlx_mcp.mlx_backend.sampler import Drawn, Row, draw, on_host
 
@@ -116,16 +116,11 @@ class Runner:
             logits = self.model(self._inputs(sequences), cache=caches)[:, -1]
             self._draw(flight, sequences, logits)
         self._cut(flight, [cut for cut in step.cuts if cut.sequence in step.decode])
-        for chunk in step.prefill:
-            ids = mx.array([chunk.sequence.tokens(chunk.start, chunk.end)])
-            logits = self.model(ids, cache=self.rows.one(chunk))[:, -1]
-            if chunk.last:
-                self._draw(flight, [chunk.sequence], logits)
-            else:
-                # The keys and values alone: nobody reads these logits, so the vocabulary product is never computed.
-                async_eval(self.rows.arrays([chunk.sequence]))
-            own = (cut for cut in step.cuts if cut.sequence is chunk.sequence)
-            self._cut(flight, [cut for cut in own if chunk.start < cut.end <= chunk.end])
+        for chunks in self.rows.passes(step.prefill):
+            self._read(flight, chunks)
+            for chunk in chunks:
+                own = (cut for cut in step.cuts if cut.sequence is chunk.sequence)
+                self._cut(flight, [cut for cut in own if chunk.start < cut.end <= chunk.end])
         assert len(flight.payloads) == len(step.cuts), "a cut of tokens that the step does not compute"
         self.latest = flight
         self.num_launched += 1
@@ -145,6 +140,20 @@ class Runner:
         """Drop every row."""
         for sequence_id in list(self.rows.lengths):
             self.release(sequence_id)
+
+    def _read(self, flight: Flight, chunks: list[Chunk]) -> None:
+        """Compute a chunk, or several of different rows that are the last of their prompts, in one pass."""
+        sequences, sizes = [chunk.sequence for chunk in chunks], [chunk.end - chunk.start for chunk in chunks]
+        tokens = (chunk.sequence.tokens(chunk.start, chunk.end) for chunk in chunks)
+        padded = [(*ids, *[0] * (max(sizes) - len(ids))) for ids in tokens]
+        logits = self.model(mx.array(padded), cache=self.rows.together(chunks))
+        if not chunks[0].last:
+            # The keys and values alone: nobody reads these logits, so the vocabulary product is never computed.
+            async_eval(self.rows.arrays(sequences))
+        elif min(sizes) == max(sizes):
+            self._draw(flight, sequences, logits[:, -1])
+        else:
+            self._draw(flight, sequences, logits[mx.arange(len(sizes)), mx.array(sizes) - 1])
 
     def _cut(self, flight: Flight, cuts: list[Cut]) -> None:
         """Take cuts now, before their rows go on."""

@@ -417,10 +417,10 @@ class ChatTokenizer:
         """
         pieces, start = [], 0
         controls = {mark: control for control, mark in marks.items()}
-        for at, char in enumerate(text):
-            if char in controls:
-                pieces += [text[start:at], controls[char][:1], controls[char][1:]]
-                start = at + 1
+        for found in re.finditer(f"[{''.join(controls)}]" if controls else r"(?!)", text):
+            control = controls[found[0]]
+            pieces += [text[start : found.start()], control[:1], control[1:]]
+            start = found.end()
         pieces.append(text[start:])
         ids: list[int] = []
         if begins:
@@ -437,8 +437,8 @@ class ChatTokenizer:
     def _ids(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Encode text as it stands; megabytes take seconds, and must not hold up another call's few words."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        if backend is not None:  # encode_batch, other than encode, lets other threads run
-            (encoding,) = backend.encode_batch([text], add_special_tokens=add_special_tokens)
+        if backend is not None:  # in a batch, other than alone, it lets other threads run; "fast" is without offsets
+            (encoding,) = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
             return list(encoding.ids)
         with self._lock:
             return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))

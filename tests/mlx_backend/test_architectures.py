@@ -497,8 +497,8 @@ def run(monkeypatch):
 
     monkeypatch.setattr(runner_module, "draw", draw)
 
-    def run(runner, joining):
-        scheduler = Scheduler(LIMITS, SlotPool(Ledger(1 << 40), runner.cost))
+    def run(runner, joining, limits=LIMITS):
+        scheduler = Scheduler(limits, SlotPool(Ledger(1 << 40), runner.cost))
         joining, step_number = list(joining), 0
         seen.clear()
         while joining or scheduler.has_work:
@@ -535,10 +535,10 @@ def assert_close(found, expected, bound):
         assert np.abs(found[key] - expected[key]).max() <= bound, f"prompt of {len(key[0])}, token {key[1]}"
 
 
-def assert_right(model, runner, run, rows=ROWS, bound=0.0, caches=make_prompt_cache):
+def assert_right(model, runner, run, rows=ROWS, bound=0.0, caches=make_prompt_cache, limits=LIMITS):
     """Every row among the others is what it is alone and, unless None are given, what mlx-lm's `caches` make of it."""
     together = sequences(rows)
-    found = run(runner, zip(together, (step for _, _, step in rows), strict=True))
+    found = run(runner, zip(together, (step for _, _, step in rows), strict=True), limits)
     assert len(found) == sum(most for _, most, _ in rows)
     for s, alone in zip(together, sequences(rows), strict=True):
         assert_close(found, run(runner, [(alone, 0)]), bound)
@@ -555,6 +555,19 @@ def test_every_row_is_what_it_is_alone_and_what_mlx_lm_makes_of_it(name, run):
     runner = Runner(model)
     assert name in WAYS[type(runner.rows)]
     assert_right(model, runner, run, bound=BOUNDS.get(name, 0.0))
+
+
+@pytest.mark.parametrize("name", SLOTTED)
+def test_the_ends_of_prompts_read_in_one_pass_are_what_they_are_alone(name, run, monkeypatch):
+    model = build(name)
+    runner = Runner(model)
+    passes = []
+    original = runner.rows.passes
+    monkeypatch.setattr(runner.rows, "passes", lambda chunks: passes.append(original(chunks)) or passes[-1])
+    limits = Limits(chunk_tokens=16, prefill_tokens_idle=256, prefill_tokens_busy=256)
+    rows = [(n, 3, 0) for n in (5, 9, 16, 35, 1, 44, 60)]
+    assert_right(model, runner, run, rows, BOUNDS.get(name, 0.0), limits=limits)
+    assert max(len(some) for step in passes for some in step) == (1 if runner.rows.apart else 7)
 
 
 def test_the_lists_hold_what_is_proved_here_and_no_more():

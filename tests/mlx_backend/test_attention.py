@@ -16,7 +16,16 @@ from mlx_lm.utils import load_model
 
 from mlx_mcp.core.slots import SharedPrefix, Slab, Slot
 from mlx_mcp.mlx_backend import attention
-from mlx_mcp.mlx_backend.attention import FullLayer, KvBits, RowCache, SlotsCache, hook, num_shared, plan
+from mlx_mcp.mlx_backend.attention import (
+    ChunksCache,
+    FullLayer,
+    KvBits,
+    RowCache,
+    SlotsCache,
+    hook,
+    num_shared,
+    plan,
+)
 from mlx_mcp.mlx_backend.blas import find_openblas
 from tests.effort import EFFORT
 from tests.models_made import make_model
@@ -238,12 +247,27 @@ def test_weights_by_power_are_those_of_a_softmax(spread, sizes, sinks):
         assert mx.where(mask, 0, mine).max() == 0
 
 
+@pytest.mark.parametrize("spread", [0.1, 1, 80])
+@pytest.mark.parametrize("sinks", [None, mx.array([0.5, -90.0, 90.0]).reshape(1, 3, 1)])
+def test_a_chunks_weights_are_those_by_power(spread, sinks):
+    scores = [mx.random.uniform(-spread, spread, (2, 3, size)) for size in (900, 40)]
+    scores[1][..., 7:] -= attention.BAR
+    weights, total = attention.weigh(scores, sinks)
+    expected = [part / total for part in weights]
+    mx.eval(expected)
+    weights, total = attention.weigh_chunk(scores, sinks)
+    assert mx.abs(weights[1][..., 7:]).max() == 0
+    for mine, theirs in zip(weights, expected, strict=True):
+        assert mx.abs(mine / total - theirs).max() < 1e-6
+
+
+@pytest.mark.parametrize("weigh", [attention.weigh, attention.weigh_chunk])
 @pytest.mark.parametrize("number", [mx.nan, mx.inf, -mx.nan])
-def test_a_score_that_is_no_number_spoils_its_own_row(number):
+def test_a_score_that_is_no_number_spoils_its_own_row(number, weigh):
     scores = mx.random.normal((1, 1, 4, 700))
-    fine, _ = attention.weigh([scores], None)
+    fine, _ = weigh([scores + 0], None)
     scores[0, 0, 2, 33] = number
-    weights, total = attention.weigh([scores[..., :500], scores[..., 500:]], None)
+    weights, total = weigh([scores[..., :500], scores[..., 500:]], None)
     assert np.isnan(total.flatten().tolist()).tolist() == [False, False, True, False]
     assert mx.array_equal(mx.concatenate(weights, -1)[:, :, [0, 1, 3]], fine[0][:, :, [0, 1, 3]])
 
@@ -351,6 +375,56 @@ def test_a_chunk_by_power_reads_a_shared_prefix_where_it_lies(monkeypatch, windo
     mx.reset_peak_memory()
     assert np.abs(attend() - expected).max() < 1e-6
     assert mx.get_peak_memory() - before < layer.prefixes[1][0][0].nbytes
+
+
+SIZES = [9, 1, 12, 5]  # of chunks of four rows
+
+
+def read(rows, picked, together, queries, keys, values, window=None):
+    """The attention of a chunk of each of the picked rows, read in one pass or one after another."""
+    layer = rows.shared
+    rows.decode(layer, shared=True)  # for the tokens before
+    caches = [RowCache(layer, slot, num_shared(prefix) + n, prefix) for slot, prefix, n in (ROWS[i] for i in picked)]
+    passes = [(ChunksCache(caches, SIZES), slice(0, 4))] if together else []
+    passes = passes or [(cache, slice(i, i + 1)) for i, cache in enumerate(caches)]
+    outs = []
+    for cache, some in passes:
+        longest = max(SIZES[some])
+        mask = cache.make_mask(longest, window_size=window)
+        kept, _ = cache.update_and_fetch(keys[some, :, :longest], values[some, :, :longest])
+        outs.append(kept.keeper.attend(queries[some, :, :longest], rows.scale, mask, None))
+    each = list(outs[0]) if together else [out[0] for out in outs]
+    return [np.array(out[:, :size]) for out, size in zip(each, SIZES, strict=True)]
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("picked", [(0, 1, 4, 5), (0, 2, 3, 9)])
+def test_chunks_read_in_one_pass_are_bit_by_bit_what_each_is_alone(picked, window, bits):
+    queries, keys, values = (mx.random.normal((4, h, 12, 64)) for h in (4, 2, 2))
+    alone, together = (read(Rows(kv_bits=bits), picked, way, queries, keys, values, window) for way in (False, True))
+    assert all((one == other).all() for one, other in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("picked", [(0, 1, 4, 5), (0, 2, 3, 9)])
+def test_chunks_read_in_one_pass_differ_by_rounding_alone_by_power(monkeypatch, picked):
+    queries, keys, values = (mx.random.normal((4, h, 12, 64)) for h in (4, 2, 2))
+    alone = read(Rows(), picked, False, queries, keys, values)
+    monkeypatch.setattr(attention, "by_power", lambda num_scores, dtype: True)
+    for piece in (100, 1000, 1 << 18):
+        monkeypatch.setattr(attention, "PIECE", piece)
+        for one, other in zip(alone, read(Rows(), picked, True, queries, keys, values), strict=True):
+            assert np.abs(one - other).max() < 1e-6
+
+
+@pytest.mark.parametrize("of", ["queries", "keys", "values"])
+def test_a_chunk_whose_numbers_are_none_spoils_no_other_of_its_pass_by_power(by_power, of):
+    tensors = {name: mx.random.normal((4, h, 12, 64)) for name, h in (("queries", 4), ("keys", 2), ("values", 2))}
+    fine = read(Rows(), (0, 1, 4, 5), True, **tensors)
+    tensors[of][2] = mx.nan
+    broken = read(Rows(), (0, 1, 4, 5), True, **tensors)
+    assert np.isnan(broken[2]).all()
+    assert all((broken[i] == fine[i]).all() for i in (0, 1, 3))
 
 
 @pytest.mark.parametrize("way", ["none", "asked for", "preloaded"])
