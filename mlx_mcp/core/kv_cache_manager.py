@@ -211,8 +211,8 @@ class KvCacheManager:
             start = end
         while found and self.layout.states and not found[-1].entry.has_state:
             found.pop()
-        here = self._match(sequence).num_tokens  # it may reach into a tail that is in memory
-        return found if found and found[-1].end > here else []
+        # What is in memory may reach further, into a tail.
+        return found if found and found[-1].end > self._match(sequence).num_tokens else []
 
     def pass_over(self, sequence: Sequence) -> None:
         """Note that a sequence computes what a tier has, since that is sooner done."""

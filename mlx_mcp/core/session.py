@@ -80,7 +80,8 @@ class Session:
     kept: tuple[int, int] | None = None  # tokens that are there, and of how many the keys and values are
     saved: tuple[int, ...] | None = None  # the log that is there; None if that is not in memory
     num_saving: int = 0  # times that it is on its way there
-    resting: bool = False  # its tokens are there only
+    resting: bool = False  # its tokens are there only,
+    resting_as: str = ""  # in this version, if the session itself is not there
     foreign: SessionRecord | None = None  # what was read, until it is known whether its tokens still mean the same
     keys: tuple[bytes, ...] = ()  # of the blocks that it had there, until its next turn
     versions: frozenset[str] = frozenset()
@@ -257,6 +258,7 @@ class SessionStore:
             head.parent_id,
             kept=(head.num_tokens, head.num_kept),
             resting=True,
+            resting_as=head.version,
         )
         self._add(session)
         return session
@@ -271,8 +273,7 @@ class SessionStore:
         """Note that this is on disk now."""
         if record.version:
             session.versions |= {record.version}
-        else:
-            session.kept, session.saved = (len(record.tokens), record.num_kept), record.tokens
+        session.kept, session.saved = (len(record.tokens), record.num_kept), record.tokens
         session.ttl_s = self.ttl_s if record.ttl_s is None else record.ttl_s
         self.note(session)
 

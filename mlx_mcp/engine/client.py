@@ -269,7 +269,7 @@ class EngineClient:
         return event
 
     async def close_sessions(self, tenant: str, sessions: tuple[str, ...] = ()) -> list[SessionInfo]:
-        """End these sessions, or all of the tenant's; their turns fail.
+        """End these sessions, or all of the tenant's that are not persisted; their turns fail.
 
         Raises:
             UnknownSession: one of them is not there; then none is closed.

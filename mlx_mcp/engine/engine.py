@@ -602,7 +602,9 @@ class Engine:
                 self._persist(command, self.sessions.get(tenant, name))
             case Close(tenant, names, sink):
                 # All are looked up before any is closed.
-                closing = list(dict.fromkeys(self.sessions.get(tenant, name) for name in names)) if names else mine
+                closing = list(dict.fromkeys(self.sessions.get(tenant, name) for name in names))
+                if not names:
+                    closing = [session for session in mine if not session.persisted]
                 event = Sessions(tuple(session.info for session in closing))
                 for session in closing:
                     self._close(session)

@@ -194,7 +194,7 @@ class Persist:
 
 @dataclass(frozen=True)
 class Close:
-    """End sessions, all of the tenant's if none is named, and their turns: `Sessions` comes back."""
+    """End sessions and their turns: `Sessions` comes back. If none is named, all of the tenant's but persisted ones."""
 
     tenant: str
     sessions: tuple[str, ...]

@@ -16,7 +16,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlx_mcp.core.block_pool import Block
@@ -228,7 +228,11 @@ class Persistence:
                 outcome = []
             elif outcome and num_bytes >= MEASURED_BYTES:
                 self.reading.take(num_bytes, self.clock() - started)
-            blocks = [(block, make()) for block, make in outcome]
+            blocks = []
+            try:
+                blocks += [(block, make()) for block, make in outcome]
+            except Exception:  # MLX's; what does not come back is computed
+                logger.exception("blocks were not restored")
             self.num_restored += len(blocks)
             (first, manager), *others = fetch.waiting
             manager.arrived(first, blocks)
@@ -257,9 +261,10 @@ class Persistence:
     def persist(
         self, session: Session, version: str, told: Callable[[tuple[SessionRecord, int] | MlxMcpError], None]
     ) -> None:
-        """Make a session durable as it is; `told` hears of the record and the bytes written, or why not.
+        """Make a session durable as it is, with a `version` of that name if one is given.
 
-        Its blocks stay in memory until then.
+        `told` hears of the latest record and the bytes of blocks that were written, or why not. Its blocks stay in
+        memory until then.
 
         Raises:
             StorageError: there is no store.
@@ -288,7 +293,7 @@ class Persistence:
                 tenant=session.tenant,
                 model=session.model,
                 name=options.name,
-                version=version,
+                version="",
                 fingerprint=fingerprint,
                 tokenizer=digest,
                 text=text,
@@ -304,7 +309,11 @@ class Persistence:
                 used_at=now,
                 blocks=keys,
             )
-            return record, store.persist(packed, record)
+            num_bytes = store.persist(packed, record)
+            if version:
+                record = replace(record, version=version)
+                num_bytes += store.persist((), record)
+            return record, num_bytes
 
         def done(outcome: tuple[SessionRecord, int] | MlxMcpError) -> None:
             self.num_saving -= 1
@@ -354,7 +363,7 @@ class Persistence:
             for each in waiting:
                 each(error)
 
-        self.io.submit(lambda: store.sessions.load(session.session_id, ""), done, urgent=True)
+        self.io.submit(lambda: store.sessions.load(session.session_id, session.resting_as), done, urgent=True)
 
     def version(
         self, session: Session, version: str, then: Callable[[SessionRecord | MlxMcpError | None], None]

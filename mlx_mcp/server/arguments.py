@@ -243,4 +243,4 @@ class CloseArguments(Arguments):
     """Of `close_session`."""
 
     sessions: Annotated[list[str] | None, Field(max_length=1024, description="Handles or names.")] = None
-    all: Annotated[bool, Field(description="All of your sessions, instead of naming them.")] = False
+    all: Annotated[bool, Field(description="All of yours but persisted ones, instead of naming them.")] = False

@@ -255,7 +255,7 @@ class Tools:
 
         Use it for context that took long to build or will be needed another day. What is kept is the session as its
         latest finished turn left it; persist it again after later turns, which writes only what is new. With `version`
-        a snapshot is kept under that name beside it, for fork_session. It lies unencrypted in a folder of the user's
+        a snapshot is kept beside it under that name, for fork_session. It lies unencrypted in a folder of the user's
         alone on this machine, for 30 days without use unless it was created with a ttl_s, or until close_session, which
         removes it from disk too. An ephemeral session cannot be persisted.
 
@@ -280,10 +280,12 @@ class Tools:
 
         Their turns that are under way or wait fail. Forks and parents go on. What is cached of them stays until there
         is need for room, and helps prompts that begin the same; that of an ephemeral session goes at once. If one of
-        `sessions` is not there, none is closed. Returns {closed: [handles]}.
+        `sessions` is not there, none is closed; `all` leaves persisted ones, name those. Returns {closed: [handles]}.
         """
         if given.all == bool(given.sessions):
-            raise InvalidRequest("Give the `sessions` to close, or all=true to close all of yours; one of the two.")
+            raise InvalidRequest(
+                "Give the `sessions` to close, or all=true to close all of yours but persisted ones; one of the two."
+            )
         closed = await self._client.close_sessions(tenant(), tuple(given.sessions or ()))
         return reply(closed_list(closed))
 

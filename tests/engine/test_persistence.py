@@ -161,6 +161,26 @@ def test_closing_a_persisted_session_removes_its_bytes(folder):
     assert KeptHouse(folder).sessions() == {}
 
 
+def test_a_session_that_was_only_imported_as_a_version_can_be_gone_on_with(folder):
+    house = KeptHouse(folder)
+    session = house.prime(words(30))
+    house.persist(session, "v1")
+    house.store.remove(session, "")
+    house.die()
+    house = KeptHouse(folder)
+    events = house.say("on", session, after="user")
+    house.run()
+    assert house.restored(events) == 30
+
+
+def test_closing_all_leaves_what_is_persisted(folder):
+    house = KeptHouse(folder)
+    kept, other = house.open("abc"), house.open("def")
+    house.persist(kept)
+    assert [info.session_id for info in house.ask(Close, "ann", ())] == [other]
+    assert kept in house.sessions()
+
+
 def test_closing_a_session_that_is_on_its_way_to_the_disk_removes_it_there_too(folder):
     house = KeptHouse(folder)
     session = house.prime(words(60))

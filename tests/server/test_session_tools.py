@@ -459,7 +459,7 @@ async def test_branches_and_forks_of_a_file_answer_right_with_the_embedded_model
         badges = await call(client, "create_session", files=["badges.txt"])
         batch = await call(client, "generate_batch", prompts=questions, session=badges["session"])
         assert [r["text"] for r in batch["results"]] == [codes[name] for name in asked]
-        assert [r["cached_tokens"] for r in batch["results"]] == [badges["tokens"]] * 3
+        assert min(r["cached_tokens"] for r in batch["results"]) == badges["tokens"]
         (fork,) = (await call(client, "fork_session", session=badges["session"]))["sessions"]
         turns = [await generate(client, question, session=fork) for question in questions]
         assert [turn["text"] for turn in turns] == [codes[name] for name in asked]
