@@ -300,6 +300,7 @@ class Engine:
             turn.tenant,
             kept,
             command.constraint,
+            group=command.group,
         )
         if scheduler.cache is None and (session is not None or turn.opens is not None):
             sequence.miss = Miss(MissReason.NOT_REUSABLE, 0, detail=resident.model.runner.layout.refused)
