@@ -27,14 +27,15 @@ LAYERS = {
     "engine": (("core", "errors", "stats"), ()),
     "mlx_backend": (("core", "errors"), ("mlx", "mlx_lm", "llguidance", "numpy", "huggingface_hub", "tqdm")),
     "models": (("core", "errors"), ("huggingface_hub",)),
+    "process": (("errors", "__init__"), ()),
     "server": (
-        ("core", "engine", "models", "config", "errors", "stats", "__init__"),
+        ("core", "engine", "models", "process", "config", "errors", "stats", "__init__"),
         ("mcp", "mcp_types", "pydantic", "anyio", "starlette", "uvicorn"),
     ),
     "wiring": (("config", "core", "engine", "mlx_backend", "models"), ()),
     "doctor": (("config", "core", "engine", "errors", "mlx_backend", "models", "wiring", "__init__"), ("mlx",)),
     "cli": (None, ("typer", "rich", "anyio")),
-    "__main__": (("cli",), ()),
+    "__main__": (("cli", "errors", "process"), ()),
     "__init__": ((), ()),
 }
 
@@ -90,6 +91,8 @@ def test_every_tool_argument_command_and_setting_is_in_the_readme_or_the_guide()
         argument for tool in make_tools(fake_client(), Registry(None)) for argument in tool.parameters["properties"]
     ]
     words += [f"mlx-mcp {command.callback.__name__}" for command in app.registered_commands]
+    (group,) = app.registered_groups
+    words += [f"mlx-mcp engine {c.callback.__name__}" for c in group.typer_instance.registered_commands if not c.hidden]
     words += [name if name == "model" else f"MLX_MCP_{name.upper()}" for name in Config.model_fields]
     missing = [
         word for word in words if not re.search(rf"`[^`\n]*{re.escape(word)}[^`\n]*`|```[^`]*{re.escape(word)}", docs)

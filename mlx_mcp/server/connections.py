@@ -113,7 +113,8 @@ class Connections:
             for server in self._https:
                 server.should_exit = True
             with anyio.move_on_after(self._config.shutdown_timeout_s):
-                while self._busy or self._https:  # noqa: ASYNC110: what a call has come to has no event
+                # What has come of the calls has no event.
+                while self._busy or self._https:  # noqa: ASYNC110
                     await anyio.sleep(POLL_S)
             tasks.cancel_scope.cancel()
         self._listener.close()
