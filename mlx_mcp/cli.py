@@ -285,10 +285,10 @@ def run_engine(
         except NoSharedEngine as error:
             note(str(error))
             raise typer.Exit(NO_SOCKETS) from error
-        serve_engine(config, listener, lambda: os.unlink(place.socket), ready_fd)
+        serve_engine(config, listener, ready_fd)
 
 
-def serve_engine(config: Config, listener: socket.socket, unlink: Callable[[], None], ready_fd: int | None) -> None:
+def serve_engine(config: Config, listener: socket.socket, ready_fd: int | None) -> None:
     """Serve whoever connects to the user's socket, until a signal comes or nothing is to do for long enough."""
     import contextlib
 
@@ -301,7 +301,7 @@ def serve_engine(config: Config, listener: socket.socket, unlink: Callable[[], N
     client, _ = wire(config)
 
     async def main() -> None:
-        connections = Connections(client, config, listener, unlink)
+        connections = Connections(client, config, listener)
 
         def stop(_: anyio.CancelScope) -> None:
             connections.stop()

@@ -34,6 +34,7 @@ LONGEST_LINE = (4 << 20) + 1024  # a little more than the engine takes, unless i
 CHUNK = 1 << 16
 HANDSHAKE_S = 30.0
 EXIT_S = 10.0
+TRIES = 3  # engines that end before they are asked anything
 INTERNAL_ERROR = -32603
 
 # A string, or a bracket; possessive, so that a long string takes no memory.
@@ -118,6 +119,13 @@ class Link:
         with self._lock:
             self.waiting.pop(id_, None)
 
+    def answered(self, id_: Id) -> bool:
+        """Whether this engine had asked the host that, who answers now."""
+        with self._lock:
+            known = id_ in self.asked
+            self.asked.discard(id_)
+        return known
+
     def passes(self, line: bytes) -> bool:
         """Note what the engine says; False if it is not for the host."""
         seen = envelope(line)
@@ -200,17 +208,18 @@ class Relay:
             return
         if seen.method == "initialize":
             self._initialize, self._initialize_id, self._initialized = line, seen.id, b""
-        while True:
+        for _ in range(TRIES):
             link = self._link
             if link is None or link.dead:
                 try:
                     link = self._connect(again=seen.method != "initialize")
                 except MlxMcpError as error:
-                    self._say(self._failure(seen.id, seen.method, f"mlx-mcp has no engine: {error} Then call again."))
+                    self._say(self._failure(seen.id, seen.method, f"There is no engine: {error} Then call again."))
                     return
             if link.expect(seen.id, seen.method):
                 link.send(line)
                 return
+        self._say(self._failure(seen.id, seen.method, LOST))
 
     def _piece(self, data: bytes, first: bool) -> None:
         """Pass on a piece of a line that is too long to look at, to the engine that its beginning went to."""
@@ -236,8 +245,8 @@ class Relay:
         if seen.method == "notifications/cancelled":
             with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
                 link.forget(json.loads(line)["params"]["requestId"])
-        elif not seen.method and seen.id is not None and seen.id not in link.asked:
-            return  # the answer to what an engine asked that is gone
+        elif not seen.method and seen.id is not None and not link.answered(seen.id):
+            return  # to what an engine asked that is gone
         link.send(line)
 
     def _connect(self, again: bool = False) -> Link:

@@ -64,10 +64,10 @@ class Connection:
 class Connections:
     """Serves whoever connects on one engine client, until `stop` or until nothing was to do for `engine_idle_s`."""
 
-    def __init__(
-        self, client: EngineClient, config: Config, listener: socket.socket, unlink: Callable[[], None]
-    ) -> None:
-        self._client, self._config, self._listener, self._unlink = client, config, listener, unlink
+    def __init__(self, client: EngineClient, config: Config, listener: socket.socket) -> None:
+        self._client, self._config, self._listener = client, config, listener
+        self._path = str(listener.getsockname())
+        self._inode = os.stat(self._path).st_ino
         self._settings = engine_settings()
         self._connections: dict[int, Connection] = {}
         self._folders: dict[str, str] = {}  # model → the folder that is meant by it
@@ -80,7 +80,8 @@ class Connections:
     def stop(self) -> None:
         """Take on nobody new, and end within `shutdown_timeout_s`. Idempotent."""
         if not self._stopping.is_set():
-            self._unlink()
+            if self._reachable():
+                os.unlink(self._path)
             self._stopping.set()
 
     async def serve(self, ending: Callable[[], None]) -> None:
@@ -127,9 +128,17 @@ class Connections:
         """Whether nobody would miss this process: no call runs, and no open window could go on with a session."""
         return not self._busy and not (self._connections and self._client.thread.sessions)
 
+    def _reachable(self) -> bool:
+        """Whether our socket is where others look for it."""
+        with suppress(FileNotFoundError):
+            return os.lstat(self._path).st_ino == self._inode
+        return False
+
     def _look(self) -> None:
         """End the process if it is idle for long enough, or only waits for that to make room for another."""
         now = time.monotonic()
+        if not self._retiring and not self._reachable():
+            self._retiring = "its socket was taken away"
         if not self._may_end():
             self._used = now
         elif self._retiring:
@@ -216,7 +225,7 @@ class Connections:
                 return [], f"{why}."
             self._retiring = why
             return [f"Joined the running engine; {why} as soon as it is idle."], ""
-        if names and not self._connections and self._may_end():
+        if names and not self._connections and not self._client.thread.sessions:
             return [], f"the engine is started again for other settings: {names}."
         if names:
             return [
