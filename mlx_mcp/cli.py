@@ -144,7 +144,7 @@ def serve_stdio(config: Config) -> None:
 
     import anyio
 
-    from mlx_mcp.process.daemon import project_folder
+    from mlx_mcp.process.place import project_folder
     from mlx_mcp.server.app import build_server
     from mlx_mcp.server.files import FileReader, default_roots
     from mlx_mcp.server.lifetime import exit_within, until_signal
@@ -273,19 +273,19 @@ def run_engine(
 ) -> None:
     """Be the engine process; what `start` starts."""
     from mlx_mcp.config import Config
-    from mlx_mcp.process.daemon import NO_SOCKETS, START_S, life
+    from mlx_mcp.process.daemon import NO_SOCKETS, START_S, take_life_lock
     from mlx_mcp.process.place import user_place
 
     if ready_fd is not None:
         os.set_inheritable(ready_fd, False)
     config, place = Config.load(), user_place()
-    with life(place, START_S / 2):
-        try:
-            listener = place.listen()
-        except NoSharedEngine as error:
-            note(str(error))
-            raise typer.Exit(NO_SOCKETS) from error
-        serve_engine(config, listener, ready_fd)
+    take_life_lock(place, START_S / 2)
+    try:
+        listener = place.listen()
+    except NoSharedEngine as error:
+        note(str(error))
+        raise typer.Exit(NO_SOCKETS) from error
+    serve_engine(config, listener, ready_fd)
 
 
 def serve_engine(config: Config, listener: socket.socket, ready_fd: int | None) -> None:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 
 from mlx_mcp import __version__
 from mlx_mcp.errors import ConfigError, EngineUnavailable, NoSharedEngine
-from mlx_mcp.process.place import Place, user_folder
+from mlx_mcp.process.place import Place, project_folder, user_folder
 
 START_S = 90.0  # the imports take 3 s on a quiet machine
 ANSWER_S = 15.0
@@ -74,14 +74,6 @@ def window(kind: str, model: str | None) -> dict[str, object]:
         "folder": project_folder(),
         "parent": os.getppid(),
     }
-
-
-def project_folder() -> str | None:
-    """The host's project: CLAUDE_PROJECT_DIR, else the folder that it started us in."""
-    try:
-        return os.path.abspath(os.environ.get("CLAUDE_PROJECT_DIR") or os.getcwd())
-    except OSError:  # the folder is gone
-        return None
 
 
 def join(place: Place, hello: dict[str, object], say: Callable[[str], None], fds: tuple[int, ...] = ()) -> Joined:
@@ -172,17 +164,19 @@ def stop(place: Place, timeout_s: float) -> int | None:
     Raises:
         EngineUnavailable: it did not answer or did not end within `timeout_s`.
     """
-    reply = ask(place, "stop")
-    if reply is None:
+    joined = greet(place, {"kind": "stop", "version": __version__})
+    if joined is None:
         return None
-    deadline = time.monotonic() + timeout_s
-    while True:
-        with lock(place.life_lock) as held:
-            if held:
-                return int(str(reply["pid"]))
-        if time.monotonic() > deadline:
-            raise EngineUnavailable(f"Process {reply['pid']} did not end within {timeout_s:g} s. {tail(place)}")
-        time.sleep(POLL_S)
+    pid = int(str(joined.reply["pid"]))
+    with joined.connection as connection:
+        connection.settimeout(timeout_s)
+        try:
+            connection.recv(1)  # the system closes it when the process has ended
+        except TimeoutError as error:
+            raise EngineUnavailable(f"Process {pid} did not end within {timeout_s:g} s. {tail(place)}") from error
+        except ConnectionResetError:
+            pass
+    return pid
 
 
 def start_if_needed(place: Place) -> int:
@@ -294,32 +288,39 @@ def tail(place: Place, since: int | None = None, lines: int = 12, label: str = "
 @contextlib.contextmanager
 def lock(path: str) -> Iterator[bool]:
     """Whether a lock could be taken, which is held until the end of the block."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = open_lock(path)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield locked(fd)
     finally:
         os.close(fd)
 
 
-@contextlib.contextmanager
-def life(place: Place, timeout_s: float) -> Iterator[None]:
-    """Be the one engine of a place until the end of the block; an engine that is ending is waited for.
+def open_lock(path: str) -> int:
+    """A descriptor of a file to lock."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def locked(fd: int) -> bool:
+    """Whether the file could be locked, until it is closed."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def take_life_lock(place: Place, timeout_s: float) -> None:
+    """Be the one engine of a place for as long as this process lives; an engine that is ending is waited for.
 
     Raises:
         EngineUnavailable: another engine lives.
     """
     place.prepare()
     deadline = time.monotonic() + timeout_s
-    while True:
-        with lock(place.life_lock) as held:
-            if held:
-                yield
-                return
+    fd = open_lock(place.life_lock)
+    while not locked(fd):
         if time.monotonic() > deadline:
+            os.close(fd)
             raise EngineUnavailable(f"Another engine holds {place.life_lock}. `mlx-mcp engine stop` ends it.")
         time.sleep(POLL_S)
+    # Never closed: the system does that once the process's memory is free, and so nobody loads weights too early.

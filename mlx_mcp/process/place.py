@@ -103,6 +103,14 @@ def user_folder(variable: str, below_home: str) -> str:
     return given if os.path.isabs(given) else os.path.join(os.path.expanduser("~"), below_home)
 
 
+def project_folder() -> str | None:
+    """The host's project: CLAUDE_PROJECT_DIR, else the folder that it started us in."""
+    try:
+        return os.path.abspath(os.environ.get("CLAUDE_PROJECT_DIR") or os.getcwd())
+    except OSError:  # the folder is gone
+        return None
+
+
 def own_folder(path: str) -> None:
     """Make a folder that nobody else may enter, or see that it is one.
 

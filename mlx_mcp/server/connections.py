@@ -72,6 +72,7 @@ class Connections:
         self._connections: dict[int, Connection] = {}
         self._folders: dict[str, str] = {}  # model → the folder that is meant by it
         self._https: list[HttpServer] = []
+        self._until_the_end: list[socket.socket] = []  # of those who wait for the system to close them
         self._count = 0
         self._began = self._used = time.monotonic()
         self._retiring = ""  # why this process ends once it has nothing to do
@@ -172,7 +173,8 @@ class Connections:
         except Exception:
             logger.exception("a connection failed")
         finally:
-            connection.close()
+            if connection not in self._until_the_end:
+                connection.close()
             for fd in fds:  # that nobody took
                 os.close(fd)
 
@@ -182,8 +184,9 @@ class Connections:
             await reply(connection, self._status())
         elif kind == "stop":
             self.stop()
+            self._until_the_end.append(connection)
             await reply(connection, {"pid": os.getpid()})
-        elif kind in ("stdio", "http"):
+        elif kind in ("stdio", "http") and isinstance(hello.get("version"), str):
             if self._stopping.is_set():
                 return  # no reply: it starts another
             notes, leaving = self._compare(hello)

@@ -18,7 +18,7 @@ import mlx_mcp
 from mlx_mcp import __version__
 from mlx_mcp.errors import ConfigError, EngineUnavailable
 from mlx_mcp.process import daemon
-from mlx_mcp.process.daemon import greet, life, lock, window
+from mlx_mcp.process.daemon import greet, lock, take_life_lock, window
 from tests.process.windows import LONG, WAIT_S, Window, command, is_alive, run, state_folder, status, wait_until
 
 FALLBACK = "serving in this process alone"
@@ -52,7 +52,7 @@ def test_start_status_logs_and_stop(running):
     assert place.log in run(env, "engine", "logs").stderr
     stopped = run(env, "engine", "stop")
     assert (stopped.returncode, stopped.stdout) == (0, f"Process {engine} has ended.\n")
-    assert not is_alive(engine)
+    wait_until(lambda: not is_alive(engine))
     assert not os.path.exists(place.socket)
     assert run(env, "engine", "stop").stdout == "There is no engine process.\n"
     nothing = run(env, "engine", "status")
@@ -89,8 +89,8 @@ def test_no_descriptor_of_the_host_reaches_the_engine():
 
 def test_two_engines_never_live_in_one_folder(running):
     place, env = running
-    with pytest.raises(EngineUnavailable, match="Another engine"), life(place, 0.05):
-        pass
+    with pytest.raises(EngineUnavailable, match="Another engine"):
+        take_life_lock(place, 0.05)
     engine = status(place)["pid"]
     second = subprocess.Popen(command("engine", "run"), env=env, stderr=subprocess.PIPE)
     try:
@@ -135,7 +135,7 @@ def test_stop_lets_a_running_call_end_and_the_window_goes_on_afterwards(running)
         engine = status(place)["pid"]
         assert run(env, "engine", "stop").returncode == 0
         assert "structuredContent" in open_window.answer(call)["result"]
-        assert not is_alive(engine)
+        wait_until(lambda: not is_alive(engine))
         assert open_window.generate()["text"] == "771"
         assert status(place)["pid"] != engine
 
@@ -193,7 +193,7 @@ def test_a_window_of_another_version_starts_its_own_engine(tmp_path):
     init.write_text(init.read_text().replace(__version__, "99.0"))
     with state_folder() as (place, env), Window(env) as old:
         assert old.generate()["text"] == "771"
-        with Window(env | {"PYTHONPATH": str(tmp_path)}) as new:
+        with Window(env | {"PYTHONPATH": str(tmp_path)}, cwd=tmp_path) as new:
             assert new.generate()["text"] == "771"
             assert status(place)["version"] == "99.0"
             # The one that was open goes on with it, and does not want its own version back.
@@ -412,11 +412,12 @@ def test_a_link_in_the_logs_place_is_not_written_through(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        ("import socket; del socket.AF_UNIX", "no Unix sockets"),
-        ("import sys; sys.modules['fcntl'] = None", "no Unix locks"),
+        ("import types, mlx_mcp.process.place as place; place.socket = types.SimpleNamespace()", "no Unix sockets"),
+        ("import sys; sys.modules['mlx_mcp.process.daemon'] = None", "no Unix locks"),
         (
-            "import subprocess\ndef refuse(*a, **k): raise BlockingIOError(11, 'Resource temporarily unavailable')\n"
-            "subprocess.Popen = refuse",
+            "import subprocess\nclass Popen(subprocess.Popen):\n"
+            "    def __init__(self, *_, **__): raise BlockingIOError(11, 'Resource temporarily unavailable')\n"
+            "subprocess.Popen = Popen",
             "no process can be started (Resource temporarily unavailable)",
         ),
         ("import os; os.environ['MLX_MCP_STATE_DIR'] = '/proc/nowhere'", "the folder /proc/nowhere cannot be made"),

@@ -174,7 +174,7 @@ def test_an_engine_that_is_killed_fails_its_calls_and_the_windows_go_on_with_ano
             state = status(place)
             assert state["pid"] != engine
             assert len(state["connections"]) == 4
-            assert not is_alive(engine)
+            wait_until(lambda pid=engine: not is_alive(pid))
         assert all(window.process.poll() is None for window in windows)
 
 

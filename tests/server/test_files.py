@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlx_mcp.errors import InvalidRequest
-from mlx_mcp.process.daemon import project_folder
+from mlx_mcp.process.place import project_folder
 from mlx_mcp.server.files import FileReader, default_roots
 
 OUTSIDE = "outside the allowed folders"
