@@ -182,7 +182,7 @@ class Scheduler:
             self._preempt(sequence, [])
 
     def num_ahead(self, sequence: Sequence) -> int:
-        """How many sequences are admitted before this one if nobody else comes; 0 once it runs."""
+        """How many sequences are admitted before this one if nobody comes and all are of one group; 0 once it runs."""
         queue = self.waiting.get(sequence.session, ())
         if sequence not in queue:
             return 0
