@@ -5,6 +5,7 @@ import contextlib
 import json
 import shutil
 import tempfile
+import threading
 
 import pytest
 
@@ -88,68 +89,81 @@ async def serving(limits=None, **settings):
         shutil.rmtree(folder)
 
 
+class Gate:
+    """Lets the engine make so many steps and no more."""
+
+    def __init__(self):
+        self._steps, self._open = threading.Semaphore(0), False
+
+    def wait(self, timeout_s):
+        return self._open or self._steps.acquire(timeout=timeout_s)
+
+    def allow(self, count):
+        self._steps.release(count)
+
+    def set(self):
+        self._open = True
+        self.allow(1)
+
+
+async def held(peer, engine, **arguments):
+    """The runner, which is held in the first step of a call of the peer's."""
+    runner = engine.loader.runner
+    await peer.send(call(1))  # loads the model
+    await peer.answer(1)
+    runner.endless, runner.gate, runner.steps = True, Gate(), []
+    await peer.send(call(2, **arguments))
+    await until(lambda: len(runner.steps) == 1)
+    return runner
+
+
 async def test_a_connection_that_ends_frees_its_rows_within_a_step_and_no_others():
     async with serving() as served:
-        runner = served.engine.loader.runner
         goes, stays = await served.join(), await served.join()
-        await stays.send(call(1))
-        await stays.answer(1)
-        runner.endless = True
-        runner.gate.clear()
-        runner.steps = []
+        runner = await held(stays, served.engine, max_tokens=20)
         await goes.send(*(call(i, max_tokens=90) for i in range(3)))
-        await stays.send(call(2, max_tokens=20))
-        await until(lambda: runner.steps)
-        runner.gate.set()
-        await until(lambda: served.engine.stats.rows == 4)
-        runner.gate.clear()
-        steps = len(runner.steps)
-        goes.writer.transport.abort()  # as the kernel closes it for a process that was killed
         await until(lambda: len(served.engine.thread._inbox) == 3)
+        runner.gate.allow(1)
+        await until(lambda: len(runner.steps) == 2)
+        assert len(runner.steps[1].sequences) == 4
+        goes.writer.transport.abort()  # as the system closes it for a process that was killed
+        await until(lambda: len(served.engine.thread._inbox) == 3)
+        runner.gate.allow(1)
+        await until(lambda: len(runner.steps) == 3)
+        assert len(runner.steps[2].sequences) == 1
         runner.gate.set()
-        result = (await stays.answer(2))["result"]["structuredContent"]
-        assert result["completion_tokens"] == 20
-        frees = next(i for i, step in enumerate(runner.steps[steps:]) if len(step.sequences) == 1)
-        assert frees <= 1, "the step that was under way, and the next"
-        await until(lambda: served.engine.stats.rows == 0)
+        assert (await stays.answer(2))["result"]["structuredContent"]["completion_tokens"] == 20
 
 
-async def test_one_call_is_served_while_another_connection_has_thirty():
-    limits = Limits(max_running=4, max_waiting=64)
-    async with serving(limits) as served:
-        runner = served.engine.loader.runner
+async def test_one_call_is_in_the_next_step_while_another_connection_has_thirty():
+    async with serving(Limits(max_running=4)) as served:
         many, one = await served.join(), await served.join()
-        await many.send(call(1))
-        await many.answer(1)
-        runner.endless = True
-        await many.send(*(call(i, max_tokens=90) for i in range(2, 32)))
-        await until(lambda: served.engine.stats.waiting == 26)
-        runner.gate.clear()
+        runner = await held(many, served.engine, max_tokens=90)
+        await many.send(*(call(i, max_tokens=90) for i in range(3, 32)))
+        await until(lambda: len(served.engine.thread._inbox) == 29)
+        runner.gate.allow(1)
+        await until(lambda: len(runner.steps) == 2)
+        assert [s.group for s in runner.steps[1].sequences] == ["1"] * 4
         await one.send(call(1, max_tokens=5))
         await until(lambda: served.engine.thread._inbox)
-        before = len(runner.steps)
-        runner.gate.set()
-        await one.answer(1)
-        assert len(runner.steps) - before <= 12
+        runner.gate.allow(1)
+        await until(lambda: len(runner.steps) == 3)
+        assert sorted(s.group for s in runner.steps[2].sequences) == ["1", "1", "1", "2"]
 
 
 async def test_status_says_what_each_connection_waits_for():
     async with serving(Limits(max_running=1)) as served:
-        runner = served.engine.loader.runner
-        runner.endless = True
         first, second = await served.join(folder="/first"), await served.join(folder="/second")
-        await first.send(call(1, max_tokens=90))
-        await until(lambda: runner.steps)
-        runner.gate.clear()
+        runner = await held(first, served.engine, max_tokens=90)
         await second.send(call(1, max_tokens=90), call(2, max_tokens=90))
-        # What waits is known once the engine has taken it in, between two steps.
-        runner.gate.set()
-        while True:
-            a, b = (await served.status())["connections"]
-            if (a["running"], b["waiting"]) == (1, 2):
-                break
+        await until(lambda: len(served.engine.thread._inbox) == 2)
+        runner.gate.allow(1)
+        async with asyncio.timeout(10):
+            while True:
+                a, b = (await served.status())["connections"]
+                if (a["running"], b["waiting"], b["waits_for"][:12]) == (1, 2, "queued behin"):
+                    break
         assert (a["folder"], b["folder"], a["host"]) == ("/first", "/second", "test 1")
-        assert "queued behind" in b["waits_for"]
 
 
 @pytest.mark.parametrize(("line", "id_", "words"), BAD_LINES, ids=[str(line[:30]) for line, _, _ in BAD_LINES])
