@@ -49,7 +49,8 @@ hosts: $(VENV)/installed
 
 # The tests that draw their own cases, fifty times as long; takes an hour or so.
 campaign: $(VENV)/installed-dev
-	EFFORT=50 $(BIN)/pytest --timeout=0 tests/core/test_scheduler.py tests/mlx_backend/test_runner.py
+	EFFORT=50 $(BIN)/pytest --timeout=0 tests/core/test_scheduler.py tests/mlx_backend/test_runner.py \
+	  tests/process/test_one_engine.py
 
 # The engine beside mlx_lm's BatchGenerator; minutes.
 bench-engine: $(VENV)/installed
