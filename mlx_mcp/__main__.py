@@ -19,12 +19,8 @@ def main() -> None:
 
 def relay(arguments: list[str]) -> None:
     """Relay and exit, if these arguments of `serve` ask for that and there can be an engine process here."""
-    try:
-        from mlx_mcp.process.relay import serve, serve_options, tell
-    except ImportError:  # a system without Unix locks
-        sys.argv[2:] = ["--standalone", *arguments]
-        print("mlx-mcp: This system has no Unix locks; serving in this process alone.", file=sys.stderr)
-        return
+    from mlx_mcp.process.relay import serve, serve_options, tell
+
     given = serve_options(arguments)
     if given is None:
         return

@@ -13,7 +13,6 @@ Knows nothing of MCP. Imported by the relay: standard library only, and little o
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import select
@@ -69,11 +68,18 @@ def window(kind: str, model: str | None) -> dict[str, object]:
         "kind": kind,
         "version": __version__,
         "settings": engine_settings(),
-        "model": model or os.environ.get("MLX_MCP_MODEL") or None,
-        "file_roots": os.environ.get("MLX_MCP_FILE_ROOTS") or None,
+        "model": absolute(model or os.environ.get("MLX_MCP_MODEL") or "") or None,
+        "file_roots": os.pathsep.join(map(absolute, os.environ.get("MLX_MCP_FILE_ROOTS", "").split(os.pathsep)))
+        or None,
         "folder": project_folder(),
         "parent": os.getppid(),
     }
+
+
+def absolute(folder: str) -> str:
+    """A folder as it is to be called elsewhere; what is no folder, such as a hub id, stays as it is."""
+    path = os.path.expanduser(folder)
+    return os.path.abspath(path) if os.path.isdir(path) else folder
 
 
 def join(place: Place, hello: dict[str, object], say: Callable[[str], None], fds: tuple[int, ...] = ()) -> Joined:
@@ -221,6 +227,10 @@ def start(place: Place, deadline: float) -> None:
     began = os.fstat(log).st_size
     ready, tell = os.pipe()
     env = {name: value for name, value in os.environ.items() if name not in PER_WINDOW and name != "CLAUDE_PROJECT_DIR"}
+    # The engine runs elsewhere, and relative paths would mean something else there.
+    env["MLX_MCP_STATE_DIR"] = place.folder
+    if env.get("MLX_MCP_CONFIG"):
+        env["MLX_MCP_CONFIG"] = os.path.abspath(env["MLX_MCP_CONFIG"])
     if os.path.abspath(sys.path[0] or ".") == OWN_FOLDER:  # run from a checkout
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (OWN_FOLDER, env.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "mlx_mcp", "engine", "run", "--ready-fd", str(tell)]
@@ -302,6 +312,8 @@ def open_lock(path: str) -> int:
 
 def locked(fd: int) -> bool:
     """Whether the file could be locked, until it is closed."""
+    import fcntl  # not everywhere, and where it is not there are no Unix sockets either
+
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

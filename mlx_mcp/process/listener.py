@@ -9,6 +9,7 @@ from __future__ import annotations
 import select
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 
@@ -51,14 +52,14 @@ def hold(
     woken, wake = socket.socketpair()
     wake.setblocking(False)
     signal.set_wakeup_fd(wake.fileno())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
     again = False
     while True:
+        on_signals(lambda *_: sys.exit(0))  # an engine that starts can be left to it
         joined = join(place, hello | {"family": int(listener.family), "again": again}, say, (listener.fileno(),))
         if not again:
             serving(joined.reply)
         again, connection = True, joined.connection
+        on_signals(lambda *_: None)
         select.select([connection, woken], [], [])
         if is_ready(woken):
             break
@@ -66,12 +67,17 @@ def hold(
         select.select([listener, woken], [], [])
         if is_ready(woken):
             return
-    for number in (signal.SIGTERM, signal.SIGINT):  # a second signal ends this process at once
-        signal.signal(number, signal.SIG_DFL)
+    on_signals(signal.SIG_DFL)  # a second signal ends this process at once
     connection.shutdown(socket.SHUT_WR)
     deadline = time.monotonic() + timeout_s
     while select.select([connection], [], [], max(0.0, deadline - time.monotonic()))[0] and connection.recv(4096):
         pass
+
+
+def on_signals(handler: Callable[..., object] | signal.Handlers) -> None:
+    """Have SIGTERM and SIGINT do this."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
 
 
 def is_ready(connection: socket.socket) -> bool:

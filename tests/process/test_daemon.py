@@ -413,7 +413,6 @@ def test_a_link_in_the_logs_place_is_not_written_through(tmp_path):
     ("spoil", "why"),
     [
         ("import types, mlx_mcp.process.place as place; place.socket = types.SimpleNamespace()", "no Unix sockets"),
-        ("import sys; sys.modules['mlx_mcp.process.daemon'] = None", "no Unix locks"),
         (
             "import subprocess\nclass Popen(subprocess.Popen):\n"
             "    def __init__(self, *_, **__): raise BlockingIOError(11, 'Resource temporarily unavailable')\n"
