@@ -51,7 +51,8 @@ hosts: $(VENV)/installed
 # The tests that draw their own cases, fifty times as long; takes some hours. 100,000 kills are among them.
 campaign: $(VENV)/installed-dev
 	EFFORT=50 $(BIN)/pytest --timeout=0 tests/core/test_scheduler.py tests/mlx_backend/test_runner.py \
-	  tests/storage/test_kills.py tests/storage/test_power_cuts.py tests/storage/test_store_any_order.py
+	  tests/storage/test_kills.py tests/storage/test_power_cuts.py tests/storage/test_store_any_order.py \
+	  tests/process/test_one_engine.py
 
 # The engine beside mlx_lm's BatchGenerator; minutes.
 bench-engine: $(VENV)/installed

@@ -1,8 +1,9 @@
 """Real hosts against this tree: Claude Code and MCP Inspector, installed from npm, as their users run them.
 
 Run with `make hosts`; needs node and npm. Registers the server in Claude Code with an empty home, over stdio and HTTP
-with and without a token, and has Inspector list and call the tools in both protocol eras. Prints one line per check;
-fails at the first that does not hold.
+with and without a token, also in two processes at once on one engine, and has Inspector list and call the tools in both
+protocol eras. All of it runs on one engine process, which is not the user's. Prints one line per check; fails at the
+first that does not hold.
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
+
+from mlx_mcp.process.daemon import ask, stop
+from mlx_mcp.process.place import user_place
 
 WORK = Path("build/hosts").resolve()
 PACKAGES = ["@anthropic-ai/claude-code", "@modelcontextprotocol/inspector@2.12.0", "node@24"]
@@ -33,11 +38,15 @@ QUESTION = "What is the code of Rex?"
 
 def run(*command: str, cwd: Path | None = None) -> str:
     """The command's output; fails with it unless the command ends well."""
-    node = WORK / "node_modules" / "node" / "bin"
-    env = {**os.environ, "HOME": str(WORK / "home"), "PATH": f"{node}:{os.environ['PATH']}"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=180)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment(), timeout=180)
     assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def environment() -> dict[str, str]:
+    """Of a user who has nothing but node."""
+    node = WORK / "node_modules" / "node" / "bin"
+    return {**os.environ, "HOME": str(WORK / "home"), "PATH": f"{node}:{os.environ['PATH']}"}
 
 
 def installed(name: str) -> str:
@@ -66,6 +75,42 @@ def check_claude_code(url: str, guarded: str) -> None:
     connected = [line for line in shown.splitlines() if "Connected" in line]
     assert len(connected) == 3, shown
     print("Claude Code", run(installed("claude"), "--version").strip(), "connects over stdio, HTTP, HTTP with a token")
+
+
+def check_two_at_once() -> None:
+    """Two Claude Code processes at once are two windows on one engine, and both say connected."""
+    began = engine_status()
+    listing = [
+        subprocess.Popen(
+            [installed("claude"), "mcp", "list"],
+            cwd=WORK / "project",
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    most, engines, hosts = 0, set(), set[str]()
+    while any(process.poll() is None for process in listing):
+        state = engine_status()
+        windows = [c for c in state["connections"] if c["kind"] == "stdio"]
+        most, hosts = max(most, len(windows)), hosts | {c["host"] for c in windows if c["host"]}
+        engines.add(state["pid"])
+        time.sleep(0.01)
+    for process in listing:
+        assert process.stdout is not None
+        shown = process.stdout.read()
+        assert shown.count("Connected") == 3, shown
+    assert engines == {began["pid"]}, engines
+    assert most == 2, f"{most} windows at once"
+    print(f"Two Claude Code processes at once: both connected, one engine, which saw {', '.join(sorted(hosts))}")
+
+
+def engine_status() -> dict[str, Any]:
+    """What the engine says of itself; it must be there."""
+    state: Any = ask(user_place(), "status")
+    assert state is not None, "there is no engine"
+    return dict(state)
 
 
 class Inspector:
@@ -114,10 +159,13 @@ def check_sessions(target: list[str], era: str) -> None:
 def main() -> None:
     """Install the hosts, start HTTP servers, and run every check."""
     (WORK / "home").mkdir(parents=True, exist_ok=True)
+    (WORK / "state").mkdir(mode=0o700, exist_ok=True)
+    os.environ["MLX_MCP_STATE_DIR"] = str(WORK / "state")
     run("npm", "install", "--no-fund", "--no-audit", *PACKAGES, cwd=WORK)
     (server, url), (guarded_server, guarded) = served(), served(MLX_MCP_TOKEN=TOKEN)
     try:
         check_claude_code(url, guarded)
+        check_two_at_once()
         for era in ("legacy", "modern"):
             check_inspector(SERVE, era)
             check_inspector([url, "--transport", "http"], era)
@@ -126,6 +174,7 @@ def main() -> None:
         for process in (server, guarded_server):
             process.terminate()
             assert process.wait(20) == 0
+        stop(user_place(), 20)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def restart(sizes: Any, rounds: int, goals: bool) -> bool:
 
 async def one_restart(folder: Path, model: Path, texts: Texts, num_tokens: int) -> tuple[float, float]:
     """Seconds to the first token of the cold run, and of the first turn after the kill."""
-    arguments = ["mlx_mcp", "serve", "--http", "--port", "0", "--model", str(model)]
+    arguments = ["mlx_mcp", "serve", "--standalone", "--http", "--port", "0", "--model", str(model)]
 
     async def served(work: Callable[[Ours], Any]) -> Any:
         with running("mlx-mcp", *arguments, folder=folder) as process:

@@ -659,7 +659,7 @@ def main() -> None:
         print(f"{mx.default_device()}, {blas}, mlx-lm {version('mlx-lm')}, rounds: {rounds}", flush=True)
         bench = Bench(Texts(model), SHORT if args.short else Sizes(), token_bytes)
         port = free_port()
-        serve_ours = ["mlx_mcp", "serve", "--http", "--port", "0", "--model", str(model)]
+        serve_ours = ["mlx_mcp", "serve", "--standalone", "--http", "--port", "0", "--model", str(model)]
         serve_theirs = ["mlx_lm", "server", "--port", str(port), "--model", str(model)]
         try:
             with (

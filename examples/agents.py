@@ -16,7 +16,7 @@ CODES = {name: str(100 + 71 * i) for i, name in enumerate(NAMES)}
 
 async def main() -> None:
     """Ask all agents together; every other one has a long brief."""
-    server = StdioServerParameters(command=sys.executable, args=["-m", "mlx_mcp", "serve", "--model", "embedded"])
+    server = StdioServerParameters(command=sys.executable, args=["-m", "mlx_mcp", "serve", "--standalone"])
     async with Client(server) as client:
 
         async def ask(number: int, name: str) -> str:

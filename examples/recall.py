@@ -15,7 +15,7 @@ QUESTION = "What is the deploy code?"
 
 async def main() -> None:
     """Ask one recall question over stdio, as an agent host would."""
-    server = StdioServerParameters(command=sys.executable, args=["-m", "mlx_mcp", "serve", "--model", "embedded"])
+    server = StdioServerParameters(command=sys.executable, args=["-m", "mlx_mcp", "serve", "--standalone"])
     async with Client(server) as client:
         models = await client.call_tool("list_models", {})
         print("models:", ", ".join(model["name"] for model in models.structured_content["models"]))

@@ -19,7 +19,7 @@ SECRETS = {"Karen": "317", "Liam": "428", "Mia": "539", "Noah": "640"}  # each a
 
 async def main() -> None:
     """Brief once, fork, tell and ask all agents together."""
-    server = StdioServerParameters(command=sys.executable, args=["-m", "mlx_mcp", "serve", "--model", "embedded"])
+    server = StdioServerParameters(command=sys.executable, args=["-m", "mlx_mcp", "serve", "--standalone"])
     async with Client(server) as client:
 
         async def call(tool: str, **arguments: object) -> dict:

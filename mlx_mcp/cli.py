@@ -6,18 +6,21 @@ Imports little at the top: a host waits three seconds for the first answer of `s
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
 from mlx_mcp import __version__
 from mlx_mcp.cli_sessions import sessions
-from mlx_mcp.errors import InvalidRequest, MlxMcpError
+from mlx_mcp.errors import InvalidRequest, MlxMcpError, NoSharedEngine
 
 if TYPE_CHECKING:
+    import socket
+
     import anyio
 
     from mlx_mcp.config import Config
@@ -32,6 +35,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+engine = typer.Typer(help="The one engine process that all windows share.", no_args_is_help=True)
+app.add_typer(engine, name="engine")
 
 Model = Annotated[
     str | None,
@@ -73,31 +79,81 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address for --http; 127.0.0.1 if not given.")] = None,
     port: Annotated[int | None, typer.Option(help="Port for --http; 8080 if not given, 0 for a free one.")] = None,
     openblas: OpenBlas = None,
+    standalone: Annotated[
+        bool, typer.Option("--standalone", help="Keep the engine in this process, and share it with nobody.")
+    ] = False,
 ) -> None:
-    """Serve MCP over stdio (for hosts that start it) or HTTP (for hosts that connect)."""
-    from mlx_mcp.config import Config
-
+    """Serve MCP over stdio (for hosts that start it) or HTTP (for hosts that connect), on one engine for all."""
     if not http and (host or port is not None):
         raise InvalidRequest("--host and --port go with --http; over stdio there is nothing to connect to.")
+    if not standalone:
+        try:
+            if http:
+                share_http(model, host, port, openblas)
+            else:
+                from mlx_mcp.process.relay import serve
+
+                serve(model, openblas)
+            return
+        except NoSharedEngine as error:
+            note(f"No engine can be shared here, since {error}; serving in this process alone, as with --standalone.")
+    from mlx_mcp.config import Config
+
     config = Config.load(model=model, host=host, port=port, openblas=openblas)
     (serve_http if http else serve_stdio)(config)
 
 
+def note(text: str) -> None:
+    """Tell the user something beside the output."""
+    typer.echo(f"mlx-mcp: {text}", err=True)
+
+
+def share_http(model: str | None, host: str | None, port: int | None, openblas: bool | None) -> None:
+    """Have the user's engine serve HTTP until a signal comes.
+
+    Raises:
+        NoSharedEngine: there can be no such process here.
+    """
+    from mlx_mcp.config import Config
+    from mlx_mcp.process.daemon import window
+    from mlx_mcp.process.listener import hold, listen
+    from mlx_mcp.process.place import user_place
+
+    if openblas is not None:
+        os.environ["MLX_MCP_OPENBLAS"] = "1" if openblas else "0"
+    place, config = user_place(), Config.load(model=model, host=host, port=port)
+    listener = listen(config.host, config.port)
+    address = address_of(config.host, listener)
+    token = None if config.token is None else config.token.get_secret_value()
+    hello = window("http", model) | {"host": config.host, "port": config.port, "token": token, "address": address}
+
+    def serving(reply: dict[str, object]) -> None:
+        typer.echo(f"mlx-mcp {__version__} serving {reply['model']!r} at {address}/mcp", err=True)
+
+    hold(place, hello, listener, note, serving, 2 * config.shutdown_timeout_s + 1)
+
+
+def address_of(host: str, listener: socket.socket) -> str:
+    """The URL of a listener."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+
 def serve_stdio(config: Config) -> None:
-    """Serve one host over stdin and stdout until it goes away or a signal comes."""
+    """Serve one host over stdin and stdout in this process until it goes away or a signal comes."""
     from mlx_mcp.server.stdio import serve_stdio, take_stdio
 
     wire_in, wire_out = take_stdio()
 
     import anyio
 
+    from mlx_mcp.process.place import project_folder
     from mlx_mcp.server.app import build_server
     from mlx_mcp.server.files import FileReader, default_roots
     from mlx_mcp.server.lifetime import exit_within, until_signal
     from mlx_mcp.wiring import wire
 
     client, registry = wire(config)
-    roots = default_roots() if config.file_roots is None else config.file_roots
+    roots = default_roots(project_folder()) if config.file_roots is None else config.file_roots
     files = FileReader(roots, config.max_file_bytes, config.max_files_bytes)
     server = build_server(client, registry, files)
 
@@ -116,22 +172,22 @@ def serve_stdio(config: Config) -> None:
 
 
 def serve_http(config: Config) -> None:
-    """Serve any number of hosts over HTTP until a signal comes."""
+    """Serve any number of hosts over HTTP in this process until a signal comes."""
     import anyio
 
+    from mlx_mcp.process.listener import listen
     from mlx_mcp.server.app import build_server
     from mlx_mcp.server.files import FileReader
-    from mlx_mcp.server.http import auth_settings, http_app, http_server, listen
+    from mlx_mcp.server.http import auth_settings, http_app, http_server
     from mlx_mcp.server.lifetime import exit_within, until_signal
     from mlx_mcp.wiring import wire
 
-    listener = listen(config)
+    listener = listen(config.host, config.port)
     client, registry = wire(config)
     files = FileReader(config.file_roots or (), config.max_file_bytes, config.max_files_bytes)
     mcp = build_server(client, registry, files, **auth_settings(config))
     server = http_server(http_app(mcp, client, config), config)
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    address = f"http://{host}:{listener.getsockname()[1]}"
+    address = address_of(config.host, listener)
     typer.echo(f"mlx-mcp {__version__} serving {registry.resolve(None).name!r} at {address}/mcp", err=True)
 
     async def main() -> None:
@@ -141,6 +197,126 @@ def serve_http(config: Config) -> None:
             await client.drain(config.shutdown_timeout_s)
 
         await until_signal(lambda: server.serve(sockets=[listener]), stop)
+
+    anyio.run(main)
+    client.close(config.shutdown_timeout_s)
+
+
+@engine.command()
+@reporting_errors
+def start() -> None:
+    """Start the engine process, if it does not run; `serve` does that by itself."""
+    from mlx_mcp.process.daemon import start_if_needed
+    from mlx_mcp.process.place import user_place
+
+    typer.echo(f"The engine is process {start_if_needed(user_place())}.")
+
+
+@engine.command()
+@reporting_errors
+def stop() -> None:
+    """End the engine process; running calls have shutdown_timeout_s to end. The next call of a window starts one."""
+    from mlx_mcp.config import Config
+    from mlx_mcp.process.daemon import stop
+    from mlx_mcp.process.place import user_place
+
+    pid = stop(user_place(), 2 * Config.load().shutdown_timeout_s + 10)
+    typer.echo("There is no engine process." if pid is None else f"Process {pid} has ended.")
+
+
+@engine.command()
+@reporting_errors
+def status() -> None:
+    """Show the engine process: its models, memory and sessions, and of each connection what it does and waits for."""
+    from mlx_mcp.process.daemon import ask
+    from mlx_mcp.process.place import user_place
+
+    place = user_place()
+    state: Any = ask(place, "status")
+    if state is None:
+        typer.echo(f"There is no engine process (at {place.socket}).")
+        raise typer.Exit(1)
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    models = ", ".join(state["models"]) or "no model yet"
+    console.print(
+        f"mlx-mcp {state['version']}, process {state['pid']}, up {state['up_s']:.0f} s: {models} "
+        f"({state['weights_bytes'] / 1e6:,.1f} MB), {state['rows']} calls in the batch, {state['waiting']} waiting, "
+        f"{state['sessions']} sessions, {(state['kv_bytes'] + state['cache_bytes']) / 1e6:,.1f} MB of keys and values",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if state["retiring"]:
+        console.print(f"When it is idle {state['retiring']}.", highlight=False, soft_wrap=True)
+    columns = ("host", "by", "process", "model", "running", "waiting", "waits for", "sessions", "folder")
+    table = Table(*columns, box=None, pad_edge=False)
+    for c in state["connections"]:
+        counts = (c["model"], str(c["running"]), str(c["waiting"]), c["waits_for"], ", ".join(c["sessions"]))
+        table.add_row(c["host"] or "?", c["kind"], str(c["pid"]), *counts, c["folder"])
+    if state["connections"]:
+        console.print(table)
+
+
+@engine.command()
+@reporting_errors
+def logs(lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many, from the end.")] = 100) -> None:
+    """Show the end of the engine process's log, and where it is."""
+    from mlx_mcp.process.daemon import tail
+    from mlx_mcp.process.place import user_place
+
+    place = user_place()
+    note(place.log)
+    typer.echo(tail(place, lines=lines, label=""))
+
+
+@engine.command("run", hidden=True)
+@reporting_errors
+def run_engine(
+    ready_fd: Annotated[int | None, typer.Option(help="Written to and closed once the engine listens.")] = None,
+) -> None:
+    """Be the engine process; what `start` starts."""
+    from mlx_mcp.config import Config
+    from mlx_mcp.process.daemon import NO_SOCKETS, START_S, take_life_lock
+    from mlx_mcp.process.place import user_place
+
+    if ready_fd is not None:
+        os.set_inheritable(ready_fd, False)
+    config, place = Config.load(), user_place()
+    take_life_lock(place, START_S / 2)
+    try:
+        listener = place.listen()
+    except NoSharedEngine as error:
+        note(str(error))
+        raise typer.Exit(NO_SOCKETS) from error
+    serve_engine(config, listener, ready_fd)
+
+
+def serve_engine(config: Config, listener: socket.socket, ready_fd: int | None) -> None:
+    """Serve whoever connects to the user's socket, until a signal comes or nothing is to do for long enough."""
+    import contextlib
+
+    import anyio
+
+    from mlx_mcp.server.connections import Connections
+    from mlx_mcp.server.lifetime import exit_within, until_signal
+    from mlx_mcp.wiring import wire
+
+    client, _ = wire(config)
+
+    async def main() -> None:
+        connections = Connections(client, config, listener)
+
+        async def stop(_: anyio.CancelScope) -> None:
+            connections.stop()
+            await client.drain(config.shutdown_timeout_s)
+
+        if ready_fd is not None:
+            with contextlib.suppress(BrokenPipeError):  # whoever started us has gone; others will come
+                os.write(ready_fd, b"ready")
+            os.close(ready_fd)
+        await until_signal(lambda: connections.serve(lambda: exit_within(2 * config.shutdown_timeout_s + 1)), stop)
 
     anyio.run(main)
     client.close(config.shutdown_timeout_s)
@@ -244,8 +420,3 @@ for each in sessions.registered_commands:
     assert each.callback is not None, "a command that does nothing"
     each.callback = reporting_errors(each.callback)
 app.add_typer(sessions)
-
-
-def main() -> None:
-    """The console script."""
-    app()

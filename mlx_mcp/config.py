@@ -80,6 +80,9 @@ class Config(BaseSettings):
     max_file_bytes: int = Field(1 << 20, ge=1, description="the longest file that is read for a caller")
     max_files_bytes: int = Field(4 << 20, ge=1, description="all files of one call together")
     max_request_bytes: int = Field(4 << 20, ge=1024, description="the longest message taken from a client")
+    engine_idle_s: float = Field(
+        1800.0, gt=0, le=31536000, description="how long the engine process lives on without anything to do"
+    )
     shutdown_timeout_s: float = Field(5.0, ge=0, le=300, description="how long running calls may take to end at exit")
 
     @classmethod

@@ -15,6 +15,8 @@
     ├── StorageError              what should be kept on disk cannot be now: full, read-only, failing
     │   └── FolderInUse           another process keeps its cache there
     ├── ConfigError               the server was started with settings that cannot work
+    ├── EngineUnavailable         the user's engine process does not start or answer, or its place is taken
+    ├── NoSharedEngine            this system can have no engine process: everything runs in one's own
     └── EngineDead                the engine thread is gone; nothing but a restart helps
 
 Texts are written for whoever can act: the calling model for a `RequestError`, the user for the rest.
@@ -147,6 +149,14 @@ class FolderInUse(StorageError):
 
 class ConfigError(MlxMcpError):
     """The settings cannot work together; raised before anything is served."""
+
+
+class EngineUnavailable(MlxMcpError):
+    """The user's engine process does not start or answer, or something else is in its place; the text says which."""
+
+
+class NoSharedEngine(MlxMcpError):
+    """There can be no engine process beside this one; the text says why, and reads on from "since"."""
 
 
 class EngineDead(MlxMcpError):

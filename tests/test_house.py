@@ -28,15 +28,16 @@ LAYERS = {
     "mlx_backend": (("core", "errors"), ("mlx", "mlx_lm", "llguidance", "numpy", "huggingface_hub", "tqdm")),
     "models": (("core", "errors"), ("huggingface_hub",)),
     "storage": (("core", "errors"), ()),
+    "process": (("errors", "__init__"), ()),
     "server": (
-        ("core", "engine", "models", "config", "errors", "stats", "__init__"),
+        ("core", "engine", "models", "process", "config", "errors", "stats", "__init__"),
         ("mcp", "mcp_types", "pydantic", "anyio", "starlette", "uvicorn"),
     ),
     "wiring": (("config", "core", "engine", "errors", "mlx_backend", "models", "storage"), ()),
     "doctor": (("config", "core", "engine", "errors", "mlx_backend", "models", "wiring", "__init__"), ("mlx",)),
     "cli": (None, ("typer", "rich", "anyio")),
     "cli_sessions": (("config", "core", "errors", "storage"), ("typer", "rich")),
-    "__main__": (("cli",), ()),
+    "__main__": (("cli", "errors", "process"), ()),
     "__init__": ((), ()),
 }
 
@@ -93,7 +94,7 @@ def test_every_tool_argument_command_and_setting_is_in_the_readme_or_the_guide()
     ]
     words += [f"mlx-mcp {command.callback.__name__}" for command in app.registered_commands]
     for group in app.registered_groups:
-        commands = group.typer_instance.registered_commands
+        commands = [c for c in group.typer_instance.registered_commands if not c.hidden]
         words += [f"mlx-mcp {group.typer_instance.info.name} {c.name or c.callback.__name__}" for c in commands]
     words += [name if name == "model" else f"MLX_MCP_{name.upper()}" for name in Config.model_fields]
     missing = [

@@ -1,9 +1,10 @@
 """Decides which sequences run next. Knows nothing of text, threads or MLX.
 
 A step holds every decoding sequence and prefill chunks within a token budget, so that a long prompt delays the others'
-next token by one chunk and no more. Sessions take turns, for a place in the batch and for prefill; within a session
-sequences go first come, first served. A sequence is admitted when its keys and values so far fit in memory; when one
-outgrows what is left, the youngest gives way: it keeps its tokens, and is computed again when there is room.
+next token by one chunk and no more. Groups of sessions take turns, for a place in the batch and for prefill, and so do
+the sessions of a group; within a session sequences go first come, first served. A sequence is admitted when its keys
+and values so far fit in memory; when one outgrows what is left, the youngest gives way: it keeps its tokens, and is
+computed again when there is room.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class Scheduler:
     waiting: dict[str, deque[Sequence]] = field(default_factory=dict)
     # Session → when it last had a prefill turn; only of sessions that run.
     turns: dict[str, int] = field(default_factory=dict)
+    # The same of groups.
+    group_turns: dict[str, int] = field(default_factory=dict)
     clock: int = 0
     # Whether every place is taken and nobody gives one up, until a sequence leaves or comes.
     blocked: bool = False
@@ -74,16 +77,18 @@ class Scheduler:
 
         Raises:
             RequestTooLarge: it would not fit in memory if it were alone.
-            CapacityError: every place is taken, and `max_waiting` sequences wait for one.
+            CapacityError: every place is taken, and `max_waiting` sequences of its group wait for one.
         """
         limit_bytes, need_bytes = self.pool.ledger.limit_bytes, self.pool.alone_bytes(sequence.max_length)
         if need_bytes > limit_bytes:
             prompt = len(sequence.prompt_ids)
             most = bisect_right(range(sequence.max_length), limit_bytes, key=self.pool.alone_bytes) - 1
             raise RequestTooLarge(prompt, need_bytes, limit_bytes, most - prompt)
-        if self.num_waiting + len(self.running) >= self.limits.max_running + self.limits.max_waiting:
+        # By group: one that fills its own queue shuts nobody else out.
+        waiting = sum(s.group == sequence.group for queue in self.waiting.values() for s in queue)
+        if waiting + len(self.running) >= self.limits.max_running + self.limits.max_waiting:
             raise CapacityError(
-                f"{len(self.running)} calls are running and {self.num_waiting} waiting, as many as are allowed.",
+                f"{len(self.running)} calls are running and {waiting} waiting, as many as are allowed.",
                 RETRY_AFTER_S,
             )
         self.waiting.setdefault(sequence.session, deque()).append(sequence)
@@ -177,7 +182,7 @@ class Scheduler:
             self._preempt(sequence, [])
 
     def num_ahead(self, sequence: Sequence) -> int:
-        """How many sequences are admitted before this one if nobody else comes; 0 once it runs."""
+        """How many sequences are admitted before this one if nobody comes and all are of one group; 0 once it runs."""
         queue = self.waiting.get(sequence.session, ())
         if sequence not in queue:
             return 0
@@ -193,6 +198,7 @@ class Scheduler:
         slots = [s.slot for s in self.running if s.slot is not None]
         assert len(slots) == len(self.running), "a running sequence has no slot"
         assert set(self.turns) == {s.session for s in self.running}, "turns of sessions that do not run"
+        assert set(self.group_turns) == {s.group for s in self.running}, "turns of groups that do not run"
         self.pool.check_integrity(slots)
         if self.cache is not None:
             self.cache.check_integrity(self.running, [s for queue in self.waiting.values() for s in queue])
@@ -243,30 +249,33 @@ class Scheduler:
         self.blocked = False
         if all(other.session != sequence.session for other in self.running):
             del self.turns[sequence.session]
+        if all(other.group != sequence.group for other in self.running):
+            del self.group_turns[sequence.group]
 
     # Turns
 
     def _admit(self, preempted: list[Sequence], restores: dict[Sequence, Restore]) -> None:
-        """Give places to the sessions in turn, as long as there are places and memory.
+        """Give places to the sessions in turn, as long as there are places and memory; the group with the fewest first.
 
         Whoever has the turn and does not fit keeps it: nobody small slips past for ever, of this model or another. A
-        session that runs nothing gets a place of the one that runs the most. Who waits for something else is passed
-        over, and keeps its turn.
+        group that runs nothing gets a place of the one that runs the most, and so does a session. Who waits for
+        something else is passed over, and keeps its turn.
         """
         ledger = self.pool.ledger
         while self.waiting and (ledger.first is None or ledger.first is self.pool):
-            session = next((s for s, queue in self.waiting.items() if not self._held(queue[0])), None)
+            session = self._next_session()
             if session is None:
                 self._give_up_first()
                 return
             full = len(self.running) >= self.limits.max_running
             if full or not self._place(self.waiting[session][0], restores):
-                idle, crowding = self._idle_session(), self._crowding()
-                if idle is None or crowding is None:
+                claim = self._claim()
+                if claim is None:
                     self.blocked = full
                     if not full:
                         ledger.first = self.pool
                     return
+                idle, crowding = claim
                 crowding.gave_way = True
                 self._preempt(crowding, preempted)
                 self._to_the_end(crowding.session)
@@ -278,7 +287,9 @@ class Scheduler:
             self._give_up_first()
             self._to_the_end(session)
             if session not in self.turns:
-                self._take_turn(session)
+                self.clock += 1
+                self.turns[session] = self.clock
+            self.group_turns.setdefault(sequence.group, self.clock)
 
     def _held(self, sequence: Sequence) -> bool:
         """Whether it waits for something other than its turn: a prefix that another computes, or pins to be let go."""
@@ -301,28 +312,45 @@ class Scheduler:
         if self.pool.ledger.first is self.pool:
             self.pool.ledger.first = None
 
-    def _idle_session(self) -> str | None:
-        """The first session that could run and runs nothing."""
-        return next((s for s, queue in self.waiting.items() if s not in self.turns and not self._held(queue[0])), None)
+    def _next_session(self) -> str | None:
+        """The first session that could run, of the groups that run the least."""
+        running = Counter(sequence.group for sequence in self.running)
+        for count in sorted({running[queue[0].group] for queue in self.waiting.values()}):
+            for session, queue in self.waiting.items():
+                if running[queue[0].group] == count and not self._held(queue[0]):
+                    return session
+        return None
 
-    def _crowding(self) -> Sequence | None:
-        """Who gives way to a session that runs nothing: the youngest of the session that runs the most, if several.
+    def _claim(self) -> tuple[str, Sequence] | None:
+        """A session that gets a place though there is none, and who gives way: the youngest of those that run the most.
 
-        Not one that gave way before: sessions that come and go could have it computed again and again.
+        Groups that run nothing come before sessions that run nothing, and these take from no group that runs less than
+        theirs. Nobody gives way twice: sessions that come and go could have it computed again and again.
         """
-        counts = Counter(sequence.session for sequence in self.running)
-        may = [s for s in reversed(self.running) if counts[s.session] > 1 and not s.gave_way]
-        return max(may, key=lambda s: counts[s.session], default=None)
+        groups, sessions = Counter(s.group for s in self.running), Counter(s.session for s in self.running)
+        may = [s for s in reversed(self.running) if not s.gave_way]
+        crowding = max(may, key=lambda s: groups[s.group], default=None)
+        if crowding is not None and groups[crowding.group] > 1:
+            for session, queue in self.waiting.items():
+                if not groups[queue[0].group] and not self._held(queue[0]):
+                    return session, crowding
+        if all(count == 1 for count in sessions.values()):
+            return None
+        for session, queue in self.waiting.items():
+            if session in self.turns or self._held(queue[0]):
+                continue
+            group = queue[0].group
+            of = [s for s in may if s.group == group or groups[s.group] > groups[group]]
+            crowding = max(of, key=lambda s: sessions[s.session], default=None)
+            if crowding is not None and sessions[crowding.session] > 1:
+                return session, crowding
+        return None
 
     def _to_the_end(self, session: str) -> None:
         """Pass the turn on; a session without a queue has none."""
         queue = self.waiting.pop(session)
         if queue:
             self.waiting[session] = queue
-
-    def _take_turn(self, session: str) -> None:
-        self.clock += 1
-        self.turns[session] = self.clock
 
     def _chunks(self, busy: bool) -> tuple[Chunk, ...]:
         """Prefill chunks within the budget: each goes to the session that has gone without for longest.
@@ -334,7 +362,8 @@ class Scheduler:
         starts = {sequence: sequence.num_computed for sequence in self.running if not sequence.decoding}
         chunks: list[Chunk] = []
         while starts:
-            sequence = min(starts, key=lambda s: self.turns[s.session])  # the first admitted of a session
+            # The first admitted of a session.
+            sequence = min(starts, key=lambda s: (self.group_turns[s.group], self.turns[s.session]))
             start, size = starts[sequence], self.limits.chunk_tokens
             # What is left after a cached prefix is not cut once more where it crosses a boundary.
             left = sequence.num_tokens - start
@@ -343,7 +372,8 @@ class Scheduler:
                 break
             used += end - start
             chunks.append(Chunk(sequence, start, end, last=end == sequence.num_tokens))
-            self._take_turn(sequence.session)
+            self.clock += 1
+            self.turns[sequence.session] = self.group_turns[sequence.group] = self.clock
             starts[sequence] = end
             if end == sequence.num_tokens:
                 del starts[sequence]

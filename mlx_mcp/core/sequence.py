@@ -90,6 +90,7 @@ class Sequence:
     num_preemptions: int = 0  # times it gave up its slot and was computed again
     gave_way: bool = False  # to a session that ran nothing; it does so once
     finish_reason: FinishReason | None = None
+    group: str = ""  # of sessions, which takes turns with others as a whole
 
     @property
     def num_tokens(self) -> int:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -130,6 +131,7 @@ class EngineClient:
 
     def __init__(self, thread: EngineThread, registry: ModelRegistry, loader: ModelLoader) -> None:
         self.thread, self.registry, self.loader = thread, registry, loader
+        self.group = ""
         self._ids = itertools.count(1)
         # Models that are in memory as far as known: asking the engine would cost every call a step. Weak, so that an
         # unloaded one goes.
@@ -142,6 +144,12 @@ class EngineClient:
     def stats(self) -> EngineStats:
         """The engine's counts at its latest step boundary."""
         return self.thread.stats
+
+    def beside(self, registry: ModelRegistry, group: str) -> EngineClient:
+        """A client of the same engine for another group of callers, with models by other names; they know all alike."""
+        other = copy(self)
+        other.registry, other.group = registry, group
+        return other
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Update, None]:
         """Yield progress and text, and last the Result.
@@ -211,6 +219,7 @@ class EngineClient:
                 request.lane,
                 constraint,
                 turn_of(request, session),
+                self.group,
             )
             tools = request.tools if session is None else session.tools
             answer = Answer(model, prompt, num_before, request, tools)

@@ -375,6 +375,7 @@ class Engine:
             turn.tenant,
             kept,
             constraint=command.constraint,
+            group=command.group,
         )
         if scheduler.cache is None and (session is not None or turn.opens is not None):
             sequence.miss = Miss(MissReason.NOT_REUSABLE, 0, detail=resident.model.runner.layout.refused)

@@ -138,8 +138,8 @@ class Turn:
 class Submit:
     """Generate: events go to `sink` until Finished, Failed, Unloaded or Moved.
 
-    Lanes take turns when there is not room for all; a call without one takes its session's, or one of its own. The
-    constraint is the engine's from here on.
+    When there is not room for all, groups of callers take turns, and within each its lanes; a call without a lane takes
+    its session's, or one of its own. The constraint is the engine's from here on.
     """
 
     sequence_id: int
@@ -150,6 +150,7 @@ class Submit:
     lane: str = ""
     constraint: Constraint | None = None
     turn: Turn = Turn()
+    group: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from mcp.server.mcpserver import MCPServer
 from mlx_mcp import __version__
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.models.registry import Registry
+from mlx_mcp.server.calls import Activity
 from mlx_mcp.server.files import FileReader
 from mlx_mcp.server.tools import make_tools
 
@@ -22,19 +23,23 @@ INSTRUCTIONS = (
 
 
 def build_server(
-    client: EngineClient, registry: Registry, files: FileReader | None = None, **settings: Any
+    client: EngineClient,
+    registry: Registry,
+    files: FileReader | None = None,
+    activity: Activity | None = None,
+    **settings: Any,
 ) -> MCPServer[Any]:
     """An MCP server on an engine client; many servers (one per connection) may share one client.
 
-    Callers can have `files` read, none if there is no reader. `settings` go to MCPServer as they are; see its own
-    documentation.
+    Callers can have `files` read, none if there is no reader; what they do is noted in `activity`. `settings` go to
+    MCPServer as they are; see its own documentation.
     """
     return MCPServer(
         "mlx-mcp",
         title="mlx-mcp: local MLX models",
         instructions=INSTRUCTIONS,
         version=__version__,
-        tools=make_tools(client, registry, files),
+        tools=make_tools(client, registry, files, activity),
         log_level="WARNING",
         **settings,
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Callable, Coroutine
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -126,7 +126,7 @@ def tenant() -> str:
     return "" if token is None else token.client_id
 
 
-@dataclass
+@dataclass(eq=False)
 class Meter:
     """How far one generation is."""
 
@@ -136,23 +136,42 @@ class Meter:
     text: str = ""  # the end of its answer
     read: int = 0  # tokens of the prompt
     ended: bool = False
+    phase: str = "queued"  # as of Progress; "decode" once there is text
 
     def take(self, update: Progress | Delta) -> None:
         """Take an update."""
         if isinstance(update, Delta):
-            self.done = self.read + update.num_tokens
+            self.done, self.phase = self.read + update.num_tokens, "decode"
             self.text = (self.text + update.text)[-PROGRESS_CHARS:]
         else:
             self.done, self.total, self.line = update.done, update.total, update.message
+            self.phase = update.phase
             if update.phase == "prefill":
                 self.read = update.done
+
+
+@dataclass
+class Activity:
+    """What one connection's callers are doing, and with which sessions."""
+
+    calls: dict[int, Meter] = field(default_factory=dict)  # in order of arrival
+    sessions: set[str] = field(default_factory=set)  # handles; some may have ended
+
+    @contextmanager
+    def watching(self, meter: Meter) -> Iterator[None]:
+        """A generation that goes on until the end of the block."""
+        self.calls[id(meter)] = meter
+        try:
+            yield
+        finally:
+            del self.calls[id(meter)]
 
 
 class ProgressReporter:
     """Sends the progress of one or more generations, at most ten times a second and always upwards, as hosts want."""
 
-    def __init__(self, context: Context[Any, Any], count: int = 1) -> None:
-        self._context = context
+    def __init__(self, context: Context[Any, Any], activity: Activity, count: int = 1) -> None:
+        self._context, self._activity = context, activity
         self._meters = [Meter() for _ in range(count)]
         self._last = 0.0
         self._value = 0.0
@@ -161,12 +180,15 @@ class ProgressReporter:
         """Run a request to its end as generation `index`; a cancelled caller frees the row."""
         meter = self._meters[index]
         try:
-            async with aclosing(client.generate(request)) as updates:
-                async for update in updates:
-                    if isinstance(update, Result):
-                        return update
-                    meter.take(update)
-                    await self._report()
+            with self._activity.watching(meter):
+                async with aclosing(client.generate(request)) as updates:
+                    async for update in updates:
+                        if isinstance(update, Result):
+                            if update.session is not None:
+                                self._activity.sessions.add(update.session.session_id)
+                            return update
+                        meter.take(update)
+                        await self._report()
         finally:
             meter.ended = True
         raise AssertionError("a generation ends with a result or an error")

@@ -162,14 +162,12 @@ def attribute(path: str) -> str:
     return "".join(escaped).replace('"', "&quot;")
 
 
-def default_roots() -> tuple[Path, ...]:
+def default_roots(folder: str | None) -> tuple[Path, ...]:
     """What a host that starts the server lets it read: its project's folder, unless that holds the user's home.
 
-    Desktop hosts start servers in `/`.
+    Desktop hosts start servers in `/`; there is none where the working directory is gone.
     """
-    try:
-        project = Path(os.path.realpath(os.environ.get("CLAUDE_PROJECT_DIR") or os.getcwd()))
-        home = Path(os.path.realpath(os.path.expanduser("~")))
-    except OSError:  # the working directory is gone
+    if folder is None:
         return ()
+    project, home = resolved(Path(folder)), resolved(Path(os.path.expanduser("~")))
     return () if home.is_relative_to(project) else (project,)

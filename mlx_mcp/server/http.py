@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,10 +17,10 @@ from pydantic import AnyHttpUrl
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp
 
 from mlx_mcp.config import LOOPBACK, Config
 from mlx_mcp.engine.client import EngineClient
-from mlx_mcp.errors import ConfigError
 
 
 class BearerToken:
@@ -84,26 +83,6 @@ def http_app(server: MCPServer[Any], client: EngineClient, config: Config) -> St
     )
 
 
-def listen(config: Config) -> socket.socket:
-    """A listening socket for the configured address: who connects from now on waits, and is not refused.
-
-    Raises:
-        ConfigError: the address is taken, or not this machine's.
-    """
-    try:
-        # With its protocol: asyncio turns Nagle's delay off only where it is told that this is TCP (40 ms a call).
-        family, kind, protocol, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(128)
-    except OSError as error:
-        raise ConfigError(
-            f"Cannot listen on {config.host}:{config.port}: {error.strerror}. Choose another with --port."
-        ) from error
-    return listener
-
-
 class HttpServer(uvicorn.Server):
     """Uvicorn, with the signals left to whoever runs it."""
 
@@ -113,7 +92,7 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def http_server(app: Starlette, config: Config) -> HttpServer:
+def http_server(app: ASGIApp, config: Config) -> HttpServer:
     """A server for the app; set its `should_exit` to end it."""
     return HttpServer(
         uvicorn.Config(

@@ -1,7 +1,7 @@
-"""MCP over stdin and stdout, with what the SDK's own transport leaves open.
+"""MCP over lines, those of stdin and stdout or of a socket, with what the SDK's own transport leaves open.
 
 Guarantees:
-    - Nothing but protocol lines reaches stdout: both standard descriptors are taken away before anything else runs.
+    - Nothing but protocol lines reaches stdout: `take_stdio` takes both standard descriptors before anything else runs.
     - Every line is answered or obeyed: one that is too long, not UTF-8 or not a message gets an error, under its own id
       where that can be read, and the server goes on.
     - Memory for a line is bounded by `max_request_bytes`.
@@ -14,14 +14,18 @@ import json
 import os
 import re
 import threading
+from collections.abc import Awaitable, Callable
 from typing import Any, BinaryIO, cast
 
 import anyio
 import anyio.to_thread
 from mcp.server.mcpserver import MCPServer
 from mcp.server.stdio import stdio_server
-from mcp_types import INVALID_REQUEST, PARSE_ERROR, jsonrpc_message_adapter
+from mcp_types import INVALID_REQUEST, PARSE_ERROR, JSONRPCMessage, jsonrpc_message_adapter
 from pydantic import ValidationError
+
+NextLine = Callable[[], Awaitable[bytes]]  # nothing at the end
+Write = Callable[[bytes], Awaitable[None]]  # all of it, even if it is cancelled; raises OSError once nobody reads
 
 _ID = re.compile(r'"id"\s*:\s*(-?\d+|"(?:[^"\\]|\\.)*")')
 
@@ -41,22 +45,41 @@ def take_stdio() -> tuple[BinaryIO, BinaryIO]:
 
 async def serve_stdio(server: MCPServer[Any], wire_in: BinaryIO, wire_out: BinaryIO, max_request_bytes: int) -> None:
     """Serve one client until it closes its end, or our stdout breaks; calls still running then are cancelled."""
-    writer = LineWriter(wire_out)
-    reader = LineReader(wire_in, writer, max_request_bytes)
+
+    async def write(data: bytes) -> None:
+        # Not abandoned on cancel: half a line would spoil every line after it.
+        await anyio.to_thread.run_sync(write_all, wire_out, data)
+
+    await serve_lines(server, FileLines(wire_in, max_request_bytes).next, write, max_request_bytes)
+
+
+async def serve_lines(
+    server: MCPServer[Any],
+    next_line: NextLine,
+    write: Write,
+    max_request_bytes: int,
+    seen: Callable[[JSONRPCMessage], None] = lambda _: None,
+) -> None:
+    """Serve one client whose lines come from `next_line` until there are no more, or until `write` fails.
+
+    `seen` is told of every message.
+    """
+    writer = LineWriter(write)
+    reader = LineReader(next_line, writer, max_request_bytes, seen)
     lowlevel = server._lowlevel_server  # MCPServer has no public way to run on given streams (mcp 2.3)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(writer.cancel_when_broken, tasks.cancel_scope)
         # The transport asks of its files no more than iteration, write and flush.
-        async with stdio_server(cast(Any, reader), cast(Any, writer)) as (read, write):
-            await lowlevel.run(read, write, lowlevel.create_initialization_options())
+        async with stdio_server(cast(Any, reader), cast(Any, writer)) as (read, write_stream):
+            await lowlevel.run(read, write_stream, lowlevel.create_initialization_options())
         tasks.cancel_scope.cancel()
 
 
 class LineWriter:
-    """Writes whole lines, one at a time, on a thread."""
+    """Writes whole lines, one at a time."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, write: Write) -> None:
+        self._write = write
         self._lock = anyio.Lock()
         self._broken = anyio.Event()
 
@@ -65,8 +88,7 @@ class LineWriter:
         async with self._lock:
             if not self._broken.is_set():
                 try:
-                    # Not abandoned on cancel: half a line would spoil every line after it.
-                    await anyio.to_thread.run_sync(self._write_all, text.encode("utf-8", "replace"))
+                    await self._write(text.encode("utf-8", "replace"))
                 except OSError:
                     self._broken.set()
 
@@ -78,25 +100,21 @@ class LineWriter:
         await self._broken.wait()
         scope.cancel()
 
-    def _write_all(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) or 0 :]
+
+def write_all(file: BinaryIO, data: bytes) -> None:
+    """Write to an unbuffered file, which may take less than it is given."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) or 0 :]
 
 
 class LineReader:
-    """Reads lines that are sound messages; answers the others itself.
+    """Hands over lines that are sound messages; answers the others itself."""
 
-    The reading thread is a daemon of its own: a read that nobody ends, which a pool's thread would be joined on, must
-    not hold up the process's exit. It reads one line ahead and no more.
-    """
-
-    def __init__(self, file: BinaryIO, writer: LineWriter, max_bytes: int) -> None:
-        self._file, self._writer, self._max_bytes = file, writer, max_bytes
-        self._lines: asyncio.Queue[bytes] = asyncio.Queue()
-        self._taken = threading.Semaphore()
-        pump = threading.Thread(target=self._pump, args=(asyncio.get_running_loop(),), name="stdin", daemon=True)
-        pump.start()
+    def __init__(
+        self, next_line: NextLine, writer: LineWriter, max_bytes: int, seen: Callable[[JSONRPCMessage], None]
+    ) -> None:
+        self._next_line, self._writer, self._max_bytes, self._seen = next_line, writer, max_bytes, seen
 
     def __aiter__(self) -> LineReader:
         """Itself."""
@@ -105,8 +123,7 @@ class LineReader:
     async def __anext__(self) -> str:
         """The next sound line."""
         while True:
-            line = await self._lines.get()
-            self._taken.release()
+            line = await self._next_line()
             if not line:
                 raise StopAsyncIteration
             if not line.strip():
@@ -116,7 +133,7 @@ class LineReader:
             else:
                 try:
                     text = line.decode("utf-8")
-                    jsonrpc_message_adapter.validate_json(text, by_name=False)
+                    self._seen(jsonrpc_message_adapter.validate_json(text, by_name=False))
                     return text
                 except UnicodeDecodeError as error:
                     fault, code = f"The line is not UTF-8 at byte {error.start}; send JSON as UTF-8.", PARSE_ERROR
@@ -125,8 +142,29 @@ class LineReader:
                     fault, code = f"The line is not a JSON-RPC message: {why}. Send one message per line.", PARSE_ERROR
             await self._writer.write(error_line(request_id(line), code, fault))
 
+
+class FileLines:
+    """Lines of a file, read on a thread; one that is longer than `max_bytes` comes cut.
+
+    The thread is a daemon of its own: a read that nobody ends, which a pool's thread would be joined on, must not hold
+    up the process's exit. It reads one line ahead and no more.
+    """
+
+    def __init__(self, file: BinaryIO, max_bytes: int) -> None:
+        self._file, self._max_bytes = file, max_bytes
+        self._lines: asyncio.Queue[bytes] = asyncio.Queue()
+        self._taken = threading.Semaphore()
+        pump = threading.Thread(target=self._pump, args=(asyncio.get_running_loop(),), name="stdin", daemon=True)
+        pump.start()
+
+    async def next(self) -> bytes:
+        """The next line; nothing at the end."""
+        line = await self._lines.get()
+        self._taken.release()
+        return line
+
     def _pump(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Hand over line after line, and nothing at the end; a line that is too long comes cut, its rest is dropped."""
+        """Hand over line after line, and nothing at the end; the rest of one that is too long is dropped."""
         line = b"\n"
         while line:
             self._taken.acquire()
@@ -140,6 +178,38 @@ class LineReader:
                 loop.call_soon_threadsafe(self._lines.put_nowait, line)
             except RuntimeError:  # the loop is closed
                 return
+
+
+class StreamLines:
+    """Lines of a stream, without a thread; one that is longer than `max_bytes` comes cut."""
+
+    def __init__(self, stream: asyncio.StreamReader, max_bytes: int) -> None:
+        self._stream, self._max_bytes = stream, max_bytes
+        self._buffer = bytearray()
+
+    async def next(self) -> bytes:
+        """The next line; nothing at the end, or once the other side is gone."""
+        cut, searched = b"", 0
+        while True:
+            end = self._buffer.find(b"\n", searched) + 1
+            if end:
+                line = cut or bytes(self._buffer[:end])
+                del self._buffer[:end]
+                return line
+            searched = len(self._buffer)
+            if searched > self._max_bytes:  # only its beginning is kept, which tells whose it is
+                cut = cut or bytes(self._buffer)
+                self._buffer.clear()
+                searched = 0
+            try:
+                data = await self._stream.read(1 << 16)
+            except OSError:
+                data = b""
+            if not data:
+                line = cut or bytes(self._buffer)
+                self._buffer.clear()
+                return line
+            self._buffer += data
 
 
 def request_id(line: bytes) -> int | str | None:

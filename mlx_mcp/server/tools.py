@@ -29,7 +29,7 @@ from mlx_mcp.server.arguments import (
     GenerateArguments,
     PersistArguments,
 )
-from mlx_mcp.server.calls import ProgressReporter, StrictTool, tenant, translated, while_connected
+from mlx_mcp.server.calls import Activity, ProgressReporter, StrictTool, tenant, translated, while_connected
 from mlx_mcp.server.files import FileReader
 from mlx_mcp.server.results import (
     Batch,
@@ -59,9 +59,11 @@ EMBEDDED_NOTE = (
 )
 
 
-def make_tools(client: EngineClient, registry: Registry, files: FileReader | None = None) -> list[Tool]:
+def make_tools(
+    client: EngineClient, registry: Registry, files: FileReader | None = None, activity: Activity | None = None
+) -> list[Tool]:
     """The tools over one engine client, in the order in which hosts show them; without `files` none can be read."""
-    tools = Tools(client, registry, files or FileReader((), 0, 0))
+    tools = Tools(client, registry, files or FileReader((), 0, 0), activity or Activity())
     # Hosts run the calls of one turn in parallel only for read-only tools; generating changes nothing of a user's.
     harmless = {"read_only_hint": True, "destructive_hint": False}
     return [
@@ -87,8 +89,8 @@ def make_tools(client: EngineClient, registry: Registry, files: FileReader | Non
 class Tools:
     """Each method is a tool; its docstring is what a calling model reads of it."""
 
-    def __init__(self, client: EngineClient, registry: Registry, files: FileReader) -> None:
-        self._client, self._registry, self._files = client, registry, files
+    def __init__(self, client: EngineClient, registry: Registry, files: FileReader, activity: Activity) -> None:
+        self._client, self._registry, self._files, self._activity = client, registry, files, activity
 
     @translated
     async def generate(self, given: GenerateArguments, ctx: Context) -> Annotated[CallToolResult, Generation]:
@@ -171,7 +173,7 @@ class Tools:
             for i in range(given.n)
         ]
         run = self._run_forks if given.keep and branched else self._run_all
-        outcomes = await while_connected(ctx, run(requests, ProgressReporter(ctx, count)))
+        outcomes = await while_connected(ctx, run(requests, ProgressReporter(ctx, self._activity, count)))
         failed = [outcome for outcome in outcomes if isinstance(outcome, MlxMcpError)]
         answered = [outcome for outcome in outcomes if isinstance(outcome, Result)]
         if not answered:
@@ -238,6 +240,7 @@ class Tools:
         names = tuple(given.names or ())
         count = given.count or len(names) or 1
         forks = await self._client.fork(tenant(), given.session, count, names, given.version)
+        self._activity.sessions.update(fork.session_id for fork in forks)
         return reply(
             Forks(
                 sessions=[fork.session_id for fork in forks],
@@ -313,7 +316,7 @@ class Tools:
         )
 
     async def _run(self, ctx: Context, request: GenerateRequest) -> Result:
-        return await while_connected(ctx, ProgressReporter(ctx).follow(self._client, request))
+        return await while_connected(ctx, ProgressReporter(ctx, self._activity).follow(self._client, request))
 
     async def _run_all(self, requests: list[GenerateRequest], progress: ProgressReporter) -> list[Result | MlxMcpError]:
         """Run requests at once; one's failure is its own, unless the engine is gone."""

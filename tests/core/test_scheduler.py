@@ -17,9 +17,9 @@ def make(limits=LIMITS, limit_bytes=1 << 30):
     return Scheduler(limits, SlotPool(Ledger(limit_bytes), KvCost(token_bytes=1)))
 
 
-def sequence(sequence_id, num_prompt, max_tokens=5, session=None):
-    prompt_ids = tuple(range(1, num_prompt + 1))
-    return Sequence(sequence_id, prompt_ids, SamplingParams(max_tokens), frozenset({0}), session or str(sequence_id))
+def sequence(sequence_id, num_prompt, max_tokens=5, session=None, group=""):
+    prompt_ids, lane = tuple(range(1, num_prompt + 1)), session or str(sequence_id)
+    return Sequence(sequence_id, prompt_ids, SamplingParams(max_tokens), frozenset({0}), lane, group=group)
 
 
 def chunks(step):
@@ -215,6 +215,67 @@ def test_a_session_never_loses_its_only_place():
     steps = [take(scheduler) for _ in range(4)]
     assert all(step.preempted == () for step in steps)
     assert [s.sequence_id for s in steps[-1].decode] == [1, 2]
+
+
+# Groups
+
+
+def test_a_group_with_thirty_calls_gives_a_place_to_one_with_one():
+    scheduler = make(Limits(max_running=4))
+    for i in range(30):  # each a session of its own, as calls are that keep nothing
+        scheduler.add(sequence(i, 2, max_tokens=500, group="window"))
+    take(scheduler)
+    scheduler.add(single := sequence(99, 2, group="other"))
+    step = take(scheduler)
+    assert single in scheduler.running
+    assert [s.sequence_id for s in step.preempted] == [3]
+
+
+def test_a_free_place_goes_to_the_group_that_runs_the_least():
+    scheduler = make(Limits(max_running=3))
+    for i in range(9):
+        scheduler.add(sequence(i, 2, max_tokens=2, group="window"))
+    for i in range(20, 23):
+        scheduler.add(sequence(i, 2, max_tokens=2, group="other"))
+    take(scheduler)
+    assert [s.sequence_id for s in scheduler.running] == [0, 20, 1]
+    while scheduler.has_work:
+        step = scheduler.schedule()
+        if any(s.group == "other" for queue in scheduler.waiting.values() for s in queue):
+            assert any(s.group == "other" for s in scheduler.running)
+        scheduler.commit(step, {s.sequence_id: 9 for s in step.drawing})
+
+
+def test_a_session_takes_no_place_of_a_group_that_runs_less():
+    scheduler = make(Limits(max_running=4))
+    for i in range(2):
+        scheduler.add(sequence(i, 2, max_tokens=50, session="batch", group="small"))
+    for i in range(10, 20):
+        scheduler.add(sequence(i, 2, max_tokens=50, group="large"))
+    for _ in range(20):
+        assert not take(scheduler).preempted
+    assert [s.group for s in scheduler.running].count("small") == 2
+
+
+def test_prefill_is_shared_evenly_by_groups_and_within_one_by_sessions():
+    scheduler = make(Limits(max_running=8, chunk_tokens=4, prefill_tokens_idle=4, prefill_tokens_busy=4))
+    for i in range(4):
+        scheduler.add(sequence(i, 100, group="window"))
+    scheduler.add(sequence(9, 100, group="other"))
+    served = [chunks(take(scheduler))[0][0] for _ in range(24)]
+    assert served.count(9) == 12
+    assert [served.count(i) for i in range(4)] == [3, 3, 3, 3]
+
+
+def test_a_group_that_fills_its_queue_shuts_no_other_out():
+    scheduler = make()
+    for i in range(4):
+        scheduler.add(sequence(i, 2, group="window"))
+    with pytest.raises(CapacityError):
+        scheduler.add(sequence(10, 2, group="window"))
+    scheduler.add(single := sequence(99, 2, group="other"))
+    take(scheduler)
+    assert single in scheduler.running
 
 
 # Memory
@@ -441,7 +502,7 @@ def test_whatever_comes_and_goes_every_sequence_gets_all_its_tokens_once(seed, l
     for _ in range(4000):
         if number < 12 and rng.random() < 0.2:
             number += 1
-            s = sequence(number, rng.randint(1, 200), rng.randint(1, 150), rng.choice("abc"))
+            s = sequence(number, rng.randint(1, 200), rng.randint(1, 150), rng.choice("abc"), rng.choice("xxy"))
             scheduler.add(s)
             alive[number] = s
         if alive and rng.random() < 0.02:

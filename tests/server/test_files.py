@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlx_mcp.errors import InvalidRequest
+from mlx_mcp.process.place import project_folder
 from mlx_mcp.server.files import FileReader, default_roots
 
 OUTSIDE = "outside the allowed folders"
@@ -259,9 +260,9 @@ def test_however_a_folder_is_swapped_nothing_outside_is_read(root):
 def test_the_default_root_is_the_hosts_project_else_the_working_directory(root, monkeypatch):
     monkeypatch.chdir(root)
     monkeypatch.delenv("CLAUDE_PROJECT_DIR", raising=False)
-    assert default_roots() == (root.resolve(),)
+    assert default_roots(project_folder()) == (root.resolve(),)
     monkeypatch.setenv("CLAUDE_PROJECT_DIR", str(root / "src"))
-    assert default_roots() == (root.resolve() / "src",)
+    assert default_roots(project_folder()) == (root.resolve() / "src",)
 
 
 @pytest.mark.parametrize("folder", ["/", "{home}", "{home}/..", "{link}"])
@@ -270,12 +271,12 @@ def test_no_folder_that_holds_the_home_is_a_default_root(root, tmp_path, monkeyp
     folder = folder.format(home=root, link=tmp_path / "link")
     monkeypatch.setenv("HOME", str(root))
     monkeypatch.setenv("CLAUDE_PROJECT_DIR", folder)
-    assert default_roots() == ()
+    assert default_roots(project_folder()) == ()
     monkeypatch.delenv("CLAUDE_PROJECT_DIR")
     monkeypatch.chdir(folder)
-    assert default_roots() == ()
+    assert default_roots(project_folder()) == ()
     monkeypatch.chdir(root / "src")
-    assert default_roots() == (root.resolve() / "src",)
+    assert default_roots(project_folder()) == (root.resolve() / "src",)
 
 
 def test_a_working_directory_that_is_gone_is_no_root(tmp_path, monkeypatch):
@@ -283,4 +284,4 @@ def test_a_working_directory_that_is_gone_is_no_root(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    assert default_roots() == ()
+    assert default_roots(project_folder()) == ()

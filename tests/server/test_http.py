@@ -17,8 +17,9 @@ from mcp.server.auth.provider import AccessToken
 from mlx_mcp.config import Config
 from mlx_mcp.errors import ConfigError
 from mlx_mcp.models.registry import Registry
+from mlx_mcp.process.listener import listen
 from mlx_mcp.server.app import build_server
-from mlx_mcp.server.http import auth_settings, http_app, http_server, listen
+from mlx_mcp.server.http import auth_settings, http_app, http_server
 from tests.engine.test_client import until
 from tests.fakes import fake_client
 from tests.server.test_tools import generate, held
@@ -30,7 +31,7 @@ MODES = ["auto", "legacy"]
 async def serving(engine, verifier=None, **settings):
     """A server on a free port of loopback; yields its address. `verifier` knows who has which token."""
     config = Config.load(port=0, **settings)
-    listener = listen(config)
+    listener = listen(config.host, config.port)
     auth = auth_settings(config) | ({"token_verifier": verifier} if verifier else {})
     mcp = build_server(engine, Registry(None), **auth)
     server = http_server(http_app(mcp, engine, config), config)
@@ -223,11 +224,8 @@ def test_serving_others_without_a_token_is_refused():
 
 
 def test_a_port_that_is_taken_says_so():
-    listener = listen(Config.load(port=0))
-    with listener:
-        taken = Config.load(port=listener.getsockname()[1])
-        with pytest.raises(ConfigError, match="Choose another with --port"):
-            listen(taken)
+    with listen("127.0.0.1", 0) as listener, pytest.raises(ConfigError, match="Choose another with --port"):
+        listen("127.0.0.1", listener.getsockname()[1])
 
 
 async def test_the_real_command_serves_and_ends_on_sigterm_while_it_generates():

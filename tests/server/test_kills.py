@@ -24,7 +24,7 @@ class Server:
     def __init__(self, store):
         env = os.environ | {"MLX_MCP_STORE_DIR": str(store), "MLX_MCP_MAX_SSD_BYTES": str(1 << 30)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "mlx_mcp", "serve", "--http", "--port", "0"],
+            [sys.executable, "-m", "mlx_mcp", "serve", "--standalone", "--http", "--port", "0"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

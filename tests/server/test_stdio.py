@@ -172,11 +172,11 @@ def test_the_id_of_a_broken_request_is_found_only_where_it_is_sure(line, found):
     assert request_id(line) == found
 
 
-# The real command
+# The real command in one process; tests/process has the one that joins an engine
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "mlx_mcp", "serve", "--model", "embedded", *arguments]
+    return [sys.executable, "-m", "mlx_mcp", "serve", "--standalone", "--model", "embedded", *arguments]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,338 @@
+"""Finds the user's engine process, or starts it; asks it things, and ends it.
+
+Guarantees:
+    - Of any number of processes that look for an engine at once, one starts it: whoever holds the start lock.
+    - Two engines never live at once in one state folder: each holds the life lock until its process has ended, and a
+      new one waits for that before it loads anything.
+    - The engine outlives whoever started it: a session of its own, its output in a log, no descriptor of its parent's.
+    - Every wait has a bound, and an error that ends with what the engine last said.
+
+Knows nothing of MCP. Imported by the relay: standard library only, and little of that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+
+from mlx_mcp import __version__
+from mlx_mcp.errors import ConfigError, EngineUnavailable, NoSharedEngine
+from mlx_mcp.process.place import Place, project_folder, user_folder
+
+START_S = 90.0  # the imports take 3 s on a quiet machine
+ANSWER_S = 15.0
+POLL_S = 0.02
+MAX_LOG_BYTES = 1 << 20
+NO_SOCKETS = 3  # the exit status of an engine that cannot listen here
+OWN_FOLDER = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+# Settings that belong to a window or a listener; all others belong to the engine.
+PER_WINDOW = frozenset(f"MLX_MCP_{name}" for name in ("MODEL", "FILE_ROOTS", "HOST", "PORT", "TOKEN"))
+PLACES = frozenset(("MLX_MCP_CONFIG", "MLX_MCP_STATE_DIR"))
+HUB = frozenset(("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"))
+
+
+class Joined:
+    """A connection that the engine has taken on."""
+
+    def __init__(self, connection: socket.socket, reply: dict[str, object]) -> None:
+        self.connection, self.reply = connection, reply
+
+
+def engine_settings() -> dict[str, str]:
+    """What of this process's settings is the engine's as a whole, to be compared with others'."""
+    settings = {
+        name: value
+        for name, value in os.environ.items()
+        if value and ((name.startswith("MLX_MCP_") and name not in PER_WINDOW | PLACES) or name in HUB)
+    }
+    file = os.environ.get("MLX_MCP_CONFIG") or os.path.join(
+        user_folder("XDG_CONFIG_HOME", ".config"), "mlx-mcp", "config.toml"
+    )
+    with contextlib.suppress(OSError), open(file, "rb") as opened:
+        settings["config.toml"] = f"{zlib.crc32(opened.read()):08x}"
+    return settings
+
+
+def window(kind: str, model: str | None) -> dict[str, object]:
+    """What a process says of itself when it joins as a window (`stdio`) or a listener (`http`)."""
+    return {
+        "kind": kind,
+        "version": __version__,
+        "settings": engine_settings(),
+        "model": absolute(model or os.environ.get("MLX_MCP_MODEL") or "") or None,
+        "file_roots": os.pathsep.join(map(absolute, os.environ.get("MLX_MCP_FILE_ROOTS", "").split(os.pathsep)))
+        or None,
+        "folder": project_folder(),
+        "parent": os.getppid(),
+    }
+
+
+def absolute(folder: str) -> str:
+    """A folder as it is to be called elsewhere; what is no folder, such as a hub id, stays as it is."""
+    path = os.path.expanduser(folder)
+    return os.path.abspath(path) if os.path.isdir(path) else folder
+
+
+def join(place: Place, hello: dict[str, object], say: Callable[[str], None], fds: tuple[int, ...] = ()) -> Joined:
+    """Have the engine take us on; start it if there is none, and wait for one that gives way to ours.
+
+    Raises:
+        NoSharedEngine: there can be no such process here.
+        EngineUnavailable: it does not start or answer, or its place is taken by something else.
+        ConfigError: it refuses us as we are.
+    """
+    place.prepare()
+    deadline = time.monotonic() + START_S
+    told = ""
+    while True:
+        joined = greet(place, hello, fds)
+        if joined is not None:
+            if "leaving" not in joined.reply:
+                for note in list(joined.reply.get("notes") or ()):  # type: ignore[call-overload]
+                    say(str(note))
+                return joined
+            joined.connection.close()
+            if told != joined.reply["leaving"]:
+                told = str(joined.reply["leaving"])
+                say(told)
+        with lock(place.start_lock) as held:
+            if held and not answers(place):
+                start(place, deadline)
+                continue
+        if time.monotonic() > deadline:
+            raise EngineUnavailable(f"The engine was not ready within {START_S:g} s. {tail(place)}")
+        time.sleep(POLL_S)
+
+
+def greet(place: Place, hello: dict[str, object], fds: tuple[int, ...] = ()) -> Joined | None:
+    """Say hello to a running engine, with descriptors for it; None if there is none, or it is about to end.
+
+    Raises:
+        EngineUnavailable: it does not answer, or its place is taken by something else.
+        ConfigError: it refuses us as we are.
+    """
+    connection = place.connect()
+    if connection is None:
+        return None
+    connection.settimeout(ANSWER_S)
+    line = json.dumps(hello).encode() + b"\n"
+    answer = b""
+    try:
+        sent = socket.send_fds(connection, [line], fds) if fds else 0
+        connection.sendall(line[sent:])
+        while not answer.endswith(b"\n"):
+            piece = connection.recv(65536)
+            if not piece:
+                break
+            answer += piece
+        reply = json.loads(answer)
+    except TimeoutError as error:
+        connection.close()
+        raise EngineUnavailable(
+            f"The engine does not answer within {ANSWER_S:g} s. `mlx-mcp engine status` says whether it lives, "
+            f"`mlx-mcp engine stop` ends it. {tail(place)}"
+        ) from error
+    except (OSError, ValueError):
+        connection.close()
+        return None
+    connection.settimeout(None)
+    if "error" in reply:
+        connection.close()
+        raise ConfigError(str(reply["error"]))
+    return Joined(connection, reply)
+
+
+def ask(place: Place, kind: str) -> dict[str, object] | None:
+    """The running engine's answer to a question; None if there is no engine.
+
+    Raises:
+        EngineUnavailable: it does not answer.
+    """
+    joined = greet(place, {"kind": kind, "version": __version__})
+    if joined is None:
+        return None
+    joined.connection.close()
+    return joined.reply
+
+
+def stop(place: Place, timeout_s: float) -> int | None:
+    """End the running engine, and wait until its process has let go of everything; its id, None if there was none.
+
+    Raises:
+        EngineUnavailable: it did not answer or did not end within `timeout_s`.
+    """
+    joined = greet(place, {"kind": "stop", "version": __version__})
+    if joined is None:
+        return None
+    pid = int(str(joined.reply["pid"]))
+    with joined.connection as connection:
+        connection.settimeout(timeout_s)
+        try:
+            connection.recv(1)  # the system closes it when the process has ended
+        except TimeoutError as error:
+            raise EngineUnavailable(f"Process {pid} did not end within {timeout_s:g} s. {tail(place)}") from error
+        except ConnectionResetError:
+            pass
+    return pid
+
+
+def start_if_needed(place: Place) -> int:
+    """The process of the running engine, which is started if there is none.
+
+    Raises:
+        NoSharedEngine: there can be no such process here.
+        EngineUnavailable: it does not start or answer.
+    """
+    place.prepare()
+    deadline = time.monotonic() + START_S
+    while (reply := ask(place, "status")) is None:
+        with lock(place.start_lock) as held:
+            if held and not answers(place):
+                start(place, deadline)
+                continue
+        if time.monotonic() > deadline:
+            raise EngineUnavailable(f"The engine was not ready within {START_S:g} s. {tail(place)}")
+        time.sleep(POLL_S)
+    return int(str(reply["pid"]))
+
+
+def answers(place: Place) -> bool:
+    """Whether someone listens at the place."""
+    connection = place.connect()
+    if connection is None:
+        return False
+    connection.close()
+    return True
+
+
+def start(place: Place, deadline: float) -> None:
+    """Start an engine process and wait until it listens; only for the holder of the start lock.
+
+    Raises:
+        NoSharedEngine: there can be no such process here.
+        EngineUnavailable: it ended instead, or was not ready by the deadline.
+    """
+    import subprocess
+
+    log = open_log(place)
+    began = os.fstat(log).st_size
+    ready, tell = os.pipe()
+    env = {name: value for name, value in os.environ.items() if name not in PER_WINDOW and name != "CLAUDE_PROJECT_DIR"}
+    # The engine runs elsewhere, and relative paths would mean something else there.
+    env["MLX_MCP_STATE_DIR"] = place.folder
+    if env.get("MLX_MCP_CONFIG"):
+        env["MLX_MCP_CONFIG"] = os.path.abspath(env["MLX_MCP_CONFIG"])
+    if os.path.abspath(sys.path[0] or ".") == OWN_FOLDER:  # run from a checkout
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, (OWN_FOLDER, env.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "mlx_mcp", "engine", "run", "--ready-fd", str(tell)]
+    try:
+        # A new program, never a fork: threads and MLX do not survive one. Not in the window's folder, which would come
+        # first on the module path, and could not be unmounted.
+        engine = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=place.folder,
+            env=env,
+            start_new_session=True,
+            pass_fds=(tell,),
+        )
+    except OSError as error:
+        os.close(ready)
+        raise NoSharedEngine(f"no process can be started ({error.strerror})") from error
+    finally:
+        os.close(tell)
+        os.close(log)
+    try:
+        if not select.select([ready], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            engine.kill()
+            engine.wait()
+            raise EngineUnavailable(f"The engine was not ready in time and was ended. {tail(place, began)}")
+        if os.read(ready, 16):
+            # Whoever started it may live on after it, and is then the one to take its status from the system.
+            threading.Thread(target=engine.wait, name="engine's end", daemon=True).start()
+            return
+        status = engine.wait()
+    finally:
+        os.close(ready)
+    said = tail(place, began, label="")
+    if status == NO_SOCKETS:
+        raise NoSharedEngine(said.removeprefix("mlx-mcp: "))
+    raise EngineUnavailable(f"The engine did not start. {said}" if said else f"The engine ended with status {status}.")
+
+
+def open_log(place: Place) -> int:
+    """The log, to append to; one that has become long is put aside first."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.stat(place.log).st_size > MAX_LOG_BYTES:
+            os.replace(place.log, f"{place.log}.1")
+    try:
+        return os.open(place.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise NoSharedEngine(f"the log {place.log} cannot be written ({error.strerror})") from error
+
+
+def tail(place: Place, since: int | None = None, lines: int = 12, label: str = "Its log ends: ") -> str:
+    """The last lines of the log, of those after byte `since`; with where the log is."""
+    try:
+        with open(place.log, "rb") as log:
+            end = log.seek(0, os.SEEK_END)
+            log.seek(max(end - 8192, since or 0))
+            text = log.read().decode("utf-8", "replace").strip()
+    except OSError:
+        text = ""
+    said = "\n".join(text.splitlines()[-lines:])
+    return f"{label}{said}" if said else ""
+
+
+@contextlib.contextmanager
+def lock(path: str) -> Iterator[bool]:
+    """Whether a lock could be taken, which is held until the end of the block."""
+    fd = open_lock(path)
+    try:
+        yield locked(fd)
+    finally:
+        os.close(fd)
+
+
+def open_lock(path: str) -> int:
+    """A descriptor of a file to lock."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def locked(fd: int) -> bool:
+    """Whether the file could be locked, until it is closed."""
+    import fcntl  # not everywhere, and where it is not there are no Unix sockets either
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def take_life_lock(place: Place, timeout_s: float) -> None:
+    """Be the one engine of a place for as long as this process lives; an engine that is ending is waited for.
+
+    Raises:
+        EngineUnavailable: another engine lives.
+    """
+    place.prepare()
+    deadline = time.monotonic() + timeout_s
+    fd = open_lock(place.life_lock)
+    while not locked(fd):
+        if time.monotonic() > deadline:
+            os.close(fd)
+            raise EngineUnavailable(f"Another engine holds {place.life_lock}. `mlx-mcp engine stop` ends it.")
+        time.sleep(POLL_S)
+    # Never closed: the system does that once the process's memory is free, and so nobody loads weights too early.

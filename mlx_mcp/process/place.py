@@ -1,0 +1,179 @@
+"""Where a user's engine is: its folder, socket, locks and log; and who is at the other end of a socket.
+
+Knows nothing of MCP. Imported by the relay: standard library only, and little of that.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import struct
+import sys
+import zlib
+
+from mlx_mcp.errors import EngineUnavailable, NoSharedEngine
+
+MAX_SOCKET_BYTES = 100  # the kernel takes 108 on Linux, 104 on macOS and BSD
+CONNECT_S = 5.0
+
+
+class Place:
+    """The files of one engine; there is one per state folder."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = os.path.abspath(folder)
+        self.log = os.path.join(self.folder, "engine.log")
+        self.start_lock = os.path.join(self.folder, "start.lock")  # held by whoever starts an engine
+        self.life_lock = os.path.join(self.folder, "engine.lock")  # held by the engine as long as it lives
+        self.socket_folder = self.folder
+        if len(os.fsencode(os.path.join(self.folder, "engine.sock"))) > MAX_SOCKET_BYTES:
+            name = f"mlx-mcp-{os.getuid()}-{zlib.crc32(os.fsencode(self.folder)):08x}"
+            self.socket_folder = os.path.join("/tmp", name)  # own_folder checks whose it is
+        self.socket = os.path.join(self.socket_folder, "engine.sock")
+
+    def prepare(self) -> None:
+        """Make the folders where they are missing.
+
+        Raises:
+            NoSharedEngine: they cannot be made.
+            EngineUnavailable: something else is in their place, or others may enter.
+        """
+        for folder in dict.fromkeys((self.folder, self.socket_folder)):
+            own_folder(folder)
+
+    def connect(self) -> socket.socket | None:
+        """A connection to the engine; None if there is none, or not yet.
+
+        Raises:
+            EngineUnavailable: what is in the socket's place is not this user's socket, or not this user's engine.
+        """
+        if not is_own_socket(self.socket):
+            return None
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(CONNECT_S)
+        try:
+            connection.connect(self.socket)
+        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError, TimeoutError):  # gone, stale, or crowded
+            connection.close()
+            return None
+        if peer(connection)[1] != os.geteuid():
+            connection.close()
+            raise EngineUnavailable(f"The engine at {self.socket} is another user's. Set MLX_MCP_STATE_DIR.")
+        return connection
+
+    def listen(self) -> socket.socket:
+        """The engine's socket, in place of a stale one; only for the holder of the life lock.
+
+        Raises:
+            EngineUnavailable: what is in its place is not this user's socket.
+            NoSharedEngine: the system has no such sockets here.
+        """
+        if is_own_socket(self.socket):
+            os.unlink(self.socket)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.bind(self.socket)
+            os.chmod(self.socket, 0o600)
+            listener.listen(1024)
+        except OSError as error:
+            listener.close()
+            raise NoSharedEngine(f"there can be no Unix socket at {self.socket} ({error.strerror})") from error
+        listener.setblocking(False)
+        return listener
+
+
+def user_place() -> Place:
+    """The place of this user's engine: MLX_MCP_STATE_DIR, else the user's folder for state.
+
+    Raises:
+        NoSharedEngine: the system has no Unix sockets.
+    """
+    if not hasattr(socket, "AF_UNIX"):
+        raise NoSharedEngine("the system has no Unix sockets")
+    given = os.environ.get("MLX_MCP_STATE_DIR")
+    return Place(given or os.path.join(user_folder("XDG_STATE_HOME", ".local/state"), "mlx-mcp"))
+
+
+def user_folder(variable: str, below_home: str) -> str:
+    """One of the user's own folders, as platformdirs has them."""
+    if sys.platform == "darwin":
+        return os.path.expanduser("~/Library/Application Support")
+    given = os.environ.get(variable, "")
+    return given if os.path.isabs(given) else os.path.join(os.path.expanduser("~"), below_home)
+
+
+def project_folder() -> str | None:
+    """The host's project: CLAUDE_PROJECT_DIR, else the folder that it started us in."""
+    try:
+        return os.path.abspath(os.environ.get("CLAUDE_PROJECT_DIR") or os.getcwd())
+    except OSError:  # the folder is gone
+        return None
+
+
+def own_folder(path: str) -> None:
+    """Make a folder that nobody else may enter, or see that it is one.
+
+    Raises:
+        NoSharedEngine: it cannot be made.
+        EngineUnavailable: something else is in its place, or others may enter.
+    """
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise NoSharedEngine(f"the folder {path} cannot be made ({error.strerror})") from error
+    info = os.lstat(path)
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
+        raise EngineUnavailable(
+            f"{path} is {what(info)}, not a folder of yours: no engine is run there. Look at it and take it away, or "
+            "set MLX_MCP_STATE_DIR to another folder."
+        )
+    if stat.S_IMODE(info.st_mode) & 0o077:
+        raise EngineUnavailable(
+            f"Others may enter {path}, so no engine is run there. `chmod 700 {path}`, or set MLX_MCP_STATE_DIR to a "
+            "folder of its own."
+        )
+
+
+def is_own_socket(path: str) -> bool:
+    """Whether there is a socket of this user's; False where there is nothing.
+
+    Raises:
+        EngineUnavailable: something else is in its place.
+    """
+    try:
+        info = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISSOCK(info.st_mode) or info.st_uid != os.geteuid():
+        raise EngineUnavailable(
+            f"{path} is {what(info)}, not your engine's socket: nothing is sent there. Look at it and take it away, "
+            "or set MLX_MCP_STATE_DIR to another folder."
+        )
+    return True
+
+
+def what(info: os.stat_result) -> str:
+    """What a file is, in words."""
+    kinds = {
+        stat.S_IFLNK: "a symbolic link",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFREG: "a file",
+        stat.S_IFSOCK: "a socket",
+    }
+    kind = kinds.get(stat.S_IFMT(info.st_mode), "something else")
+    return kind if info.st_uid == os.geteuid() else f"{kind} of user {info.st_uid}"
+
+
+def peer(connection: socket.socket) -> tuple[int, int]:
+    """Process and user at the other end, as the kernel has them; the process is 0 where it does not say."""
+    if hasattr(socket, "SO_PEERCRED"):
+        pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return pid, uid
+    # macOS and BSD: LOCAL_PEERCRED gives a struct xucred, whose second word is the user; LOCAL_PEERPID the process.
+    uid = struct.unpack_from("=II", connection.getsockopt(0, 1, 76))[1]
+    pid = struct.unpack("i", connection.getsockopt(0, 2, 4))[0] if sys.platform == "darwin" else 0
+    return pid, uid

@@ -1,0 +1,301 @@
+"""The relay between a host and an engine that does as the test says."""
+
+import json
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from mlx_mcp.process import relay as relay_module
+from mlx_mcp.process.daemon import window
+from mlx_mcp.process.relay import LONGEST_LINE, Relay, envelope, pieces, serve_options
+from tests.process.windows import WAIT_S, state_folder
+
+
+@pytest.mark.parametrize(
+    ("line", "id_", "method"),
+    [
+        (b'{"jsonrpc":"2.0","id":5,"method":"tools/call","params":{"id":6,"method":"x"}}', 5, "tools/call"),
+        (
+            b'{"method":"tools/call","params":{"a":[{"id":9}],"t":"\\"id\\":7, {"},"jsonrpc":"2.0","id":"a\\"b"}',
+            'a"b',
+            "tools/call",
+        ),
+        (b'{"id": -3 , "method" : "ping"}', -3, "ping"),
+        (b'{"method":"notifications/initialized"}', None, "notifications/initialized"),
+        (b'{"id":1,"result":{"id":2,"method":"no"}}', 1, ""),
+        (b'{"params":"id","id":1.5,"method":5}', None, ""),
+        (b'{"params":{"id":4}, broken', None, ""),
+        (b'{"id":"\\ud83d\\ude00"}', "\U0001f600", ""),
+        (b'{"x":"' + b'\\"' * 100_000 + b'","id":8}', 8, ""),
+        (b"[" * 100_000, None, ""),
+        (b'"' * 100_001, None, ""),
+        (b"garbage", None, ""),
+        (b"", None, ""),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_the_top_level_of_a_line_is_read_and_nothing_below(line, id_, method):
+    seen = envelope(line)
+    assert (seen.id, seen.method) == (id_, method)
+
+
+def read_from(*chunks):
+    left = list(chunks)
+    return lambda _: left.pop(0) if left else b""
+
+
+def test_lines_come_whole_however_they_were_cut():
+    got = list(pieces(read_from(b"ab", b"c\nd\n\ne", b"f")))
+    assert got == [(b"abc\n", True, True), (b"d\n", True, True), (b"\n", True, True), (b"ef", True, True)]
+
+
+def test_a_line_that_is_too_long_comes_in_pieces_and_the_next_one_whole():
+    chunk = b"x" * (1 << 16)
+    got = list(pieces(read_from(*[chunk] * 130, b"end\nnext\n")))
+    assert [(first, last) for _, first, last in got] == [(True, False), (False, False), (False, True), (True, True)]
+    assert max(len(data) for data, _, _ in got) <= LONGEST_LINE + (1 << 16)
+    assert b"".join(data for data, _, _ in got) == chunk * 130 + b"end\nnext\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        ([], {}),
+        (["--model", "x"], {"model": "x"}),
+        (["-m", "x", "--no-openblas"], {"model": "x", "openblas": "0"}),
+        (["--model=x", "--openblas"], {"model": "x", "openblas": "1"}),
+        (["--model"], None),
+        (["--model="], None),
+        (["--http"], None),
+        (["--standalone"], None),
+        (["--help"], None),
+        (["x"], None),
+    ],
+)
+def test_only_what_a_relay_can_do_is_taken_from_the_command_line(arguments, given):
+    assert serve_options(arguments) == given
+
+
+def test_the_relay_imports_the_standard_library_only():
+    code = (
+        "import sys; before = set(sys.modules); import mlx_mcp.process.relay\n"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before} - {'mlx_mcp'}\n"
+        "print(sorted(new - sys.stdlib_module_names), 'subprocess' in sys.modules, 'typing' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{code}"], capture_output=True, text=True
+    )
+    assert done.stdout == "[] False False\n", done.stderr
+
+
+class Engine:
+    """Takes connections at a place, and does with them what a test says."""
+
+    def __init__(self, place):
+        self.listener = place.listen()
+        self.listener.settimeout(WAIT_S)
+
+    def accept(self):
+        connection, _ = self.listener.accept()
+        connection.settimeout(WAIT_S)
+        wire = connection.makefile("rwb", buffering=0)
+        hello = json.loads(wire.readline())
+        wire.write(b'{"pid": 1}\n')
+        return connection, wire, hello
+
+
+@contextmanager
+def relaying():
+    """A relay on pipes, in this process; yields the engine, and the host's ends of the pipes."""
+    with state_folder() as (place, _):
+        engine = Engine(place)
+        (in_read, in_write), (out_read, out_write) = os.pipe(), os.pipe()
+        relay = Relay(place, window("stdio", None), in_read, out_write)
+        thread = threading.Thread(target=relay.run)
+        thread.start()
+        with os.fdopen(in_write, "wb", buffering=0) as to_relay, os.fdopen(out_read, "rb", buffering=0) as from_relay:
+            yield engine, to_relay, Lines(from_relay)
+            to_relay.close()
+            thread.join(WAIT_S)
+            assert not thread.is_alive()
+            os.close(out_write)
+        os.close(in_read)
+        engine.listener.close()
+
+
+class Lines:
+    """What the relay says, a line at a time, each waited for with a bound."""
+
+    def __init__(self, file):
+        self.queue = queue.Queue()
+        threading.Thread(target=lambda: [self.queue.put(line) for line in file], daemon=True).start()
+
+    def next(self):
+        return self.queue.get(timeout=WAIT_S)
+
+
+def hang_up(connection, wire):
+    """End as a process does that is killed."""
+    wire.close()
+    connection.close()
+
+
+def end_during_a_call(connection, wire, to_relay, lines):
+    """End, and wait until the relay has seen it."""
+    to_relay.write(message(99, "tools/call"))
+    wire.readline()
+    hang_up(connection, wire)
+    assert json.loads(lines.next())["id"] == 99
+
+
+def message(id_, method, **params):
+    return json.dumps({"jsonrpc": "2.0", "id": id_, "method": method, "params": params}).encode() + b"\n"
+
+
+def test_lines_go_through_byte_for_byte_both_ways():
+    with relaying() as (engine, to_relay, lines):
+        connection, wire, hello = engine.accept()
+        assert (hello["kind"], hello["again"], hello["folder"]) == ("stdio", False, os.getcwd())
+        for line in (b' {"id" :1, "method":"a"} \n', b"\xff garbage \n", b"\r\n", "é☃\n".encode()):
+            to_relay.write(line)
+            assert wire.readline() == line
+            wire.write(line)
+            assert lines.next() == line
+        hang_up(connection, wire)
+
+
+def test_a_line_that_is_too_long_goes_through_too():
+    with relaying() as (engine, to_relay, lines):
+        connection, wire, _ = engine.accept()
+        long = b'{"jsonrpc":"2.0","id":3,"method":"tools/call","params":"' + b"x" * (5 << 20) + b'"}\n'
+        writing = threading.Thread(target=to_relay.write, args=(long,))
+        writing.start()
+        buffered = connection.makefile("rb")
+        assert buffered.readline() == long
+        writing.join()
+        buffered.close()
+        hang_up(connection, wire)
+        # Its id was in its first piece.
+        assert json.loads(lines.next())["id"] == 3
+
+
+def test_every_request_that_was_not_answered_is_answered_once_and_the_next_finds_another_engine():
+    with relaying() as (engine, to_relay, lines):
+        connection, wire, _ = engine.accept()
+        for line in (
+            message(1, "tools/call"),
+            message("two", "tools/call"),
+            message(3, "tools/list"),
+            message(4, "ping"),
+        ):
+            to_relay.write(line)
+            wire.readline()
+        wire.write(b'{"jsonrpc":"2.0","id":4,"result":{}}\n{"jsonrpc":"2.0","id":1,"resu')  # it ends within a line
+        assert json.loads(lines.next())["id"] == 4
+        hang_up(connection, wire)
+        failed = [json.loads(lines.next()) for _ in range(3)]
+        assert [answer["id"] for answer in failed] == [1, "two", 3]
+        assert all(answer["result"]["isError"] for answer in failed[:2])
+        assert "Call again" in failed[2]["error"]["message"]
+
+        to_relay.write(message(5, "tools/list"))
+        connection, wire, hello = engine.accept()
+        assert hello["again"] is True
+        assert wire.readline() == message(5, "tools/list")
+        hang_up(connection, wire)
+        assert json.loads(lines.next())["id"] == 5
+
+
+def test_the_handshake_is_replayed_and_its_second_answer_swallowed():
+    initialize = message(0, "initialize", clientInfo={"name": "x"})
+    initialized = b'{"jsonrpc":"2.0","method":"notifications/initialized"}\n'
+    answer = b'{"jsonrpc":"2.0","id":0,"result":{}}\n'
+    with relaying() as (engine, to_relay, lines):
+        connection, wire, _ = engine.accept()
+        to_relay.write(initialize)
+        assert wire.readline() == initialize
+        wire.write(answer)
+        assert lines.next() == answer
+        to_relay.write(initialized)
+        assert wire.readline() == initialized
+        end_during_a_call(connection, wire, to_relay, lines)
+        to_relay.write(message(1, "tools/list"))
+        connection, wire, _ = engine.accept()
+        assert wire.readline() == initialize
+        wire.write(answer)
+        assert wire.readline() == initialized
+        assert wire.readline() == message(1, "tools/list")
+        wire.write(b'{"jsonrpc":"2.0","id":1,"result":{}}\n')
+        assert json.loads(lines.next())["id"] == 1
+        hang_up(connection, wire)
+
+
+def test_a_request_that_was_cancelled_is_not_answered_and_wakes_nobody():
+    with relaying() as (engine, to_relay, lines):
+        connection, wire, _ = engine.accept()
+        cancel = b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}\n'
+        for line in (message(1, "tools/call"), cancel, message(2, "tools/call")):
+            to_relay.write(line)
+            assert wire.readline() == line
+        hang_up(connection, wire)
+        assert json.loads(lines.next())["id"] == 2
+        to_relay.write(cancel)  # to nobody
+        to_relay.write(message(3, "tools/list"))
+        connection, wire, _ = engine.accept()
+        assert wire.readline() == message(3, "tools/list")
+        hang_up(connection, wire)
+        assert json.loads(lines.next())["id"] == 3
+
+
+def test_what_an_engine_asked_that_is_gone_is_taken_back_and_its_answer_kept_from_the_next():
+    with relaying() as (engine, to_relay, lines):
+        connection, wire, _ = engine.accept()
+        wire.write(message(7, "elicitation/create"))
+        assert lines.next() == message(7, "elicitation/create")
+        hang_up(connection, wire)
+        taken_back = json.loads(lines.next())
+        assert (taken_back["method"], taken_back["params"]["requestId"]) == ("notifications/cancelled", 7)
+        to_relay.write(message(1, "tools/list"))
+        connection, wire, _ = engine.accept()
+        assert wire.readline() == message(1, "tools/list")
+        to_relay.write(b'{"jsonrpc":"2.0","id":7,"result":{}}\n')
+        to_relay.write(message(2, "tools/list"))
+        assert wire.readline() == message(2, "tools/list")
+        hang_up(connection, wire)
+        assert {json.loads(lines.next())["id"] for _ in range(2)} == {1, 2}
+
+
+def test_an_engine_that_ends_again_and_again_is_given_up_and_the_call_answered():
+    with relaying() as (engine, to_relay, lines):
+        connection, wire, _ = engine.accept()
+        to_relay.write(message(0, "initialize"))
+        wire.readline()
+        wire.write(b'{"jsonrpc":"2.0","id":0,"result":{}}\n')
+        lines.next()
+        end_during_a_call(connection, wire, to_relay, lines)
+        to_relay.write(message(1, "tools/call"))
+        for _ in range(relay_module.TRIES):
+            connection, wire, _ = engine.accept()
+            wire.readline()  # the handshake
+            hang_up(connection, wire)
+        answer = json.loads(lines.next())
+        assert (answer["id"], answer["result"]["isError"]) == (1, True)
+
+
+def test_the_end_of_stdin_is_passed_on_and_what_still_comes_is_too():
+    with relaying() as (engine, to_relay, lines):
+        connection, wire, _ = engine.accept()
+        to_relay.write(message(1, "tools/list"))
+        to_relay.close()
+        assert wire.readline() == message(1, "tools/list")
+        assert wire.readline() == b""
+        wire.write(b'{"jsonrpc":"2.0","id":1,"result":{}}\n')
+        assert json.loads(lines.next())["id"] == 1
+        connection.shutdown(socket.SHUT_RDWR)
+        hang_up(connection, wire)

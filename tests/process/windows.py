@@ -1,0 +1,179 @@
+"""Windows as hosts open them: relays on one engine in a state folder of the test's own."""
+
+import contextlib
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from mlx_mcp.process.daemon import ask, stop
+from mlx_mcp.process.place import Place
+
+WAIT_S = 60
+INITIALIZE = {
+    "protocolVersion": "2025-11-25",
+    "capabilities": {},
+    "clientInfo": {"name": "test", "version": "1"},
+}
+# The newer era has no handshake: every request says who asks.
+META = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+ERAS = ["legacy", "modern"]
+LONG = {"prompt": "Count from 1 to 99.", "max_tokens": 400, "regex": "[0-9, ]{800}", "temperature": 1.0}
+
+
+@contextlib.contextmanager
+def state_folder(**settings):
+    """A place for one engine, which is ended with the test; and the environment that leads there."""
+    folder = tempfile.mkdtemp(prefix="mlx-")  # short: a socket's path has a limit
+    place = Place(folder)
+    try:
+        yield place, os.environ | {"MLX_MCP_STATE_DIR": folder} | settings
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            stop(place, 30)
+        shutil.rmtree(folder)
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "mlx_mcp", *arguments]
+
+
+def run(env, *arguments, **options):
+    return subprocess.run(
+        command(*arguments),
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        stdin=subprocess.DEVNULL,
+        **options,
+    )
+
+
+class Window:
+    """One host and its relay. Answers are read as they come, and waited for with a bound."""
+
+    def __init__(self, env, *arguments, era="legacy", handshake=True, program=None, **options):
+        self.era = era
+        self.process = subprocess.Popen(
+            program or command("serve", *arguments),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=env,
+            **options,
+        )
+        self.lines = queue.Queue()
+        self.others = []  # what is no answer
+        self.answers = {}
+        self.id = 0
+        threading.Thread(target=self._read, daemon=True).start()
+        if handshake:
+            self.handshake()
+
+    def _read(self):
+        with contextlib.suppress(ValueError):
+            for line in self.process.stdout:
+                self.lines.put(json.loads(line))
+        self.lines.put(None)
+
+    def send(self, message):
+        self.process.stdin.write((message if isinstance(message, bytes) else json.dumps(message).encode()) + b"\n")
+        self.process.stdin.flush()
+
+    def handshake(self):
+        if self.era == "legacy":
+            assert "result" in self.answer(self.request("initialize", **INITIALIZE))
+            self.send({"jsonrpc": "2.0", "method": "notifications/initialized"})
+
+    def request(self, method, **params):
+        """Send a request; returns its id."""
+        self.id += 1
+        if self.era == "modern":
+            params["_meta"] = META
+        self.send({"jsonrpc": "2.0", "id": self.id, "method": method, "params": params})
+        return self.id
+
+    def call(self, tool, **arguments):
+        return self.request("tools/call", name=tool, arguments=arguments)
+
+    def answer(self, id_):
+        """The answer to a request; there is no second one."""
+        deadline = time.monotonic() + WAIT_S
+        while id_ not in self.answers:
+            message = self.lines.get(timeout=max(0.01, deadline - time.monotonic()))
+            assert message is not None, self.process.stderr.read()
+            if "method" in message:
+                self.others.append(message)
+            else:
+                assert message["id"] not in self.answers, "answered twice"
+                self.answers[message["id"]] = message
+        return self.answers[id_]
+
+    def ask(self, tool, **arguments):
+        """A tool's structured result."""
+        result = self.answer(self.call(tool, **arguments))["result"]
+        assert not result.get("isError"), result
+        return result["structuredContent"]
+
+    def generate(self, prompt="Alice's badge is 771. What is Alice's badge?", **arguments):
+        return self.ask("generate", prompt=prompt, **arguments)
+
+    def kill(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(WAIT_S)
+
+    def close(self):
+        """Close as a host does, with the end of stdin; returns the exit status."""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            return self.process.wait(WAIT_S)
+        finally:
+            self.process.kill()
+            self.process.stderr.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def status(place):
+    """What the engine says of itself; it must be there."""
+    state = ask(place, "status")
+    assert state is not None
+    return state
+
+
+def wait_until(condition, timeout_s=WAIT_S):
+    """Look again and again: what another process makes true has no event here."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.01)
+
+
+def is_alive(pid):
+    """Whether the process runs; one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def resident_mb(pid):
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")]
+    return int(line.split()[1]) / 1000
