@@ -185,3 +185,19 @@ def test_more_buffers_than_one_call_takes_are_written(tmp_path):
     folder.write("a", [(0, parts)])
     folder.close()
     assert (tmp_path / "cache" / "a").read_bytes() == b"".join(parts)
+
+
+def test_a_write_that_writes_nothing_is_an_error(tmp_path):
+    class Stuck(Calls):
+        stuck = False
+
+        def pwrite(self, fd, buffers, offset):
+            return 0 if self.stuck else super().pwrite(fd, buffers, offset)
+
+    calls = Stuck()
+    folder = Folder.open(tmp_path / "cache", calls)
+    calls.stuck = True
+    with pytest.raises(StorageError, match="nothing was written"):
+        folder.write("a", [(0, (b"bytes",))])
+    assert not (tmp_path / "cache" / "a").exists()
+    folder.close()

@@ -116,6 +116,14 @@ def test_a_file_that_durable_sessions_share_with_others_is_written_anew_without_
         assert sum(file.stat().st_size for file in files(tmp_path / "cache")) == tier.stats.bytes <= 35_000
 
 
+def test_blocks_of_one_put_do_not_push_each_other_out(tmp_path):
+    with opened(tmp_path / "cache", quota_bytes=35_000) as tier:
+        for name in "abc":
+            tier.put([block(name, 10_000)])
+        tier.put([block("a", 10_000), block("d", 10_000)])  # a is the least recently used
+        assert there(tier, "abcd") == "acd"
+
+
 def test_the_quota_holds_for_files_to_the_byte(tmp_path):
     with opened(tmp_path / "cache", quota_bytes=20_000) as tier:
         for number in range(100):
