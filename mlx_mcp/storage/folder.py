@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import secrets
@@ -28,8 +29,9 @@ from pathlib import Path
 from mlx_mcp.errors import FolderInUse, StorageError
 from mlx_mcp.storage.faults import point
 
-LOCK, KEY, TMP = "lock", "key", "tmp-"
-KEY_BYTES = 32
+LOCK, TMP = "lock", "tmp-"
+KEYS = ("key", "key.copy")  # two: without its key everything in the folder is lost
+KEY_BYTES, CHECK_BYTES = 32, 8
 MAX_BUFFERS = 512  # in one call; POSIX grants 1024 on Linux and macOS
 
 Buffer = bytes | memoryview
@@ -225,19 +227,33 @@ class Folder:
         point("open.locked")
         names = self.names()
         self.unlink([name for name in names if name.startswith(TMP)])  # syncs: what is found here is durable
-        if KEY in names:
-            try:
-                with self.reading(KEY) as file:
-                    self.key = file.read(KEY_BYTES, 0)
-            except OSError as exc:
-                raise storage_error(exc, "Reading the cache folder's key") from exc
-        if len(self.key) != KEY_BYTES:  # the first start, or everything in the folder is a miss
+        found = {name: self._read_key(name) for name in KEYS if name in names}
+        sound = [key for key in found.values() if key]
+        if sound:
+            self.key = sound[0]
+        else:  # the first start, or everything in the folder is a miss
             try:
                 _sync_parents(self.calls, self.path)
             except OSError as exc:
                 raise storage_error(exc, "Making the cache folder") from exc
             self.key = secrets.token_bytes(KEY_BYTES)
-            self.write(KEY, [(0, (self.key,))])
+        for name in KEYS:
+            if found.get(name) != self.key:
+                self.write(name, [(0, (self.key, _check_of(self.key)))])
+
+    def _read_key(self, name: str) -> bytes | None:
+        """A copy of the key, if it is sound.
+
+        Raises:
+            StorageError: it may be, and cannot be read now.
+        """
+        try:
+            with self.reading(name) as file:
+                said = file.read(KEY_BYTES + CHECK_BYTES, 0)
+        except OSError as exc:
+            raise storage_error(exc, "Reading the cache folder's key") from exc
+        key = said[:KEY_BYTES]
+        return key if said[KEY_BYTES:] == _check_of(key) else None
 
     def close(self) -> None:
         """Let another process have it."""
@@ -315,6 +331,10 @@ class Folder:
             point("unlink.all")
         except OSError as exc:
             raise storage_error(exc, "Removing files of the cache folder") from exc
+
+
+def _check_of(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()[:CHECK_BYTES]
 
 
 def _make(calls: Calls, path: Path) -> None:

@@ -235,11 +235,7 @@ class SsdTier:
             self._dropped += len(new)
             return 0
         self._make_room(need, {block.key for block in blocks})
-        hashes = [self._hash(block.data) for block in new]  # they go on while others are written and synced
-        for draft in drafts:
-            self._write(draft, hashes[: len(draft.blocks)])
-            del hashes[: len(draft.blocks)]
-            point("put.some_durable")
+        self._write(drafts)
         if offload:
             self._offloaded_today += need
         return need
@@ -406,7 +402,14 @@ class SsdTier:
             nbytes += block.nbytes if block else 0
         return drafts
 
-    def _write(self, draft: _Draft, hashes: Seq[Future[bytes]]) -> None:
+    def _write(self, drafts: Seq[_Draft]) -> None:
+        """Make files, each of which is in the index once it is durable."""
+        hashes = [[self._hash(block.data) for block in draft.blocks] for draft in drafts]
+        for draft, of_blocks in zip(drafts, hashes, strict=True):  # they go on while files are written and synced
+            self._write_one(draft, of_blocks)
+            point("write.indexed")
+
+    def _write_one(self, draft: _Draft, hashes: Seq[Future[bytes]]) -> None:
         """Make a file, index it, and let go of those that it leaves without a block."""
         name = secrets.token_hex(16) + SUFFIX
 
@@ -429,7 +432,8 @@ class SsdTier:
         self._add(_Segment(name, draft.serial, nbytes, draft.offload, {record.key: record for record in records}))
         self._turn_day()
         self._written_today += nbytes
-        self._unlink([segment for segment in before if not self._live(segment)])
+        with contextlib.suppress(StorageError):  # the quota will come for them
+            self._unlink([segment for segment in before if not self._live(segment)])
 
     def _make_room(self, need: int, incoming: set[bytes]) -> None:
         """Evict until so many more bytes fit.
@@ -475,8 +479,7 @@ class SsdTier:
             if error is not None:
                 raise storage_error(error, "Reading a file of the cache folder") from error
             if len(blocks) == len(kept):
-                [draft] = self._drafts(blocks, segment.offload)
-                self._write(draft, [self._hash(block.data) for block in blocks])
+                self._write(self._drafts(blocks, segment.offload))
                 point("delete.rewritten")
                 break
             self._forget(segment, kept.pop(len(blocks)), damaged=False)

@@ -45,10 +45,28 @@ def test_the_key_is_made_once(tmp_path):
     assert open_and_close(tmp_path / "other") != first
 
 
-def test_a_key_that_was_cut_short_is_made_anew(tmp_path):
-    first = open_and_close(tmp_path / "cache")
-    (tmp_path / "cache" / "key").write_bytes(first[:31])
-    assert len(open_and_close(tmp_path / "cache")) == 32
+@pytest.mark.parametrize("name", ["key", "key.copy"])
+def test_damage_to_one_copy_of_the_key_costs_nothing(tmp_path, name):
+    key = open_and_close(tmp_path / "cache")
+    file = tmp_path / "cache" / name
+    whole = file.read_bytes()
+    damaged = [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(len(whole))]
+    for data in [*damaged, *(whole[:end] for end in range(len(whole)))]:
+        file.write_bytes(data)
+        assert open_and_close(tmp_path / "cache") == key
+        assert file.read_bytes() == whole
+    file.unlink()
+    assert open_and_close(tmp_path / "cache") == key
+    assert file.read_bytes() == whole
+
+
+def test_without_a_sound_copy_the_key_is_made_anew(tmp_path):
+    key = open_and_close(tmp_path / "cache")
+    for name in ("key", "key.copy"):
+        (tmp_path / "cache" / name).write_bytes(b"damaged")
+    new = open_and_close(tmp_path / "cache")
+    assert len(new) == 32
+    assert new != key
 
 
 def test_a_second_process_is_told_who_owns_the_folder(tmp_path):
@@ -107,7 +125,7 @@ def test_another_users_folder_is_refused(tmp_path, monkeypatch):
         open_and_close(tmp_path / "cache")
 
 
-@pytest.mark.parametrize("name", ["lock", "key"])
+@pytest.mark.parametrize("name", ["lock", "key", "key.copy"])
 @pytest.mark.parametrize("plant", ["symlink", "hardlink", "fifo", "folder"])
 def test_what_is_planted_for_the_lock_or_key_is_refused_and_its_target_unchanged(tmp_path, name, plant):
     open_and_close(tmp_path / "cache")
@@ -167,3 +185,19 @@ def test_more_buffers_than_one_call_takes_are_written(tmp_path):
     folder.write("a", [(0, parts)])
     folder.close()
     assert (tmp_path / "cache" / "a").read_bytes() == b"".join(parts)
+
+
+def test_a_write_that_writes_nothing_is_an_error(tmp_path):
+    class Stuck(Calls):
+        stuck = False
+
+        def pwrite(self, fd, buffers, offset):
+            return 0 if self.stuck else super().pwrite(fd, buffers, offset)
+
+    calls = Stuck()
+    folder = Folder.open(tmp_path / "cache", calls)
+    calls.stuck = True
+    with pytest.raises(StorageError, match="nothing was written"):
+        folder.write("a", [(0, (b"bytes",))])
+    assert not (tmp_path / "cache" / "a").exists()
+    folder.close()

@@ -1,5 +1,7 @@
 """Durable sessions: what is kept of one, for how long, and what damage does."""
 
+import errno
+import os
 from contextlib import contextmanager
 
 import pytest
@@ -162,6 +164,39 @@ def test_a_session_file_under_anothers_name_is_no_session(tmp_path):
     other.write_bytes(mine.read_bytes())
     with opened(tmp_path / "cache") as log:
         assert [head.session_id for head in log.heads()] == ["s"]
+        assert log.num_damaged == 1
+
+
+class FailingFolderSync(Calls):
+    """Fails the second sync from now: the folder's, once the file has its name."""
+
+    left = 0
+
+    def fsync(self, fd):
+        self.left -= 1
+        if self.left == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_when_nobody_knows_which_of_two_states_is_durable_both_keep_their_blocks(tmp_path):
+    calls = FailingFolderSync()
+    with opened(tmp_path / "cache", calls) as log:
+        log.save(record("s", [block("old")], text="old"))
+        calls.left = 2
+        with pytest.raises(StorageError, match="The disk reports an error"):
+            log.save(record("s", [block("new")], text="new"))
+        assert log.load("s").text == "new", "that is what is in the folder"
+        assert log.is_referenced(key_of("old"))
+        assert log.is_referenced(key_of("new"))
+
+
+def test_a_session_that_could_not_be_saved_is_not_there(tmp_path):
+    calls = FailingFolderSync()
+    with opened(tmp_path / "cache", calls) as log:
+        calls.left = 1
+        with pytest.raises(StorageError, match="The disk reports an error"):
+            log.save(record("s", []))
+        assert (log.heads(), log.num_damaged) == ([], 0)
 
 
 def test_a_session_larger_than_any_is_refused_with_the_figures(tmp_path, monkeypatch):

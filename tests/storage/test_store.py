@@ -101,7 +101,7 @@ def test_purging_leaves_nothing_at_all(tmp_path):
     (tmp_path / "cache" / "x.session.bad").write_bytes(b"damaged")
     (tmp_path / "cache" / "x.blocks").write_bytes(b"damaged")
     store.purge()
-    assert sorted(os.listdir(tmp_path / "cache")) == ["key", "lock"]
+    assert sorted(os.listdir(tmp_path / "cache")) == ["key", "key.copy", "lock"]
     assert store.sessions.heads() == []
     assert store.tier.stats.blocks == store.tier.stats.bytes == 0
     perform(store, Op("persist", "a0", 2))

@@ -185,7 +185,7 @@ class StoreMachine(RuleBasedStateMachine):
         tier, log = self.store.tier, self.store.sessions
         files = {file.name: file.stat().st_size for file in (self.parent / "cache").iterdir()}
         assert tier.stats.bytes == sum(size for name, size in files.items() if name.endswith(".blocks")) <= QUOTA_BYTES
-        names = set(tier._segments) | {kept.file_name for kept in log._kept.values()} | {"key", "lock"}
+        names = set(tier._segments) | {kept.file_name for kept in log._kept.values()} | {"key", "key.copy", "lock"}
         assert set(files) == names
         assert all(segment.name in tier._segments for segment, _ in tier._index.values())
         assert log._references == Counter(key for kept in log._kept.values() for key in set(kept.blocks))
