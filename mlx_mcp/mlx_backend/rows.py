@@ -362,7 +362,7 @@ class SlottedRows(Rows):
 
     def _write(self, slot: Slot, restore: Restore, first: int, last: int) -> None:
         """Put tokens [first, last) into a slot, from its beginning on."""
-        if mx.default_device() == mx.cpu:
+        if in_reach():
             like = self.codec.tokens(restore.parts, 0, 1)
             slabs = {i: self.layers[i].planes(slot.slab, halves(planes)) for i, planes in like.items()}
             mx.eval(list(slabs.values()))
@@ -471,6 +471,11 @@ def refusal(model: Any, caches: list[Any]) -> str:
     if [[x.shape for x in leaf.cache] for leaf in states] != before:
         return "Its states grow."
     return ""
+
+
+def in_reach() -> bool:
+    """Whether numpy can write to what MLX computes with."""
+    return bool(mx.default_device() == mx.cpu)
 
 
 def size(chunk: Chunk) -> int:

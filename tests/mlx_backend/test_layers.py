@@ -97,7 +97,7 @@ class Table:
             runner_module.draw = original
         for (sequences, _), logits in zip(flight.drawn, drawn, strict=True):
             for s, row in zip(sequences, logits, strict=True):
-                self.logits[s, self.runner.rows.lengths[s.sequence_id] - len(s.prompt_ids)] = row
+                self.logits[s, self.runner.rows.lengths[s.sequence_id] - len(s.prompt_ids)] = row.astype(mx.float32)
         return flight
 
     def commit(self, step, flight):
@@ -173,7 +173,7 @@ class Whole:
 
 
 def contents(payload):
-    return [np.array(array).tobytes() for array in payload.arrays]
+    return [np.array(array.view(mx.uint8)).tobytes() for array in payload.arrays]
 
 
 def whole(model, kv_bits):
@@ -424,12 +424,40 @@ def test_nothing_is_kept_of_a_row_that_failed(tmp_path):
 
 @pytest.mark.parametrize("architecture", ["llama", "deepseek_v3", "gemma2"])
 def test_long_restores_are_laid_out_piece_by_piece(architecture, llama, monkeypatch):
+    monkeypatch.setattr(rows_module, "in_reach", lambda: False)  # as on a GPU
     monkeypatch.setattr(rows_module, "SPAN_TOKENS", 37)
     model = llama if architecture == "llama" else build(architecture)
     row, table = whole(model, None), Table(model)
     s, restore = go_on(table, row, 200)
     table.run(s, restores=[restore])
     assert_goes_on(table, row, s, 200)
+
+
+def test_a_row_of_half_precision_is_put_back_bit_by_bit(tmp_path):
+    model = load(tmp_path, "llama")
+    model.set_dtype(mx.bfloat16)
+    row, table = whole(model, None), Table(model)
+    s, restore = go_on(table, row, 200)
+    table.run(s, restores=[restore])
+    assert_goes_on(table, row, s, 200)
+
+
+def test_a_row_put_where_another_was_has_nothing_of_it_and_changes_nothing_that_was_cut_out_of_it(llama):
+    row, table = whole(llama, None), Table(llama)
+    old, other = table.sequence(1, prompt(1, 100)), table.sequence(2, prompt(2, 100))
+    table.run(old, other, until=3)
+    before = contents(table.runner.cut(1, 0, 96, False))
+    payload = table.runner.cut(1, 0, 96, False)  # not waited for
+    slot = old.slot
+    table.release(old)
+    s = table.sequence(7, row.sequence.prompt_ids[:100])
+    assert (s.slot, s.slot.slab) == (slot, other.slot.slab)
+    table.launch(Step(restores=(Restore(s, row.parts(33), 33),)))
+    assert contents(payload) == before
+    for layer in table.runner.rows.layers.values():
+        for (plane,) in layer.slabs[slot.slab.slab_id]:
+            assert mx.abs(plane[slot.index, :, :33]).sum() > 0
+            assert mx.abs(plane[slot.index, :, 33:]).max() == 0
 
 
 # Shared prefixes
