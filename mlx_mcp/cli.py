@@ -419,4 +419,4 @@ def doctor(model: Model = None, openblas: OpenBlas = None) -> None:
 for each in sessions.registered_commands:
     assert each.callback is not None, "a command that does nothing"
     each.callback = reporting_errors(each.callback)
-app.add_typer(sessions)
+app.add_typer(sessions, name="sessions")

@@ -95,7 +95,8 @@ def test_every_tool_argument_command_and_setting_is_in_the_readme_or_the_guide()
     words += [f"mlx-mcp {command.callback.__name__}" for command in app.registered_commands]
     for group in app.registered_groups:
         commands = [c for c in group.typer_instance.registered_commands if not c.hidden]
-        words += [f"mlx-mcp {group.typer_instance.info.name} {c.name or c.callback.__name__}" for c in commands]
+        name = group.name
+        words += [f"mlx-mcp {name} {c.name or c.callback.__name__}" for c in commands]
     words += [name if name == "model" else f"MLX_MCP_{name.upper()}" for name in Config.model_fields]
     missing = [
         word for word in words if not re.search(rf"`[^`\n]*{re.escape(word)}[^`\n]*`|```[^`]*{re.escape(word)}", docs)

@@ -221,9 +221,7 @@ class ForkArguments(Arguments):
         Field(ge=1, le=MAX_FORKS, strict=True, description="How many; one for each of `names`, or one, if left out."),
     ] = None
     names: Annotated[list[str] | None, Field(max_length=MAX_FORKS, description="A name for each.")] = None
-    version: Annotated[
-        Text, Field(description="Go on from this version of it, which persist_session made, not from where it is now.")
-    ] = ""
+    version: Annotated[Text, Field(description="Go on from this version, which persist_session made.")] = ""
 
 
 class PersistArguments(Arguments):
@@ -232,10 +230,7 @@ class PersistArguments(Arguments):
     session: Annotated[str, Field(description="Handle or name of the session.")]
     version: Annotated[
         Text,
-        Field(
-            description="Keep it as it is now under this name, beside what else is kept of it; fork_session goes on "
-            "from there."
-        ),
+        Field(description="Keep a snapshot under this name too, for fork_session."),
     ] = ""
 
 

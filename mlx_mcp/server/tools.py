@@ -232,7 +232,7 @@ class Tools:
         Takes no time and no memory however long the context is: nothing is copied or computed. A fork sees what the
         parent's finished turns said; of a turn that is under way it sees nothing. What either says later, the other
         does not see, and closing one leaves the other. A fork lives as long unused as its parent would, and is neither
-        pinned nor persisted. At most 64 at once. With `version` forks go on from what persist_session kept.
+        pinned nor persisted. At most 64 at once.
 
         Returns {sessions: [handles], names, model, tokens}; go on with generate(session=…). To ask once and keep
         nothing there is no need to fork: generate with keep=false.
@@ -254,16 +254,14 @@ class Tools:
     async def persist_session(
         self, given: PersistArguments, ctx: Context
     ) -> Annotated[CallToolResult, PersistedSession]:
-        """Make a session durable: it survives a restart, a crash and a power cut, and goes on under the same handle.
+        """Make a session durable: it survives a restart, a crash and a power cut, under the same handle.
 
-        Use it for context that took long to build or will be needed another day. What is kept is the session as its
-        latest finished turn left it; persist it again after later turns, which writes only what is new. With `version`
-        a snapshot is kept beside it under that name, for fork_session. It lies unencrypted in a folder of the user's
-        alone on this machine, for 30 days without use unless it was created with a ttl_s, or until close_session, which
-        removes it from disk too. An ephemeral session cannot be persisted.
+        Use it for context that took long to build or is needed another day. Later turns are not kept until it is
+        persisted again, which writes only what is new. It lies unencrypted on this machine for 30 days without use, or
+        its ttl_s, or until close_session. Ephemeral sessions cannot be persisted.
 
-        Returns {session, version, tokens, kept_tokens, written_bytes, expires_in_s} once it is safe; kept_tokens of its
-        tokens need not be computed again after a restart.
+        Returns {session, version, tokens, kept_tokens, written_bytes, expires_in_s} once it is safe; kept_tokens will
+        not be computed again.
         """
         return reply(persisted(await self._client.persist(tenant(), given.session, given.version)))
 
@@ -272,8 +270,8 @@ class Tools:
         """List your sessions, the ones used last first; of more than 100 the rest are counted in not_shown.
 
         Call it to find a handle again, or to see what can be closed. Returns {sessions: [{session, name, model, tokens,
-        cached_tokens, busy, pinned, ephemeral, idle_s, expires_in_s, parent, persisted, versions}]}: cached_tokens of
-        its tokens are in memory now, busy means that a turn is under way; what is persisted survives the server.
+        cached_tokens, busy, pinned, ephemeral, idle_s, expires_in_s, parent, persisted, versions}]}: cached_tokens are
+        in memory now, busy means that a turn is under way.
         """
         return reply(session_list(await self._client.sessions(tenant())))
 
@@ -283,7 +281,7 @@ class Tools:
 
         Their turns that are under way or wait fail. Forks and parents go on. What is cached of them stays until there
         is need for room, and helps prompts that begin the same; that of an ephemeral session goes at once. If one of
-        `sessions` is not there, none is closed; `all` leaves persisted ones, name those. Returns {closed: [handles]}.
+        `sessions` is not there, none is closed. Returns {closed: [handles]}.
         """
         if given.all == bool(given.sessions):
             raise InvalidRequest(
