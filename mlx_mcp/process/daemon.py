@@ -130,10 +130,11 @@ def greet(place: Place, hello: dict[str, object], fds: tuple[int, ...] = ()) -> 
         sent = socket.send_fds(connection, [line], fds) if fds else 0
         connection.sendall(line[sent:])
         while not answer.endswith(b"\n"):
-            piece = connection.recv(65536)
+            # To the end of the line and no further: what comes after is for whoever gets the connection.
+            piece = connection.recv(65536, socket.MSG_PEEK)
             if not piece:
                 break
-            answer += piece
+            answer += connection.recv(piece.find(b"\n") + 1 or len(piece))
         reply = json.loads(answer)
     except TimeoutError as error:
         connection.close()

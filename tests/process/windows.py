@@ -130,6 +130,10 @@ class Window:
     def generate(self, prompt="Alice's badge is 771. What is Alice's badge?", **arguments):
         return self.ask("generate", prompt=prompt, **arguments)
 
+    def serves(self):
+        """Whether a call is answered; no model is loaded for that."""
+        return "sessions" in self.ask("list_sessions")
+
     def kill(self):
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(WAIT_S)
