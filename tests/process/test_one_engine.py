@@ -264,6 +264,40 @@ def test_a_folder_whose_name_stands_for_another_one_is_refused(shared, tmp_path)
         assert "--standalone" in second.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_relay_cleanly_and_its_calls_with_it(shared, number):
+    place, env = shared
+    with Window(env) as window:
+        window.call("generate", **LONG)
+        wait_until(lambda: status(place)["rows"] == 1)
+        window.process.send_signal(number)
+        assert window.process.wait(10) == 0
+        assert b"Traceback" not in window.process.stderr.read()
+        wait_until(lambda: status(place)["rows"] == 0)
+
+
+def test_the_end_of_stdin_ends_a_relay_and_its_calls_with_it(shared):
+    place, env = shared
+    window = Window(env)
+    window.call("generate", **LONG)
+    wait_until(lambda: status(place)["rows"] == 1)
+    assert window.close() == 0
+    assert not window.answers.keys() & {window.id}
+    wait_until(lambda: status(place)["rows"] == 0)
+
+
+def test_a_host_that_reads_nothing_holds_up_neither_the_engine_nor_the_relays_end(shared):
+    place, env = shared
+    deaf = subprocess.Popen(command("serve"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+    with deaf, Window(env) as other:
+        deaf.stdin.write(b"garbage\n" * 20_000)  # the answers are more than pipe and socket hold
+        deaf.stdin.flush()
+        assert other.serves()
+        deaf.terminate()
+        assert deaf.wait(10) == 0
+    wait_until(lambda: status(place)["connections"] == [])
+
+
 def first_answer_s(arguments, env):
     began = time.monotonic()
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as server:
