@@ -105,6 +105,18 @@ def test_two_engines_never_live_in_one_folder(running):
         second.stderr.close()
 
 
+def test_an_engine_whose_starter_was_killed_is_joined_by_the_next():
+    with state_folder() as (place, env):
+        orphan = subprocess.Popen(command("engine", "run"), env=env, stderr=subprocess.DEVNULL)
+        wait_until(lambda: os.path.exists(place.life_lock))
+        with Window(env) as other:
+            assert status(place)["pid"] == orphan.pid
+            assert other.serves()
+        assert daemon.stop(place, 30) == orphan.pid
+        assert orphan.wait(WAIT_S) == 0
+        assert daemon.ask(place, "status") is None
+
+
 def test_an_idle_engine_ends_and_the_next_call_of_an_open_window_starts_another():
     with state_folder(MLX_MCP_ENGINE_IDLE_S="0.5") as (place, env), Window(env) as open_window:
         engine = status(place)["pid"]
