@@ -159,8 +159,10 @@ def check_sessions(target: list[str], era: str) -> None:
 def main() -> None:
     """Install the hosts, start HTTP servers, and run every check."""
     (WORK / "home").mkdir(parents=True, exist_ok=True)
-    (WORK / "state").mkdir(mode=0o700, exist_ok=True)
-    os.environ["MLX_MCP_STATE_DIR"] = str(WORK / "state")
+    # The engine's place follows from the home, which is all that some hosts pass on.
+    os.environ["HOME"] = str(WORK / "home")
+    for name in ("MLX_MCP_STATE_DIR", "XDG_STATE_HOME"):
+        os.environ.pop(name, None)
     run("npm", "install", "--no-fund", "--no-audit", *PACKAGES, cwd=WORK)
     (server, url), (guarded_server, guarded) = served(), served(MLX_MCP_TOKEN=TOKEN)
     try:

@@ -249,7 +249,7 @@ def status() -> None:
         soft_wrap=True,
     )
     if state["retiring"]:
-        console.print(f"When it is idle {state['retiring']}.", highlight=False, soft_wrap=True)
+        console.print(f"It ends when it is idle: {state['retiring']}.", highlight=False, soft_wrap=True)
     columns = ("host", "by", "process", "model", "running", "waiting", "waits for", "sessions", "folder")
     table = Table(*columns, box=None, pad_edge=False)
     for c in state["connections"]:

@@ -25,11 +25,12 @@ from collections.abc import Callable, Iterator
 
 from mlx_mcp import __version__
 from mlx_mcp.errors import ConfigError, EngineUnavailable, NoSharedEngine
-from mlx_mcp.process.place import Place, project_folder, user_folder
+from mlx_mcp.process.place import Place, peer, project_folder, user_folder
 
 START_S = 90.0  # the imports take 3 s on a quiet machine
 ANSWER_S = 15.0
 POLL_S = 0.02
+LOOK_S = 0.2
 MAX_LOG_BYTES = 1 << 20
 NO_SOCKETS = 3  # the exit status of an engine that cannot listen here
 OWN_FOLDER = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -105,7 +106,7 @@ def join(place: Place, hello: dict[str, object], say: Callable[[str], None], fds
                 told = str(joined.reply["leaving"])
                 say(told)
         with lock(place.start_lock) as held:
-            if held and not answers(place):
+            if held and listening(place) is None:
                 start(place, deadline)
                 continue
         if time.monotonic() > deadline:
@@ -130,10 +131,11 @@ def greet(place: Place, hello: dict[str, object], fds: tuple[int, ...] = ()) -> 
         sent = socket.send_fds(connection, [line], fds) if fds else 0
         connection.sendall(line[sent:])
         while not answer.endswith(b"\n"):
-            piece = connection.recv(65536)
+            # To the end of the line and no further: what comes after is for whoever gets the connection.
+            piece = connection.recv(65536, socket.MSG_PEEK)
             if not piece:
                 break
-            answer += piece
+            answer += connection.recv(piece.find(b"\n") + 1 or len(piece))
         reply = json.loads(answer)
     except TimeoutError as error:
         connection.close()
@@ -196,7 +198,7 @@ def start_if_needed(place: Place) -> int:
     deadline = time.monotonic() + START_S
     while (reply := ask(place, "status")) is None:
         with lock(place.start_lock) as held:
-            if held and not answers(place):
+            if held and listening(place) is None:
                 start(place, deadline)
                 continue
         if time.monotonic() > deadline:
@@ -205,13 +207,13 @@ def start_if_needed(place: Place) -> int:
     return int(str(reply["pid"]))
 
 
-def answers(place: Place) -> bool:
-    """Whether someone listens at the place."""
+def listening(place: Place) -> int | None:
+    """The process that listens at the place, 0 if the system does not say which; None if there is none."""
     connection = place.connect()
     if connection is None:
-        return False
-    connection.close()
-    return True
+        return None
+    with connection:
+        return peer(connection)[0]
 
 
 def start(place: Place, deadline: float) -> None:
@@ -254,10 +256,16 @@ def start(place: Place, deadline: float) -> None:
         os.close(tell)
         os.close(log)
     try:
-        if not select.select([ready], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            engine.kill()
-            engine.wait()
-            raise EngineUnavailable(f"The engine was not ready in time and was ended. {tail(place, began)}")
+        while not select.select([ready], [], [], LOOK_S)[0]:
+            # One whose starter was killed may have come up meanwhile; ours waits for that one's end.
+            late, useless = time.monotonic() > deadline, listening(place) not in (None, 0, engine.pid)
+            if late or useless:
+                engine.kill()
+                engine.wait()
+            if useless:
+                return
+            if late:
+                raise EngineUnavailable(f"The engine was not ready in time and was ended. {tail(place, began)}")
         if os.read(ready, 16):
             # Whoever started it may live on after it, and is then the one to take its status from the system.
             threading.Thread(target=engine.wait, name="engine's end", daemon=True).start()

@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 HELLO_S = 10.0
 MAX_HELLO_BYTES = 1 << 16
+CLOSE_S = 2.0
 POLL_S = 0.02
 LOOK_S = 0.25  # how often is looked whether the process may end
 
@@ -139,6 +140,10 @@ class Connections:
     def _look(self) -> None:
         """End the process if it is idle for long enough, or only waits for that to make room for another."""
         now = time.monotonic()
+        if self._client.thread.dead is not None:  # another process can do what this one cannot
+            logger.warning("ending: %s", self._client.thread.dead)
+            self.stop()
+            return
         if not self._retiring and not self._reachable():
             self._retiring = "its socket was taken away"
         if not self._may_end():
@@ -277,6 +282,10 @@ class Connections:
             await serve_lines(server, StreamLines(lines, limit).next, write, limit, seen)
         finally:
             stream.close()
+            # What was said last is on its way still; but nobody is waited for who does not read.
+            with anyio.move_on_after(CLOSE_S, shield=True), suppress(OSError):
+                await stream.wait_closed()
+            stream.transport.abort()
 
     async def _serve_http(
         self,

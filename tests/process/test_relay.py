@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -134,7 +134,12 @@ class Lines:
 
     def __init__(self, file):
         self.queue = queue.Queue()
-        threading.Thread(target=lambda: [self.queue.put(line) for line in file], daemon=True).start()
+        threading.Thread(target=self._read, args=(file,), daemon=True).start()
+
+    def _read(self, file):
+        with suppress(OSError, ValueError):  # the test has closed it
+            for line in file:
+                self.queue.put(line)
 
     def next(self):
         return self.queue.get(timeout=WAIT_S)

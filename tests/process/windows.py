@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from mlx_mcp.process.daemon import ask, stop
+from mlx_mcp.process.daemon import ask, lock, stop
 from mlx_mcp.process.place import Place
 
 WAIT_S = 60
@@ -40,9 +40,15 @@ def state_folder(**settings):
     try:
         yield place, os.environ | {"MLX_MCP_STATE_DIR": folder} | settings
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            stop(place, 30)
+        wait_until(lambda: ended(place))
         shutil.rmtree(folder)
+
+
+def ended(place):
+    """End the place's engine, also one that is only just starting; whether there is none."""
+    stop(place, 30)
+    with lock(place.life_lock) as free:
+        return free
 
 
 def command(*arguments):
@@ -129,6 +135,10 @@ class Window:
 
     def generate(self, prompt="Alice's badge is 771. What is Alice's badge?", **arguments):
         return self.ask("generate", prompt=prompt, **arguments)
+
+    def serves(self):
+        """Whether a call is answered; no model is loaded for that."""
+        return "sessions" in self.ask("list_sessions")
 
     def kill(self):
         self.process.send_signal(signal.SIGKILL)

@@ -209,3 +209,25 @@ def test_a_clients_name_is_found_in_both_eras():
     for odd in (None, {}, {"_meta": None}, {"_meta": 5}, {"clientInfo": "x"}):
         assert client_name(Message(odd)) == ""
     assert client_name(object()) == ""
+
+
+async def test_a_process_whose_engine_thread_has_died_ends_so_that_another_is_started():
+    async with serving() as served:
+        peer = await served.join()
+        served.engine.close()
+        async with asyncio.timeout(10):
+            assert await peer.reader.read() == b""
+        assert served.place.connect() is None
+
+
+async def test_what_was_said_last_reaches_a_peer_that_reads_late():
+    async with serving() as served:
+        peer = await served.join()
+        await peer.send(*({"jsonrpc": "2.0", "id": i, "method": "tools/list"} for i in range(20)))
+        answers = [await peer.answer(i) for i in range(10)]
+        peer.writer.write_eof()
+        async with asyncio.timeout(10):
+            rest = await peer.reader.read()
+        assert len(answers) == 10
+        assert all(json.loads(line) for line in rest.splitlines())
+        assert rest.endswith(b"\n") or not rest

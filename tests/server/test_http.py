@@ -67,7 +67,7 @@ async def test_errors_say_over_http_what_they_say_elsewhere(engine, mode):
             assert result.is_error
             assert words in result.content[0].text
         engine.close()
-        with pytest.raises(MCPError, match="Restart the server"):
+        with pytest.raises(MCPError, match="restart the server"):
             await generate(client)
 
 

@@ -393,7 +393,7 @@ async def test_a_dead_engine_fails_the_whole_batch(engine):
     async with connect(engine) as client:
         await generate(client, "load")
         engine.close()
-        with pytest.raises(MCPError, match="Restart the server"):
+        with pytest.raises(MCPError, match="restart the server"):
             await client.call_tool("generate_batch", {"prompts": ["a", "b"]})
 
 

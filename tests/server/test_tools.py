@@ -265,7 +265,7 @@ async def test_a_model_that_cannot_load_says_why(engine, mode):
 async def test_a_dead_engine_is_a_protocol_error(engine, mode):
     engine.close()
     async with connect(engine, mode) as client:
-        with pytest.raises(MCPError, match="Restart the server"):
+        with pytest.raises(MCPError, match="restart the server"):
             await generate(client)
 
 
