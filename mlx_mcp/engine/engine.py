@@ -15,14 +15,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from mlx_mcp.core.block_pool import BlockPool
-from mlx_mcp.core.durable import SessionRecord, Store
+from mlx_mcp.core.durable import Store
 from mlx_mcp.core.kv_cache_manager import KvCacheManager, Sharing
 from mlx_mcp.core.miss import Miss, MissReason
 from mlx_mcp.core.ports import Flight, LoadedModel, ModelLoader, PreparedModel, StepResult
 from mlx_mcp.core.prefix_cache import PrefixCache
 from mlx_mcp.core.scheduler import RETRY_AFTER_S, Limits, Scheduler
 from mlx_mcp.core.sequence import FinishReason, Sequence
-from mlx_mcp.core.session import NAME, Session, SessionStore
+from mlx_mcp.core.session import Session, SessionStore
 from mlx_mcp.core.slots import Ledger, SlotPool
 from mlx_mcp.core.steps import Step
 from mlx_mcp.engine.io_thread import Io
@@ -43,9 +43,7 @@ from mlx_mcp.engine.messages import (
     Loading,
     Moved,
     Persist,
-    Persisted,
     Prefilled,
-    Sessions,
     Sink,
     Stop,
     Submit,
@@ -54,6 +52,7 @@ from mlx_mcp.engine.messages import (
     Waiting,
 )
 from mlx_mcp.engine.persistence import Persistence, PersistenceOptions, warn
+from mlx_mcp.engine.session_commands import SessionCommands
 from mlx_mcp.errors import (
     CapacityError,
     EngineDead,
@@ -64,16 +63,13 @@ from mlx_mcp.errors import (
     PromptTooLong,
     RequestError,
     SessionBusy,
-    StorageError,
     UnknownSession,
-    UnknownVersion,
 )
 from mlx_mcp.stats import EngineStats
 
 logger = logging.getLogger(__name__)
 
 MAX_QUEUE = 64  # turns that wait for one session
-MAX_VERSIONS = 64  # of one session on disk
 
 
 @dataclass(frozen=True)
@@ -157,14 +153,13 @@ class Engine:
         self.residents: dict[str, Resident] = {}  # least recently used first
         self.live: dict[int, Live] = {}
         self.queued: dict[int, Session] = {}  # turns that wait for another turn of their session
-        # Commands that wait for the store: turns by sequence id, others by what tells them apart.
-        self.coming: dict[int | tuple[str, int], Submit | Fork | Close | ListSessions | Persist] = {}
         self.loads: dict[str, PendingLoad] = {}
         self.persistence: Persistence | None = None
         if persisting is not None:
             self.persistence = Persistence(
                 persisting.open_store, persisting.io, self.cache, self.sessions, persisting.options, clock
             )
+        self.session_commands = SessionCommands(self.sessions, self.persistence, self.handle, self._close)
         self.stopped = False
         self.looked_at = clock()  # when waiting times were last looked at
         self.num_steps = self.num_preemptions = self.num_prompt = self.num_cached = 0
@@ -211,17 +206,17 @@ class Engine:
             case Load():
                 self._load(command)
             case Submit():
-                if not (command.turn.session and self._too_early(command)):
+                if not (command.turn.session and self.session_commands.too_early(command)):
                     self._submit(command)
             case Finish(sequence_id, num_output):
                 self._finish(sequence_id, num_output)
             case Cancel(sequence_id):
-                self.coming.pop(sequence_id, None)
+                self.session_commands.cancel(sequence_id)
                 self._drop(sequence_id)
             case Fork() | Close() | ListSessions() | Persist():
-                if not self._too_early(command):
+                if not self.session_commands.too_early(command):
                     try:
-                        self._about_sessions(command)
+                        self.session_commands.carry_out(command)
                     except MlxMcpError as error:
                         command.sink(Failed(error))
             case Done(tell):
@@ -255,11 +250,8 @@ class Engine:
         Whoever waits for a session to be written goes on waiting.
         """
         self.stopped = True
-        writing = {key: command for key, command in self.coming.items() if isinstance(command, Persist)}
-        for key in writing:
-            del self.coming[key]
-        self.fail_all(EngineDead())
-        self.coming |= writing
+        self.session_commands.stop()
+        self._fail_sequences(EngineDead())
         if self.persistence is not None and self.persistence.options.autosave_s is not None:
             self.persistence.save_changed()
 
@@ -276,12 +268,14 @@ class Engine:
 
     def fail_all(self, error: MlxMcpError) -> None:
         """Tell every waiter that nothing more will come, and let go of everything."""
+        self.session_commands.fail_all(error)
+        self._fail_sequences(error)
+
+    def _fail_sequences(self, error: MlxMcpError) -> None:
         sinks = [live.sink for live in self.live.values()] + [s for p in self.loads.values() for s in p.sinks]
         sinks += [turn.sink for session in dict.fromkeys(self.queued.values()) for turn in session.queue]
-        sinks += [command.sink for command in self.coming.values()]
         self.live.clear()
         self.queued.clear()
-        self.coming.clear()
         self.loads.clear()
         self.residents.clear()
         for sink in sinks:
@@ -324,7 +318,9 @@ class Engine:
             prompt, kept = command.prompt_ids, 0
             if command.turn.session:
                 session = self.sessions.get(command.turn.tenant, command.turn.session)
-                if not self._is_here(command, session, resident.model) or not self._may_begin(command, session):
+                if not self.session_commands.is_here(command, session, resident.model) or not self._may_begin(
+                    command, session
+                ):
                     return
                 prompt, kept = session.log + prompt, session.num_kept
                 room = resident.model.context_tokens - len(prompt)
@@ -588,128 +584,6 @@ class Engine:
 
     # Sessions
 
-    def _about_sessions(self, command: Fork | Close | ListSessions | Persist) -> None:
-        mine = [s for s in self.sessions.sessions.values() if s.tenant == command.tenant]
-        match command:
-            case ListSessions():
-                tell_sessions(command.sink, mine)
-            case Fork(tenant, name, count, names, sink, version):
-                session = self.sessions.get(tenant, name)
-                if version:
-                    self._fork_version(command, session)
-                elif self._is_here(command, session):
-                    tell_sessions(sink, self.sessions.fork(session, count, names))
-            case Persist(tenant, name, _, _):
-                self._persist(command, self.sessions.get(tenant, name))
-            case Close(tenant, names, sink):
-                # All are looked up before any is closed.
-                closing = list(dict.fromkeys(self.sessions.get(tenant, name) for name in names))
-                if not names:
-                    closing = [session for session in mine if not session.persisted]
-                event = Sessions(tuple(session.info for session in closing))
-                for session in closing:
-                    self._close(session)
-                if self.persistence is None:
-                    sink(event)
-                else:
-                    answer = self._later(command)
-                    self.persistence.remove(closing, lambda error: answer(Failed(error) if error else event))
-
-    def _too_early(self, command: Submit | Fork | Close | ListSessions | Persist) -> bool:
-        """Whether a command waits until the sessions on disk are known."""
-        if self.persistence is None or not self.persistence.opening:
-            return False
-        answer = self._later(command)
-        self.persistence.when_open(lambda: answer(None))
-        return True
-
-    def _later(self, command: Submit | Fork | Close | ListSessions | Persist) -> Callable[[Event | None], None]:
-        """What takes the answer to a command that has to wait, or None to handle it again; not if it was cancelled."""
-        key = command.sequence_id if isinstance(command, Submit) else ("about sessions", id(command))
-        self.coming[key] = command
-
-        def answer(event: Event | None) -> None:
-            if self.coming.pop(key, None) is None:
-                return
-            if event is None:
-                self.handle(command)
-            else:
-                command.sink(event)
-
-        return answer
-
-    def _is_here(self, command: Submit | Fork | Persist, session: Session, model: LoadedModel | None = None) -> bool:
-        """Whether a session's tokens are here, in the ids of its model if that is given; if not, the command waits."""
-        if self.persistence is None:
-            return True
-        if session.resting:
-            answer = self._later(command)
-            self.persistence.wake(session, lambda error: answer(Failed(error) if error else None))
-            return False
-        foreign = session.foreign
-        if foreign is None or model is None:
-            return True
-        if model.fingerprint != foreign.fingerprint and model.tokenizer.digest != foreign.tokenizer:
-            answer = self._later(command)
-            tokenizer = model.tokenizer
-            self.persistence.translate(session, tokenizer, lambda error: answer(Failed(error) if error else None))
-            return False
-        session.foreign = None
-        return True
-
-    def _fork_version(self, command: Fork, session: Session) -> None:
-        if self.persistence is None or command.version not in session.versions:
-            raise UnknownVersion(command.session, command.version, tuple(sorted(session.versions)))
-        answer = self._later(command)
-
-        def read(outcome: SessionRecord | MlxMcpError | None) -> None:
-            try:
-                if outcome is None or session.session_id not in self.sessions.sessions:
-                    raise UnknownSession(command.session, damaged=outcome is None)
-                if isinstance(outcome, MlxMcpError):
-                    raise outcome
-                forks = self.sessions.fork(session, command.count, command.names, outcome)
-            except MlxMcpError as error:
-                answer(Failed(error))
-            else:
-                answer(Sessions(tuple(fork.info for fork in forks)))
-
-        self.persistence.version(session, command.version, read)
-
-    def _persist(self, command: Persist, session: Session) -> None:
-        if self.persistence is None:
-            raise StorageError("This server keeps nothing on disk: it was started with max_ssd_bytes = 0.")
-        if session.options.ephemeral:
-            raise InvalidRequest("The session is ephemeral, so nothing of it is kept. Fork what it began with, or not.")
-        if not session.known:
-            raise SessionBusy(command.session, first=True)
-        if command.version and not NAME.fullmatch(command.version):
-            raise InvalidRequest(
-                f"{command.version[:80]!r} cannot be a version: 1 to 64 letters, digits, dots, dashes and underscores."
-            )
-        if command.version and len(session.versions | {command.version}) > MAX_VERSIONS:
-            raise InvalidRequest(
-                f"The session has {MAX_VERSIONS} versions, as many as it may; take one of their names."
-            )
-        if session.resting and not command.version and session.kept is not None:
-            command.sink(Persisted(session.info, "", session.kept[1], 0))
-            return
-        if not self._is_here(command, session):
-            return
-        answer = self._later(command)
-
-        def told(outcome: tuple[SessionRecord, int] | MlxMcpError) -> None:
-            if isinstance(outcome, MlxMcpError):
-                answer(Failed(outcome))
-            else:
-                record, num_bytes = outcome
-                answer(Persisted(session.info, record.version, record.num_kept, num_bytes))
-
-        try:
-            self.persistence.persist(session, command.version, told)
-        except MlxMcpError as error:
-            answer(Failed(error))
-
     def _close(self, session: Session) -> None:
         """End a session and its turns."""
         waiting, session.queue = session.queue, deque()
@@ -794,11 +668,6 @@ class Engine:
             del self.loads[pending.prepared.name]
         for sink in pending.sinks:
             sink(event)
-
-
-def tell_sessions(sink: Sink, sessions: list[Session]) -> None:
-    """Answer with sessions as they are now."""
-    sink(Sessions(tuple(session.info for session in sessions)))
 
 
 def check_ids(command: Submit, vocab_size: int) -> None:
