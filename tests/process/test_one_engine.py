@@ -31,6 +31,7 @@ from tests.process.windows import (
     status,
     wait_until,
 )
+from tests.server.test_stdio import BAD_LINES
 
 FACTS = "The code of Rex is 4096. The code of Kim is 771. " * 12
 QUESTION = "What is the code of Rex?"
@@ -307,6 +308,17 @@ def first_answer_s(arguments, env):
         seconds = time.monotonic() - began
         server.kill()
     return seconds
+
+
+def test_a_bad_line_is_answered_through_the_relay_too(shared):
+    _, env = shared
+    with Window(env) as window:
+        for line, id_, words in BAD_LINES:
+            if "longer than" not in words:
+                window.send(line.removesuffix(b"\n"))
+                answer = window.lines.get(timeout=10)
+                assert (answer["id"], words in answer["error"]["message"]) == (id_, True)
+        assert window.serves()
 
 
 def initialize_line():
