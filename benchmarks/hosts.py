@@ -79,31 +79,35 @@ def check_claude_code(url: str, guarded: str) -> None:
 
 def check_two_at_once() -> None:
     """Two Claude Code processes at once are two windows on one engine, and both say connected."""
-    began = engine_status()
-    listing = [
-        subprocess.Popen(
-            [installed("claude"), "mcp", "list"],
-            cwd=WORK / "project",
-            env=environment(),
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    most, engines, hosts = 0, set(), set[str]()
-    while any(process.poll() is None for process in listing):
-        state = engine_status()
-        windows = [c for c in state["connections"] if c["kind"] == "stdio"]
-        most, hosts = max(most, len(windows)), hosts | {c["host"] for c in windows if c["host"]}
-        engines.add(state["pid"])
-        time.sleep(0.01)
-    for process in listing:
-        assert process.stdout is not None
-        shown = process.stdout.read()
-        assert shown.count("Connected") == 3, shown
-    assert engines == {began["pid"]}, engines
-    assert most == 2, f"{most} windows at once"
-    print(f"Two Claude Code processes at once: both connected, one engine, which saw {', '.join(sorted(hosts))}")
+    began, hosts = engine_status()["pid"], set[str]()
+    for _ in range(10):  # until both are seen in the same moment: a listing is connected for a short time only
+        listing = [
+            subprocess.Popen(
+                [installed("claude"), "mcp", "list"],
+                cwd=WORK / "project",
+                env=environment(),
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(2)
+        ]
+        most = 0
+        while any(process.poll() is None for process in listing):
+            state = engine_status()
+            assert state["pid"] == began, "another engine"
+            windows = [c for c in state["connections"] if c["kind"] == "stdio"]
+            most, hosts = max(most, len(windows)), hosts | {c["host"] for c in windows if c["host"]}
+            time.sleep(0.005)
+        for process in listing:
+            assert process.stdout is not None
+            shown = process.stdout.read()
+            assert shown.count("Connected") == 3, shown
+        if most == 2:
+            print(
+                f"Two Claude Code processes at once: both connected, one engine, which saw {', '.join(sorted(hosts))}"
+            )
+            return
+    raise AssertionError("never two windows at once")
 
 
 def engine_status() -> dict[str, Any]:

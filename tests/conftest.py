@@ -4,6 +4,7 @@ Nor does any join a user's engine: those that want one share one of this test ru
 """
 
 import os
+import shutil
 import tempfile
 
 from mlx_mcp.process.daemon import stop
@@ -24,3 +25,4 @@ os.environ.update(
 
 def pytest_sessionfinish():
     stop(user_place(), 30)
+    shutil.rmtree(_HOME, ignore_errors=True)

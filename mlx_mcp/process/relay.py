@@ -39,30 +39,37 @@ INTERNAL_ERROR = -32603
 
 # A string, or a bracket; possessive, so that a long string takes no memory.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[][{}]', re.DOTALL)
-_MEMBER = re.compile(rb'"(id|method)"\s*:\s*("(?:[^"\\]++|\\.)*+"|-?[0-9]+(?![0-9.eE]))?', re.DOTALL)
+_MEMBER = re.compile(rb'"(id|method|result|error)"\s*:\s*("(?:[^"\\]++|\\.)*+"|-?[0-9]+(?![0-9.eE]))?', re.DOTALL)
 
 Id = int | str
 
 
 class Envelope:
-    """What the top level of a line says: a request has method and id, a notification a method, an answer an id."""
+    """What the top level of a line says: a request has method and id, a notification a method, an answer an id.
 
-    __slots__ = ("id", "method")
+    An answer has a result or an error, too; a line with an id and nothing else is for the engine to complain about.
+    """
 
-    def __init__(self, id: Id | None, method: str) -> None:
-        self.id, self.method = id, method
+    __slots__ = ("answers", "id", "method")
+
+    def __init__(self, id: Id | None, method: str, answers: bool) -> None:
+        self.id, self.method, self.answers = id, method, answers
 
 
 def envelope(line: bytes) -> Envelope:
     """Look at a line; one that is no message has neither id nor method."""
-    depth, id_, method = 0, None, ""
+    depth, id_, method, answers = 0, None, "", False
     for token in _TOKEN.finditer(line):
         first = line[token.start()]
         if first in b"{[":
             depth += 1
         elif first in b"}]":
             depth -= 1
-        elif depth == 1 and (member := _MEMBER.match(line, token.start())) is not None and member[2] is not None:
+        elif depth == 1 and (member := _MEMBER.match(line, token.start())) is not None:
+            if member[1] in (b"result", b"error"):
+                answers = True
+            if member[2] is None:
+                continue
             try:
                 value = json.loads(member[2])
             except ValueError:
@@ -71,7 +78,7 @@ def envelope(line: bytes) -> Envelope:
                 id_ = value
             elif member[1] == b"method" and isinstance(value, str):
                 method = value
-    return Envelope(id_, method)
+    return Envelope(id_, method, answers and not method)
 
 
 def pieces(read: Callable[[int], bytes]) -> Iterator[tuple[bytes, bool, bool]]:
@@ -237,15 +244,15 @@ class Relay:
         if seen.method == "notifications/initialized":
             self._initialized = line
         if link is None or link.dead:
-            if not seen.method and seen.id is None:  # no message: the engine would have said so
+            if line.strip() and not seen.method and not seen.answers:  # no message: the engine would have said so
                 self._say(
-                    {"jsonrpc": "2.0", "id": None, "error": {"code": -32700, "message": "Not a JSON-RPC message."}}
+                    {"jsonrpc": "2.0", "id": seen.id, "error": {"code": -32700, "message": "Not a JSON-RPC message."}}
                 )
             return
         if seen.method == "notifications/cancelled":
             with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
                 link.forget(json.loads(line)["params"]["requestId"])
-        elif not seen.method and seen.id is not None and not link.answered(seen.id):
+        elif seen.answers and seen.id is not None and not link.answered(seen.id):
             return  # to what an engine asked that is gone
         link.send(line)
 

@@ -31,6 +31,7 @@ from tests.process.windows import (
     status,
     wait_until,
 )
+from tests.server.test_stdio import BAD_LINES
 
 FACTS = "The code of Rex is 4096. The code of Kim is 771. " * 12
 QUESTION = "What is the code of Rex?"
@@ -156,8 +157,11 @@ def in_folder(pid, folder):
 
 
 def test_an_engine_that_is_killed_fails_its_calls_and_the_windows_go_on_with_another():
-    with state_folder() as (place, env), ExitStack() as stack:
+    with state_folder(MLX_MCP_MAX_SSD_BYTES=str(1 << 30)) as (place, env), ExitStack() as stack:
+        env["MLX_MCP_STORE_DIR"] = os.path.join(place.folder, "store")
         windows = [stack.enter_context(Window(env, era=era)) for era in ERAS for _ in range(2)]
+        windows[0].ask("create_session", messages=[{"role": "user", "content": FACTS}], name="facts")
+        windows[0].ask("persist_session", session="facts")
         for _ in range(2 * max(1, EFFORT // 5)):
             windows[0].generate()
             calls = [(window, window.call("generate", **LONG)) for window in windows for _ in range(2)]
@@ -171,6 +175,8 @@ def test_an_engine_that_is_killed_fails_its_calls_and_the_windows_go_on_with_ano
                 assert ("resultType" in result) == (window.era == "modern")
             with ThreadPoolExecutor(4) as threads:
                 assert [r["text"] for r in threads.map(Window.generate, windows)] == ["771"] * 4
+            for window in windows:  # what was persisted outlives the engine
+                assert window.generate(QUESTION, session="facts", keep=False)["text"] == "4096"
             state = status(place)
             assert state["pid"] != engine
             assert len(state["connections"]) == 4
@@ -307,6 +313,17 @@ def first_answer_s(arguments, env):
         seconds = time.monotonic() - began
         server.kill()
     return seconds
+
+
+def test_a_bad_line_is_answered_through_the_relay_too(shared):
+    _, env = shared
+    with Window(env) as window:
+        for line, id_, words in BAD_LINES:
+            if "longer than" not in words:
+                window.send(line.removesuffix(b"\n"))
+                answer = window.lines.get(timeout=10)
+                assert (answer["id"], words in answer["error"]["message"]) == (id_, True)
+        assert window.serves()
 
 
 def initialize_line():

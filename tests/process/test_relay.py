@@ -45,6 +45,13 @@ def test_the_top_level_of_a_line_is_read_and_nothing_below(line, id_, method):
     assert (seen.id, seen.method) == (id_, method)
 
 
+def test_an_answer_is_known_by_its_result_or_error():
+    assert envelope(b'{"id":1,"result":{}}').answers
+    assert envelope(b'{"id":1,"error":{"code":1}}').answers
+    assert not envelope(b'{"id":1}').answers
+    assert not envelope(b'{"id":1,"method":"result","params":{"result":1}}').answers
+
+
 def read_from(*chunks):
     left = list(chunks)
     return lambda _: left.pop(0) if left else b""
@@ -274,6 +281,16 @@ def test_what_an_engine_asked_that_is_gone_is_taken_back_and_its_answer_kept_fro
         assert wire.readline() == message(2, "tools/list")
         hang_up(connection, wire)
         assert {json.loads(lines.next())["id"] for _ in range(2)} == {1, 2}
+
+
+def test_a_broken_line_is_answered_even_where_there_is_no_engine():
+    with relaying() as (engine, to_relay, lines):
+        connection, wire, _ = engine.accept()
+        end_during_a_call(connection, wire, to_relay, lines)
+        to_relay.write(b'\n{"id":7}\ngarbage\n{"id":8,"result":{}}\n{"jsonrpc":"2.0","method":"notifications/x"}\n')
+        answers = [json.loads(lines.next()) for _ in range(2)]
+        assert [answer["id"] for answer in answers] == [7, None]
+        assert all("Not a JSON-RPC message" in answer["error"]["message"] for answer in answers)
 
 
 def test_an_engine_that_ends_again_and_again_is_given_up_and_the_call_answered():
