@@ -103,9 +103,7 @@ def check_two_at_once() -> None:
             shown = process.stdout.read()
             assert shown.count("Connected") == 3, shown
         if most == 2:
-            print(
-                f"Two Claude Code processes at once: both connected, one engine, which saw {', '.join(sorted(hosts))}"
-            )
+            print("Two Claude Code processes at once: both connected, one engine, which saw", *sorted(hosts))
             return
     raise AssertionError("never two windows at once")
 

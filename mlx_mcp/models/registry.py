@@ -40,10 +40,13 @@ class Registry:
     """The models that can be asked for by name.
 
     `default` is None (the embedded model serves), "embedded", the path of a folder, or a hub id, which is downloaded at
-    its first use.
+    its first use. `named` are models that the same user has named elsewhere; more may come.
     """
 
-    def __init__(self, default: str | None = None, hub_cache: Path | None = None) -> None:
+    def __init__(
+        self, default: str | None = None, hub_cache: Path | None = None, named: dict[str, ModelSpec] | None = None
+    ) -> None:
+        self._named = {} if named is None else named
         self._hub_cache = hub_cache or Path(constants.HF_HUB_CACHE)
         self._embedded = ModelSpec(EMBEDDED, "embedded", str(EMBEDDED_FOLDER), EMBEDDED_SUMMARY)
         self._configured = self._embedded if default in (None, EMBEDDED) else configured(str(default))
@@ -68,7 +71,9 @@ class Registry:
 
     def _specs(self) -> dict[str, ModelSpec]:
         first = [self._configured, self._embedded]
-        return {spec.name: spec for spec in [*cached(self._hub_cache), *reversed(first)]} | {s.name: s for s in first}
+        return {
+            spec.name: spec for spec in [*cached(self._hub_cache), *list(self._named.values()), *reversed(first)]
+        } | {s.name: s for s in first}
 
     def _entry(self, spec: ModelSpec) -> Entry:
         folder = snapshot(self._hub_cache, spec.location) if spec.source == "hub" else Path(spec.location)

@@ -28,6 +28,7 @@ from starlette.types import Receive, Scope, Send
 
 from mlx_mcp import __version__
 from mlx_mcp.config import Config
+from mlx_mcp.core.ports import ModelSpec
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.errors import ConfigError, MlxMcpError
 from mlx_mcp.models.registry import Registry
@@ -71,7 +72,7 @@ class Connections:
         self._inode = os.stat(self._path).st_ino
         self._settings = engine_settings()
         self._connections: dict[int, Connection] = {}
-        self._folders: dict[str, str] = {}  # model → the folder that is meant by it
+        self._named: dict[str, ModelSpec] = {}  # the windows' models, which sessions may be taken up with by others
         self._https: list[HttpServer] = []
         self._until_the_end: list[socket.socket] = []  # of those who wait for the system to close them
         self._count = 0
@@ -251,12 +252,13 @@ class Connections:
         """
         names = ("model", "file_roots", "host", "port", "token")
         config = Config.load(**{name: joined.hello.get(name) for name in names})
-        registry = Registry(config.model)
+        registry = Registry(config.model, named=self._named)
         spec = registry.resolve(None)
-        if self._folders.setdefault(spec.name, spec.location) != spec.location:
+        known = self._named.setdefault(spec.name, spec)
+        if known.location != spec.location:
             raise ConfigError(
-                f"The running engine knows another folder as {spec.name!r}: {self._folders[spec.name]}. Rename one of "
-                "the two, or serve with --standalone."
+                f"The running engine knows another folder as {spec.name!r}: {known.location}. Rename one of the two, "
+                "or serve with --standalone."
             )
         return config, self._client.beside(registry, str(joined.number)), registry
 

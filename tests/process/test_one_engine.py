@@ -256,6 +256,10 @@ def test_each_window_reads_its_own_projects_files_and_has_its_own_model(shared, 
         answers = [window.generate(QUESTION, files=["fact.txt"]) for window in (a, b)]
         assert [answer["text"] for answer in answers] == ["4096", "8931"]
         assert [answer["model"] for answer in answers] == ["embedded", "mine"]
+        # A session goes on in any window, whoever's model it has.
+        b.ask("create_session", messages=[{"role": "user", "content": FACTS}], name="bs")
+        assert a.generate(QUESTION, session="bs")["model"] == "mine"
+        a.ask("close_session", sessions=["bs"])
         refused = a.answer(a.call("generate", prompt=QUESTION, files=[str(tmp_path / "b" / "fact.txt")]))["result"]
         assert "outside the allowed folders" in refused["content"][0]["text"]
 
