@@ -181,8 +181,9 @@ class Persistence:
             self.queue_bytes -= size
             self.failure = outcome if isinstance(outcome, MlxMcpError) else None
             if isinstance(outcome, MlxMcpError):
-                self.num_dropped += len(blocks)
                 logger.warning("evicted blocks were not kept: %s", outcome)
+            if isinstance(outcome, MlxMcpError) or not outcome:  # or the day's budget is spent
+                self.num_dropped += len(blocks)
             else:
                 self.num_offloaded += len(blocks)
 
