@@ -306,6 +306,7 @@ def serve_engine(config: Config, listener: socket.socket, ready_fd: int | None) 
         def stop(_: anyio.CancelScope) -> None:
             connections.stop()
 
+        note(f"process {os.getpid()} of version {__version__} listens at {listener.getsockname()}")
         if ready_fd is not None:
             with contextlib.suppress(BrokenPipeError):  # whoever started us has gone; others will come
                 os.write(ready_fd, b"ready")

@@ -59,6 +59,7 @@ def test_start_status_logs_and_stop(running):
     assert (nothing.returncode, "no engine process" in nothing.stdout) == (1, True)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at descriptors through /proc")
 def test_the_engine_is_detached_from_whoever_started_it(running):
     place, env = running
     engine = status(place)["pid"]
@@ -74,6 +75,7 @@ def test_the_engine_is_detached_from_whoever_started_it(running):
         starter.process.stderr.close()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at descriptors through /proc")
 def test_no_descriptor_of_the_host_reaches_the_engine():
     with state_folder() as (place, env):
         read, write = os.pipe()
