@@ -447,6 +447,18 @@ def test_where_no_engine_can_be_shared_the_window_serves_alone_and_says_so(spoil
         assert daemon.ask(place, "status") is None
 
 
+def test_http_is_served_alone_where_no_engine_can_be_shared():
+    env = os.environ | {"MLX_MCP_STATE_DIR": "/proc/nowhere"}
+    arguments = command("serve", "--http", "--port", "0")
+    with subprocess.Popen(arguments, env=env, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert FALLBACK in server.stderr.readline()
+            assert "serving 'embedded' at http://127.0.0.1:" in server.stderr.readline()
+        finally:
+            server.terminate()
+        assert server.wait(WAIT_S) == 0
+
+
 def test_an_engine_that_cannot_listen_leaves_its_window_alone():
     # The child may not make sockets where its parent could not either: here only the child is told so.
     with state_folder() as (place, env):
