@@ -312,6 +312,7 @@ def serve_engine(config: Config, listener: socket.socket, ready_fd: int | None) 
             connections.stop()
             await client.drain(config.shutdown_timeout_s)
 
+        note(f"process {os.getpid()} of version {__version__} listens at {listener.getsockname()}")
         if ready_fd is not None:
             with contextlib.suppress(BrokenPipeError):  # whoever started us has gone; others will come
                 os.write(ready_fd, b"ready")

@@ -213,7 +213,10 @@ def listening(place: Place) -> int | None:
     if connection is None:
         return None
     with connection:
-        return peer(connection)[0]
+        try:
+            return peer(connection)[0]
+        except OSError:  # it has gone meanwhile
+            return 0
 
 
 def start(place: Place, deadline: float) -> None:
@@ -233,8 +236,9 @@ def start(place: Place, deadline: float) -> None:
     env["MLX_MCP_STATE_DIR"] = place.folder
     if env.get("MLX_MCP_CONFIG"):
         env["MLX_MCP_CONFIG"] = os.path.abspath(env["MLX_MCP_CONFIG"])
-    if os.path.abspath(sys.path[0] or ".") == OWN_FOLDER:  # run from a checkout
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, (OWN_FOLDER, env.get("PYTHONPATH"))))
+    given = env.get("PYTHONPATH", "")
+    if os.path.abspath(sys.path[0] or ".") == OWN_FOLDER and OWN_FOLDER not in given.split(os.pathsep):
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, (OWN_FOLDER, given)))  # run from a checkout
     command = [sys.executable, "-m", "mlx_mcp", "engine", "run", "--ready-fd", str(tell)]
     try:
         # A new program, never a fork: threads and MLX do not survive one. Not in the window's folder, which would come

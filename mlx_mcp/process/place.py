@@ -57,7 +57,12 @@ class Place:
         except (FileNotFoundError, ConnectionRefusedError, BlockingIOError, TimeoutError):  # gone, stale, or crowded
             connection.close()
             return None
-        if peer(connection)[1] != os.geteuid():
+        try:
+            uid = peer(connection)[1]
+        except OSError:  # it has gone meanwhile, and some systems do not know any more who it was
+            connection.close()
+            return None
+        if uid != os.geteuid():
             connection.close()
             raise EngineUnavailable(f"The engine at {self.socket} is another user's. Set MLX_MCP_STATE_DIR.")
         return connection

@@ -59,6 +59,7 @@ def test_start_status_logs_and_stop(running):
     assert (nothing.returncode, "no engine process" in nothing.stdout) == (1, True)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at descriptors through /proc")
 def test_the_engine_is_detached_from_whoever_started_it(running):
     place, env = running
     engine = status(place)["pid"]
@@ -74,6 +75,7 @@ def test_the_engine_is_detached_from_whoever_started_it(running):
         starter.process.stderr.close()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at descriptors through /proc")
 def test_no_descriptor_of_the_host_reaches_the_engine():
     with state_folder() as (place, env):
         read, write = os.pipe()
@@ -443,6 +445,18 @@ def test_where_no_engine_can_be_shared_the_window_serves_alone_and_says_so(spoil
             assert why in said
             assert FALLBACK in said
         assert daemon.ask(place, "status") is None
+
+
+def test_http_is_served_alone_where_no_engine_can_be_shared():
+    env = os.environ | {"MLX_MCP_STATE_DIR": "/proc/nowhere"}
+    arguments = command("serve", "--http", "--port", "0")
+    with subprocess.Popen(arguments, env=env, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert FALLBACK in server.stderr.readline()
+            assert "serving 'embedded' at http://127.0.0.1:" in server.stderr.readline()
+        finally:
+            server.terminate()
+        assert server.wait(WAIT_S) == 0
 
 
 def test_an_engine_that_cannot_listen_leaves_its_window_alone():

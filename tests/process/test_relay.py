@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import random
 import socket
 import subprocess
 import sys
@@ -10,10 +11,13 @@ import threading
 from contextlib import contextmanager, suppress
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlx_mcp.process import relay as relay_module
 from mlx_mcp.process.daemon import window
 from mlx_mcp.process.relay import LONGEST_LINE, Relay, envelope, pieces, serve_options
+from tests.effort import EFFORT
 from tests.process.windows import WAIT_S, state_folder
 
 
@@ -60,6 +64,41 @@ def read_from(*chunks):
 def test_lines_come_whole_however_they_were_cut():
     got = list(pieces(read_from(b"ab", b"c\nd\n\ne", b"f")))
     assert got == [(b"abc\n", True, True), (b"d\n", True, True), (b"\n", True, True), (b"ef", True, True)]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(["id", "method", "result"]), inner),
+    max_leaves=8,
+)
+MEMBERS = {
+    "id": st.integers() | st.text(),
+    "method": st.text(),
+    "params": JSON,
+    "result": JSON,
+    "jsonrpc": st.just("2.0"),
+}
+
+
+@settings(max_examples=200 * EFFORT, deadline=None)
+@given(st.fixed_dictionaries({}, optional=MEMBERS), st.randoms(), st.booleans(), st.sampled_from([None, 1]))
+def test_a_line_is_understood_as_a_parser_does(message, random, ascii, indent):
+    members = list(message.items())
+    random.shuffle(members)
+    line = json.dumps(dict(members), ensure_ascii=ascii, indent=indent).replace("\n", " ").encode("utf-8", "replace")
+    parsed = json.loads(line)
+    seen = envelope(line)
+    assert seen.id == parsed.get("id")
+    assert seen.method == parsed.get("method", "")
+
+
+@settings(max_examples=100 * EFFORT, deadline=None)
+@given(st.lists(st.binary(max_size=30) | st.just(b"\n"), max_size=30))
+def test_whatever_is_read_comes_out_in_whole_lines(chunks):
+    got = list(pieces(read_from(*filter(None, chunks))))
+    whole = b"".join(chunks)
+    assert b"".join(data for data, _, _ in got) == whole
+    assert all(data.find(b"\n") in (-1, len(data) - 1) for data, _, _ in got)
 
 
 def test_a_line_that_is_too_long_comes_in_pieces_and_the_next_one_whole():
@@ -133,6 +172,7 @@ def relaying():
             assert not thread.is_alive()
             os.close(out_write)
         os.close(in_read)
+        os.unlink(place.socket)  # a thread may still accept there
         engine.listener.close()
 
 
@@ -308,6 +348,29 @@ def test_an_engine_that_ends_again_and_again_is_given_up_and_the_call_answered()
             hang_up(connection, wire)
         answer = json.loads(lines.next())
         assert (answer["id"], answer["result"]["isError"]) == (1, True)
+
+
+def test_whenever_engines_end_every_request_is_answered_once():
+    rng, count = random.Random(6), 50 * EFFORT
+    with relaying() as (engine, to_relay, lines):
+
+        def serve():
+            with suppress(OSError):
+                while True:
+                    connection, wire, _ = engine.accept()
+                    for _ in range(rng.randint(1, 12)):
+                        line = wire.readline()
+                        if not line:
+                            break
+                        wire.write(json.dumps({"jsonrpc": "2.0", "id": json.loads(line)["id"], "result": {}}).encode())
+                        wire.write(b"\n")
+                    hang_up(connection, wire)
+
+        threading.Thread(target=serve, daemon=True).start()
+        for first in range(0, 8 * count, 8):
+            to_relay.write(b"".join(message(id_, "tools/list") for id_ in range(first, first + 8)))
+            answered = sorted(json.loads(lines.next())["id"] for _ in range(8))
+            assert answered == list(range(first, first + 8))
 
 
 def test_the_end_of_stdin_is_passed_on_and_what_still_comes_is_too():

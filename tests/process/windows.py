@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-from pathlib import Path
 
 from mlx_mcp.process.daemon import ask, lock, stop
 from mlx_mcp.process.place import Place
@@ -178,12 +177,13 @@ def wait_until(condition, timeout_s=WAIT_S):
 
 def is_alive(pid):
     """Whether the process runs; one that has ended and was not waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    return ps("stat", pid)[:1] not in ("", "Z")
 
 
 def resident_mb(pid):
-    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")]
-    return int(line.split()[1]) / 1000
+    return int(ps("rss", pid)) / 1000
+
+
+def ps(what, pid):
+    """What the system says of a process; nothing if there is none."""
+    return subprocess.run(["ps", "-o", f"{what}=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
