@@ -1,4 +1,4 @@
-"""`mlx-mcp sessions`: what is on disk of sessions, looked at and dealt with while no server has the folder open."""
+"""`mlx-mcp sessions`: what is on disk of sessions. Looking at it is always possible; to change it no server may run."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mlx_mcp.errors import UnknownSession
 
 if TYPE_CHECKING:
     from mlx_mcp.core.durable import SessionHead
+    from mlx_mcp.storage.session_log import SessionLog
     from mlx_mcp.storage.store import Store
 
 sessions = typer.Typer(name="sessions", help="Persisted sessions: list, show, remove, move.", no_args_is_help=True)
@@ -41,13 +42,31 @@ def opened() -> Iterator[Store]:
         store.close()
 
 
-def chosen(store: Store, session: str, version: str = "") -> SessionHead:
+@contextmanager
+def looked_at() -> Iterator[SessionLog]:
+    """The sessions of the configured store, which a server may have open meanwhile.
+
+    Raises:
+        StorageError: there is no such folder, or it cannot be read.
+    """
+    from mlx_mcp.config import Config
+    from mlx_mcp.storage.folder import Calls, Glance
+    from mlx_mcp.storage.session_log import SessionLog
+
+    folder = Glance.open(Config.load().store_dir, Calls())
+    try:
+        yield SessionLog(folder)
+    finally:
+        folder.close()
+
+
+def chosen(log: SessionLog, session: str, version: str = "") -> SessionHead:
     """The head of a session by its handle or name.
 
     Raises:
         UnknownSession: there is none.
     """
-    for head in store.sessions.heads():
+    for head in log.heads():
         if session in (head.session_id, head.name) and head.version == version:
             return head
     raise UnknownSession(session)
@@ -60,23 +79,20 @@ def list_() -> None:
     from rich.table import Table
 
     table = Table("session", "name", "version", "model", "tokens", "kept", "saved", box=None, pad_edge=False)
-    with opened() as store:
-        for head in sorted(store.sessions.heads(), key=lambda head: -head.used_at):
+    with looked_at() as log:
+        for head in sorted(log.heads(), key=lambda head: -head.used_at):
             saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(head.saved_at))
             table.add_row(
                 head.session_id, head.name, head.version, head.model, str(head.num_tokens), str(head.num_kept), saved
             )
-        stats = store.tier.stats
     Console().print(table)
-    typer.echo(f"{stats.blocks} blocks, {stats.bytes / 1e6:,.1f} MB")
 
 
 @sessions.command()
 def show(session: Session, version: Version = "") -> None:
     """Show what was said in a session."""
-    with opened() as store:
-        head = chosen(store, session, version)
-        record = store.sessions.load(head.session_id, version)
+    with looked_at() as log:
+        record = log.load(chosen(log, session, version).session_id, version)
     if record is None:
         raise UnknownSession(session, damaged=True)
     typer.echo("".join(part if isinstance(part, str) else part[0] for part in json.loads(record.text or '[""]')))
@@ -110,7 +126,7 @@ def export(
 ) -> None:
     """Write a session, with its keys and values, to a file that another machine can import."""
     with opened() as store:
-        size = store.export(chosen(store, session, version).session_id, file.absolute(), version)
+        size = store.export(chosen(store.sessions, session, version).session_id, file.absolute(), version)
     typer.echo(f"{file}: {size / 1e6:,.1f} MB")
 
 

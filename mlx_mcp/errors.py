@@ -143,7 +143,8 @@ class FolderInUse(StorageError):
         self.pid, self.started_at = pid, started_at
         super().__init__(
             f"The cache folder {folder} is in use by another process{f' (pid {pid})' if pid else ''}. "
-            "Nothing is kept on disk here; stop that process, or choose another cache folder."
+            "Nothing is kept on disk here; stop that process (`mlx-mcp engine stop`, if it is the engine), or set "
+            "MLX_MCP_STORE_DIR to another folder."
         )
 
 

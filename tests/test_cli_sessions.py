@@ -62,7 +62,6 @@ def test_list_shows_every_session_and_version(folder):
     shown = run("list").output
     assert shown.count("facts") >= 2
     assert "v1" in shown
-    assert "1 blocks" in shown
 
 
 def test_show_tells_what_was_said(folder):
@@ -116,8 +115,29 @@ def test_what_is_not_there_is_said_in_one_line(folder, arguments, said):
 def test_a_folder_that_a_server_has_open_is_left_alone(folder):
     keep(folder)
     store = opened(folder)
-    result = run("rm", "facts")
-    assert result.exit_code == 2
-    assert "in use by another process" in result.output
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for arguments in (("rm", "facts"), ("purge", "--yes"), ("export", "facts", str(folder.parent / "x"))):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert "mlx-mcp engine stop" in result.output
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     store.close()
+
+
+def test_looking_is_possible_while_a_server_has_the_folder_open_and_changes_nothing(folder):
+    keep(folder)
+    (folder / ("0" * 40 + ".session")).write_bytes(b"damaged")
+    store = opened(folder)
+    (folder / ("1" * 40 + ".session")).write_bytes(b"damaged since")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert "facts" in run("list").output
+    assert run("show", "facts").output.strip() == "<|user|>Alice's badge is 771."
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    store.close()
+
+
+def test_where_nothing_was_kept_there_is_nothing_to_look_at(folder):
+    result = run("list")
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    assert not folder.exists()

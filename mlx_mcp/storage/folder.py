@@ -344,6 +344,35 @@ def _make(calls: Calls, path: Path) -> None:
             calls.mkdir(missing)
 
 
+class Glance(Folder):
+    """A folder that another process may have open: it is read as it stands, and nothing in it is changed."""
+
+    @classmethod
+    def open(cls, path: Path, calls: Calls) -> Glance:
+        """Look into a folder.
+
+        Raises:
+            StorageError: there is none, or it cannot be read.
+        """
+        try:
+            folder = cls(path, calls.open(path, os.O_RDONLY | os.O_DIRECTORY), -1, calls)
+        except OSError as exc:
+            raise storage_error(exc, f"Opening the cache folder {path}") from exc
+        keys = (folder._read_key(name) for name in KEYS if name in folder.names())
+        folder.key = next((key for key in keys if key), b"")
+        return folder
+
+    def rename(self, old: str, new: str) -> None:
+        """Nothing: what is damaged is for the owner to set aside."""
+
+    def unlink(self, names: Iterable[str]) -> None:
+        """Nothing, likewise."""
+
+    def close(self) -> None:
+        """Look away."""
+        self.calls.close(self._fd)
+
+
 def _sync_parents(calls: Calls, path: Path) -> None:
     """Have a folder, and those above it, survive a power cut."""
     for parent in path.absolute().parents:

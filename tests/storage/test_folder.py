@@ -77,7 +77,7 @@ def test_a_second_process_is_told_who_owns_the_folder(tmp_path):
     owner = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
     try:
         assert owner.stdout.readline() == b"open\n"
-        with pytest.raises(FolderInUse, match=f"pid {owner.pid}.*choose another cache folder") as refused:
+        with pytest.raises(FolderInUse, match=f"pid {owner.pid}.*stop that process") as refused:
             open_and_close(tmp_path / "cache")
         assert refused.value.pid == owner.pid
         assert abs(refused.value.started_at - time.time()) < 60
