@@ -133,10 +133,10 @@ def test_an_engine_is_not_idle_while_a_call_runs_or_an_open_window_has_sessions(
     with state_folder(MLX_MCP_ENGINE_IDLE_S="0.3") as (place, env):
         with Window(env) as open_window:
             engine = status(place)["pid"]
-            long = open_window.answer(open_window.call("generate", **LONG | {"keep": True}))
+            long = open_window.answer(open_window.call("generate", **LONG | {"keep": True, "max_tokens": 120}))
             assert "structuredContent" in long["result"]
             with pytest.raises(AssertionError, match="in time"):
-                wait_until(lambda: not is_alive(engine), timeout_s=1.5)
+                wait_until(lambda: not is_alive(engine), timeout_s=0.8)
             open_window.ask("close_session", all=True)
             wait_until(lambda: not is_alive(engine))
 
@@ -184,7 +184,7 @@ def test_an_idle_engine_of_another_version_makes_room_at_once_while_a_window_is_
 def test_a_busy_engine_of_another_version_makes_room_once_it_is_idle(running):
     place, env = running
     with Window(env) as open_window:
-        call = open_window.call("generate", **LONG | {"keep": True})
+        call = open_window.call("generate", **LONG | {"keep": True, "max_tokens": 120})
         wait_until(lambda: status(place)["rows"] == 1)
         engine = status(place)["pid"]
         joined = greet(place, hello(version="99.0", settings=settings(env)))
