@@ -207,6 +207,13 @@ class SessionMachine(RuleBasedStateMachine):
     def generate(self, text, n, most, tenant):
         self.submit(TEXTS[text][:n], most, Turn(tenant))
 
+    @precondition(lambda self: not self.calls)
+    @rule(text=st.integers(0, 2), tenant=st.sampled_from(TENANTS))
+    def crowd(self, text, tenant):
+        """More rows that grow than there may be room for."""
+        for i in range(3):
+            self.submit(TEXTS[(text + i) % 3][: 112 + i], 60, Turn(tenant))
+
     @rule(
         text=st.integers(0, 2),
         n=LENGTHS,
@@ -380,6 +387,15 @@ class SessionMachine(RuleBasedStateMachine):
         assert {h: i.num_tokens for h, i in there.items()} == {h: len(log) for h, (log, _) in self.saved.items()}
         self.logs = {handle: log for handle, (log, _) in self.saved.items()}
         self.after = {handle: after for handle, (_, after) in self.saved.items()}
+
+    @precondition(lambda self: self.open_store is not None and self.idle_sessions())
+    @rule(data=st.data(), text=st.integers(0, 2), n=st.integers(1, 10), most=st.integers(1, 30))
+    def come_back(self, data, text, n, most):
+        self.persist(data, True)
+        self.restart()
+        if self.idle_sessions():
+            self.turn(data, text, n, most, True, True)
+            self.drain()
 
     # What always holds
 

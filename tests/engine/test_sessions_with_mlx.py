@@ -129,6 +129,9 @@ def test_what_is_kept_of_a_session_is_what_a_cold_run_computes(architecture, tig
     run_state_machine_as_test(
         Machine, settings=settings(max_examples=runs, stateful_step_count=50, deadline=None, print_blob=True)
     )
-    on_disk = ("preemptions", "persisted", "restarts", "restored")
-    for event in ("Finished", "cached", "checked", "evictions", *(on_disk if tight else ())):
+    expected = ["Finished", "cached", "checked", "evictions"]
+    if tight:
+        expected += ["persisted", "restarts", "restored"]
+        expected += ["preemptions"] if cost.token_bytes else []  # rows that do not grow never give way
+    for event in expected:
         assert Machine.seen[event], f"no {event} in all these runs: they prove nothing of that"
