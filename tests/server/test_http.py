@@ -151,6 +151,7 @@ async def test_health_says_what_runs_and_when_the_engine_is_gone(engine):
         async with Client(f"{address}/mcp") as client:
             await generate(client)
             await generate(client, keep=True)
+        await until(lambda: engine.stats.prompt_tokens == 10)  # counts are those of the latest step that has ended
         sound = await http.get(f"{address}/health")
         assert (sound.status_code, sound.json()["status"], sound.json()["models"]) == (200, "ok", ["tiny"])
         counts = {name: sound.json()[name] for name in ("sessions", "prompt_tokens", "cached_tokens")}
