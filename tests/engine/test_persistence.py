@@ -90,6 +90,15 @@ def folder(tmp_path):
     return tmp_path / "store"
 
 
+def come_back(folder, text):
+    """A house after a restart, and the session that it had persisted before."""
+    house = KeptHouse(folder)
+    session = house.prime(text)
+    house.persist(session)
+    house.die()
+    return KeptHouse(folder), session
+
+
 def test_a_persisted_session_goes_on_after_a_kill_and_computes_only_what_is_new(folder):
     house = KeptHouse(folder)
     session = house.prime(words(50), name="base")
@@ -221,11 +230,7 @@ def test_a_second_process_says_who_has_the_folder_and_goes_on_in_memory(folder):
 
 
 def test_other_weights_are_a_miss_the_tokens_survive_and_the_result_says_so(folder):
-    house = KeptHouse(folder)
-    session = house.prime(words(40))
-    house.persist(session)
-    house.die()
-    house = KeptHouse(folder)
+    house, session = come_back(folder, words(40))
     model = house.engine.residents["tiny"].model
     object.__setattr__(model, "fingerprint", b"others")
     house.engine.residents["tiny"].scheduler.cache.fingerprint = b"others"
@@ -237,11 +242,7 @@ def test_other_weights_are_a_miss_the_tokens_survive_and_the_result_says_so(fold
 
 
 def test_another_tokenizer_gets_the_same_text_in_its_own_ids(folder):
-    house = KeptHouse(folder)
-    session = house.prime("abc")
-    house.persist(session)
-    house.die()
-    house = KeptHouse(folder)
+    house, session = come_back(folder, "abc")
     model = house.engine.residents["tiny"].model
     object.__setattr__(model, "fingerprint", b"others")
     model.tokenizer.digest = b"capitals"
@@ -296,11 +297,7 @@ def test_a_full_queue_drops_blocks_and_holds_up_nobody(folder):
 
 
 def test_two_calls_over_one_evicted_prefix_have_it_read_once(folder):
-    house = KeptHouse(folder)
-    session = house.prime(words(100))
-    house.persist(session)
-    house.die()
-    house = KeptHouse(folder)
+    house, session = come_back(folder, words(100))
     house.ask(Fork, "ann", session, 1, ())
     one, two = (house.say(text, session, keep=False, after="user") for text in ("one", "two"))
     assert sum(1 for _ in house.io.work) == 1
@@ -343,11 +340,7 @@ def test_a_damaged_session_is_said_to_be(folder):
 
 
 def test_a_turn_that_is_cancelled_while_its_session_wakes_leaves_it_as_it_was(folder):
-    house = KeptHouse(folder)
-    session = house.prime(words(40))
-    house.persist(session)
-    house.die()
-    house = KeptHouse(folder)
+    house, session = come_back(folder, words(40))
     events = house.say("on", session, after="user")
     house.engine.handle(Cancel(events.sequence_id))
     house.run()
@@ -356,11 +349,7 @@ def test_a_turn_that_is_cancelled_while_its_session_wakes_leaves_it_as_it_was(fo
 
 
 def test_a_call_that_is_cancelled_while_its_blocks_come_leaves_them_for_others(folder):
-    house = KeptHouse(folder)
-    session = house.prime(words(40))
-    house.persist(session)
-    house.die()
-    house = KeptHouse(folder)
+    house, session = come_back(folder, words(40))
     house.ask(Fork, "ann", session, 1, ())
     events = house.say("on", session, after="user")
     assert house.engine.step() is False
