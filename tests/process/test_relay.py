@@ -166,11 +166,13 @@ def relaying():
         thread = threading.Thread(target=relay.run)
         thread.start()
         with os.fdopen(in_write, "wb", buffering=0) as to_relay, os.fdopen(out_read, "rb", buffering=0) as from_relay:
-            yield engine, to_relay, Lines(from_relay)
+            lines = Lines(from_relay)
+            yield engine, to_relay, lines
             to_relay.close()
             thread.join(WAIT_S)
             assert not thread.is_alive()
             os.close(out_write)
+            lines.thread.join(WAIT_S)  # or it might read from whoever gets the descriptor next
         os.close(in_read)
         os.unlink(place.socket)  # a thread may still accept there
         engine.listener.close()
@@ -181,7 +183,8 @@ class Lines:
 
     def __init__(self, file):
         self.queue = queue.Queue()
-        threading.Thread(target=self._read, args=(file,), daemon=True).start()
+        self.thread = threading.Thread(target=self._read, args=(file,), daemon=True)
+        self.thread.start()
 
     def _read(self, file):
         with suppress(OSError, ValueError):  # the test has closed it
