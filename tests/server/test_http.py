@@ -230,7 +230,8 @@ def test_a_port_that_is_taken_says_so():
 
 
 async def test_the_real_command_serves_and_ends_on_sigterm_while_it_generates():
-    arguments = [sys.executable, "-m", "mlx_mcp", "serve", "--http", "--port", "0", "--model", "embedded"]
+    # Alone: with other settings than an engine that is there it would say so first.
+    arguments = [sys.executable, "-m", "mlx_mcp", "serve", "--standalone", "--http", "--port", "0"]
     server = subprocess.Popen(arguments, stderr=subprocess.PIPE, env=os.environ | {"MLX_MCP_SHUTDOWN_TIMEOUT_S": "1"})
     try:
         address = (await asyncio.to_thread(server.stderr.readline)).decode().split(" at ")[1].strip()
