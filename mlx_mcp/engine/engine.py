@@ -236,6 +236,7 @@ class Engine:
                 busy |= self._run(resident)
         if self.persistence is not None:
             self.persistence.flush()
+            self.persistence.engine_busy = self.has_work
         return busy
 
     @property
@@ -251,6 +252,8 @@ class Engine:
         """
         self.stopped = True
         self.session_commands.stop()
+        if self.persistence is not None:
+            self.persistence.engine_busy = False
         self._fail_sequences(EngineDead())
         if self.persistence is not None and self.persistence.options.autosave_s is not None:
             self.persistence.save_changed()

@@ -37,6 +37,8 @@ MAX_QUEUE_BYTES = 64 << 20
 SMOOTHING = 0.3  # how much the latest measurement counts
 MEASURED_BYTES = 1 << 20  # what is less says more of the way there than of the rate
 MEASURED_TOKENS = 64
+TURN_BYTES = 32 << 20  # written at a time while the engine computes
+PAUSE = 1.5  # times as long as that took: so most steps do not notice
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Persistence:
         cache.pool.ledger.limit_bytes -= self.max_queue_bytes
         self.reading, self.prefilling = Rate(), Rate()  # bytes, tokens
         self.num_offloaded = self.num_dropped = self.num_restored = self.num_recomputed = 0
+        self.engine_busy = False  # read on the thread that writes
         self.saved_at = clock()
         if options.offload:
             cache.pool.on_evict = self.offload
@@ -310,7 +313,8 @@ class Persistence:
                 used_at=now,
                 blocks=keys,
             )
-            num_bytes = store.persist(packed, record)
+            num_bytes = self._write_in_turns(store, packed[:-1])
+            num_bytes += store.persist(packed[-1:], record)
             if version:
                 record = replace(record, version=version)
                 num_bytes += store.persist((), record)
@@ -327,6 +331,23 @@ class Persistence:
             told(outcome)
 
         self.io.submit(write, done)
+
+    def _write_in_turns(self, store: Store, blocks: list[StoredBlock]) -> int:
+        """Write blocks, with pauses while the engine computes: steps share cores and memory with the disk.
+
+        Returns the bytes written. On the thread that writes.
+        """
+        num_bytes, batch, size = 0, list[StoredBlock](), 0
+        for i, block in enumerate(blocks):
+            batch.append(block)
+            size += block.nbytes
+            if size >= TURN_BYTES or i == len(blocks) - 1:
+                started = time.monotonic()
+                num_bytes += store.tier.put(batch)
+                if self.engine_busy:
+                    time.sleep(PAUSE * (time.monotonic() - started))
+                batch, size = [], 0
+        return num_bytes
 
     def _kept(self, session: Session, store: Store) -> tuple[list[Block], tuple[bytes, ...], int]:
         """A session's blocks that are in memory, the keys of these and of those after them in the store, and tokens."""
