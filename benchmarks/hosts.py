@@ -28,6 +28,7 @@ TOOLS = [
     "generate_batch",
     "create_session",
     "fork_session",
+    "persist_session",
     "list_sessions",
     "close_session",
     "list_models",
