@@ -14,23 +14,21 @@ Engine thread only.
 
 from __future__ import annotations
 
-import platform
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate, groupby
-from math import ceil, e, log, log2
+from math import e, log2
 from types import ModuleType
 from typing import Any, Protocol
 
 import mlx.core as mx
-import numpy as np
 from mlx_lm.models import base
 from mlx_lm.models.cache import ArraysCache, create_attention_mask
 
 from mlx_mcp.core.slots import SharedPrefix, Slab, Slot
 from mlx_mcp.mlx_backend.blas import openblas_in_front
+from mlx_mcp.mlx_backend.chunk_attention import BAR, chunk_attention
 
 # On x86 CPUs mlx takes exp of one number at a time, and that is most of what attention takes. Where OpenBLAS rounds
 # differently in batches of each size anyway, attention to more scores than FEW goes by `power` instead; of a chunk, by
@@ -40,11 +38,9 @@ FEW = 10_000
 # to have the system map more anew takes four times as long as to compute it.
 PIECE = 1 << 18
 LOG2E = log2(e)
-LN2 = np.float32(log(2))
 ROUND = 1.5 * 2**23  # added to a float32 of less than 2**22, it leaves the nearest whole number in the last bits
 # Minimax of 2**x over [-1/2, 1/2] but for the first, which is 1, last first: within 1e-7, rounded within 2e-7.
 TERMS = (0.001326472731307149, 0.009671512991189957, 0.05550733581185341, 0.24022242426872253, 0.6931470036506653)
-BAR = 1e30  # taken off scores that are to get no weight
 
 
 @dataclass(frozen=True)
@@ -151,28 +147,6 @@ def weigh(scores: list[mx.array], sinks: mx.array | None) -> tuple[list[mx.array
     return weights, total
 
 
-def weigh_chunk(scores: list[mx.array], sinks: mx.array | None) -> tuple[list[mx.array], mx.array]:
-    """What `weigh` does, at once and in the scores' own memory, which nothing else may use.
-
-    numpy takes exp of many numbers at a time, and needs three passes where `power` needs seventeen. Not for decoding:
-    it would wait for each layer, where a step is run ahead of the tokens of the one before.
-    """
-    if platform.machine() not in ("x86_64", "AMD64"):  # elsewhere nobody has measured it
-        return weigh(scores, sinks)
-    mx.eval(scores, sinks)
-    parts, sink = [np.asarray(part) for part in scores], None if sinks is None else np.asarray(sinks)
-    with np.errstate(all="ignore"):  # a row of no numbers is found by its logits
-        tops = [part.max(axis=-1, keepdims=True) for part in parts]
-        top = reduce(np.maximum, tops if sink is None else [*tops, sink])
-        total = top - top if sink is None else np.exp2(sink - top)
-        for part in parts:
-            np.subtract(part, top, out=part)
-            np.multiply(part, LN2, out=part)
-            np.exp(part, out=part)  # exp2 takes longer
-            total = total + part.sum(axis=-1, keepdims=True)
-    return scores, mx.array(total)
-
-
 def bars(mask: mx.array) -> mx.array:
     """What to add to scores for a bool mask; mx.where takes longer than all of `power`."""
     return (mask.astype(mx.float32) - 1.0) * BAR
@@ -252,107 +226,10 @@ def softmax(
     return parts if sink is None else parts[1:], mx.array(1.0, weights.dtype)
 
 
-def chunk_attention(
-    queries: mx.array,
-    parts: list[tuple[mx.array, mx.array]],
-    masks: list[mx.array | None],
-    scale: float,
-    sinks: mx.array | None,
-) -> mx.array:
-    """Attention, by `power`, of queries [1, heads, chunk, head_dim] over keys and values in parts.
-
-    parts: [1, kv_heads, tokens, width] each; masks: bool [chunk, n] for the last n tokens of each part.
-
-    Piece by piece, each some of the kv_heads or some of the queries of one, and in it block by block of tokens.
-    """
-    _, heads, chunk, width = queries.shape
-    kv_heads, tokens = parts[0][0].shape[1], sum(keys.shape[2] for keys, _ in parts)
-    each = heads // kv_heads
-    most = max(1, max(64, 4 * PIECE // tokens) // each)  # queries at a time; products of a few rows are slow
-    num_queries = ceil(chunk / ceil(chunk / most))
-    num_heads = max(1, PIECE // (each * num_queries * tokens))
-    scaled = (queries * (scale * LOG2E)).reshape(kv_heads, each, chunk, width)
-    sink = None if sinks is None else (sinks * LOG2E).reshape(kv_heads, each, 1, 1)
-    blocks = list(cut(parts, masks, max(1, PIECE // (num_heads * each * num_queries))))
-    outs: list[list[mx.array]] = []
-    last: list[mx.array] = []
-    for head in range(0, kv_heads, num_heads):
-        of = slice(head, head + num_heads)
-        outs.append([])
-        for start in range(0, chunk, num_queries):
-            q = scaled[of, :, start : start + num_queries]
-            q, shape = mx.depends([q], last)[0] if last else q, q.shape[:3]
-            scores = []
-            for keys, _, bar in blocks:
-                s = (q.flatten(1, 2) @ keys[0, of].swapaxes(-1, -2)).reshape(*shape, -1)
-                if bar is not None:
-                    s[..., -bar.shape[-1] :] += bar[start : start + num_queries]
-                scores.append(s)
-            weights, total = weigh_chunk(scores, None if sink is None else sink[of])
-            out = mx.zeros((len(q), 1, 1))
-            for weight, (_, values, _) in zip(weights, blocks, strict=True):
-                out = mx.addmm(out, weight.flatten(1, 2), values[0, of])
-            last = [out.reshape(*shape, -1) / total]
-            outs[-1] += last
-    whole = mx.concatenate([mx.concatenate(some, axis=2) for some in outs])
-    return whole.reshape(1, heads, chunk, whole.shape[-1])
-
-
 def begun(out: mx.array) -> mx.array:
     """A layer's attention, of which computing begins while Python is at the layers after it."""
     async_eval(out)
     return out
-
-
-def prefix_attention(
-    queries: mx.array, prefix: tuple[mx.array, mx.array], own: tuple[mx.array, mx.array], mask: mx.array, scale: float
-) -> mx.array:
-    """Attention, by `power`, of chunks of several rows over one prefix and over what each row has for itself.
-
-    queries: [rows, heads, chunk, head_dim]; prefix: [1, kv_heads, tokens, width] each; own: [rows, kv_heads, longest,
-    width] each; mask: bool [rows, chunk, longest]. No row's numbers reach another's.
-    """
-    rows, heads, chunk, width = queries.shape
-    kv_heads, tokens = prefix[0].shape[1:3]
-    each = heads // kv_heads
-    scaled = (queries * (scale * LOG2E)).reshape(rows, kv_heads, each * chunk, width)
-    scores = (scaled @ own[0].swapaxes(-1, -2)).reshape(rows, kv_heads, each, chunk, -1) + bars(mask)[:, None, None]
-    scores = scores.reshape(rows, kv_heads, each * chunk, -1).swapaxes(0, 1)
-    scaled, own_values = scaled.swapaxes(0, 1), own[1].swapaxes(0, 1)
-    num_rows = max(1, 4 * PIECE // (each * chunk * tokens))  # at a time
-    blocks = list(cut([prefix], [None], max(1, 2 * PIECE // (each * chunk * min(rows, num_rows)))))
-    outs: list[list[mx.array]] = []
-    last: list[mx.array] = []
-    for head in range(kv_heads):
-        of = slice(head, head + 1)
-        outs.append([])
-        for start in range(0, rows, num_rows):
-            some = slice(start, start + num_rows)
-            q = scaled[of, some]
-            q, shape = mx.depends([q], last)[0] if last else q, q.shape[:3]
-            flat = q.flatten(1, 2)
-            parts = [flat @ keys[0, of].swapaxes(-1, -2) for keys, _, _ in blocks]
-            (*weights, of_own), total = weigh_chunk([*parts, scores[of, some].flatten(1, 2)], None)
-            out = (of_own.reshape(*shape, -1) @ own_values[of, some]).flatten(1, 2)
-            for weight, (_, values, _) in zip(weights, blocks, strict=True):
-                out = mx.addmm(out, weight, values[0, of])
-            last = [(out / total).reshape(*shape, -1)]
-            outs[-1] += last
-    whole = mx.concatenate([mx.concatenate(some, axis=1) for some in outs])
-    return whole.swapaxes(0, 1).reshape(rows, heads, chunk, whole.shape[-1])
-
-
-def cut(
-    parts: list[tuple[mx.array, mx.array]], masks: list[mx.array | None], size: int
-) -> Iterator[tuple[mx.array, mx.array, mx.array | None]]:
-    """Keys and values block by block, with what to add to the scores of a block's last tokens."""
-    for (keys, values), mask in zip(parts, masks, strict=True):
-        tokens = keys.shape[2]
-        free = tokens if mask is None else tokens - mask.shape[-1]
-        for start in range(0, tokens, size):
-            end = min(start + size, tokens)
-            bar = None if mask is None or end <= free else bars(mask[:, max(start - free, 0) : end - free])
-            yield keys[:, :, start:end], values[:, :, start:end], bar
 
 
 @dataclass(frozen=True)
@@ -502,10 +379,10 @@ class RowCache:
         end, i = self.offset - num_shared(self.prefix), self.slot.index
         kept = self.layer.slabs[self.slot.slab.slab_id]
         whole: list[Any] = [tuple(plane[i : i + 1, :, :end] for plane in planes) for planes in kept]
-        self.parts = [(whole[0][0], whole[1][0])]
+        self.own, self.shared = (whole[0][0], whole[1][0]), None
         if self.prefix is not None:  # a copy, where it is read, for as long as this layer takes
             first = self.layer.prefixes[self.prefix.prefix_id]
-            self.parts.insert(0, (first[0][0], first[1][0]))
+            self.shared = first[0][0], first[1][0]
             both = zip(first, whole, strict=True)
             whole = [tuple(mx.concatenate(list(p), axis=2) for p in zip(*planes, strict=True)) for planes in both]
         self.keys, self.values = whole if self.layer.kv_bits else [planes[0] for planes in whole]
@@ -525,9 +402,12 @@ class RowCache:
         if self.goes_by_power(queries) and (
             mask is None or isinstance(mask, str) or (mask.ndim == 2 and mask.dtype == mx.bool_)
         ):
-            if queries.shape[2] == 1 and len(self.parts) == 1 and mask is None:
-                return begun(power_attention(queries, *self.parts[0], scale, None, sinks))
-            return begun(chunk_attention(queries, self.parts, self._masks(mask, queries.shape[2]), scale, sinks))
+            if queries.shape[2] == 1 and self.shared is None and mask is None:
+                return begun(power_attention(queries, *self.own, scale, None, sinks))
+            if isinstance(mask, str):
+                assert mask == "causal", f"a mask of {mask}"
+                mask = mx.tri(queries.shape[2]) > 0
+            return chunk_attention(queries, self.shared, self.own, None if mask is None else mask[None], scale, sinks)
         # [:], since mlx-lm's quantized attention changes its queries, and a layer may attend twice with the same.
         out: mx.array = original(queries[:], self.keys, self.values, self, scale, mask, sinks)
         return out
@@ -536,17 +416,6 @@ class RowCache:
         """Whether attention of a chunk's queries, or of as many, goes by `power`."""
         num_scores = queries.shape[1] * queries.shape[2] * self.offset
         return self.layer.kv_bits is None and by_power(num_scores, queries.dtype)
-
-    def _masks(self, mask: Any, chunk: int) -> list[mx.array | None]:
-        """A mask as `make_mask` gives it, for each of the parts."""
-        shared = num_shared(self.prefix)
-        before: list[mx.array | None] = [None] if shared else []
-        if mask is None:
-            return [*before, None]
-        if isinstance(mask, str):
-            assert mask == "causal", f"a mask of {mask}"
-            return [*before, mx.tri(chunk, dtype=mx.float32) > 0]
-        return [mask[:, :shared], mask[:, shared:]] if shared else [mask]
 
 
 class ChunksCache:
@@ -583,7 +452,7 @@ class ChunksCache:
         plain = sinks is None and all(own is None or isinstance(own, str) for own in mask)
         together = {(row.prefix, row.slot.slab) for row in self.rows} == {(first.prefix, first.slot.slab)}
         if plain and together and first.prefix is not None and first.goes_by_power(queries):
-            return begun(self._over(first.prefix, queries, scale))
+            return self._over(first.prefix, queries, scale)
         for row in self.rows:  # after all was written: rows of one slab would else copy it, one for another
             row.fetch()
         longest, outs = queries.shape[2], []
@@ -605,7 +474,7 @@ class ChunksCache:
         )
         first = layer.prefixes[prefix.prefix_id]
         mask = order <= starts[:, None, None]
-        return prefix_attention(queries, (first[0][0], first[1][0]), (keys, values), mask, scale)
+        return chunk_attention(queries, (first[0][0], first[1][0]), (keys, values), mask, scale, None)
 
 
 class SlotsCache:

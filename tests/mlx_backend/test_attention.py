@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mlx_lm.utils import load_model
 
 from mlx_mcp.core.slots import SharedPrefix, Slab, Slot
-from mlx_mcp.mlx_backend import attention
+from mlx_mcp.mlx_backend import attention, chunk_attention
 from mlx_mcp.mlx_backend.attention import (
     ChunksCache,
     FullLayer,
@@ -217,6 +217,13 @@ def by_power(monkeypatch):
     """Attention as with OpenBLAS in front, to however few scores, in many pieces."""
     monkeypatch.setattr(attention, "by_power", lambda num_scores, dtype: True)
     monkeypatch.setattr(attention, "PIECE", 1000)
+    in_pieces(monkeypatch, 1000)
+
+
+def in_pieces(monkeypatch, num_scores):
+    """Have a chunk's attention take so many scores at a time, however few queries that is."""
+    monkeypatch.setattr(chunk_attention, "SCORES", num_scores)
+    monkeypatch.setattr(chunk_attention, "FEWEST", 1)
 
 
 def test_a_power_of_two_is_right_to_the_last_bits():
@@ -247,27 +254,12 @@ def test_weights_by_power_are_those_of_a_softmax(spread, sizes, sinks):
         assert mx.where(mask, 0, mine).max() == 0
 
 
-@pytest.mark.parametrize("spread", [0.1, 1, 80])
-@pytest.mark.parametrize("sinks", [None, mx.array([0.5, -90.0, 90.0]).reshape(1, 3, 1)])
-def test_a_chunks_weights_are_those_by_power(spread, sinks):
-    scores = [mx.random.uniform(-spread, spread, (2, 3, size)) for size in (900, 40)]
-    scores[1][..., 7:] -= attention.BAR
-    weights, total = attention.weigh(scores, sinks)
-    expected = [part / total for part in weights]
-    mx.eval(expected)
-    weights, total = attention.weigh_chunk(scores, sinks)
-    assert mx.abs(weights[1][..., 7:]).max() == 0
-    for mine, theirs in zip(weights, expected, strict=True):
-        assert mx.abs(mine / total - theirs).max() < 1e-6
-
-
-@pytest.mark.parametrize("weigh", [attention.weigh, attention.weigh_chunk])
 @pytest.mark.parametrize("number", [mx.nan, mx.inf, -mx.nan])
-def test_a_score_that_is_no_number_spoils_its_own_row(number, weigh):
+def test_a_score_that_is_no_number_spoils_its_own_row(number):
     scores = mx.random.normal((1, 1, 4, 700))
-    fine, _ = weigh([scores + 0], None)
+    fine, _ = attention.weigh([scores], None)
     scores[0, 0, 2, 33] = number
-    weights, total = weigh([scores[..., :500], scores[..., 500:]], None)
+    weights, total = attention.weigh([scores[..., :500], scores[..., 500:]], None)
     assert np.isnan(total.flatten().tolist()).tolist() == [False, False, True, False]
     assert mx.array_equal(mx.concatenate(weights, -1)[:, :, [0, 1, 3]], fine[0][:, :, [0, 1, 3]])
 
@@ -291,26 +283,45 @@ def test_decoding_by_power_is_what_mlx_computes(by_power, heads, rows, sinks):
 
 
 @pytest.mark.parametrize("heads", [8, 2])
-@pytest.mark.parametrize("piece", [60, 3000, 1 << 18])
+@pytest.mark.parametrize("piece", [60, 3000, 1 << 19])
 @pytest.mark.parametrize(("chunk", "before"), [(1, 40), (40, 0), (37, 3), (9, 700)])
 @pytest.mark.parametrize("window", [None, 1, 12])
 @pytest.mark.parametrize("sinks", [False, True])
-def test_a_chunk_by_power_is_what_mlx_computes(by_power, monkeypatch, heads, piece, chunk, before, window, sinks):
-    monkeypatch.setattr(attention, "PIECE", piece)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_chunk_by_power_is_what_mlx_computes(monkeypatch, heads, piece, chunk, before, window, sinks, rows):
+    in_pieces(monkeypatch, piece)
     mx.random.seed(3)
-    tokens = before + chunk
-    q, k, v = (mx.random.normal((1, h, n, 64)) for h, n in ((heads, chunk), (2, tokens), (2, tokens)))
-    at = mx.arange(before, tokens)[:, None]
+    q, own_k, own_v = (mx.random.normal((rows, h, n, 64)) for h, n in ((heads, chunk), (2, chunk + 1), (2, chunk + 1)))
+    prefix = tuple(mx.random.normal((1, 2, before - 1, 64)) for _ in range(2)) if before > 1 else None
+    k, v = own_k, own_v
+    if prefix is not None:
+        k, v = (mx.concatenate([mx.repeat(x, rows, 0), y], 2) for x, y in zip(prefix, (own_k, own_v), strict=True))
+    tokens = k.shape[2]
+    at = mx.arange(tokens - chunk, tokens)[:, None]
     causal = mx.arange(tokens) <= at
     mask = causal if window is None else causal & (mx.arange(tokens) > at - window)
+    of_last = causal[:, -chunk:] if window is None else mask
     sinks = mx.random.normal((heads,)) if sinks else None
-    parts, masks = [(k, v)], [causal[:, before:] if window is None else mask]
-    if before > 1:
-        parts = [(k[:, :, : before - 1], v[:, :, : before - 1]), (k[:, :, before - 1 :], v[:, :, before - 1 :])]
-        masks = [None, masks[0]] if window is None else [mask[:, : before - 1], mask[:, before - 1 :]]
     for scale, bound in SCALES:
         expected = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask, sinks=sinks)
-        assert mx.abs(attention.chunk_attention(q, parts, masks, scale, sinks) - expected).max() < bound
+        got = chunk_attention.chunk_attention(q, prefix, (own_k, own_v), of_last[None], scale, sinks)
+        assert mx.abs(got - expected).max() < bound
+
+
+def test_a_chunk_whose_scores_are_more_than_the_buffer_has_gets_memory_of_its_own():
+    q, k, v = (mx.random.normal((1, h, n, 4)) for h, n in ((1, 64), (1, 20_000), (1, 20_000)))
+    assert 64 * 20_000 > chunk_attention.SCORES
+    expected = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.5)
+    assert mx.abs(chunk_attention.chunk_attention(q, None, (k, v), None, 0.5, None) - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("number", [mx.nan, mx.inf, -mx.nan])
+def test_a_key_that_is_no_number_spoils_the_queries_that_attend_to_it(number):
+    q, k, v = (mx.random.normal((1, h, n, 16)) for h, n in ((2, 30), (1, 60), (1, 60)))
+    q, k[0, 0, 45] = mx.abs(q), number
+    mask = mx.arange(60) <= mx.arange(30, 60)[:, None]  # the queries from the 15th on attend to that key
+    out = chunk_attention.chunk_attention(q, None, (k, v), mask[None], 0.25, None)
+    assert mx.isnan(out[:, :, 15:]).all()
 
 
 @pytest.mark.parametrize("window", [None, 1, 30, 60])
@@ -345,10 +356,10 @@ def test_a_row_whose_numbers_are_none_spoils_no_other_by_power(by_power):
 
 def test_a_query_whose_numbers_are_none_spoils_no_other_of_its_chunk_by_power(by_power):
     queries, keys, values = (mx.random.normal((1, h, 20, 64)) for h in (4, 2, 2))
-    causal = [mx.tri(20) > 0]
-    fine = attention.chunk_attention(queries, [(keys, values)], causal, 0.125, None)
+    causal = mx.tri(20)[None] > 0
+    fine = chunk_attention.chunk_attention(queries, None, (keys, values), causal, 0.125, None)
     queries[:, :, 7] = mx.nan
-    broken = attention.chunk_attention(queries, [(keys, values)], causal, 0.125, None)
+    broken = chunk_attention.chunk_attention(queries, None, (keys, values), causal, 0.125, None)
     assert mx.isnan(broken[:, :, 7]).all()
     assert (np.delete(np.array(broken), 7, 2) == np.delete(np.array(fine), 7, 2)).all()
 
@@ -369,7 +380,6 @@ def test_a_chunk_by_power_reads_a_shared_prefix_where_it_lies(monkeypatch, windo
 
     expected = attend()
     monkeypatch.setattr(attention, "by_power", lambda num_scores, dtype: True)
-    monkeypatch.setattr(attention, "PIECE", 1 << 13)
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
@@ -411,8 +421,8 @@ def test_chunks_read_in_one_pass_differ_by_rounding_alone_by_power(monkeypatch, 
     queries, keys, values = (mx.random.normal((4, h, 12, 64)) for h in (4, 2, 2))
     alone = read(Rows(), picked, False, queries, keys, values)
     monkeypatch.setattr(attention, "by_power", lambda num_scores, dtype: True)
-    for piece in (100, 1000, 1 << 18):
-        monkeypatch.setattr(attention, "PIECE", piece)
+    for piece in (100, 1000, 1 << 19):
+        in_pieces(monkeypatch, piece)
         for one, other in zip(alone, read(Rows(), picked, True, queries, keys, values), strict=True):
             assert np.abs(one - other).max() < 1e-6
 
