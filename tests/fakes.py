@@ -121,6 +121,14 @@ class FakePayload:
         return "letters", (memoryview("".join(map(chr, self.tokens)).encode("latin-1")),)
 
 
+@dataclass(frozen=True)
+class FakeLogits:
+    """Those after these tokens."""
+
+    tokens: tuple
+    nbytes: int = 3
+
+
 @dataclass
 class FakeRunner:
     """Answers each prompt, or the last turn of it, with its own text, over and over if it must; records every step.
@@ -171,6 +179,8 @@ class FakeRunner:
             if self.layout.states:
                 assert restore.parts[-1].num_tokens == len(restore.parts[-1].payload.tokens)
                 assert restore.parts[-1].payload.has_state
+            if restore.logits is not None:
+                assert restore.logits.tokens == sequence.tokens(0, sequence.num_tokens), "another prompt's logits"
             if sequence.prefix is not None:
                 first = self.prefixes.setdefault(sequence.prefix.prefix_id, tokens[: sequence.num_shared])
                 assert first == tokens[: sequence.num_shared], "a prefix shared with another's"
@@ -230,6 +240,9 @@ class FakeFlight:
             at = len(sequence.output_ids)
             over = at >= len(said) and not self.runner.endless
             result.tokens[sequence.sequence_id] = STOP_ID if over else said[at % len(said)]
+        for sequence in (chunk.sequence for chunk in self.step.prefill if chunk.last):
+            if not sequence.output_ids and sequence.sequence_id not in result.failed:
+                result.logits[sequence.sequence_id] = FakeLogits(sequence.prompt_ids)
         for cut in self.step.cuts:
             state = cut.state or not self.runner.layout.states
             result.payloads[cut] = FakePayload(cut.sequence.tokens(cut.start, cut.end), cut.start, state)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NewType
 
-from mlx_mcp.core.layout import Payload
+from mlx_mcp.core.layout import Payload, PromptEnd
 from mlx_mcp.core.slots import Ledger
 
 BlockHash = NewType("BlockHash", bytes)
@@ -36,6 +36,7 @@ class Block:
     num_sessions: int = 0  # that go on from here
     last_used: int = 0  # itself; its children's use becomes its own when they go
     num_hits: int = 0  # times that it was found again, or that a session went on from it; with its children's, likewise
+    prompt_end: PromptEnd | None = None  # of the latest prompt that ended in it
     private: bool = False  # only ephemeral sessions have computed or found it: never leaves memory
 
     @property
@@ -51,7 +52,8 @@ class Block:
     @property
     def nbytes(self) -> int:
         """What it is charged with."""
-        return 0 if self.payload is None else self.payload.nbytes
+        end = 0 if self.prompt_end is None else self.prompt_end.logits.nbytes
+        return 0 if self.payload is None else self.payload.nbytes + end
 
     def chain(self) -> Iterator[Block]:
         """It and everything before it, last first, without the root."""
@@ -99,12 +101,13 @@ class BlockPool:
 
     def replace(self, block: Block, payload: Payload) -> None:
         """Take a payload that has more in it; its bytes are on the ledger already, the old one's are refunded."""
-        old = block.nbytes
-        block.payload = payload
-        self.used_bytes += payload.nbytes - old
-        if block.ref_count:
-            self.protected_bytes += payload.nbytes - old
-        self.ledger.refund(old)
+        old, block.payload = block.nbytes, payload
+        self._resized(block, old, payload.nbytes)
+
+    def end_prompt(self, block: Block, end: PromptEnd) -> None:
+        """Note where a prompt ended, instead of where another did; its bytes are on the ledger already."""
+        old, block.prompt_end = block.nbytes, end
+        self._resized(block, old, end.logits.nbytes)
 
     def touch(self, block: Block) -> None:
         """Count a use of a block and of all before it: O(1), since no block goes before those after it."""
@@ -156,7 +159,7 @@ class BlockPool:
         self.ledger.refund(block.nbytes)
         self.used_bytes -= block.nbytes
         self.num_blocks -= 1
-        block.payload = None
+        block.payload = block.prompt_end = None
         parent = block.parent
         del parent.children[block.hash]
         parent.last_used = max(parent.last_used, block.last_used)
@@ -217,6 +220,14 @@ class BlockPool:
             assert parent.end == block.start, "a gap between blocks"
             assert block.ref_count >= sum(child.ref_count for child in block.children.values()), "a reference was lost"
             assert block.children or block.ref_count or block in offered, "a leaf that would never be evicted"
+
+    def _resized(self, block: Block, old_bytes: int, charged: int) -> None:
+        """Count what a block takes now; `charged` bytes for what is new are on the ledger beside those of the old."""
+        growth = block.nbytes - old_bytes
+        self.used_bytes += growth
+        if block.ref_count:
+            self.protected_bytes += growth
+        self.ledger.refund(charged - growth)
 
     def _offer(self, block: Block) -> None:
         if block.parent is not None and block.payload is not None and not block.children and not block.ref_count:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from mlx_mcp.core.block_pool import Block, BlockHash, BlockPool
-from mlx_mcp.core.layout import Layout, Payload
+from mlx_mcp.core.layout import Layout, Logits, Payload, PromptEnd
 from mlx_mcp.core.miss import Miss, MissReason, Recent
 from mlx_mcp.core.ports import StoredBlock, TierEntry
 from mlx_mcp.core.prefix_cache import Match, PrefixCache
@@ -67,6 +67,7 @@ class Track:
     until: int = 0  # how far
     fetching: bool = False  # blocks of it are on their way from a tier
     fetched: tuple[int, int] = (0, 0)  # tokens [from, to) that came from there
+    logits: Logits | None = None  # after its prompt, which it has computed; their bytes are on the ledger
     passed_over: bool = False  # a tier has more of it, which is sooner computed than read
 
 
@@ -102,6 +103,18 @@ class KvCacheManager:
         """The blocks."""
         return self.cache.pool
 
+    @property
+    def booked_bytes(self) -> int:
+        """What is on the ledger beside blocks and slots: shared prefixes, cuts and logits on their way to blocks."""
+        cost = self.slots.cost
+        shared = (
+            prefix.num_tokens * cost.token_bytes + prefix.num_rows * cost.window_bytes(prefix.num_tokens)
+            for prefix in self.prefixes.values()
+        )
+        cuts = (cost.cut_bytes(cut.end - cut.start, cut.state) for cut in self.building)
+        logits = (track.logits.nbytes for track in self.tracks.values() if track.logits is not None)
+        return sum(shared) + sum(cuts) + sum(logits)
+
     def root(self, tenant: str) -> Block:
         """Where a tenant's prefixes of this model begin."""
         cuts = f"\0{self.cache.block_tokens} {self.chunk_tokens}\0"  # a prompt cut elsewhere is rounded otherwise
@@ -129,6 +142,7 @@ class KvCacheManager:
     def exit(self, sequence: Sequence) -> None:
         """Count out a sequence that neither waits nor runs any more."""
         track = self.tracks.pop(sequence)
+        self._forget(track)
         self.users.subtract(track.hashes[: track.num_prompt_blocks])
         for digest in track.hashes[: track.num_prompt_blocks]:
             if not self.users[digest]:
@@ -184,8 +198,8 @@ class KvCacheManager:
             sequence.num_cached, sequence.miss = match.num_tokens, self._explain(sequence, match)
             start, end = track.fetched
             sequence.num_restored = max(0, min(end, match.num_tokens) - start)
-        assert match.num_tokens < tokens, "nothing is left to compute"
-        return Restore(sequence, match.parts, match.num_tokens)
+        assert match.num_tokens < tokens or match.logits is not None, "nothing is left to compute"
+        return Restore(sequence, match.parts, match.num_tokens, match.logits)
 
     # What tiers have
 
@@ -249,16 +263,18 @@ class KvCacheManager:
 
     # What is kept
 
-    def plan(self, chunks: Iterable[Chunk], decode: Iterable[Sequence], ahead: int = 0) -> tuple[Cut, ...]:
+    def plan(
+        self, chunks: Iterable[Chunk], decode: Iterable[Sequence], computing: Iterable[Sequence] = ()
+    ) -> tuple[Cut, ...]:
         """The blocks that a step fills; their bytes are on the ledger from now on.
 
-        `ahead` is 1 for a step whose sequences are one token further than they know.
+        Of the decoding sequences those of `computing` are one token further by then than they know.
         """
         cuts: list[Cut] = []
         for chunk in chunks:
             self._plan(chunk.sequence, chunk.end, self._checkpoint(chunk), cuts)
         for sequence in decode:
-            self._plan(sequence, sequence.num_computed + 1 + ahead, False, cuts)
+            self._plan(sequence, sequence.num_computed + 1 + (sequence in computing), False, cuts)
         return tuple(cuts)
 
     def commit(self, cuts: tuple[Cut, ...], payloads: dict[Cut, Payload]) -> None:
@@ -290,6 +306,12 @@ class KvCacheManager:
             self.pool.release(block)
         self.restoring.clear()
 
+    def remember(self, sequence: Sequence, logits: Logits) -> None:
+        """Keep the logits after a sequence's prompt, if there is room, for whoever asks the same again once it ends."""
+        track = self.tracks[sequence]
+        if track.logits is None and self.pool.ledger.charge(logits.nbytes):
+            track.logits = logits
+
     def finish(self, sequence: Sequence, cut: Callable[[int, int, bool], Payload], exact: bool = True) -> Block | None:
         """Keep the rest of a sequence that is about to give up its row; returns its last block, if there is room.
 
@@ -310,6 +332,9 @@ class KvCacheManager:
             charged = self._cost(start, until, state)
             self.pool.acquire(block)
             fits = self.pool.ledger.charge(charged)
+            if not fits and track.logits is not None:
+                self._forget(track)
+                fits = self.pool.ledger.charge(charged)
             self.pool.release(block)
             if not fits:
                 break
@@ -324,6 +349,7 @@ class KvCacheManager:
             if block.end != until:  # a hash that is another block's too
                 break
         self.pool.touch(block)
+        self._end_prompt(sequence, block)
         return block if block.parent is not None else None
 
     def distrust(self, sequence: Sequence) -> None:
@@ -357,6 +383,20 @@ class KvCacheManager:
         track, tokens = self.tracks[sequence], sequence.tokens(0, sequence.num_tokens)
         return self.cache.match(track.root, tokens, self.cache.hashes(track.root, tokens, track.hashes), self.layout)
 
+    def _forget(self, track: Track) -> None:
+        """Let go of the logits after a prompt."""
+        if track.logits is not None:
+            self.pool.ledger.refund(track.logits.nbytes)
+            track.logits = None
+
+    def _end_prompt(self, sequence: Sequence, last: Block) -> None:
+        """Leave the logits after a sequence's prompt with the block where it ended, if that is there."""
+        track, end = self.tracks[sequence], len(sequence.prompt_ids)
+        where = next((block for block in last.chain() if block.start < end <= block.end), None)
+        if track.logits is not None and where is not None:
+            self.pool.end_prompt(where, PromptEnd(end, track.logits))
+            track.logits = None
+
     def _keep(self, match: Match) -> None:
         if match.blocks:
             self.pool.acquire(match.blocks[-1])
@@ -379,7 +419,8 @@ class KvCacheManager:
         if not (min_rows and self.layout.sharing):
             return
         size, hashes, cost = self.cache.block_tokens, self.tracks[sequence].hashes, self.slots.cost
-        for n in range(match.num_tokens // size, 0, -1):
+        most = min(match.num_tokens, sequence.num_tokens - 1)  # a row has something for itself
+        for n in range(most // size, 0, -1):
             block, tokens = match.blocks[n - 1], n * size
             prefix = self.prefixes.get(block)
             if prefix is None and (self.users[hashes[n - 1]] < min_rows or tokens < self.sharing.min_tokens):

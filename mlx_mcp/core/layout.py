@@ -40,6 +40,22 @@ class Payload(Protocol):
         """What its bytes are, in words that `ModelRunner.unpack` reads, and the bytes, which are not copied."""
 
 
+class Logits(Protocol):
+    """What the token after some tokens is drawn from; never changed again."""
+
+    @property
+    def nbytes(self) -> int:
+        """What they take."""
+
+
+@dataclass(frozen=True)
+class PromptEnd:
+    """The logits after the first `num_tokens` tokens of a prompt, which were all: asked again, it takes no pass."""
+
+    num_tokens: int
+    logits: Logits
+
+
 @dataclass(frozen=True)
 class Part:
     """The first `num_tokens` tokens of a payload."""

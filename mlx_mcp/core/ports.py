@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlx_mcp.core.layout import Layout, Payload
+from mlx_mcp.core.layout import Layout, Logits, Payload
 from mlx_mcp.core.sequence import Constraint, Sequence, TokenLogprobs
 from mlx_mcp.core.slots import KvCost
 from mlx_mcp.core.steps import Cut, Step
@@ -45,6 +45,7 @@ class StepResult:
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)  # of the rows that asked for them
     failed: dict[int, str] = field(default_factory=dict)
     payloads: dict[Cut, Payload] = field(default_factory=dict)  # of the step's cuts
+    logits: dict[int, Logits] = field(default_factory=dict)  # of the rows whose prompts the step has read to the end
 
 
 @dataclass(frozen=True)

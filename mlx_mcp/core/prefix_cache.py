@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from mlx_mcp.core.block_pool import Block, BlockHash, BlockPool
-from mlx_mcp.core.layout import Layout, Part, Payload
+from mlx_mcp.core.layout import Layout, Logits, Part, Payload
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Match:
     blocks: tuple[Block, ...]
     num_tokens: int
     num_whole: int  # tokens in whole blocks that are there, whether rows can go on from them or not
+    logits: Logits | None = None  # after the last token, if that is the last there is
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -79,21 +80,31 @@ class PrefixCache:
         return chain
 
     def match(self, root: Block, tokens: Seq[int], hashes: list[BlockHash], layout: Layout) -> Match:
-        """The longest prefix from which a row of this layout can go on; leaves at least one token to compute."""
-        limit = len(tokens) - 1
-        chain = self.walk(root, tokens, hashes[: limit // self.block_tokens])
+        """The longest prefix from which a row of this layout can go on.
+
+        Leaves a token to compute, unless the logits after all of them are there.
+        """
+        chain = self.walk(root, tokens, hashes)
         num_whole = chain[-1].end
+
+        def reach(chain: list[Block], end: int) -> int:
+            ended = chain[-1].prompt_end
+            if end == len(tokens) and (ended is None or ended.num_tokens != end):
+                end -= 1
+            return end if usable(chain, end, layout) else 0
+
         while True:
             node = chain[-1]
-            rest = tuple(tokens[node.end : min(limit, node.end + self.block_tokens)])
-            used, best = node.end if usable(chain, node.end, layout) else 0, node
+            rest = tuple(tokens[node.end : node.end + self.block_tokens])
+            used, best = reach(chain, node.end), node
             for child in node.children.values():
                 end = node.end + common(child.tokens, rest)
-                if used < end and usable([*chain, child], end, layout):
+                if used < end and used < (end := reach([*chain, child], end)):
                     used, best = end, child
             if used or node.parent is None:
                 blocks = chain[1:] if best is node else [*chain[1:], best]
-                return Match(tuple(blocks), used, num_whole)
+                ended = best.prompt_end if used == len(tokens) else None
+                return Match(tuple(blocks), used, num_whole, None if ended is None else ended.logits)
             chain.pop()
 
 

@@ -122,7 +122,8 @@ class Scheduler:
         fits = all(s.slot is not None and s.num_tokens - s.num_shared < s.slot.capacity for s in going)
         if not going or not fits or set(self.running) - set(drawing):
             return None
-        cuts = () if self.cache is None else self.cache.plan((), going, ahead=1)
+        computing = set(drawing) - set(step.repeating)
+        cuts = () if self.cache is None else self.cache.plan((), going, computing)
         return Step(decode=tuple(going), cuts=cuts)
 
     def commit(
@@ -359,7 +360,7 @@ class Scheduler:
         """
         budget = self.limits.prefill_tokens_busy if busy else self.limits.prefill_tokens_idle
         used = 0
-        starts = {sequence: sequence.num_computed for sequence in self.running if not sequence.decoding}
+        starts = {s: s.num_computed for s in self.running if not s.decoding and s.num_computed < s.num_tokens}
         chunks: list[Chunk] = []
         while starts:
             # The first admitted of a session.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlx_mcp.core.layout import Part
+from mlx_mcp.core.layout import Logits, Part
 from mlx_mcp.core.sequence import Sequence
 from mlx_mcp.core.slots import Slot
 
@@ -32,12 +32,14 @@ class Move:
 class Restore:
     """A sequence whose first tokens come out of the cache, before the step: the parts, laid end to end.
 
-    The first `sequence.num_shared` of them are the shared prefix's, the rest goes to the sequence's slot.
+    The first `sequence.num_shared` of them are the shared prefix's, the rest goes to the sequence's slot. If that is
+    all there is, its next token is drawn from `logits`.
     """
 
     sequence: Sequence
     parts: tuple[Part, ...]
     num_tokens: int
+    logits: Logits | None = None
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,21 @@ class Step:
     preempted: tuple[Sequence, ...] = ()  # gave up their slots before the step
 
     @property
+    def repeating(self) -> list[Sequence]:
+        """The sequences that get a token without a pass."""
+        return [restore.sequence for restore in self.restores if restore.logits is not None]
+
+    @property
     def drawing(self) -> list[Sequence]:
         """The sequences that get a token, decoding ones first."""
-        return [*self.decode, *(chunk.sequence for chunk in self.prefill if chunk.last)]
+        return [*self.decode, *self.repeating, *(chunk.sequence for chunk in self.prefill if chunk.last)]
+
+    @property
+    def prompting(self) -> list[Sequence]:
+        """The sequences that are at their prompts, each once."""
+        return list(dict.fromkeys([*self.repeating, *(chunk.sequence for chunk in self.prefill)]))
 
     @property
     def sequences(self) -> list[Sequence]:
-        """Every sequence that the step computes, each once."""
-        return list(dict.fromkeys([*self.decode, *(chunk.sequence for chunk in self.prefill)]))
+        """Every sequence that the step takes further, each once."""
+        return [*self.decode, *self.prompting]

@@ -291,20 +291,8 @@ class Engine:
         self.cache.pool.check_integrity()
         self.sessions.check_integrity()
         pools = [r.scheduler.pool for r in self.residents.values()]
-        shared = [
-            p.num_tokens * r.scheduler.pool.cost.token_bytes
-            + p.num_rows * r.scheduler.pool.cost.window_bytes(p.num_tokens)
-            for r in self.residents.values()
-            if r.scheduler.cache is not None
-            for p in r.scheduler.cache.prefixes.values()
-        ]
-        planned = [
-            r.scheduler.cache.slots.cost.cut_bytes(cut.end - cut.start, cut.state)
-            for r in self.residents.values()
-            if r.scheduler.cache is not None
-            for cut in r.scheduler.cache.building
-        ]
-        booked = self.cache.pool.used_bytes + sum(p.used_bytes for p in pools) + sum(shared) + sum(planned)
+        caches = [r.scheduler.cache for r in self.residents.values() if r.scheduler.cache is not None]
+        booked = self.cache.pool.used_bytes + sum(p.used_bytes for p in pools) + sum(c.booked_bytes for c in caches)
         assert self.ledger.used_bytes == booked, f"{self.ledger.used_bytes} bytes on the ledger, {booked} accounted for"
 
     # Sequences
@@ -451,12 +439,16 @@ class Engine:
         resident.model.runner.reset()
 
     def _commit(self, resident: Resident, step: Step, result: StepResult) -> None:
+        for sequence_id, logits in result.logits.items():
+            live = self.live.get(sequence_id)
+            if live is not None and resident.scheduler.cache is not None and not live.command.turn.context:
+                resident.scheduler.cache.remember(live.sequence, logits)
         finished = resident.scheduler.commit(step, result.tokens, result.payloads, self._keep)
         for sequence_id, cause in result.failed.items():
             if sequence_id in self.live and resident.scheduler.cache is not None:
                 resident.scheduler.cache.distrust(self.live[sequence_id].sequence)
             self._fail(sequence_id, cause)
-        for sequence in dict.fromkeys(chunk.sequence for chunk in step.prefill):
+        for sequence in step.prompting:
             if not sequence.num_preemptions:  # else the caller has heard it
                 self._prefilled(sequence)
         for sequence in step.drawing:

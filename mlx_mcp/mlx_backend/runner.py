@@ -13,8 +13,9 @@ from functools import cache
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
-from mlx_mcp.core.layout import Layout, Payload
+from mlx_mcp.core.layout import Layout, Logits, Payload
 from mlx_mcp.core.ports import StepResult, StoredBlock
 from mlx_mcp.core.sequence import Sequence, TokenLogprobs
 from mlx_mcp.core.slots import KvCost
@@ -32,6 +33,7 @@ class Flight:
     """A step that is being computed: for each forward pass the sequences and the tokens drawn for them."""
 
     drawn: list[tuple[list[Sequence], Drawn]] = field(default_factory=list)
+    read: set[int] = field(default_factory=set)  # the sequences whose prompts were read to the end
     failed: dict[int, str] = field(default_factory=dict)
     payloads: dict[Cut, Payload] = field(default_factory=dict)
 
@@ -39,9 +41,10 @@ class Flight:
         """Wait for the tokens; a row whose logits are no numbers has failed, and no other. Of it nothing is kept."""
         tokens: dict[int, int] = {}
         logprobs: dict[int, TokenLogprobs] = {}
+        logits: dict[int, Logits] = {}
         failed = dict(self.failed)
         for sequences, drawn in self.drawn:
-            for sequence, choice in zip(sequences, drawn.read(), strict=True):
+            for i, (sequence, choice) in enumerate(zip(sequences, drawn.read(), strict=True)):
                 if sequence.sequence_id in failed:
                     continue
                 if choice.token_id is None:
@@ -58,9 +61,11 @@ class Flight:
                 tokens[sequence.sequence_id] = choice.token_id
                 if choice.logprobs is not None:
                     logprobs[sequence.sequence_id] = choice.logprobs
+                if sequence.sequence_id in self.read:
+                    logits[sequence.sequence_id] = np.array(np.asarray(drawn.logits)[i])  # a copy of this row alone
         payloads = {cut: payload for cut, payload in self.payloads.items() if cut.sequence.sequence_id not in failed}
         self.payloads = {}  # a flight stays until the next one, and they may go before
-        return StepResult(tokens, logprobs, failed, payloads)
+        return StepResult(tokens, logprobs, failed, payloads, logits)
 
 
 class Runner:
@@ -116,6 +121,10 @@ class Runner:
             self.rows.move(move)
         for restore in step.restores:
             self.rows.restore(restore)
+        repeats: list[Any] = [r for r in step.restores if r.logits is not None]
+        if repeats:
+            logits = mx.array(np.stack([restore.logits for restore in repeats]))
+            self._draw(flight, [restore.sequence for restore in repeats], logits)
         for sequences, caches in self.rows.batches(list(step.decode)):
             logits = self.model(self._inputs(sequences), cache=caches)[:, -1]
             self._draw(flight, sequences, logits)
@@ -151,6 +160,7 @@ class Runner:
         tokens = (chunk.sequence.tokens(chunk.start, chunk.end) for chunk in chunks)
         padded = [(*ids, *[0] * (max(sizes) - len(ids))) for ids in tokens]
         logits = self.model(mx.array(padded), cache=self.rows.together(chunks))
+        flight.read |= {c.sequence.sequence_id for c in chunks if c.last and not c.sequence.output_ids}
         if not chunks[0].last:
             # The keys and values alone: nobody reads these logits, so the vocabulary product is never computed.
             async_eval(self.rows.arrays(sequences))

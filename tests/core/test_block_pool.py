@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import pytest
 
 from mlx_mcp.core.block_pool import BlockPool
+from mlx_mcp.core.layout import PromptEnd
 from mlx_mcp.core.slots import Ledger
+from tests.fakes import FakeLogits
 
 
 @dataclass(frozen=True)
@@ -168,3 +170,26 @@ def test_a_block_in_use_can_be_replaced_by_a_richer_one():
     tree.pool.release(block)
     assert tree.pool.protected_bytes == 0
     assert tree.ledger.used_bytes == 25
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_of_prompts_that_end_in_one_block_the_latest_is_kept_and_goes_with_it(held):
+    tree = Tree()
+    block = tree.chain("ab")
+    if held:
+        tree.pool.acquire(block)
+    for num_tokens, nbytes in ((5, 3), (7, 5), (6, 2)):
+        assert tree.ledger.charge(nbytes)
+        tree.pool.end_prompt(block, PromptEnd(num_tokens, FakeLogits((), nbytes)))
+        assert tree.ledger.used_bytes == tree.pool.used_bytes == 20 + nbytes
+        assert tree.pool.protected_bytes == (20 + nbytes) * held
+        tree.pool.check_integrity()
+    assert tree.ledger.charge(14)
+    tree.pool.replace(block, Payload(14))
+    assert (block.prompt_end.num_tokens, tree.ledger.used_bytes) == (6, 10 + 14 + 2)
+    if held:
+        tree.pool.release(block)
+    tree.pool.drop(block)
+    assert block.prompt_end is None
+    assert tree.ledger.used_bytes == tree.pool.used_bytes == 10
+    tree.pool.check_integrity()

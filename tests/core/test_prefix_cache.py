@@ -5,10 +5,10 @@ import random
 import pytest
 
 from mlx_mcp.core.block_pool import BlockPool
-from mlx_mcp.core.layout import Layout
+from mlx_mcp.core.layout import Layout, PromptEnd
 from mlx_mcp.core.prefix_cache import PrefixCache, common
 from mlx_mcp.core.slots import Ledger
-from tests.fakes import FakePayload
+from tests.fakes import FakeLogits, FakePayload
 
 PLAIN = Layout()
 
@@ -52,6 +52,18 @@ def test_a_prefix_is_found_to_the_token():
     assert table.match(range(30)) == 20
     assert table.match([*range(10), 99, 99]) == 10
     assert table.match([99, *range(20)]) == 0
+
+
+@pytest.mark.parametrize("length", [9, 11, 12])
+def test_all_tokens_are_found_where_the_logits_after_them_are_there(length):
+    table = Table()
+    last = table.put(range(12))
+    assert table.match(range(length)) == length - 1
+    assert table.cache.pool.ledger.charge(3)
+    table.cache.pool.end_prompt(last, PromptEnd(length, FakeLogits(tuple(range(length)))))
+    assert [table.match(range(n)) for n in range(8, 14)] == [n - (n != length) for n in range(8, 13)] + [12]
+    hidden = (*range(8), 99, *range(9, length))
+    assert table.match(hidden) == 8
 
 
 def test_at_least_one_token_is_left_to_compute():

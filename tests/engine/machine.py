@@ -25,6 +25,7 @@ from mlx_mcp.engine.messages import (
     Moved,
     Persist,
     Persisted,
+    Prefilled,
     Sessions,
     Submit,
     Token,
@@ -49,11 +50,13 @@ class Call:
 
     def __init__(self, submit, prompt, session, opens):
         self.submit, self.prompt, self.session, self.opens = submit, prompt, session, opens
-        self.output, self.ended, self.error, self.cut = [], None, None, None
+        self.output, self.ended, self.error, self.cut, self.repeats = [], None, None, None, False
 
     def __call__(self, event):
         assert self.ended is None, f"{event} after the end"
         match event:
+            case Prefilled(num_tokens, num_cached):
+                self.repeats = num_tokens == num_cached
             case Token(token_id):
                 self.output.append(token_id)
             case Finished():
@@ -154,6 +157,7 @@ class SessionMachine(RuleBasedStateMachine):
                 continue
             del self.calls[number]
             self.seen[type(call.error or call.ended).__name__] += 1
+            self.seen["repeats"] += call.repeats
             if call.session and self.busy.get(call.session) is call:
                 del self.busy[call.session]
             if isinstance(call.ended, Finished):
@@ -206,6 +210,13 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(text=st.integers(0, 2), n=LENGTHS, most=st.integers(1, 30) | st.just(120), tenant=st.sampled_from(TENANTS))
     def generate(self, text, n, most, tenant):
         self.submit(TEXTS[text][:n], most, Turn(tenant))
+
+    @rule(text=st.integers(0, 2), n=st.integers(1, 20), most=st.integers(1, 8), tenant=st.sampled_from(TENANTS))
+    def repeat(self, text, n, most, tenant):
+        """A prompt that is still there with the logits after it, if there was room."""
+        self.generate(text, n, 1, tenant)
+        self.drain()
+        self.generate(text, n, most, tenant)
 
     @precondition(lambda self: not self.calls)
     @rule(text=st.integers(0, 2), tenant=st.sampled_from(TENANTS))

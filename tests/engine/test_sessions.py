@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from mlx_mcp.core.block_pool import walk
 from mlx_mcp.core.kv_cache_manager import Sharing
 from mlx_mcp.core.layout import Layout
 from mlx_mcp.core.miss import MissReason
@@ -420,14 +421,104 @@ def test_an_ephemeral_session_leaves_nothing_behind_and_others_their_blocks():
 # Prefixes of single calls
 
 
-def test_a_prompt_that_comes_again_computes_one_token():
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("length", [1, 4, 48, 50])
+@pytest.mark.parametrize("first", [1, 20])
+def test_a_prompt_that_comes_again_gets_its_first_token_without_a_pass(length, first, ahead):
+    house = House()
+    house.runner.ahead, house.runner.endless = ahead, True
+    house.say(words(length), max_tokens=first)
+    house.run()
+    computed = house.runner.num_computed
+    again = house.say(words(length), max_tokens=1)
+    house.run()
+    assert (again.cached, again.text) == (length, "a")
+    assert house.runner.num_computed == computed
+    longer = house.say(words(length), max_tokens=9)
+    house.run()
+    assert longer.text == (words(length) * 9)[:9]
+    assert house.runner.num_computed <= computed + 8 + ahead
+
+
+def test_a_turn_that_is_asked_again_gets_its_first_token_without_a_pass():
+    house = House()
+    session = house.open(words(50))
+    house.say("|and then", session, keep=False, max_tokens=1)
+    house.run()
+    computed = house.runner.num_computed
+    again = house.say("|and then", session, keep=False, max_tokens=1)
+    house.run()
+    assert again.text == "a"
+    assert house.runner.num_computed == computed
+
+
+def test_a_prompt_that_ends_elsewhere_in_what_is_kept_computes_its_last_token():
+    house = House()
+    house.say(words(50), max_tokens=20)
+    house.run()
+    for length in (49, 48, 47):
+        other = house.say(words(length), max_tokens=1)
+        house.run()
+        assert (other.cached, other.text) == (length - 1, "a")
+
+
+def test_a_context_keeps_no_logits_since_it_was_no_prompt():
+    house = House()
+    house.prime(words(40))
+    assert house.pool.used_bytes == 40
+    assert all(block.prompt_end is None for root in house.pool.roots.values() for block in walk(root))
+
+
+def test_rows_of_states_repeat_from_where_a_prompt_ended_if_that_was_kept():
+    house = House(layout=Layout(states=True))
+    for most, cached in ((9, 0), (1, 16), (9, 18)):  # the first goes past the end and keeps states at 16 and at 26
+        call = house.say(words(18), max_tokens=most)
+        house.run()
+        assert (call.cached, call.text) == (cached, words(most))
+
+
+def test_logits_are_kept_until_their_block_goes_and_no_longer():
     house = House()
     house.say(words(50), max_tokens=1)
     house.run()
+    assert house.pool.used_bytes == 50 + 3
+    assert house.pool.reclaim(1)
+    assert house.pool.used_bytes == house.engine.ledger.used_bytes == 48
+    again = house.say(words(50), max_tokens=1)
+    house.run()
+    assert again.cached == 48
+
+
+def test_logits_without_room_are_not_kept_and_nothing_is_lost():
+    house = House(max_kv_bytes=300)
+    house.runner.endless = True
+    calls = [house.say(words(100 + i), max_tokens=20) for i in range(6)]
+    house.run()
+    assert [c.text for c in calls] == [words(20)] * 6
+    assert house.engine.ledger.used_bytes == house.pool.used_bytes <= 300
+
+
+def test_logits_give_way_to_the_end_of_their_own_prompt():
+    house = House(max_kv_bytes=128 + 52)
+    call = house.say(words(50), max_tokens=1)
+    house.run()
+    assert call.text == "a"
+    assert house.pool.used_bytes == 50
     again = house.say(words(50), max_tokens=1)
     house.run()
     assert again.cached == 49
-    assert again.text == words(1)
+
+
+def test_a_prompt_that_is_cancelled_leaves_no_logits_on_the_ledger():
+    house = House()
+    house.runner.endless = True
+    call = house.say(words(50), max_tokens=60)
+    while not call.text:
+        house.engine.step()
+    house.engine.check_integrity()
+    house.engine.handle(Cancel(call.sequence_id))
+    house.engine.check_integrity()
+    assert house.engine.ledger.used_bytes == house.pool.used_bytes == 48
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
@@ -450,7 +541,7 @@ def test_those_that_wait_for_a_prefix_take_no_place_and_others_pass():
     assert not leader.ended
     assert house.engine.stats.running == 1
     house.run()
-    assert all(w.cached == 159 for w in waiting)
+    assert all(w.cached == 160 for w in waiting)
 
 
 def test_when_the_one_that_computes_is_cancelled_another_goes_on_from_there():
@@ -532,7 +623,7 @@ def test_rows_share_one_copy_of_a_prefix_that_enough_begin_with():
     calls = [house.say(f"|{i}", parent, keep=False, after="user", max_tokens=40) for i in range(8)]
     house.engine.step()
     assert house.engine.stats.running == 8
-    assert house.engine.stats.kv_reserved_bytes <= 120 + 8 * 128
+    assert house.engine.stats.kv_reserved_bytes <= 120 + 8 * (128 + 3)  # with the logits after their prompts
     house.run()
     assert [c.text for c in calls] == [str(i) * 40 for i in range(8)]
     assert house.engine.stats.kv_reserved_bytes == 0
@@ -579,7 +670,7 @@ def test_sessions_make_room_for_calls_and_are_computed_again():
 def test_a_pinned_session_stays_and_calls_that_lack_its_room_wait_and_are_told():
     house = House(max_kv_bytes=300, max_wait_s=60)
     session = house.open(words(60), pinned=True)
-    assert house.pool.protected_bytes == 60 + 60 - 1
+    assert house.pool.protected_bytes == 60 + 60 - 1 + 3  # the logits after its prompt
     call = house.say(words(180, "A"), max_tokens=50)
     for _ in range(10):
         assert not house.engine.step()
@@ -622,7 +713,7 @@ def test_pins_take_at_most_half_of_all_memory():
     house = House(max_kv_bytes=600)
     for first in "aAP":
         house.open(words(60, first), pinned=True)
-    assert house.pool.protected_bytes == 2 * 119
+    assert house.pool.protected_bytes == 2 * (119 + 3)
     assert [info.pinned for info in house.ask(ListSessions, "ann")] == [True, True, False]
 
 

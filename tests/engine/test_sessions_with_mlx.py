@@ -130,6 +130,7 @@ def test_what_is_kept_of_a_session_is_what_a_cold_run_computes(architecture, tig
         Machine, settings=settings(max_examples=runs, stateful_step_count=50, deadline=None, print_blob=True)
     )
     expected = ["Finished", "cached", "checked", "evictions"]
+    expected += ["repeats"] if cost.token_bytes or not tight else []  # states leave logits no room
     if tight:
         expected += ["persisted", "restarts", "restored"]
         expected += ["preemptions"] if cost.token_bytes else []  # rows that do not grow never give way
