@@ -7,7 +7,8 @@ BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := ci
-.PHONY: ci demo test lint types smoke hosts campaign bench-engine bench-sharing bench-persistence train evaluate clean
+.PHONY: ci demo test lint types smoke hosts campaign bench-engine bench-sharing bench-peers bench-persistence \
+  train evaluate clean
 
 # What CI runs.
 ci: lint types test smoke
@@ -51,6 +52,7 @@ hosts: $(VENV)/installed
 # The tests that draw their own cases, fifty times as long; takes some hours. 100,000 kills are among them.
 campaign: $(VENV)/installed-dev
 	EFFORT=50 $(BIN)/pytest --timeout=0 tests/core/test_scheduler.py tests/mlx_backend/test_runner.py \
+	  tests/engine/test_sessions_any_order.py tests/engine/test_sessions_with_mlx.py \
 	  tests/storage/test_kills.py tests/storage/test_power_cuts.py tests/storage/test_store_any_order.py \
 	  tests/process/test_one_engine.py
 
@@ -62,12 +64,18 @@ bench-engine: $(VENV)/installed
 bench-sharing: $(VENV)/installed
 	$(BIN)/python benchmarks/sharing.py
 
+# The same beside vllm-mlx and Rapid-MLX too; a quarter of an hour, and gigabytes of packages.
+bench-peers: $(VENV)/installed $(VENV)-vllm-mlx/installed $(VENV)-rapid-mlx/installed
+	$(BIN)/python benchmarks/sharing.py --rounds 2 \
+	  --beside 'vllm-mlx=$(VENV)-vllm-mlx/bin/vllm-mlx serve {model} --port {port} --continuous-batching' \
+	  --beside 'Rapid-MLX=$(VENV)-rapid-mlx/bin/rapid-mlx serve {model} --port {port}'
+
 # What persisting takes and saves; minutes. Fails if a goal is missed.
 bench-persistence: $(VENV)/installed
 	$(BIN)/python benchmarks/persistence.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-training build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-training $(VENV)-vllm-mlx $(VENV)-rapid-mlx build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # $(call install,FOLDER,WHAT): a virtual environment with WHAT in it.
 define install
@@ -83,6 +91,14 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/installed-dev: pyproject.toml $(VENV)/installed
 	$(call install,$(VENV),-e '.[dev]')
+	@touch $@
+
+$(VENV)-vllm-mlx/installed:
+	$(call install,$(VENV)-vllm-mlx,vllm-mlx==0.6.0 'mlx[cpu]; sys_platform == "linux"')
+	@touch $@
+
+$(VENV)-rapid-mlx/installed:
+	$(call install,$(VENV)-rapid-mlx,rapid-mlx==0.16.10 'mlx[cpu]; sys_platform == "linux"')
 	@touch $@
 
 # By pip even where uv is: torch's CPU build comes from wherever pip was told to find it.

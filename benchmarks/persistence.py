@@ -30,7 +30,6 @@ from typing import Any
 
 import httpx2
 from engine import MODEL_25M, Loader, make_model, mx  # which puts OpenBLAS in front of MLX
-from mcp import Client
 from sharing import ANSWER_S, Ours, Texts, make_folder, running
 
 from mlx_mcp.core.durable import SessionRecord
@@ -120,13 +119,13 @@ def restart(sizes: Any, rounds: int, goals: bool) -> bool:
 
 async def one_restart(folder: Path, model: Path, texts: Texts, num_tokens: int) -> tuple[float, float]:
     """Seconds to the first token of the cold run, and of the first turn after the kill."""
-    arguments = ["mlx_mcp", "serve", "--standalone", "--http", "--port", "0", "--model", str(model)]
+    command = [sys.executable, "-m", "mlx_mcp", "serve", "--standalone", "--http", "--port", "0", "--model", str(model)]
 
     async def served(work: Callable[[Ours], Any]) -> Any:
-        with running("mlx-mcp", *arguments, folder=folder) as process:
+        with running("mlx-mcp", command, folder) as process:
             address = await Ours.find(process)
-            async with httpx2.AsyncClient(timeout=ANSWER_S) as http, Client(f"{address}/mcp") as client:
-                server = Ours(process, address, client, http)
+            async with httpx2.AsyncClient(timeout=ANSWER_S) as http:
+                server = Ours(process, address, http)
                 await server.say([("user", texts.text(16))])  # loads the model
                 return await work(server)
 

@@ -1,20 +1,26 @@
-"""Our server beside mlx_lm.server: what a shared context saves, each asked through its own network interface.
+"""Our server beside its peers: what a shared context saves, each asked through its own network interface.
 
-Run with `make bench-sharing` (minutes), or `python benchmarks/sharing.py [WORKLOAD …] [--rounds N] [--short]`. Starts
-both as processes of its own and as they come, on one llama that it makes itself (random weights, float32), with
-OpenBLAS in front where it is installed, one thread of it. In each round both get the same new texts, one after the
-other, so that one is idle while the other is measured. A time to first token is that of a call for one token.
+Run with `make bench-sharing` (minutes; beside mlx_lm.server), `make bench-peers` (beside vllm-mlx and Rapid-MLX too),
+or `python benchmarks/sharing.py [WORKLOAD …] [--rounds N] [--short] [--beside NAME=COMMAND …]`. Such a command serves
+OpenAI's chat completions; `{model}` in it stands for the model's folder and `{port}` for where to listen.
+
+Starts all of them as processes of its own and as they come, on one llama that it makes itself (random weights,
+float32), with OpenBLAS in front where it is installed, one thread of it. In each round all get the same new texts, one
+server after the other; those that are not asked are stopped meanwhile, since some of them poll. A time to first token
+is that of a call for one token.
 
 Figures are ratios to the same server's own cold run in the same round, medians over the rounds; the times are there to
-tell what the ratios are made of. A goal is met if our ratio is as small as it says and no larger than theirs. Ends with
-1 if one is missed, with 2 if a server fails. `--short` is a tiny model and short texts, without goals.
+tell what the ratios are made of. A goal is met if our ratio is as small as it says and no larger than any other's in
+the run. Ends with 1 if one is missed, with 2 if a server fails. `--short` is a tiny model and short texts, without
+goals.
 
     W1    2500 tokens cold, the same again, and a second turn
     W2    a parent primes 2000 tokens, then 8 children go on with 32 of their own, at once
     W3    8 calls at once with the same 2000 tokens, which nobody primed
     W4    14 agents in turn, 800 tokens in common and 400 of their own: the second turn of each, 16 tokens
     W7    the bytes that W4 leaves in memory / those of the 800 tokens once and of what each agent has for itself;
-          for mlx_lm.server by its own log (in GB, with two decimals), and of the agents it still has: 10 by default
+          for mlx_lm.server by its own log (in GB, with two decimals), and of the agents it still has: 10 by default;
+          others do not say
     fork  fork_session on a session of 80 and one of 8000 tokens; list_models is a round trip without it; and what the
           engine itself takes for it, which is to be under 1 ms
 """
@@ -27,6 +33,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -35,7 +42,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -46,7 +53,6 @@ from typing import Any
 import httpx2
 import mlx.core as mx
 from engine import MODEL_25M  # and with it the root of this tree on the path, for the imports below
-from mcp import Client, MCPError
 from transformers import PreTrainedTokenizerFast
 
 from mlx_mcp.core.block_pool import BlockHash, BlockPool
@@ -61,6 +67,11 @@ ANSWER_S = 900  # how long a call may take
 CONTEXT_TOKENS = 131_072
 
 Messages = list[tuple[str, str]]  # role, text
+META = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientInfo": {"name": "sharing", "version": "1"},
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
 GoOn = Callable[[str], Awaitable["Answer"]]  # the next turn of a context, for one token
 
 
@@ -70,23 +81,22 @@ class ServerFailed(Exception):
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table; `peer` is the best that any peer reached, on two cores in November 2026."""
+    """A line of the table."""
 
     workload: str
     what: str
     goal: float | None = None
-    peer: float | None = None
 
 
-REPEAT = Line("W1", "exact repeat", 0.05, 0.0085)  # Rapid-MLX 0.16
+REPEAT = Line("W1", "exact repeat", 0.05)
 SECOND_TURN = Line("W1", "second turn, in its session")
 SENT_AGAIN = Line("W1", "second turn, all of it sent again")
 PRIMED = {
-    "children": (Line("W2", "children, median", 0.25, 0.68), Line("W2", "children, last", 0.45)),  # mlx_lm.server
+    "children": (Line("W2", "children, median", 0.25), Line("W2", "children, last", 0.45)),
     "forks": (Line("W2", "forked children, median", 0.25), Line("W2", "forked children, last", 0.45)),
 }
-BURST = Line("W3", "last of a burst", 1.3, 1.52)  # Rapid-MLX
-ROUND_2 = Line("W4", "second round, median", 0.05, 0.04)  # vllm-mlx 0.6.0
+BURST = Line("W3", "last of a burst", 1.3)
+ROUND_2 = Line("W4", "second round, median", 0.05)
 ROUND_2_WORST = Line("W4", "second round, worst")
 STORED = Line("W7", "bytes stored / bytes needed", 1.1)
 FORK = Line("fork", "of a long session / of a short one")
@@ -172,6 +182,11 @@ class Process:
         tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-25:])
         return ServerFailed(f"{self.name} {what}. {state} The end of what it wrote:\n{tail}")
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to it and its children, if it runs."""
+        if self.popen.poll() is None:
+            os.killpg(self.popen.pid, number)
+
     async def started(self, find: Callable[[], Awaitable[str | None]]) -> str:
         """What `find` finds, once it does."""
         deadline = time.monotonic() + START_S
@@ -183,33 +198,35 @@ class Process:
 
 
 @contextmanager
-def running(name: str, *arguments: str, folder: Path) -> Iterator[Process]:
-    """Run a module of this Python, with its settings and caches in `folder`; it is ended whatever happens."""
+def running(name: str, command: list[str], folder: Path) -> Iterator[Process]:
+    """Run a server, with its settings and caches in `folder`; it is ended whatever happens."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("MLX_MCP_")}
     env |= {"MLX_MCP_CONFIG": str(folder / "config.toml"), "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
-    env["MLX_MCP_STORE_DIR"] = str(folder / "store")
+    env |= {"MLX_MCP_STORE_DIR": str(folder / "store"), "HOME": str(folder)}
     if BLAS is not None:
         env["LD_PRELOAD"] = BLAS
     log = folder / f"{name}.log"
     with log.open("wb") as file:
         popen = subprocess.Popen(
-            [sys.executable, "-m", *arguments], stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=env
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=env, start_new_session=True
         )
+    process = Process(name, popen, log)
     try:
-        yield Process(name, popen, log)
+        yield process
     finally:
-        popen.terminate()
+        process.signal(signal.SIGTERM)
+        process.signal(signal.SIGCONT)
         try:
             popen.wait(20)
         except subprocess.TimeoutExpired:
-            popen.kill()
+            process.signal(signal.SIGKILL)
             popen.wait()
 
 
 class Server(ABC):
-    """What the workloads ask of either server. All answers are of one token."""
+    """What the workloads ask of any server. All answers are of one token."""
 
-    name: str
+    process: Process
     primings: dict[str, Callable[[str, int], Awaitable[list[GoOn]]]]  # the ways to prime a prefix for children
 
     @abstractmethod
@@ -225,8 +242,8 @@ class Server(ABC):
         """What `bytes_stored` is counted from."""
 
     @abstractmethod
-    async def bytes_stored(self) -> tuple[int, int | None]:
-        """What is kept in memory of keys and values, and of how many sequences if not of all."""
+    async def bytes_stored(self) -> tuple[int, int | None] | None:
+        """What is kept in memory of keys and values, and of how many sequences if not of all; None if it is unknown."""
 
     @abstractmethod
     async def forget(self) -> None:
@@ -234,12 +251,10 @@ class Server(ABC):
 
 
 class Ours(Server):
-    """mlx-mcp, through an MCP client."""
+    """mlx-mcp, through MCP: a POST for a call, by the client that the peers are asked with."""
 
-    name = "mlx-mcp"
-
-    def __init__(self, process: Process, address: str, client: Client, http: httpx2.AsyncClient) -> None:
-        self.process, self.address, self.client, self.http = process, address, client, http
+    def __init__(self, process: Process, address: str, http: httpx2.AsyncClient) -> None:
+        self.process, self.address, self.http = process, address, http
         self.primings = {"children": self.children, "forks": self.forks}
 
     @staticmethod
@@ -254,15 +269,15 @@ class Ours(Server):
 
     async def call(self, tool: str, **arguments: Any) -> tuple[dict[str, Any], float]:
         """What a tool returns, and the seconds until then."""
-        start = time.perf_counter()
-        try:
-            result = await self.client.call_tool(tool, arguments, read_timeout_seconds=ANSWER_S)
-        except (MCPError, httpx2.HTTPError, OSError) as error:
-            raise self.process.failed(f"did not answer {tool} ({error!r})") from error
-        seconds = time.perf_counter() - start
-        if result.is_error:
-            raise self.process.failed(f"refused {tool}: {result.content[0].text}")
-        return result.structured_content, seconds
+        params = {"name": tool, "arguments": arguments, "_meta": META}
+        asked = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+        headers = {"mcp-protocol-version": "2026-07-28", "mcp-method": "tools/call", "mcp-name": tool}
+        headers["accept"] = "application/json, text/event-stream"
+        response, seconds = await post(self, f"{self.address}/mcp", asked, headers)
+        result = response.get("result", {"isError": True})
+        if result.get("isError"):
+            raise self.process.failed(f"refused {tool}: {response}")
+        return result["structuredContent"], seconds
 
     async def generate(self, before_s: float = 0.0, **arguments: Any) -> tuple[Answer, str]:
         """A `generate` for one token, and the session it is kept in; `before_s` is added to its time."""
@@ -318,13 +333,11 @@ class Ours(Server):
         await self.call("close_session", all=True)
 
 
-class Theirs(Server):
-    """mlx_lm.server, through OpenAI's chat completions. Every turn sends all that was said before."""
+class Peer(Server):
+    """A peer, through OpenAI's chat completions. Every turn sends all that was said before."""
 
-    name = "mlx_lm.server"
-
-    def __init__(self, process: Process, address: str, http: httpx2.AsyncClient) -> None:
-        self.process, self.address, self.http = process, address, http
+    def __init__(self, process: Process, address: str, model: Path, http: httpx2.AsyncClient) -> None:
+        self.process, self.address, self.model, self.http = process, address, model, http
         self.primings = {"children": self.children}
 
     @staticmethod
@@ -342,18 +355,10 @@ class Theirs(Server):
     async def say(self, messages: Messages) -> Answer:
         """One completion."""
         chat = [{"role": role, "content": text} for role, text in messages]
-        asked = {"messages": chat, "max_tokens": 1, "temperature": 0.0}
-        start = time.perf_counter()
-        try:
-            response = await self.http.post(f"{self.address}/v1/chat/completions", json=asked)
-        except httpx2.HTTPError as error:
-            raise self.process.failed(f"did not answer ({error!r})") from error
-        seconds = time.perf_counter() - start
-        if not response.is_success:
-            raise self.process.failed(f"answered {response.status_code}: {response.text}")
-        body = response.json()
+        asked = {"model": str(self.model), "messages": chat, "max_tokens": 1, "temperature": 0.0}
+        body, seconds = await post(self, f"{self.address}/v1/chat/completions", asked, {})
         usage = body["usage"]
-        cached = usage.get("prompt_tokens_details", {}).get("cached_tokens", 0)
+        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
         return Answer(body["choices"][0]["message"]["content"], seconds, usage["prompt_tokens"], cached)
 
     async def begin(self, messages: Messages) -> tuple[Answer, GoOn]:
@@ -378,6 +383,17 @@ class Theirs(Server):
         """Nothing: of what was there before, a swarm larger than its cache leaves nothing."""
         return 0
 
+    async def bytes_stored(self) -> tuple[int, int | None] | None:
+        """It does not say."""
+        return None
+
+    async def forget(self) -> None:
+        """It has nothing open."""
+
+
+class MlxLmServer(Peer):
+    """mlx_lm.server, which says in its log what it keeps."""
+
     async def bytes_stored(self) -> tuple[int, int | None]:
         """As its log says at the beginning of each call, in GB with two decimals."""
         await self.say([("user", "the")])
@@ -387,8 +403,22 @@ class Theirs(Server):
         sequences, gigabytes = found[-1]
         return round(float(gigabytes) * 1e9), int(sequences)
 
-    async def forget(self) -> None:
-        """It has nothing open."""
+
+async def post(server: Ours | Peer, url: str, body: dict[str, Any], headers: dict[str, str]) -> tuple[Any, float]:
+    """What a server answers, and the seconds until then.
+
+    Raises:
+        ServerFailed: it does not, or by an error.
+    """
+    start = time.perf_counter()
+    try:
+        response = await server.http.post(url, json=body, headers=headers)
+    except httpx2.HTTPError as error:
+        raise server.process.failed(f"did not answer ({error!r})") from error
+    seconds = time.perf_counter() - start
+    if not response.is_success:
+        raise server.process.failed(f"answered {response.status_code}: {response.text}")
+    return response.json(), seconds
 
 
 @dataclass(frozen=True)
@@ -403,7 +433,7 @@ class Bench:
         """The seconds of a cold run, which must have been one, of the length that was meant."""
         expected = len(self.texts.tokens(messages))
         if answer.prompt_tokens != expected or answer.cached_tokens > expected / 4:
-            raise ServerFailed(f"{server.name} was to read {expected} new tokens, and what it did is {answer}.")
+            raise ServerFailed(f"{server.process.name} was to read {expected} new tokens, and what it did is {answer}.")
         return answer.seconds
 
     async def cold(self, server: Server, messages: Messages) -> float:
@@ -460,22 +490,22 @@ async def swarm(server: Server, bench: Bench) -> dict[Line, Sample]:
     before = await server.bytes_before()
     begun = [await server.begin([system, ("user", brief)]) for brief in briefs]
     times = [(await go_on(prompt)).seconds for (_, go_on), prompt in zip(begun, prompts, strict=True)]
-    stored, kept = await server.bytes_stored()
+    stored = await server.bytes_stored()
 
     said: list[Messages] = [
         [system, ("user", brief), ("assistant", first.text), ("user", prompt)]
         for brief, (first, _), prompt in zip(briefs, begun, prompts, strict=True)
     ]
-    tokens = [texts.tokens(messages) for messages in said]
-    common = next(i for i, ids in enumerate(zip(*tokens, strict=False)) if len(set(ids)) > 1)
-    agents = sizes.agents if kept is None else min(kept, sizes.agents)
-    needed = (common + agents * mean(len(each) - common for each in tokens)) * bench.token_bytes
     cold = await bench.cold(server, texts.alike(said[0]))
-    return {
-        ROUND_2: (cold, median(times)),
-        ROUND_2_WORST: (cold, max(times)),
-        STORED: (needed, stored - before),
-    }
+    taken = {ROUND_2: (cold, median(times)), ROUND_2_WORST: (cold, max(times))}
+    if stored is not None:
+        num_bytes, kept = stored
+        tokens = [texts.tokens(messages) for messages in said]
+        common = next(i for i, ids in enumerate(zip(*tokens, strict=False)) if len(set(ids)) > 1)
+        agents = sizes.agents if kept is None else min(kept, sizes.agents)
+        needed = (common + agents * mean(len(each) - common for each in tokens)) * bench.token_bytes
+        taken[STORED] = needed, num_bytes - before
+    return taken
 
 
 async def fork(server: Server, bench: Bench) -> dict[Line, Sample]:
@@ -532,42 +562,45 @@ WORKLOADS: dict[str, Callable[[Server, Bench], Awaitable[dict[Line, Sample]]]] =
 
 
 async def measure(
-    servers: tuple[Server, Server], bench: Bench, chosen: list[str], rounds: int
+    servers: list[Server], bench: Bench, chosen: list[str], rounds: int
 ) -> dict[tuple[str, Line], list[Sample]]:
-    """Run the workloads on both servers, in turns."""
+    """Run the workloads on all servers, in turns."""
     samples = defaultdict(list)
     workloads = dict.fromkeys(workload for name, workload in WORKLOADS.items() if name in chosen)
     for server in servers:
         await server.say([("system", bench.texts.text(16)), ("user", bench.texts.text(16))])
+        server.process.signal(signal.SIGSTOP)
     for workload in workloads:
         for i in range(1 if workload is fork else rounds):
             for server in servers[:: -1 if i % 2 else 1]:
-                random.seed(f"{workload.__name__} {i}")  # the same texts for both
-                start = time.perf_counter()
+                random.seed(f"{workload.__name__} {i}")  # the same texts for all
+                name, start = server.process.name, time.perf_counter()
+                server.process.signal(signal.SIGCONT)
                 for line, sample in (await workload(server, bench)).items():
-                    samples[server.name, line].append(sample)
+                    samples[name, line].append(sample)
                 await server.forget()
+                server.process.signal(signal.SIGSTOP)
                 took = time.perf_counter() - start
-                print(f"{workload.__name__}, round {i + 1}: {server.name} {took:.1f} s", file=sys.stderr, flush=True)
+                print(f"{workload.__name__}, round {i + 1}: {name} {took:.1f} s", file=sys.stderr, flush=True)
     return samples
 
 
-def show(samples: dict[tuple[str, Line], list[Sample]], chosen: list[str], verdict: bool) -> bool:
+def show(samples: dict[tuple[str, Line], list[Sample]], names: list[str], chosen: list[str], verdict: bool) -> bool:
     """Print the table, with goals where there is a verdict; returns whether all of these were met."""
     met = True
-    names = (Ours.name, Theirs.name)
-    print(f"{'':42}{names[0]:>10}{'goal':>8}{'':8}{names[1]:>14}{'best peer':>11}   cold → then: {' | '.join(names)}")
+    others = "".join(f"{name:>15}" for name in names[1:])
+    print(f"{'':42}{names[0]:>10}{'goal':>8}{'':8}{others}   cold → then: {' | '.join(names)}")
     for line in sorted({line: None for _, line in samples}, key=lambda line: line.workload):
         if line.workload not in chosen:
             continue
         taken = [samples.get((name, line)) for name in names]
-        ours, theirs = [median(then / cold for cold, then in each) if each else None for each in taken]
+        ours, *theirs = [median(then / cold for cold, then in each) if each else None for each in taken]
         goal = judged = ""
         if verdict and line.goal is not None:
-            reached = ours is not None and ours <= line.goal and (theirs is None or ours <= theirs)
+            reached = ours is not None and ours <= min([line.goal, *(ratio for ratio in theirs if ratio is not None)])
             met, goal, judged = met and reached, f"≤ {line.goal:g}", "met" if reached else "MISSED"
-        times = " | ".join(spans(line, each) for each in taken if each)
-        shown = f"{figure(ours):>10}{goal:>8} {judged:7}{figure(theirs):>14}{figure(line.peer):>11}"
+        times = " | ".join(spans(line, each) if each else "–" for each in taken)
+        shown = f"{figure(ours):>10}{goal:>8} {judged:7}{''.join(f'{figure(ratio):>15}' for ratio in theirs)}"
         print(f"{line.workload:5}{line.what:37}{shown}   {times}")
     return met
 
@@ -607,36 +640,24 @@ def make_folder(folder: Path, short: bool) -> tuple[Path, int]:
     return folder, config["num_hidden_layers"] * per_layer
 
 
-async def run(processes: tuple[Process, Process], theirs_at: str, bench: Bench, chosen: list[str], rounds: int) -> Any:
-    """Measure on both servers, once they are up.
+async def run(
+    processes: list[Process], addresses: list[str], model: Path, bench: Bench, chosen: list[str], rounds: int
+) -> Any:
+    """Measure on our server, the first, and on the peers, which listen at these addresses, once they are up.
 
     Raises:
         ServerFailed: one of them did not do what it should.
     """
-    try:
-        async with httpx2.AsyncClient(timeout=ANSWER_S, limits=httpx2.Limits(max_connections=None)) as http:
-            ours_at = await Ours.find(processes[0])
-            await Theirs.find(processes[1], theirs_at, http)
-            async with Client(f"{ours_at}/mcp") as client:
-                servers = (Ours(processes[0], ours_at, client, http), Theirs(processes[1], theirs_at, http))
-                return await measure(servers, bench, chosen, rounds)
-    except Exception as error:  # the client's task group wraps what goes through it, and fails first if its server ends
-        failed = [str(leaf) for leaf in leaves(error) if isinstance(leaf, ServerFailed)]
-        failed = failed or [str(each.failed("is gone")) for each in processes if each.popen.poll() is not None]
-        if not failed:
-            raise
-        raise ServerFailed(failed[0]) from error
-
-
-def leaves(error: BaseException) -> list[BaseException]:
-    """The errors in a group of them, or the one."""
-    return (
-        [leaf for each in error.exceptions for leaf in leaves(each)] if isinstance(error, ExceptionGroup) else [error]
-    )
+    async with httpx2.AsyncClient(timeout=ANSWER_S, limits=httpx2.Limits(max_connections=None)) as http:
+        servers: list[Server] = [Ours(processes[0], await Ours.find(processes[0]), http)]
+        for process, address in zip(processes[1:], addresses, strict=True):
+            kind = MlxLmServer if len(servers) == 1 else Peer
+            servers.append(kind(process, await kind.find(process, address, http), model, http))
+        return await measure(servers, bench, chosen, rounds)
 
 
 def free_port() -> int:
-    """A port that nobody has at the moment: mlx_lm.server cannot choose one itself."""
+    """A port that nobody has at the moment: peers cannot choose one themselves."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -648,6 +669,7 @@ def main() -> None:
     parser.add_argument("workloads", nargs="*", choices=[[], *WORKLOADS], default=[])  # [] is what none reads as
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--short", action="store_true", help="a tiny model, short texts, one round, no verdict")
+    parser.add_argument("--beside", action="append", default=[], metavar="NAME=COMMAND", help="one more peer")
     args = parser.parse_args()
     chosen, rounds = args.workloads or list(WORKLOADS), 1 if args.short else args.rounds
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended then, too
@@ -658,19 +680,26 @@ def main() -> None:
         blas = f"{BLAS}, threads: {threads}" if BLAS else "the BLAS of the wheel"
         print(f"{mx.default_device()}, {blas}, mlx-lm {version('mlx-lm')}, rounds: {rounds}", flush=True)
         bench = Bench(Texts(model), SHORT if args.short else Sizes(), token_bytes)
-        port = free_port()
-        serve_ours = ["mlx_mcp", "serve", "--standalone", "--http", "--port", "0", "--model", str(model)]
-        serve_theirs = ["mlx_lm", "server", "--port", str(port), "--model", str(model)]
+        python = f"{shlex.quote(sys.executable)} -m"
+        peers = [f"mlx_lm.server={python} mlx_lm server --port {{port}} --model {{model}}", *args.beside]
+        names, commands = zip(*(peer.split("=", 1) for peer in peers), strict=True)
+        names = ["mlx-mcp", *names]
+        commands = [f"{python} mlx_mcp serve --standalone --http --port 0 --model {{model}}", *commands]
+        ports = [free_port() for _ in names]
         try:
-            with (
-                running(Ours.name, *serve_ours, folder=folder) as ours,
-                running(Theirs.name, *serve_theirs, folder=folder) as theirs,
-            ):
-                samples = asyncio.run(run((ours, theirs), f"http://127.0.0.1:{port}", bench, chosen, rounds))
+            with ExitStack() as stack:
+                processes = [
+                    stack.enter_context(
+                        running(name, [part.format(model=model, port=port) for part in shlex.split(command)], folder)
+                    )
+                    for name, command, port in zip(names, commands, ports, strict=True)
+                ]
+                addresses = [f"http://127.0.0.1:{port}" for port in ports[1:]]
+                samples = asyncio.run(run(processes, addresses, model, bench, chosen, rounds))
         except ServerFailed as error:
             print(error, file=sys.stderr)
             sys.exit(2)
-    if not show(samples, chosen, verdict=not args.short):
+    if not show(samples, names, chosen, verdict=not args.short):
         sys.exit(1)
 
 

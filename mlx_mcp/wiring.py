@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -46,8 +47,13 @@ class LateLoader:
             self._loader().close()
 
     def _loader(self) -> ModelLoader:
+        first = "mlx_mcp.mlx_backend.loader" not in sys.modules
         from mlx_mcp.mlx_backend.loader import MlxLoader
 
+        if first:
+            # Imported modules are for good: to look through them for garbage would now and then stop every stream for
+            # a tenth of a second. Nothing of a model is there yet, which may go again.
+            gc.freeze()
         return MlxLoader(self._config.kv_bits, self._config.chunk_tokens)
 
 

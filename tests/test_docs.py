@@ -21,7 +21,9 @@ def picture(house):
         if block.parent is not None:
             text = "".join(map(chr, block.tokens))
             tail = " tail" if len(block.tokens) < house.pool.block_tokens else ""
-            lines.append(f"{'  ' * depth}[{block.start},{block.end}) {text!r}{tail}{f'  <- {names}' if names else ''}")
+            ended = f" prompt to {block.prompt_end.num_tokens}" if block.prompt_end is not None else ""
+            where = f"  <- {names}" if names else ""
+            lines.append(f"{'  ' * depth}[{block.start},{block.end}) {text!r}{tail}{ended}{where}")
         for child in sorted(block.children.values(), key=lambda b: b.tokens):
             draw(child, depth + (block.parent is not None))
 
@@ -49,7 +51,7 @@ def story():
     yield f"{again.cached} of 18 tokens cached"
     house.ask(Close, "ann", ("base",))
     yield picture(house)
-    house.pool.reclaim(9)
+    house.pool.reclaim(14)
     yield picture(house)
     turn = house.say("|Go on", "ann", max_tokens=1)
     house.run()

@@ -129,6 +129,24 @@ async def test_a_seed_gives_the_same_text_alone_and_in_any_batch(client):
     assert len(set(alone)) == 4
 
 
+@pytest.mark.parametrize("kv_bits", [None, 8])
+async def test_prompts_asked_again_are_answered_to_the_bit_as_at_first_and_computed_no_more(kv_bits):
+    client, settings = make_client(kv_bits=kv_bits), {"max_tokens": 60, "logprobs": 5}
+    requests = [ask("Tell me a story.", FACTS, temperature=3.0, seed=seed, **settings) for seed in range(3)]
+    requests += [ask(question, FACTS, **settings) for question in QUESTIONS]
+    requests += [ask("Hi", FACTS, repetition_penalty=1.5, logit_bias=((9, 2.0),), **settings)]
+    grammar = Grammar(GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA))
+    requests += [ask("Go", FACTS, temperature=1.0, seed=1, grammar=grammar)]
+    try:
+        first = [await answer(client, request) for request in requests]
+        again = await asyncio.gather(*(answer(client, request) for request in requests))
+    finally:
+        client.close()
+    assert [(r.text, r.logprobs) for r in again] == [(r.text, r.logprobs) for r in first]
+    assert all(r.cached_tokens == r.prompt_tokens and r.miss is None for r in again)
+    assert [r.cached_tokens == r.prompt_tokens for r in first] == [False, True, True] + [False] * 5
+
+
 async def test_memory_too_small_for_all_slows_them_down_and_changes_no_answer():
     roomy, tight = make_client(), make_client(max_kv_bytes=5 << 19)
     requests = [ask(f"Tell me of {i}.", FACTS, temperature=4.0, seed=i, max_tokens=300) for i in range(6)]
