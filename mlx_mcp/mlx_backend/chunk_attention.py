@@ -7,7 +7,6 @@ for decoding: it waits for each layer, where a step is run ahead of the tokens o
 
 from __future__ import annotations
 
-from itertools import product
 from math import ceil
 from typing import Any
 
@@ -42,45 +41,50 @@ def chunk_attention(
         [np.asarray(x) for x in pair] for pair in (own, prefix or [x[:1, :, :0] for x in own])
     )
     bars = None if mask is None else np.where(np.asarray(mask), np.float32(0), np.float32(-BAR))
-    sink = None if sinks is None else np.asarray(sinks).reshape(kv_heads, each, 1)
+    sink = None if sinks is None else np.asarray(sinks).reshape(kv_heads, 1, each, 1, 1)
     shared = keys.shape[2]
     tokens = shared + own_keys.shape[2]
     out = np.empty((rows, kv_heads, each, chunk, own_values.shape[-1]), np.float32)
     with np.errstate(all="ignore"):  # a row of no numbers is found by its logits
-        for head, (some, part) in product(range(kv_heads), pieces(rows, chunk, each, tokens)):
-            piece = np.ascontiguousarray(q[some, head, :, part])
-            n, _, size, _ = piece.shape
-            flat = scratch(n * each * size * tokens).reshape(-1, tokens)
-            np.matmul(piece.reshape(-1, width), keys[0, head].T, out=flat[:, :shared])
-            by_row = flat.reshape(n, each * size, tokens)
-            np.matmul(piece.reshape(n, -1, width), own_keys[some, head].swapaxes(1, 2), out=by_row[..., shared:])
-            scores = flat.reshape(n, each, size, tokens)
+        for some, of, part in pieces(rows, kv_heads, chunk, each, tokens):
+            piece = np.ascontiguousarray(q[some, of, :, part].swapaxes(0, 1))
+            num_heads, n, _, size, _ = piece.shape
+            by_row = scratch(piece.size // width * tokens).reshape(num_heads, n, each * size, tokens)
+            flat, scores = by_row.reshape(num_heads, -1, tokens), by_row.reshape(num_heads, n, each, size, tokens)
+            if shared:
+                np.matmul(piece.reshape(num_heads, -1, width), keys[0, of].swapaxes(1, 2), out=flat[..., :shared])
+            heads_own = own_keys[some, of].transpose(1, 0, 3, 2)
+            np.matmul(piece.reshape(num_heads, n, -1, width), heads_own, out=by_row[..., shared:])
             if bars is not None:
-                of = some if len(bars) > 1 else slice(None)
-                scores[..., tokens - bars.shape[-1] :] += bars[of, None, part]
+                barred = bars[some if len(bars) > 1 else slice(None), None, part]
+                scores[..., tokens - bars.shape[-1] :] += barred
             top = scores.max(axis=-1, keepdims=True)
             if sink is not None:
-                top = np.maximum(top, sink[head, ..., None])
+                top = np.maximum(top, sink[of])
             scores -= top
             np.exp(scores, out=scores)
             total = scores.sum(axis=-1, keepdims=True)
             if sink is not None:
-                total += np.exp(sink[head, ..., None] - top)
-            weighed = by_row[..., shared:] @ own_values[some, head]
+                total += np.exp(sink[of] - top)
+            weighed = by_row[..., shared:] @ own_values[some, of].swapaxes(0, 1)
             if shared:
-                weighed += (flat[:, :shared] @ values[0, head]).reshape(weighed.shape)
-            out[some, head, :, part] = weighed.reshape(n, each, size, -1) / total
+                weighed += (flat[..., :shared] @ values[0, of]).reshape(weighed.shape)
+            out[some, of, :, part] = (weighed.reshape(num_heads, n, each, size, -1) / total).swapaxes(0, 1)
     return mx.array(out.reshape(rows, heads, chunk, -1))
 
 
-def pieces(rows: int, chunk: int, each: int, tokens: int) -> list[tuple[slice, slice]]:
-    """Which rows and which of their queries go at a time: as many scores as the buffer has, if that is not too few."""
+def pieces(rows: int, kv_heads: int, chunk: int, each: int, tokens: int) -> list[tuple[slice, slice, slice]]:
+    """Which rows, heads and queries go at a time: as many scores as the buffer has, if that is not too few queries."""
     at_once = max(1, max(FEWEST, SCORES // tokens) // each)  # queries of one head
-    if rows > 1 and chunk <= at_once:
-        step = at_once // chunk
-        return [(slice(row, row + step), slice(0, chunk)) for row in range(0, rows, step)]
-    step = ceil(chunk / ceil(chunk / at_once))
-    return [(slice(row, row + 1), slice(at, at + step)) for row in range(rows) for at in range(0, chunk, step)]
+    size = ceil(chunk / ceil(chunk / at_once))
+    num_rows = max(1, min(rows, at_once // size))
+    num_heads = max(1, at_once // (size * num_rows))  # each costs some fifty calls
+    return [
+        (slice(row, row + num_rows), slice(head, head + num_heads), slice(at, at + size))
+        for head in range(0, kv_heads, num_heads)
+        for row in range(0, rows, num_rows)
+        for at in range(0, chunk, size)
+    ]
 
 
 def scratch(size: int) -> Any:
