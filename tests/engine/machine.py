@@ -201,6 +201,7 @@ class SessionMachine(RuleBasedStateMachine):
     @initialize(n=LENGTHS, count=st.integers(1, 3))
     def begin(self, n, count):
         self.submit(TEXTS[0][:n], 4, Turn(TENANTS[0], opens=SessionOptions()))
+        self.repeat(0, 1 + n % 20, 1, TENANTS[0])
         self.drain()
         handle = next(iter(self.logs))
         self.engine.handle(Fork(TENANTS[0], handle, count, (), lambda event: True))
