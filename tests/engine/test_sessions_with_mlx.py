@@ -19,11 +19,12 @@ from mlx_mcp.core.layout import Part
 from mlx_mcp.core.ports import LoadedModel, PreparedModel
 from mlx_mcp.core.prefix_cache import usable
 from mlx_mcp.core.slots import capacity_for
+from mlx_mcp.engine.messages import Turn
 from mlx_mcp.mlx_backend.layers import read
 from mlx_mcp.mlx_backend.rows import leaves
 from mlx_mcp.mlx_backend.runner import Runner
 from tests.effort import EFFORT
-from tests.engine.machine import LIMITS, SessionMachine
+from tests.engine.machine import LIMITS, TEXTS, SessionMachine
 from tests.fakes import FakeStore
 from tests.models_made import make_model
 
@@ -125,6 +126,13 @@ def test_what_is_kept_of_a_session_is_what_a_cold_run_computes(architecture, tig
                     difference = np.abs(np.array(one) - np.array(other)).max(initial=0)
                     assert difference <= bound, f"layer {i} of {end} tokens: {difference}"
 
+    crowded = Machine()  # rows that give way, which chance may leave out
+    crowded.begin(5, 1)
+    for i in range(4):
+        crowded.submit(TEXTS[i % 3][: 60 + i], 100, Turn("ann"))
+    crowded.drain()
+    crowded.nothing_is_lost_or_mistaken()
+    crowded.teardown()
     runs = RUNS * EFFORT // 2 + (RUNS * EFFORT % 2) * tight
     run_state_machine_as_test(
         Machine, settings=settings(max_examples=runs, stateful_step_count=50, deadline=None, print_blob=True)
