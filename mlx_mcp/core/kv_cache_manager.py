@@ -392,10 +392,13 @@ class KvCacheManager:
     def _end_prompt(self, sequence: Sequence, last: Block) -> None:
         """Leave the logits after a sequence's prompt with the block where it ended, if that is there."""
         track, end = self.tracks[sequence], len(sequence.prompt_ids)
-        where = next((block for block in last.chain() if block.start < end <= block.end), None)
-        if track.logits is not None and where is not None:
-            self.pool.end_prompt(where, PromptEnd(end, track.logits))
-            track.logits = None
+        if track.logits is None:
+            return
+        for block in last.chain():
+            if block.start < end <= block.end:
+                self.pool.end_prompt(block, PromptEnd(end, track.logits))
+                track.logits = None
+                return
 
     def _keep(self, match: Match) -> None:
         if match.blocks:

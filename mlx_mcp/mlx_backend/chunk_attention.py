@@ -78,7 +78,7 @@ def pieces(rows: int, kv_heads: int, chunk: int, each: int, tokens: int) -> list
     at_once = max(1, max(FEWEST, SCORES // tokens) // each)  # queries of one head
     size = ceil(chunk / ceil(chunk / at_once))
     num_rows = max(1, min(rows, at_once // size))
-    num_heads = max(1, at_once // (size * num_rows))  # each costs some fifty calls
+    num_heads = max(1, at_once // (size * num_rows))  # together, since each has a dozen calls
     return [
         (slice(row, row + num_rows), slice(head, head + num_heads), slice(at, at + size))
         for head in range(0, kv_heads, num_heads)

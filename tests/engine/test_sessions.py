@@ -498,6 +498,29 @@ def test_logits_without_room_are_not_kept_and_nothing_is_lost():
     assert house.engine.ledger.used_bytes == house.pool.used_bytes <= 300
 
 
+def test_a_repeat_whose_step_breaks_fails_alone_and_the_next_repeats():
+    house = House()
+    house.say(words(50), max_tokens=1)
+    house.run()
+    broken = house.say(words(50), max_tokens=1)
+    house.runner.explode = RuntimeError("no memory")
+    house.run()
+    assert isinstance(broken.error, GenerationFailed)
+    again = house.say(words(50), max_tokens=1)
+    house.run()
+    assert (again.cached, again.text) == (50, "a")
+
+
+def test_a_repeat_that_is_cancelled_before_its_step_leaves_all_as_it_was():
+    house = House()
+    house.say(words(50), max_tokens=1)
+    house.run()
+    before = house.engine.ledger.used_bytes
+    house.engine.handle(Cancel(house.say(words(50), max_tokens=1).sequence_id))
+    house.engine.check_integrity()
+    assert house.engine.ledger.used_bytes == before
+
+
 def test_logits_give_way_to_the_end_of_their_own_prompt():
     house = House(max_kv_bytes=128 + 52)
     call = house.say(words(50), max_tokens=1)
