@@ -25,7 +25,10 @@ LAYERS = {
     "config": (("errors",), ("pydantic", "pydantic_settings", "platformdirs")),
     "core": (("errors", "stats"), ()),
     "engine": (("core", "errors", "stats"), ()),
-    "mlx_backend": (("core", "errors"), ("mlx", "mlx_lm", "llguidance", "numpy", "huggingface_hub", "tqdm")),
+    "mlx_backend": (
+        ("core", "errors"),
+        ("mlx", "mlx_lm", "llguidance", "numpy", "huggingface_hub", "threadpoolctl", "tqdm"),
+    ),
     "models": (("core", "errors"), ("huggingface_hub",)),
     "storage": (("core", "errors"), ()),
     "process": (("errors", "__init__"), ()),

@@ -404,10 +404,10 @@ class RowCache:
         ):
             if queries.shape[2] == 1 and self.shared is None and mask is None:
                 return begun(power_attention(queries, *self.own, scale, None, sinks))
-            if isinstance(mask, str):
-                assert mask == "causal", f"a mask of {mask}"
-                mask = mx.tri(queries.shape[2]) > 0
-            return chunk_attention(queries, self.shared, self.own, None if mask is None else mask[None], scale, sinks)
+            assert not isinstance(mask, str) or mask == "causal", f"a mask of {mask}"
+            if isinstance(mask, mx.array):
+                mask = mask[None]
+            return chunk_attention(queries, self.shared, self.own, mask, scale, sinks)
         # [:], since mlx-lm's quantized attention changes its queries, and a layer may attend twice with the same.
         out: mx.array = original(queries[:], self.keys, self.values, self, scale, mask, sinks)
         return out

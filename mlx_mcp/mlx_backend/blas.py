@@ -53,3 +53,20 @@ def openblas_in_front() -> bool:
     Ask after mlx is imported. NumPy's copy, under names of its own, does not count.
     """
     return sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "openblas_get_config")
+
+
+@cache
+def num_threads() -> int:
+    """The threads that the OpenBLAS in front has; 1 where there is none.
+
+    NumPy's own copy is left one thread, for the whole process: as many again, waiting busily for work, take the cores
+    from the others, and a prompt two to three times as long. Ask after numpy is imported.
+    """
+    if not openblas_in_front():
+        return 1
+    from threadpoolctl import ThreadpoolController  # here, since a server starts before it computes
+
+    for library in ThreadpoolController().select(user_api="blas").lib_controllers:
+        if library.prefix != "libopenblas":
+            library.set_num_threads(1)
+    return int(ctypes.CDLL(None).openblas_get_num_threads())

@@ -20,7 +20,8 @@ from mlx_mcp.core.ports import StepResult, StoredBlock
 from mlx_mcp.core.sequence import Sequence, TokenLogprobs
 from mlx_mcp.core.slots import KvCost
 from mlx_mcp.core.steps import Chunk, Cut, Step
-from mlx_mcp.mlx_backend.rows import make_rows
+from mlx_mcp.mlx_backend.head import Head
+from mlx_mcp.mlx_backend.rows import SlottedRows, make_rows
 from mlx_mcp.mlx_backend.sampler import Drawn, Row, draw, on_host
 
 async_eval: Any = mx.async_eval  # which has no types
@@ -75,6 +76,7 @@ class Runner:
         keep_freed_memory()
         self.model = model
         self.rows = make_rows(model, kv_bits, chunk_tokens)
+        self.head = Head(model, cut=isinstance(self.rows, SlottedRows))
         self.latest = Flight()
         self.num_launched = 0
 
@@ -159,15 +161,14 @@ class Runner:
         sequences, sizes = [chunk.sequence for chunk in chunks], [chunk.end - chunk.start for chunk in chunks]
         tokens = (chunk.sequence.tokens(chunk.start, chunk.end) for chunk in chunks)
         padded = [(*ids, *[0] * (max(sizes) - len(ids))) for ids in tokens]
-        logits = self.model(mx.array(padded), cache=self.rows.together(chunks))
+        caches = self.rows.together(chunks)
         flight.read |= {c.sequence.sequence_id for c in chunks if c.last and not c.sequence.output_ids}
-        if not chunks[0].last:
-            # The keys and values alone: nobody reads these logits, so the vocabulary product is never computed.
-            async_eval(self.rows.arrays(sequences))
-        elif min(sizes) == max(sizes):
-            self._draw(flight, sequences, logits[:, -1])
+        if chunks[0].last:
+            self._draw(flight, sequences, self.head.last(mx.array(padded), caches, sizes))
         else:
-            self._draw(flight, sequences, logits[mx.arange(len(sizes)), mx.array(sizes) - 1])
+            # The keys and values alone: nobody reads these logits, so the vocabulary product is never computed.
+            self.model(mx.array(padded), cache=caches)
+            async_eval(self.rows.arrays(sequences))
 
     def _cut(self, flight: Flight, cuts: list[Cut]) -> None:
         """Take cuts now, before their rows go on."""

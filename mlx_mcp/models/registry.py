@@ -60,10 +60,12 @@ class Registry:
         """
         if name is None or name == "default":
             return self._configured
-        specs = self._specs()
-        if name not in specs:
-            raise UnknownModel(name, list(specs))
-        return specs[name]
+        # First what needs no look at the disk: every call comes by.
+        at_hand = {spec.name: spec for spec in (self._configured, self._embedded)}.get(name) or self._named.get(name)
+        found = at_hand or self._specs().get(name)
+        if found is None:
+            raise UnknownModel(name, list(self._specs()))
+        return found
 
     def entries(self) -> list[Entry]:
         """Every model that can be asked for, the default one first."""

@@ -18,6 +18,7 @@ from mlx_mcp.core.slots import Ledger, SlotPool
 from mlx_mcp.errors import ModelError
 from mlx_mcp.mlx_backend import rows as rows_module
 from mlx_mcp.mlx_backend import runner as runner_module
+from mlx_mcp.mlx_backend.head import Head
 from mlx_mcp.mlx_backend.rows import ALLOWED, ALONE, PaddedRows, SlottedRows, SoloRows, leaves, regroup
 from mlx_mcp.mlx_backend.runner import Runner
 from tests.models_made import initial
@@ -555,6 +556,16 @@ def test_every_row_is_what_it_is_alone_and_what_mlx_lm_makes_of_it(name, run):
     runner = Runner(model)
     assert name in WAYS[type(runner.rows)]
     assert_right(model, runner, run, bound=BOUNDS.get(name, 0.0))
+
+
+@pytest.mark.parametrize("name", [name for name in SLOTTED if name != "talkie"])  # whose output layer is a bare array
+def test_of_a_prompts_end_one_token_of_each_row_is_multiplied_by_the_vocabulary(name):
+    model = build(name)
+    whole = model(mx.array([[5, 6, 7], [8, 9, 0]]), cache=make_prompt_cache(model))
+    Head(model, cut=True).asked.sizes = [3, 2]
+    cut = model(mx.array([[5, 6, 7], [8, 9, 0]]), cache=make_prompt_cache(model))
+    assert cut.shape == (2, 1, whole.shape[2])
+    assert mx.array_equal(cut[:, 0], mx.stack([whole[0, 2], whole[1, 1]]))
 
 
 @pytest.mark.parametrize("name", SLOTTED)

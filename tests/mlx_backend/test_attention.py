@@ -6,6 +6,7 @@ What OpenBLAS is there for, attention by `power`, is within 1e-6 of mlx's on any
 import os
 import subprocess
 import sys
+import time
 
 import mlx.core as mx
 import numpy as np
@@ -313,6 +314,42 @@ def test_a_chunk_whose_scores_are_more_than_the_buffer_has_gets_memory_of_its_ow
     assert chunk_attention.SCORES < 64 * 20_000
     expected = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.5)
     assert mx.abs(chunk_attention.chunk_attention(q, None, (k, v), None, 0.5, None) - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("threads", [2, 3, 16])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("chunk", "heads"), [(1, 2), (29, 8), (128, 2)])
+def test_a_chunk_is_the_same_to_a_rounding_however_many_threads_share_it(monkeypatch, threads, rows, chunk, heads):
+    mx.random.seed(4)
+    q, k, v = (mx.random.normal((rows, h, n, 64)) for h, n in ((heads, chunk), (2, 300), (2, 300)))
+    prefix = tuple(mx.random.normal((1, 2, 200, 64)) for _ in range(2))
+    alone = chunk_attention.chunk_attention(q, prefix, (k, v), "causal", 0.125, None)
+    monkeypatch.setattr(chunk_attention, "num_threads", lambda: threads)
+    monkeypatch.setattr(chunk_attention, "WORTH", 1)
+    chunk_attention.pool.cache_clear()
+    todo = chunk_attention.pieces(rows, 2, chunk, heads // 2, 500, threads)
+    assert len(todo) >= min(threads, rows * 2 * chunk), "some of the threads have nothing to do"
+    shared = chunk_attention.chunk_attention(q, prefix, (k, v), "causal", 0.125, None)
+    chunk_attention.pool.cache_clear()
+    assert mx.abs(shared - alone).max() < 2e-6
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_work_that_fails_on_one_thread_fails_once_the_others_have_ended(monkeypatch, broken):
+    monkeypatch.setattr(chunk_attention, "num_threads", lambda: 3)
+    chunk_attention.pool.cache_clear()
+    ended = []
+
+    def work(thread):
+        if thread == broken:
+            raise ZeroDivisionError
+        time.sleep(0.05)
+        ended.append(thread)
+
+    with pytest.raises(ZeroDivisionError):
+        chunk_attention.share(3, work)
+    chunk_attention.pool.cache_clear()
+    assert sorted(ended) == [thread for thread in range(3) if thread != broken]
 
 
 @pytest.mark.parametrize("number", [mx.nan, mx.inf, -mx.nan])
