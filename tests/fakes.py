@@ -304,6 +304,9 @@ class FakeRegistry:
             raise UnknownModel(name, ["tiny", "other"])
         return ModelSpec(name, "folder", f"/nowhere/{name}")
 
+    def at_hand(self, name):
+        return None if name == "other" else self.resolve(name)
+
 
 def fake_client(loader=None, limits=None, max_weights_bytes=1000, max_kv_bytes=1 << 30, **keeping):
     """A client on a real engine thread over fakes."""

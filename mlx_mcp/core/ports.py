@@ -262,6 +262,9 @@ class ModelRegistry(Protocol):
             UnknownModel: there is none.
         """
 
+    def at_hand(self, name: str | None) -> ModelSpec | None:
+        """What `resolve` returns, if that is known without reading the disk."""
+
 
 @dataclass(frozen=True)
 class PreparedModel:

@@ -187,7 +187,9 @@ class EngineClient:
             # Looked up again each time round: another turn may have gone on with it.
             session = await self.session(request.tenant, request.session) if request.session else None
             name = request.model if session is None else request.model or session.model
-            spec = await asyncio.to_thread(self.registry.resolve, name)
+            spec = self.registry.at_hand(name)
+            if spec is None:
+                spec = await asyncio.to_thread(self.registry.resolve, name)
             model = self._loaded.get(spec.name)
             if model is None:
                 async for step in self._load(spec):

@@ -1,8 +1,8 @@
-"""Has a model compute the logits of the tokens that someone reads, and of no others.
+"""Has a model compute, at a prompt's end, no more than the logits of its last token need.
 
-mlx-lm's models compute them for every token of their input, and of a prompt's end one is read: with a vocabulary of
-150,000 the others take a small model longer than its layers do. The module that makes logits out of hidden states is
-the last that a model calls, so it can be given the last tokens alone. Engine thread only.
+mlx-lm's models compute logits for every token of their input, and of a prompt's end one is read: with a vocabulary of
+150,000 the others take a small model longer than its layers do. What a model calls last, each token for itself, can be
+given the last tokens alone. Engine thread only.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+from mlx_lm.models.cache import make_prompt_cache
 
-NAMES = frozenset({"lm_head", "embed_out", "output"})  # what model files call their output layer, if it is one
+NAMES = frozenset({"lm_head", "embed_out", "output"})  # what model files call their output layer
+LAST = frozenset({"mlp", "feed_forward", "block_sparse_moe"})  # and what a layer ends with, each token for itself
 
 
 @dataclass
@@ -25,15 +27,20 @@ class Asked:
 class Head:
     """A model, asked for the logits of its rows' last tokens.
 
-    With `cut` its output layers, which go by NAMES or are tied to an embedding, get no more than they are asked for.
-    tests/mlx_backend/test_architectures.py proves that right for the model files of `rows.ALLOWED`, and no others.
+    With `cut` no others go through its output layer, which goes by NAMES or is tied to an embedding, or through the end
+    of its last layer; what that adds to the other tokens is wrong, and read by nobody. For the model files of
+    `rows.ALLOWED`, and no others, tests/mlx_backend/test_architectures.py proves it right.
     """
 
     def __init__(self, model: Any, cut: bool) -> None:
         self.model, self.asked = model, Asked()
-        for name, module in model.named_modules() if cut else ():
-            if name.rpartition(".")[2] in NAMES or hasattr(module, "as_linear"):
-                module.__class__ = narrowed(type(module), self.asked)
+        if not cut:
+            return
+        parts = [module for name, module in model.named_modules() if name.rpartition(".")[2] in NAMES or tied(module)]
+        if len(make_prompt_cache(model)) <= len(model.layers):  # with more, layers are gone through again
+            parts += [part for name, part in model.layers[-1].items() if name in LAST]
+        for part in parts:
+            part.__class__ = narrowed(type(part), self.asked)
 
     def last(self, inputs: mx.array, caches: list[Any], sizes: list[int]) -> mx.array:
         """Logits [rows, vocabulary] of each row's last token.
@@ -55,15 +62,19 @@ def ends(x: mx.array, sizes: list[int]) -> mx.array:
     return x[mx.arange(len(sizes)), mx.array(sizes) - 1][:, None]
 
 
+def tied(module: Any) -> bool:
+    """Whether it is an embedding that can be an output layer too."""
+    return hasattr(module, "as_linear")
+
+
 def narrowed(kind: type[Any], asked: Asked) -> type[Any]:
-    """A class of output layers like `kind` that leave out the tokens whose logits are not asked for.
+    """A class of modules like `kind` that leave out the tokens whose logits are not asked for.
 
     It knows of no model: the weights would stay with it until the garbage is collected.
     """
-    tied = hasattr(kind, "as_linear")
-    product = kind.as_linear if tied else kind.__call__
+    call = kind.as_linear if tied(kind) else kind.__call__
 
-    def of_the_last(self: Any, x: mx.array) -> Any:
-        return product(self, x if asked.sizes is None else ends(x, asked.sizes))
+    def of_the_last(self: Any, x: mx.array, *rest: Any) -> Any:
+        return call(self, x if asked.sizes is None else ends(x, asked.sizes), *rest)
 
-    return type(kind.__name__, (kind,), {product.__name__: of_the_last, "__module__": kind.__module__})
+    return type(kind.__name__, (kind,), {call.__name__: of_the_last, "__module__": kind.__module__})

@@ -58,14 +58,16 @@ class Registry:
         Raises:
             UnknownModel: with the names there are.
         """
+        found = self.at_hand(name) or self._specs().get(str(name))
+        if found is None:
+            raise UnknownModel(str(name), list(self._specs()))
+        return found
+
+    def at_hand(self, name: str | None) -> ModelSpec | None:
+        """See core.ports.ModelRegistry."""
         if name is None or name == "default":
             return self._configured
-        # First what needs no look at the disk: every call comes by.
-        at_hand = {spec.name: spec for spec in (self._configured, self._embedded)}.get(name) or self._named.get(name)
-        found = at_hand or self._specs().get(name)
-        if found is None:
-            raise UnknownModel(name, list(self._specs()))
-        return found
+        return {spec.name: spec for spec in (self._configured, self._embedded)}.get(name) or self._named.get(name)
 
     def entries(self) -> list[Entry]:
         """Every model that can be asked for, the default one first."""

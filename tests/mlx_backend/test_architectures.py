@@ -559,7 +559,7 @@ def test_every_row_is_what_it_is_alone_and_what_mlx_lm_makes_of_it(name, run):
 
 
 @pytest.mark.parametrize("name", [name for name in SLOTTED if name != "talkie"])  # whose output layer is a bare array
-def test_of_a_prompts_end_one_token_of_each_row_is_multiplied_by_the_vocabulary(name):
+def test_of_a_prompts_end_the_last_token_of_each_row_alone_gets_logits(name):
     model = build(name)
     whole = model(mx.array([[5, 6, 7], [8, 9, 0]]), cache=make_prompt_cache(model))
     Head(model, cut=True).asked.sizes = [3, 2]

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from mlx_mcp.core.ports import ModelSpec
 from mlx_mcp.errors import ConfigError, UnknownModel
 from mlx_mcp.models.registry import EMBEDDED_FOLDER, Registry
 
@@ -54,6 +55,15 @@ def test_a_configured_folder_is_the_default_and_comes_by_its_name(tmp_path):
     assert registry.resolve("my-model").source == "folder"
     assert not registry.nothing_configured
     assert registry.resolve("embedded").source == "embedded"
+
+
+def test_only_models_of_the_hub_cache_are_looked_for_on_the_disk(hub):
+    elsewhere = ModelSpec("elsewhere", "folder", "/nowhere")
+    registry = Registry("org/llm", hub, {"elsewhere": elsewhere})
+    for name in (None, "default", "org/llm", "embedded", "elsewhere"):
+        assert registry.at_hand(name) == registry.resolve(name)
+    assert registry.at_hand("org/two-text") is None
+    assert registry.resolve("org/two-text").name == "org/two-text"
 
 
 def test_a_configured_hub_id_need_not_be_downloaded_yet(tmp_path):
