@@ -430,7 +430,9 @@ async def post(server: Ours | Peer, url: str, body: dict[str, Any], headers: dic
     seconds = time.perf_counter() - start
     if not response.is_success:
         raise server.process.failed(f"answered {response.status_code}: {response.text}")
-    return response.json(), seconds
+    # A call that takes long is answered by a stream of events, of which the last is the answer.
+    events = re.findall("^data: (.*)$", response.text, re.MULTILINE)
+    return json.loads(events[-1] if events else response.content), seconds
 
 
 @dataclass(frozen=True)

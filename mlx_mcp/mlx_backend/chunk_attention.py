@@ -49,7 +49,7 @@ def chunk_attention(
     q = np.asarray(queries).reshape(rows, kv_heads, each, chunk, width)
     own_keys, own_values = (np.asarray(x) for x in own)
     keys, values = (np.asarray(x) for x in prefix) if prefix else (own_keys[:1, :, :0], own_values[:1, :, :0])
-    bars = in_order(chunk) if mask == "causal" else None if mask is None else barred(np.asarray(mask))
+    bars = None if mask is None else in_order(chunk) if isinstance(mask, str) else barred(np.asarray(mask))
     sink = None if sinks is None else np.asarray(sinks).reshape(kv_heads, 1, each, 1, 1)
     shared = keys.shape[2]
     tokens = shared + own_keys.shape[2]
@@ -92,8 +92,8 @@ def pieces(
     rows: int, kv_heads: int, chunk: int, each: int, tokens: int, threads: int
 ) -> list[tuple[slice, slice, slice]]:
     """Which rows, heads and queries go at a time: as many scores as a buffer has, if that is not too few queries."""
-    share = ceil(rows * kv_heads * chunk / threads)
-    at_once = max(1, min(share, max(FEWEST, SCORES // tokens) // each))  # queries of one head
+    most = ceil(rows * kv_heads * chunk / threads)
+    at_once = max(1, min(most, max(FEWEST, SCORES // tokens) // each))  # queries of one head
     size = ceil(chunk / ceil(chunk / at_once))
     num_rows = max(1, min(rows, at_once // size))
     num_heads = max(1, at_once // (size * num_rows))  # together, since each has a dozen calls
@@ -110,10 +110,15 @@ def barred(mask: Any) -> Any:
     return np.where(mask, np.float32(0), np.float32(-BAR))
 
 
-@cache
 def in_order(chunk: int) -> Any:
     """What to add to the scores [1, chunk, chunk] of tokens that attend to those before them and to themselves."""
-    return barred(np.tri(chunk, dtype=np.bool_))[None]
+    return triangle(1 << (chunk - 1).bit_length())[None, :chunk, :chunk]
+
+
+@cache
+def triangle(size: int) -> Any:
+    """The same for so many; of few sizes, since all are kept."""
+    return barred(np.tri(size, dtype=np.bool_))
 
 
 def share(threads: int, work: Callable[[int], None]) -> None:
