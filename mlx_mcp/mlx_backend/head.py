@@ -38,7 +38,8 @@ class Head:
             return
         parts = [module for name, module in model.named_modules() if name.rpartition(".")[2] in NAMES or tied(module)]
         if len(make_prompt_cache(model)) <= len(model.layers):  # with more, layers are gone through again
-            parts += [part for name, part in model.layers[-1].items() if name in LAST]
+            shared = {id(part) for layer in model.layers[:-1] for part in layer.values()}
+            parts += [part for name, part in model.layers[-1].items() if name in LAST and id(part) not in shared]
         for part in parts:
             part.__class__ = narrowed(type(part), self.asked)
 

@@ -568,6 +568,15 @@ def test_of_a_prompts_end_the_last_token_of_each_row_alone_gets_logits(name):
     assert mx.array_equal(cut[:, 0], mx.stack([whole[0, 2], whole[1, 1]]))
 
 
+def test_a_part_of_the_last_layer_that_an_earlier_one_shares_is_given_every_token():
+    model = build("llama")
+    model.layers[-1].mlp = model.layers[0].mlp
+    whole = model(mx.array([[5, 6, 7]]), cache=make_prompt_cache(model))
+    Head(model, cut=True).asked.sizes = [3]
+    cut = model(mx.array([[5, 6, 7]]), cache=make_prompt_cache(model))
+    assert mx.array_equal(cut[:, 0], whole[:, 2])
+
+
 @pytest.mark.parametrize("name", SLOTTED)
 def test_the_ends_of_prompts_read_in_one_pass_are_what_they_are_alone(name, run, monkeypatch):
     model = build(name)
