@@ -12,7 +12,7 @@ def main() -> None:
     """The console script."""
     if sys.argv[1:2] == ["serve"]:
         relay(sys.argv[2:])
-    from mlx_mcp.cli import app
+    from mlx_mcp.cli.main import app
 
     app()
 

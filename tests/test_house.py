@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import mlx_mcp
-from mlx_mcp.cli import app
+from mlx_mcp.cli.main import app
 from mlx_mcp.config import Config
 from mlx_mcp.models.registry import EMBEDDED_FOLDER, Registry
 from mlx_mcp.server.tools import make_tools
@@ -39,7 +39,7 @@ LAYERS = {
     "wiring": (("config", "core", "engine", "errors", "mlx_backend", "models", "storage"), ()),
     "doctor": (("config", "core", "engine", "errors", "mlx_backend", "models", "wiring", "__init__"), ("mlx",)),
     "cli": (None, ("typer", "rich", "anyio")),
-    "cli_sessions": (("config", "core", "errors", "storage"), ("typer", "rich")),
+    "cli/sessions": (("cli", "config", "core", "errors", "storage"), ("typer", "rich")),
     "__main__": (("cli", "errors", "process"), ()),
     "__init__": ((), ()),
 }
@@ -56,8 +56,9 @@ def imports(path):
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_a_layer_imports_only_what_the_table_allows(path):
-    layer = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    own, outside = LAYERS[layer]
+    inside = path.relative_to(PACKAGE).with_suffix("")
+    layer = inside.parts[0]
+    own, outside = LAYERS.get(str(inside), LAYERS[layer])
     for name in imports(path):
         top, *rest = name.split(".")
         if top == "mlx_mcp":
@@ -69,7 +70,7 @@ def test_a_layer_imports_only_what_the_table_allows(path):
 
 def test_the_table_knows_every_layer():
     found = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert found == set(LAYERS)
+    assert found == {layer for layer in LAYERS if "/" not in layer}
 
 
 def test_nothing_heavy_is_imported_before_the_first_generation():

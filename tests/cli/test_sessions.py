@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from mlx_mcp.cli import app
+from mlx_mcp.cli.main import app
 from mlx_mcp.core.durable import SessionRecord
 from mlx_mcp.core.ports import StoredBlock
 from mlx_mcp.storage.store import Store

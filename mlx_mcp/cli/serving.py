@@ -1,0 +1,147 @@
+"""What `serve` and the engine process do, from settings to the end: each life cycle of a process in one function.
+
+Imports little at the top: a host waits three seconds for the first answer of `serve`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import typer
+
+from mlx_mcp import __version__
+from mlx_mcp.cli.reporting import note
+
+if TYPE_CHECKING:
+    import socket
+
+    import anyio
+
+    from mlx_mcp.config import Config
+
+ANSWER_S = 0.1  # how long the last answers may take from a tool's end to the wire
+
+
+def share_http(model: str | None, host: str | None, port: int | None, openblas: bool | None) -> None:
+    """Have the user's engine serve HTTP until a signal comes.
+
+    Raises:
+        NoSharedEngine: there can be no such process here.
+    """
+    from mlx_mcp.config import Config
+    from mlx_mcp.process.daemon import window
+    from mlx_mcp.process.listener import hold, listen
+    from mlx_mcp.process.place import user_place
+
+    if openblas is not None:
+        os.environ["MLX_MCP_OPENBLAS"] = "1" if openblas else "0"
+    place, config = user_place(), Config.load(model=model, host=host, port=port)
+    listener = listen(config.host, config.port)
+    address = address_of(config.host, listener)
+    token = None if config.token is None else config.token.get_secret_value()
+    hello = window("http", model) | {"host": config.host, "port": config.port, "token": token, "address": address}
+
+    def serving(reply: dict[str, object]) -> None:
+        typer.echo(f"mlx-mcp {__version__} serving {reply['model']!r} at {address}/mcp", err=True)
+
+    hold(place, hello, listener, note, serving, 2 * config.shutdown_timeout_s + 1)
+
+
+def address_of(host: str, listener: socket.socket) -> str:
+    """The URL of a listener."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+
+def serve_stdio(config: Config) -> None:
+    """Serve one host over stdin and stdout in this process until it goes away or a signal comes."""
+    from mlx_mcp.server.stdio import serve_stdio, take_stdio
+
+    wire_in, wire_out = take_stdio()
+
+    import anyio
+
+    from mlx_mcp.process.place import project_folder
+    from mlx_mcp.server.app import build_server
+    from mlx_mcp.server.files import FileReader, default_roots
+    from mlx_mcp.server.lifetime import exit_within, until_signal
+    from mlx_mcp.wiring import wire
+
+    client, registry = wire(config)
+    roots = default_roots(project_folder()) if config.file_roots is None else config.file_roots
+    files = FileReader(roots, config.max_file_bytes, config.max_files_bytes)
+    server = build_server(client, registry, files)
+
+    async def main() -> None:
+        async def stop(scope: anyio.CancelScope) -> None:
+            exit_within(3 * config.shutdown_timeout_s + 1)
+            await client.drain(config.shutdown_timeout_s)
+            await anyio.sleep(ANSWER_S)
+            scope.cancel()
+
+        await until_signal(lambda: serve_stdio(server, wire_in, wire_out, config.max_request_bytes), stop)
+
+    anyio.run(main)
+    exit_within(2 * config.shutdown_timeout_s + 1)
+    client.close(config.shutdown_timeout_s)
+
+
+def serve_http(config: Config) -> None:
+    """Serve any number of hosts over HTTP in this process until a signal comes."""
+    import anyio
+
+    from mlx_mcp.process.listener import listen
+    from mlx_mcp.server.app import build_server
+    from mlx_mcp.server.files import FileReader
+    from mlx_mcp.server.http import auth_settings, http_app, http_server
+    from mlx_mcp.server.lifetime import exit_within, until_signal
+    from mlx_mcp.wiring import wire
+
+    listener = listen(config.host, config.port)
+    client, registry = wire(config)
+    files = FileReader(config.file_roots or (), config.max_file_bytes, config.max_files_bytes)
+    mcp = build_server(client, registry, files, **auth_settings(config))
+    server = http_server(http_app(mcp, client, config), config)
+    address = address_of(config.host, listener)
+    typer.echo(f"mlx-mcp {__version__} serving {registry.resolve(None).name!r} at {address}/mcp", err=True)
+
+    async def main() -> None:
+        async def stop(_: anyio.CancelScope) -> None:
+            exit_within(3 * config.shutdown_timeout_s + 1)
+            server.should_exit = True
+            await client.drain(config.shutdown_timeout_s)
+
+        await until_signal(lambda: server.serve(sockets=[listener]), stop)
+
+    anyio.run(main)
+    client.close(config.shutdown_timeout_s)
+
+
+def serve_engine(config: Config, listener: socket.socket, ready_fd: int | None) -> None:
+    """Serve whoever connects to the user's socket, until a signal comes or nothing is to do for long enough."""
+    import contextlib
+
+    import anyio
+
+    from mlx_mcp.server.connections import Connections
+    from mlx_mcp.server.lifetime import exit_within, until_signal
+    from mlx_mcp.wiring import wire
+
+    client, _ = wire(config)
+
+    async def main() -> None:
+        connections = Connections(client, config, listener)
+
+        async def stop(_: anyio.CancelScope) -> None:
+            connections.stop()
+            await client.drain(config.shutdown_timeout_s)
+
+        note(f"process {os.getpid()} of version {__version__} listens at {listener.getsockname()}")
+        if ready_fd is not None:
+            with contextlib.suppress(BrokenPipeError):  # whoever started us has gone; others will come
+                os.write(ready_fd, b"ready")
+            os.close(ready_fd)
+        await until_signal(lambda: connections.serve(lambda: exit_within(2 * config.shutdown_timeout_s + 1)), stop)
+
+    anyio.run(main)
+    client.close(config.shutdown_timeout_s)
