@@ -83,6 +83,12 @@ class Config(BaseSettings):
     engine_idle_s: float = Field(
         1800.0, gt=0, le=31536000, description="how long the engine process lives on without anything to do"
     )
+    engine_silence_s: float = Field(
+        30.0, ge=5, le=3600, description="how long the engine process may show no life before its calls are given up"
+    )
+    step_timeout_s: float = Field(
+        600.0, ge=10, le=86400, description="how long one step may take before the engine counts as hung and is ended"
+    )
     shutdown_timeout_s: float = Field(5.0, ge=0, le=300, description="how long running calls may take to end at exit")
 
     @classmethod
