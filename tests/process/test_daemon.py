@@ -89,6 +89,33 @@ def test_no_descriptor_of_the_host_reaches_the_engine():
         os.close(read)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at the environment through /proc")
+def test_the_engine_keeps_nothing_of_its_hosts_environment_but_what_it_needs(tmp_path):
+    canary = "canary-a7f3"
+    names = "ANTHROPIC_API_KEY OPENAI_API_KEY AWS_SECRET_ACCESS_KEY GITHUB_TOKEN SSH_AUTH_SOCK CLAUDE_CODE_SESSION_ID "
+    names += "CLAUDE_CODE_SSE_PORT CLAUDE_PROJECT_DIR MLX_MCP_TOKEN SECRET"
+    secrets = dict.fromkeys(names.split(), canary)
+    needed = {"HF_HUB_OFFLINE": "1", "LC_TIME": "C", "https_proxy": "http://localhost:1", "OMP_NUM_THREADS": "1"}
+    store = tmp_path / "store"
+    with (
+        state_folder(**secrets, **needed, MLX_MCP_STORE_DIR=str(store), MLX_MCP_MAX_SSD_BYTES=str(1 << 30)) as (
+            place,
+            env,
+        ),
+        Window(env) as window,
+    ):
+        window.generate(keep=True)
+        session = window.ask("list_sessions")["sessions"][0]["session"]
+        window.ask("persist_session", session=session)
+        engine = status(place)["pid"]
+        kept = Path(f"/proc/{engine}/environ").read_bytes()
+        assert canary.encode() not in kept
+        assert all(f"{name}={value}".encode() in kept.split(b"\0") for name, value in needed.items())
+        written = [path for folder in (store, Path(place.folder)) for path in folder.rglob("*") if path.is_file()]
+        assert len(written) > 3
+        assert not [path for path in written if canary.encode() in path.read_bytes()]
+
+
 def test_two_engines_never_live_in_one_folder(running):
     place, env = running
     with pytest.raises(EngineUnavailable, match="Another engine"):

@@ -8,6 +8,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -23,6 +24,7 @@ from tests.process.windows import (
     ERAS,
     INITIALIZE,
     LONG,
+    WAIT_S,
     Window,
     command,
     is_alive,
@@ -45,6 +47,19 @@ def shared():
         yield place, env
 
 
+def said(stream, words):
+    """Read a stream until a line has these words."""
+    timer = threading.Timer(WAIT_S, stream.close)
+    timer.start()
+    try:
+        for line in stream:
+            if words in line:
+                return line
+    finally:
+        timer.cancel()
+    raise AssertionError(f"nothing was said of {words!r}")
+
+
 class HttpListener:
     """`mlx-mcp serve --http`, and its address."""
 
@@ -52,7 +67,7 @@ class HttpListener:
         self.process = subprocess.Popen(
             command("serve", "--http", "--port", "0", *arguments), env=env, stderr=subprocess.PIPE, text=True
         )
-        self.address = self.process.stderr.readline().split(" at ")[1].strip()
+        self.address = said(self.process.stderr, " serving ").split(" at ")[1].strip()
 
     def __enter__(self):
         return self
