@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import hmac
+import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,10 +20,14 @@ from pydantic import AnyHttpUrl
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_mcp.config import LOOPBACK, Config
 from mlx_mcp.engine.client import EngineClient
+from mlx_mcp.server.calls import Activity
+from mlx_mcp.server.lifetime import CUT_OFF_S, let_end
+
+LINGER_S = 0.3
 
 
 class BearerToken:
@@ -84,7 +91,73 @@ def http_app(server: MCPServer[Any], client: EngineClient, config: Config) -> St
 
 
 class HttpServer(uvicorn.Server):
-    """Uvicorn, with the signals left to whoever runs it."""
+    """Uvicorn, with the signals left to whoever runs it, and an end that loses no answer.
+
+    To end it: `stop_accepting`, wait while it is `busy`, `hang_up`.
+    """
+
+    def __init__(self, app: ASGIApp, config: Config) -> None:
+        self._app = app
+        self._num_open = 0
+        self._ending_until = math.inf
+        graceful_s = math.ceil(config.shutdown_timeout_s + CUT_OFF_S)
+        super().__init__(
+            uvicorn.Config(
+                self._count,
+                interface="asgi3",
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=graceful_s,
+            )
+        )
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits for an answer, or may have sent a request that has not arrived.
+
+        A client may connect, or use a connection that is open, at the very moment at which that would be closed. So
+        connections are taken for LINGER_S more, each is closed with the answer to its last request, and those without
+        any request LINGER_S later.
+        """
+        return (
+            self._num_open > 0
+            or time.monotonic() < self._ending_until < math.inf
+            or any(c.transport is not None and c.transport.get_write_buffer_size() for c in self._connections)
+        )
+
+    @property
+    def _connections(self) -> list[Any]:
+        return list(self.server_state.connections)
+
+    def stop_accepting(self) -> None:
+        """Take no further connection from LINGER_S on; requests on those that are open are answered still."""
+        self._ending_until = time.monotonic() + 2 * LINGER_S
+        for server in self.servers:
+            asyncio.get_running_loop().call_later(LINGER_S, server.close)
+
+    def hang_up(self) -> None:
+        """Close every connection, streams of notifications too, and have `serve` return."""
+        self.should_exit = True
+        for connection in self._connections:
+            if connection.transport is not None:
+                connection.transport.close()
+
+    async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve, and count whoever waits for an answer: requests other than GET, which opens streams."""
+        if scope["type"] != "http" or scope["method"] == "GET":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_last(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._ending_until < math.inf:
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        self._num_open += 1
+        try:
+            await self._app(scope, receive, send_last)
+        finally:
+            self._num_open -= 1
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -92,13 +165,8 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def http_server(app: ASGIApp, config: Config) -> HttpServer:
-    """A server for the app; set its `should_exit` to end it."""
-    return HttpServer(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=max(1, round(config.shutdown_timeout_s)),
-        )
-    )
+async def end(server: HttpServer, activity: Activity, timeout_s: float) -> None:
+    """End a server: what was asked of it is answered, with an error once `timeout_s` has passed."""
+    server.stop_accepting()
+    await let_end(lambda: server.busy, [activity], timeout_s)
+    server.hang_up()

@@ -90,7 +90,7 @@ class Tools:
     """Each method is a tool; its docstring is what a calling model reads of it."""
 
     def __init__(self, client: EngineClient, registry: Registry, files: FileReader, activity: Activity) -> None:
-        self._client, self._registry, self._files, self._activity = client, registry, files, activity
+        self._client, self._registry, self._files, self.activity = client, registry, files, activity
 
     @translated
     async def generate(self, given: GenerateArguments, ctx: Context) -> Annotated[CallToolResult, Generation]:
@@ -173,7 +173,7 @@ class Tools:
             for i in range(given.n)
         ]
         run = self._run_forks if given.keep and branched else self._run_all
-        outcomes = await while_connected(ctx, run(requests, ProgressReporter(ctx, self._activity, count)))
+        outcomes = await while_connected(ctx, run(requests, ProgressReporter(ctx, self.activity, count)))
         failed = [outcome for outcome in outcomes if isinstance(outcome, MlxMcpError)]
         answered = [outcome for outcome in outcomes if isinstance(outcome, Result)]
         if not answered:
@@ -240,7 +240,7 @@ class Tools:
         names = tuple(given.names or ())
         count = given.count or len(names) or 1
         forks = await self._client.fork(tenant(), given.session, count, names, given.version)
-        self._activity.sessions.update(fork.session_id for fork in forks)
+        self.activity.sessions.update(fork.session_id for fork in forks)
         return reply(
             Forks(
                 sessions=[fork.session_id for fork in forks],
@@ -314,7 +314,7 @@ class Tools:
         )
 
     async def _run(self, ctx: Context, request: GenerateRequest) -> Result:
-        return await while_connected(ctx, ProgressReporter(ctx, self._activity).follow(self._client, request))
+        return await while_connected(ctx, ProgressReporter(ctx, self.activity).follow(self._client, request))
 
     async def _run_all(self, requests: list[GenerateRequest], progress: ProgressReporter) -> list[Result | MlxMcpError]:
         """Run requests at once; one's failure is its own, unless the engine is gone."""
