@@ -23,6 +23,6 @@ os.environ.update(
 )
 
 
-def pytest_sessionfinish():
+def pytest_sessionfinish() -> None:
     stop(user_place(), 30)
     shutil.rmtree(_HOME, ignore_errors=True)
