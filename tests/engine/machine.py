@@ -1,8 +1,9 @@
 """Everything that can befall sessions, in any order, against lists of plain tokens."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 from hypothesis import strategies as st
@@ -427,6 +428,7 @@ class SessionMachine(RuleBasedStateMachine):
         """As after a kill: what was not acknowledged may be there or not, so here nothing is under way."""
         self.io.run_all()
         self.settle()
+        self.take_stats()
         self.engine.close(0.0)
         self.calls, self.busy = {}, {}
         self.begin_engine()
@@ -444,6 +446,46 @@ class SessionMachine(RuleBasedStateMachine):
         if self.idle_sessions():
             self.turn(data, text, n, most, True, True)
             self.drain()
+
+    def take_stats(self) -> None:
+        stats = self.engine.stats
+        self.seen.update(restored=stats.restored, offloaded=stats.offloaded)
+        self.seen.update(evictions=stats.evictions, preemptions=stats.preemptions, cached=stats.cached_tokens)
+        caches = [resident.scheduler.cache for resident in self.engine.residents.values()]
+        self.seen.update(shared=sum(cache.num_prefixes for cache in caches if cache is not None))
+
+    # All of it once, where chance is not to be relied on
+
+    def story(self) -> None:
+        """Every event that these machines prove something of, in an order that brings it about; ends the machine."""
+        for event in self.events():
+            event()
+            self.nothing_is_lost_or_mistaken()
+        self.teardown()
+
+    def events(self) -> Iterator[Callable[[], object]]:
+        yield lambda: self.begin(5, 1)
+        for i in range(4):  # more rows that grow than tight memory has room for
+            yield partial(self.submit, TEXTS[i % 3][: 60 + i], 100, Turn("ann"))
+        yield partial(self.step, 6)
+        yield self.drain
+        yield lambda: self.repeat(1, 12, 4, "bob")
+        yield lambda: self.converse(None, 2, 9, 6)
+        yield lambda: self.converse(None, 1, 70, 20)
+        yield lambda: self.fork(None, 2)
+        yield lambda: self.turn(None, 0, 7, 20, keep=True, queue=True)
+        yield partial(self.step, 6)
+        yield lambda: self.fork(None, 1)  # while it generates
+        yield self.drain
+        if self.open_store is not None:
+            yield lambda: self.come_back(None, 0, 8, 5)
+            yield lambda: self.converse(None, 2, 9, 6)
+        yield lambda: self.evict(1.0)
+        yield lambda: self.converse(None, 2, 9, 6)
+        yield lambda: self.close(None)
+        yield self.change_model
+        yield lambda: self.generate(0, 20, 5, "ann")
+        yield self.drain
 
     # What always holds
 
@@ -469,11 +511,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.io.run_all()
         assert not self.engine.has_work
         assert not self.engine.sessions.sessions
-        stats = self.engine.stats
-        self.seen.update(restored=stats.restored, offloaded=stats.offloaded)
-        self.seen.update(evictions=stats.evictions, preemptions=stats.preemptions, cached=stats.cached_tokens)
-        caches = [resident.scheduler.cache for resident in self.engine.residents.values()]
-        self.seen.update(shared=sum(cache.num_prefixes for cache in caches if cache is not None))
+        self.take_stats()
         self.engine.check_integrity()
         assert self.engine.cache.pool.reclaim(self.engine.cache.pool.used_bytes)
         assert self.engine.ledger.used_bytes == 0
