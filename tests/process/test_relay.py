@@ -19,7 +19,7 @@ from mlx_mcp.process import relay as relay_module
 from mlx_mcp.process.daemon import window
 from mlx_mcp.process.lines import ALIVE, ENDING, LONGEST_LINE, envelope, notice, pieces
 from mlx_mcp.process.relay import Relay, serve_options
-from tests.effort import EFFORT
+from tests.effort import drawn
 from tests.process.windows import WAIT_S, state_folder
 
 
@@ -82,7 +82,7 @@ MEMBERS = {
 }
 
 
-@settings(max_examples=200 * EFFORT, deadline=None)
+@settings(max_examples=drawn(200, least=50), deadline=None)
 @given(st.fixed_dictionaries({}, optional=MEMBERS), st.randoms(), st.booleans(), st.sampled_from([None, 1]))
 def test_a_line_is_understood_as_a_parser_does(message, random, ascii, indent):
     members = list(message.items())
@@ -94,7 +94,7 @@ def test_a_line_is_understood_as_a_parser_does(message, random, ascii, indent):
     assert seen.method == parsed.get("method", "")
 
 
-@settings(max_examples=100 * EFFORT, deadline=None)
+@settings(max_examples=drawn(100, least=50), deadline=None)
 @given(st.lists(st.binary(max_size=30) | st.just(b"\n"), max_size=30))
 def test_whatever_is_read_comes_out_in_whole_lines(chunks):
     got = list(pieces(read_from(*filter(None, chunks))))
@@ -356,7 +356,7 @@ def test_an_engine_that_ends_again_and_again_is_given_up_and_the_call_answered()
 
 
 def test_whenever_engines_end_every_request_is_answered_once():
-    rng, count = random.Random(6), 50 * EFFORT
+    rng, count = random.Random(6), drawn(50, least=10)
     with relaying() as (engine, to_relay, lines):
 
         def serve():

@@ -8,7 +8,7 @@ import signal
 import pytest
 from mcp import Client
 
-from tests.effort import EFFORT
+from tests.effort import drawn
 from tests.process.test_one_engine import HttpListener
 from tests.process.windows import Window, run, state_folder, status, wait_until
 
@@ -30,7 +30,7 @@ def ended_by(place, env, how):
 def test_windows_get_every_answer_whenever_their_engine_is_stopped(how):
     rng = random.Random(how)
     with state_folder(**PATIENT) as (place, env), Window(env) as one, Window(env, era="modern") as other:
-        for _ in range(2 * EFFORT):
+        for _ in range(drawn(4)):
             one.generate()  # the model is loaded
             calls = [
                 (window, window.call("generate", **COUNT | {"seed": i})) for i in range(4) for window in (one, other)
@@ -61,6 +61,6 @@ def test_http_clients_get_every_answer_whenever_the_engine_is_stopped():
             wait_until(lambda: status(place)["rows"] > 0)
             ended_by(place, env, "signal")
 
-        for _ in range(2 * EFFORT):
+        for _ in range(drawn(4)):
             results = asyncio.run(calls(listener.address, stop))
             assert [result.is_error for result in results] == [False] * 8, results

@@ -15,7 +15,7 @@ from mlx_mcp.process.daemon import window
 from mlx_mcp.process.place import Place
 from mlx_mcp.server import connections as connections_module
 from mlx_mcp.server.connections import Connections, client_name
-from tests.effort import EFFORT
+from tests.effort import drawn
 from tests.engine.test_client import until
 from tests.fakes import fake_client
 from tests.process.windows import META
@@ -255,7 +255,7 @@ async def all_held(served, peer, count, **arguments):
     return runner
 
 
-@pytest.mark.parametrize("repetition", range(12 * EFFORT))
+@pytest.mark.parametrize("repetition", range(drawn(12, least=3)))
 async def test_a_process_that_is_stopped_answers_every_call_on_the_wire_before_it_ends(repetition):
     async with serving() as served:
         peer = await served.join()
