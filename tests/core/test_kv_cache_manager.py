@@ -136,6 +136,14 @@ def test_an_evicted_prefix_is_computed_again_and_says_so():
     assert (again.num_cached, again.miss.reason) == (0, MissReason.EVICTED)
 
 
+def test_what_is_left_after_a_cached_prefix_is_cut_where_it_would_be_anyway():
+    house = House()
+    house.say(words(20), max_tokens=1)
+    house.add(words(20) + words(20, "A"), max_tokens=1)
+    chunks = [(c.start, c.end) for _ in range(2) for c in house.step().prefill]
+    assert chunks == [(20, 24), (24, 32), (32, 40)]
+
+
 @pytest.mark.parametrize("num_output", [5, 7])
 def test_a_preempted_sequence_begins_again_with_what_was_kept_of_it_and_no_token_later(num_output):
     house = House()
@@ -193,6 +201,7 @@ def test_blocks_of_other_tokens_or_of_another_place_are_not_taken_from_a_tier():
         tokens, start, parent = fields[spoil]
         blocks[2] = (stored(house, tokens, start, parent), FakePayload(tokens, start, True))
         house.cache.arrived(s, blocks)
+        assert house.pool.num_blocks == 2
         house.run()
         assert s.num_cached == 8
 
