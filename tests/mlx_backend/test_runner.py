@@ -425,6 +425,30 @@ class Broken:
         raise RuntimeError("out of fuel")
 
 
+class Script:
+    """Allows one token at a time, in this order."""
+
+    def __init__(self, tokens):
+        self.left, self.taken = list(tokens), []
+
+    def mask(self):
+        return (1 << self.left[0]).to_bytes(40, "little")
+
+    def accept(self, token_id):
+        self.taken.append(token_id)
+        assert token_id == self.left.pop(0)
+
+
+def test_every_row_obeys_its_own_constraint_token_by_token(llama):
+    scripts = [Script(range(start, start + 12)) for start in (10, 50, 90)]
+    rows = [sequence(i, 20, temperature=float(i)) for i in range(4)]
+    for s, script in zip(rows[1:], scripts, strict=True):
+        s.constraint = script
+    free, *told = Machine(llama).run(rows)
+    assert told == [script.taken for script in scripts] == [[*range(n, n + 12)] for n in (10, 50, 90)]
+    assert [free] == Machine(llama).run([sequence(0, 20)])
+
+
 def test_a_constraint_that_breaks_fails_its_row_alone(llama):
     machine, bad, good = Machine(llama), sequence(1, 20), sequence(2, 20)
     bad.constraint = Broken()
