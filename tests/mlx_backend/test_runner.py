@@ -217,6 +217,18 @@ def test_a_preempted_row_goes_on_as_if_nothing_had_been(kind, alone):
     assert_as_alone(alone, bound, machine, two)
 
 
+def test_a_row_that_joins_others_leaves_their_states_as_they_were():
+    model = build("mamba2")
+    expected = [Machine(model).run([sequence(i, 9, 20)])[0] for i in range(3)]
+    machine, rows = Machine(model), [sequence(i, 9, 20) for i in range(3)]
+    for s in rows:
+        machine.scheduler.add(s)
+        for _ in range(3):
+            machine.advance()
+    machine.run([])
+    assert [s.output_ids for s in rows] == expected
+
+
 def test_memory_that_runs_out_preempts_and_loses_nothing(llama):
     one = Runner(llama).cost.row_bytes(1024)
     limits = Limits(max_running=4, chunk_tokens=128, prefill_tokens_idle=512, prefill_tokens_busy=128)
