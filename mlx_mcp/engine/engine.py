@@ -285,15 +285,22 @@ class Engine:
             sink(Failed(error))
 
     def check_integrity(self) -> None:
-        """Prove that sequences, slots, blocks, sessions and bytes agree."""
+        """Prove that sequences, slots, blocks, sessions and bytes agree: every reference and byte is somebody's."""
+        booked, references = self.cache.pool.used_bytes, self.sessions.references
         for resident in self.residents.values():
-            resident.scheduler.check_integrity()
-        self.cache.pool.check_integrity()
+            scheduler, cache = resident.scheduler, resident.scheduler.cache
+            scheduler.check_integrity()
+            booked += scheduler.pool.used_bytes
+            if cache is not None:
+                cuts = () if resident.step is None else resident.step.cuts
+                assert set(cache.building) == set(cuts), "blocks are kept for another step than the one under way"
+                booked += cache.booked_bytes
+                references += cache.references
+        if self.persistence is not None:
+            references += self.persistence.references
+        self.cache.pool.check_integrity(references)
         self.sessions.check_integrity()
-        pools = [r.scheduler.pool for r in self.residents.values()]
-        caches = [r.scheduler.cache for r in self.residents.values() if r.scheduler.cache is not None]
-        booked = self.cache.pool.used_bytes + sum(p.used_bytes for p in pools) + sum(c.booked_bytes for c in caches)
-        assert self.ledger.used_bytes == booked, f"{self.ledger.used_bytes} bytes on the ledger, {booked} accounted for"
+        self.ledger.check_integrity(booked)
 
     # Sequences
 

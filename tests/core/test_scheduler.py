@@ -393,6 +393,18 @@ def test_a_preempted_row_is_computed_again_over_prompt_and_output():
     assert len(s.output_ids) == 8
 
 
+def test_rows_that_give_way_together_come_back_in_their_order():
+    scheduler = make(Limits(max_running=3))
+    rows = [sequence(i, 3, max_tokens=20) for i in range(3)]
+    for s in (*rows, sequence(9, 3)):
+        scheduler.add(s)
+    take(scheduler)
+    scheduler.preempt_all()
+    assert list(scheduler.waiting) == ["0", "1", "2", "9"]
+    take(scheduler)
+    assert scheduler.running == rows
+
+
 def test_a_row_that_cannot_grow_even_alone_is_computed_again_in_a_larger_slot():
     # 256 and 512 do not fit together, but 512 does.
     scheduler = make(limit_bytes=600)

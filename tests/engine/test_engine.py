@@ -57,11 +57,11 @@ def loaded_engine(max_kv_bytes=1 << 30, **settings):
     return engine
 
 
-def submit(engine, sequence_id, text, model="tiny", lane="", **params):
+def submit(engine, sequence_id, text, model="tiny", lane="", group="", **params):
     events = Events()
     prompt_ids = tuple(map(ord, text))
     params = SamplingParams(**{"max_tokens": 50} | params)
-    engine.handle(Submit(sequence_id, model, prompt_ids, params, events, lane))
+    engine.handle(Submit(sequence_id, model, prompt_ids, params, events, lane, group=group))
     return events
 
 
@@ -238,6 +238,15 @@ def test_calls_without_a_session_take_turns_as_sessions_of_their_own():
     submit(engine, 9, "b", max_tokens=1)
     run(engine)
     assert [step.sequences[0].sequence_id for step in engine.loader.runner.steps] == [0, 9, 1, 2]
+
+
+def test_a_free_place_goes_to_a_group_that_runs_nothing():
+    engine = loaded_engine(max_running=2)
+    for i in range(3):
+        submit(engine, i, "abc", group="crowd")
+    submit(engine, 9, "abc", group="other")
+    engine.step()
+    assert {s.sequence_id for s in engine.loader.runner.steps[0].sequences} == {0, 9}
 
 
 def test_token_ids_beyond_the_vocabulary_never_reach_the_model():

@@ -217,6 +217,18 @@ def test_a_preempted_row_goes_on_as_if_nothing_had_been(kind, alone):
     assert_as_alone(alone, bound, machine, two)
 
 
+def test_a_row_that_joins_others_leaves_their_states_as_they_were():
+    model = build("mamba2")
+    expected = [Machine(model).run([sequence(i, 9, 20)])[0] for i in range(3)]
+    machine, rows = Machine(model), [sequence(i, 9, 20) for i in range(3)]
+    for s in rows:
+        machine.scheduler.add(s)
+        for _ in range(3):
+            machine.advance()
+    machine.run([])
+    assert [s.output_ids for s in rows] == expected
+
+
 def test_memory_that_runs_out_preempts_and_loses_nothing(llama):
     one = Runner(llama).cost.row_bytes(1024)
     limits = Limits(max_running=4, chunk_tokens=128, prefill_tokens_idle=512, prefill_tokens_busy=128)
@@ -423,6 +435,30 @@ def test_a_row_cancelled_before_it_was_found_broken_poisons_no_later_row(tmp_pat
 class Broken:
     def mask(self):
         raise RuntimeError("out of fuel")
+
+
+class Script:
+    """Allows one token at a time, in this order."""
+
+    def __init__(self, tokens):
+        self.left, self.taken = list(tokens), []
+
+    def mask(self):
+        return (1 << self.left[0]).to_bytes(40, "little")
+
+    def accept(self, token_id):
+        self.taken.append(token_id)
+        assert token_id == self.left.pop(0)
+
+
+def test_every_row_obeys_its_own_constraint_token_by_token(llama):
+    scripts = [Script(range(start, start + 12)) for start in (10, 50, 90)]
+    rows = [sequence(i, 20, temperature=float(i)) for i in range(4)]
+    for s, script in zip(rows[1:], scripts, strict=True):
+        s.constraint = script
+    free, *told = Machine(llama).run(rows)
+    assert told == [script.taken for script in scripts] == [[*range(n, n + 12)] for n in (10, 50, 90)]
+    assert [free] == Machine(llama).run([sequence(0, 20)])
 
 
 def test_a_constraint_that_breaks_fails_its_row_alone(llama):

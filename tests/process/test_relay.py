@@ -142,6 +142,19 @@ def test_the_relay_imports_the_standard_library_only():
     assert done.stdout == "[] False False\n", done.stderr
 
 
+def test_a_link_knows_what_its_engine_has_not_answered():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        link = relay_module.Link(ours)
+        for id_ in (1, "two", 3):
+            assert link.expect(id_, "tools/call")
+        link.passes(b'{"jsonrpc":"2.0","id":1,"result":{}}\n')
+        link.forget(3)
+        assert link.end() == {"two": "tools/call"}
+        assert not link.expect(4, "tools/call")
+        assert link.end() == {}
+
+
 class Engine:
     """Takes connections at a place, and does with them what a test says."""
 

@@ -131,6 +131,17 @@ def test_these_are_more_than_20_000_files(damaged):
     assert sum(8 * size + size for size in sizes) + 3 * NUM_SURGERIES > 20_000
 
 
+@pytest.mark.parametrize(
+    ("which", "said", "instead"),
+    [("body", b'"start":0', b'"start":4'), ("tail", b'"offload":false', b'"offload":true '), ("session", b'ann', b'bob')],
+)
+def test_a_head_that_says_something_else_under_the_old_mac_is_not_believed(damaged, which, said, instead):
+    name = getattr(damaged, which)
+    assert said in damaged.whole[name]
+    found, damage = damaged.with_file(name, damaged.whole[name].replace(said, instead, 1))
+    assert (found, damage) == (WITHOUT[which], 1)
+
+
 def test_files_that_change_places_are_not_believed(damaged):
     damaged.restore()
     names = [damaged.body, damaged.tail, damaged.session]
