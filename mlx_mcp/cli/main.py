@@ -13,6 +13,7 @@ import typer
 
 from mlx_mcp import __version__
 from mlx_mcp.cli.engine import engine
+from mlx_mcp.cli.options import Model, OpenBlas
 from mlx_mcp.cli.reporting import note, reporting_errors
 from mlx_mcp.cli.sessions import sessions
 from mlx_mcp.errors import InvalidRequest, NoSharedEngine
@@ -27,15 +28,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Model = Annotated[
-    str | None,
-    typer.Option("--model", "-m", help="`embedded`, a folder, or a hub id. The embedded model if nothing is set."),
-]
-OpenBlas = Annotated[
-    bool | None,
-    typer.Option("--openblas/--no-openblas", help="Use an installed OpenBLAS on Linux CPUs (default: yes)."),
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -174,8 +166,5 @@ def doctor(model: Model = None, openblas: OpenBlas = None) -> None:
         raise typer.Exit(1)
 
 
-for each in sessions.registered_commands:
-    assert each.callback is not None, "a command that does nothing"
-    each.callback = reporting_errors(each.callback)
 app.add_typer(engine, name="engine")
 app.add_typer(sessions, name="sessions")
