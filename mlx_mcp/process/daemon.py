@@ -129,7 +129,8 @@ def greet(place: Place, hello: dict[str, object], fds: tuple[int, ...] = ()) -> 
     answer = b""
     try:
         sent = socket.send_fds(connection, [line], fds) if fds else 0
-        connection.sendall(line[sent:])
+        if sent < len(line):  # to send nothing fails, too, once the engine has answered and hung up
+            connection.sendall(line[sent:])
         while not answer.endswith(b"\n"):
             # To the end of the line and no further: what comes after is for whoever gets the connection.
             piece = connection.recv(65536, socket.MSG_PEEK)
