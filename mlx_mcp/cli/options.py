@@ -6,9 +6,16 @@ from typing import Annotated
 
 import typer
 
+from mlx_mcp.cli.completion import model_names
+
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="`embedded`, a folder, or a hub id. The embedded model if nothing is set."),
+    typer.Option(
+        "--model",
+        "-m",
+        help="`embedded`, a folder, or a hub id. The embedded model if nothing is set.",
+        autocompletion=model_names,
+    ),
 ]
 OpenBlas = Annotated[
     bool | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -34,6 +35,12 @@ def show_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None
 def show_json(value: Any) -> None:
     """Print a value as JSON, indented."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=not encodes("…")))
+
+
+def show_marked(mark: str, color: str, text: str) -> None:
+    """Print a line that begins with a mark, which has a colour where the user wants colours."""
+    colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    typer.echo(f"{typer.style(f'{mark:5}', fg=color) if colored else f'{mark:5}'} {text}")
 
 
 def encodes(text: str) -> bool:

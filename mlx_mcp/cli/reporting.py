@@ -19,7 +19,7 @@ import typer
 from mlx_mcp.errors import MlxMcpError
 
 P = ParamSpec("P")
-FAILED, INTERRUPTED, UNREAD = 2, 130, 141
+NOTHING, FAILED, INTERRUPTED, UNREAD = 1, 2, 130, 141
 
 # Most errors are written for a model that calls tools; at a terminal there are commands and options instead.
 _TOOL_WORDS = [

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlx_mcp.cli.completion import session_names
 from mlx_mcp.cli.folder_owner import ask_engine, until_no_engine
 from mlx_mcp.cli.options import Json
 from mlx_mcp.cli.output import Column, show_json, show_table
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 sessions = typer.Typer(name="sessions", help="Persisted sessions: list, show, remove, move.", no_args_is_help=True)
 
-Session = Annotated[str, typer.Argument(help="Handle or name.")]
+Session = Annotated[str, typer.Argument(help="Handle or name.", autocompletion=session_names)]
 Version = Annotated[str, typer.Option(help="A version of it; the session itself if not given.")]
 COLUMNS = (
     Column("session", whole=True),

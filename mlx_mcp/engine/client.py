@@ -393,14 +393,17 @@ class EngineClient:
                 break
             check_alive(self.thread)
             yield Progress("loading", f"loading {spec.name}: {preparation.line}")
-        self.thread.send(Load(future.result(), mailbox.put))
+        prepared = future.result()
+        self.thread.send(Load(prepared, mailbox.put))
         while True:
             match await mailbox.get(KEEPALIVE_S):
                 case Loaded(model):
                     yield model
                     return
                 case Loading(share):
-                    yield Progress("loading", f"loading {spec.name}: {share:.0%} of the weights")
+                    total = prepared.weights_bytes
+                    line = f"loading {spec.name}: {share:.0%} of the weights"
+                    yield Progress("loading", line, round(share * total), total, "bytes")
                 case _:
                     pass
 
