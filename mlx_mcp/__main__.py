@@ -12,9 +12,9 @@ def main() -> None:
     """The console script."""
     if sys.argv[1:2] == ["serve"]:
         relay(sys.argv[2:])
-    from mlx_mcp.cli.main import app
+    from mlx_mcp.cli.main import main as command_line
 
-    app()
+    command_line()
 
 
 def relay(arguments: list[str]) -> None:

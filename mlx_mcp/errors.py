@@ -8,12 +8,14 @@
     │   ├── UnknownModel          no such model here
     │   ├── UnknownSession        no such session of this caller, or no more
     │   ├── UnknownVersion        no version of that name of a session was persisted
+    │   ├── NotOnDisk             nothing of such a session is on disk
     │   └── SessionBusy           another turn goes on with this session
     ├── CapacityError             full for now; retry after `retry_after_s`
     ├── ModelError                a model cannot be served: broken files, unsupported, too large
     ├── GenerationFailed          this generation broke; the engine goes on
     ├── StorageError              what should be kept on disk cannot be now: full, read-only, failing
-    │   └── FolderInUse           another process keeps its cache there
+    │   ├── FolderInUse           another process keeps its cache there
+    │   └── NotKeptHere           this engine has no cache folder open
     ├── ConfigError               the server was started with settings that cannot work
     ├── EngineUnavailable         the user's engine process does not start or answer, or its place is taken
     ├── NoSharedEngine            this system can have no engine process: everything runs in one's own
@@ -103,6 +105,22 @@ class UnknownVersion(RequestError):
         )
 
 
+class NotOnDisk(RequestError):
+    """Nothing of a session, or of one version of it, is on disk; for whoever is at a terminal."""
+
+    def __init__(self, session: str, version: str = "", known: tuple[str, ...] = (), in_memory: bool = False) -> None:
+        self.known = known
+        if in_memory:
+            text = f"Session {session[:80]!r} is in memory only: nothing of it is on disk until it is persisted."
+        elif known:
+            what = f"version {version[:80]!r}" if version else "current state"
+            shown = ", ".join(repr(each) for each in known[:8] if each) or "none"
+            text = f"Session {session[:80]!r} has no {what} on disk. Its versions (--version): {shown}."
+        else:
+            text = f"Session not found: {session[:80]!r}. `mlx-mcp sessions list` shows those that are on disk."
+        super().__init__(text)
+
+
 class SessionBusy(RequestError):
     """Another turn goes on with the session, or its first has not ended."""
 
@@ -146,6 +164,13 @@ class FolderInUse(StorageError):
             "Nothing is kept on disk here; stop that process (`mlx-mcp engine stop`, if it is the engine), or set "
             "MLX_MCP_STORE_DIR to another folder."
         )
+
+
+class NotKeptHere(StorageError):
+    """This engine has no cache folder open, so what is in one is none of its business."""
+
+    def __init__(self) -> None:
+        super().__init__("This engine keeps nothing on disk.")
 
 
 class ConfigError(MlxMcpError):

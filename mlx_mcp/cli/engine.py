@@ -7,10 +7,24 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_mcp.cli.reporting import note, reporting_errors
+from mlx_mcp.cli.options import Json
+from mlx_mcp.cli.output import Column, show_json, show_table
+from mlx_mcp.cli.reporting import NOTHING, note, reporting_errors
 from mlx_mcp.errors import NoSharedEngine
 
 KILL_S = 30.0  # for the system to take back the process's memory
+
+CONNECTIONS = (
+    Column("host", rank=0),
+    Column("by", rank=6),
+    Column("process", whole=True),
+    Column("model", rank=3),
+    Column("running", rank=1),
+    Column("waiting", rank=2),
+    Column("waits for", rank=4),
+    Column("folder", rank=5),
+)
+SESSIONS = (Column("process", whole=True), Column("session", whole=True))
 
 engine = typer.Typer(help="The one engine process that all windows share.", no_args_is_help=True)
 
@@ -44,37 +58,48 @@ def stop(
 
 @engine.command()
 @reporting_errors
-def status() -> None:
+def status(as_json: Json = False) -> None:
     """Show the engine process: its models, memory and sessions, and of each connection what it does and waits for."""
     from mlx_mcp.process.daemon import ask
     from mlx_mcp.process.place import user_place
 
     place = user_place()
     state: Any = ask(place, "status")
-    if state is None:
+    if as_json:
+        show_json(state)
+    elif state is None:
         typer.echo(f"There is no engine process (at {place.socket}).")
-        raise typer.Exit(1)
-    from rich.console import Console
-    from rich.table import Table
+    else:
+        show_status(state)
+    if state is None:
+        raise typer.Exit(NOTHING)
 
-    console = Console()
-    models = ", ".join(state["models"]) or "no model yet"
-    console.print(
-        f"mlx-mcp {state['version']}, process {state['pid']}, up {state['up_s']:.0f} s: {models} "
-        f"({state['weights_bytes'] / 1e6:,.1f} MB), {state['rows']} calls in the batch, {state['waiting']} waiting, "
-        f"{state['sessions']} sessions, {(state['kv_bytes'] + state['cache_bytes']) / 1e6:,.1f} MB of keys and values",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if state["retiring"]:
-        console.print(f"It ends when it is idle: {state['retiring']}.", highlight=False, soft_wrap=True)
-    columns = ("host", "by", "process", "model", "running", "waiting", "waits for", "sessions", "folder")
-    table = Table(*columns, box=None, pad_edge=False)
-    for c in state["connections"]:
-        counts = (c["model"], str(c["running"]), str(c["waiting"]), c["waits_for"], ", ".join(c["sessions"]))
-        table.add_row(c["host"] or "?", c["kind"], str(c["pid"]), *counts, c["folder"])
-    if state["connections"]:
-        console.print(table)
+
+def show_status(state: dict[str, Any]) -> None:
+    """Print what an engine says of itself."""
+    kept_bytes = state["kv_bytes"] + state["cache_bytes"]
+    for line in (
+        f"mlx-mcp {state['version']}, process {state['pid']}, up {state['up_s']:.0f} s",
+        f"models: {', '.join(state['models']) or 'no model yet'} ({state['weights_bytes'] / 1e6:,.1f} MB)",
+        f"calls: {state['rows']} in the batch, {state['waiting']} waiting",
+        f"sessions: {state['sessions']}, {kept_bytes / 1e6:,.1f} MB of keys and values",
+        f"It ends when it is idle: {state['retiring']}." if state["retiring"] else "",
+    ):
+        if line:
+            typer.echo(line)
+    connections = state["connections"]
+    rows = [
+        [
+            c["host"] or "?",
+            *(str(c[name]) for name in ("kind", "pid", "model", "running", "waiting", "waits_for", "folder")),
+        ]
+        for c in connections
+    ]
+    held = [[str(c["pid"]), session] for c in connections for session in c["sessions"]]
+    for columns, lines in ((CONNECTIONS, rows), (SESSIONS, held)):
+        if lines:
+            typer.echo()
+            show_table(columns, lines)
 
 
 @engine.command()

@@ -5,45 +5,50 @@ Imports little at the top: a host waits three seconds for the first answer of `s
 
 from __future__ import annotations
 
-import asyncio
-import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from mlx_mcp import __version__
+from mlx_mcp.cli.completion import PROGRAM, Commands
 from mlx_mcp.cli.engine import engine
-from mlx_mcp.cli.reporting import note, reporting_errors
+from mlx_mcp.cli.options import Json, Model, OpenBlas
+from mlx_mcp.cli.output import Column, show_json, show_marked, show_table
+from mlx_mcp.cli.reporting import NOTHING, never_fail_to_print, note, reporting_errors
 from mlx_mcp.cli.sessions import sessions
 from mlx_mcp.errors import InvalidRequest, NoSharedEngine
 
-if TYPE_CHECKING:
-    from mlx_mcp.engine.client import EngineClient
-
 app = typer.Typer(
-    name="mlx-mcp",
+    name=PROGRAM,
+    cls=Commands,
     help="Local MLX language models for agent hosts, over MCP.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(engine, name="engine")
+app.add_typer(sessions, name="sessions")
 
-Model = Annotated[
-    str | None,
-    typer.Option("--model", "-m", help="`embedded`, a folder, or a hub id. The embedded model if nothing is set."),
-]
-OpenBlas = Annotated[
-    bool | None,
-    typer.Option("--openblas/--no-openblas", help="Use an installed OpenBLAS on Linux CPUs (default: yes)."),
-]
+
+def main() -> None:
+    """Carry out the process's arguments, and exit."""
+    never_fail_to_print()
+    app(prog_name=PROGRAM)
 
 
 @app.callback(invoke_without_command=True)
-def version(show: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+def options(show: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
     """Local MLX language models for agent hosts, over MCP."""
     if show:
-        typer.echo(f"mlx-mcp {__version__}")
+        version()
         raise typer.Exit
+
+
+@app.command()
+@reporting_errors
+def version() -> None:
+    """Show the version."""
+    typer.echo(f"mlx-mcp {__version__}")
 
 
 @app.command()
@@ -78,104 +83,96 @@ def serve(
     from mlx_mcp.config import Config
 
     config = Config.load(model=model, host=host, port=port, openblas=openblas)
-    (serve_http if http else serve_stdio)(config)
+    if http:
+        serve_http(config)
+    else:
+        from mlx_mcp.process.relay import tell_a_terminal
+
+        tell_a_terminal()
+        serve_stdio(config)
 
 
 @app.command()
 @reporting_errors
 def run(
-    prompt: Annotated[str, typer.Argument(help="What the model should do; `-` reads it from stdin.")],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="What the model should do. A pipe on stdin goes after it, or is it; `-` reads stdin."),
+    ] = None,
     model: Model = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt.")] = None,
+    files: Annotated[
+        list[str] | None,
+        typer.Option("--file", "-f", help="A text file that comes before the prompt; repeatable."),
+    ] = None,
+    schema: Annotated[
+        str | None, typer.Option(help="A JSON schema that the answer obeys: a file, or the JSON itself.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that together reach this.")] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the answer; may be given again.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    as_json: Json = False,
     openblas: OpenBlas = None,
 ) -> None:
     """Answer one prompt in the terminal, as it is generated."""
+    from mlx_mcp.cli.run import generate, request_of
     from mlx_mcp.config import Config
-    from mlx_mcp.core.ports import Message, TextKind
-    from mlx_mcp.engine.requests import GenerateRequest
-    from mlx_mcp.wiring import wire
 
-    text = sys.stdin.read() if prompt == "-" else prompt
-    messages = (*([Message("system", system)] if system else []), Message("user", text))
-    request = GenerateRequest(messages, None, max_tokens, temperature, top_p, tuple(stop or ()), seed)
-    client, _ = wire(Config.load(model=model, openblas=openblas, max_ssd_bytes=0))
-
-    async def stream(client: EngineClient) -> None:
-        from rich.console import Console
-
-        from mlx_mcp.engine.requests import Delta, Progress, Result
-
-        console, result = Console(stderr=True), None
-        with console.status("starting") as status:
-            async for update in client.generate(request):
-                match update:
-                    case Progress(_, message):
-                        status.update(message)
-                    case Delta(piece, _, kind):
-                        status.stop()
-                        typer.echo(piece, nl=False, err=kind is not TextKind.ANSWER)
-                    case Result():
-                        result = update
-        assert result is not None, "a generation ends with a result or an error"
-        typer.echo()
-        console.print(
-            f"{result.model}: {result.prompt_tokens} prompt tokens, {result.completion_tokens} generated, "
-            f"ended by {result.finish_reason}",
-            style="dim",
-            highlight=False,
-        )
-
-    try:
-        asyncio.run(stream(client))
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    finally:
-        client.close()
+    config = Config.load(model=model, openblas=openblas, max_ssd_bytes=0)
+    sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    request = request_of(config, prompt, files, schema, system, stop=tuple(stop or ()), **sampling)
+    generate(config, request, as_json)
 
 
 @app.command()
 @reporting_errors
-def models(model: Model = None) -> None:
+def models(model: Model = None, as_json: Json = False) -> None:
     """List the models that can be served: the embedded one, the configured one, the hub cache."""
-    from rich.console import Console
-    from rich.table import Table
-
     from mlx_mcp.config import Config
     from mlx_mcp.models.registry import Registry
 
-    table = Table("name", "weights", "context", "about", box=None, pad_edge=False)
-    for entry in Registry(Config.load(model=model).model).entries():
+    entries = Registry(Config.load(model=model).model).entries()
+    if as_json:
+        show_json(
+            [
+                {
+                    "name": entry.spec.name,
+                    "default": entry.default,
+                    "weights_bytes": entry.weights_bytes,
+                    "context_tokens": entry.context_tokens,
+                    "about": entry.spec.summary,
+                }
+                for entry in entries
+            ]
+        )
+        return
+    rows = []
+    for entry in entries:
         size = "not downloaded" if entry.weights_bytes is None else f"{entry.weights_bytes / 1e6:,.1f} MB"
         name = f"{entry.spec.name} (default)" if entry.default else entry.spec.name
-        table.add_row(name, size, f"{entry.context_tokens or '?'}", entry.spec.summary)
-    Console().print(table)
+        rows.append([name, size, f"{entry.context_tokens or '?'}", entry.spec.summary])
+    show_table(MODELS, rows)
 
 
 @app.command()
 @reporting_errors
-def doctor(model: Model = None, openblas: OpenBlas = None) -> None:
+def doctor(model: Model = None, openblas: OpenBlas = None, as_json: Json = False) -> None:
     """Check the installation: versions, device, BLAS, settings, and whether the embedded model answers right."""
-    from rich.console import Console
-
     from mlx_mcp.config import Config
-    from mlx_mcp.doctor import examine
+    from mlx_mcp.doctor import examine, report
 
-    console, sound = Console(), True
-    for finding in examine(Config.load(model=model, openblas=openblas, max_ssd_bytes=0)):
-        mark = {"ok": "[green]ok  [/]", "hint": "[yellow]hint[/]", "fault": "[red]FAULT[/]"}[finding.kind]
-        console.print(f"{mark} {finding.text}", highlight=False, soft_wrap=True)
-        sound = sound and finding.kind != "fault"
-    if not sound:
-        raise typer.Exit(1)
+    config, findings = Config.load(model=model, openblas=openblas, max_ssd_bytes=0), []
+    for finding in examine(config):
+        findings.append(finding)
+        if not as_json:
+            show_marked(*MARKS[finding.kind], finding.text)
+    if as_json:
+        show_json(report(Config.load(), findings))
+    if any(finding.kind == "fault" for finding in findings):
+        raise typer.Exit(NOTHING)
 
 
-for each in sessions.registered_commands:
-    assert each.callback is not None, "a command that does nothing"
-    each.callback = reporting_errors(each.callback)
-app.add_typer(engine, name="engine")
-app.add_typer(sessions, name="sessions")
+MODELS = (Column("name", whole=True), Column("weights", rank=1), Column("context", rank=2), Column("about", rank=3))
+MARKS = {"ok": ("ok", "green"), "hint": ("hint", "yellow"), "fault": ("FAULT", "red")}

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import math
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
 from copy import copy
@@ -35,23 +35,31 @@ from mlx_mcp.engine.messages import (
     Close,
     Command,
     Event,
+    Export,
     Failed,
     Find,
     Finish,
     Finished,
     Fork,
+    Heads,
+    Import,
     ListSessions,
     Load,
     Loaded,
     Loading,
     Moved,
+    OnDisk,
     Persist,
     Persisted,
     Prefilled,
+    Purge,
+    Read,
+    Remove,
     Sessions,
     Sink,
     Submit,
     Token,
+    Told,
     Turn,
     Unloaded,
     Waiting,
@@ -268,6 +276,26 @@ class EngineClient:
         """
         return await self._about(lambda sink: ListSessions(tenant, sink))
 
+    async def on_disk(
+        self, what: Heads | Read | Remove | Purge | Export | Import, waiting: Callable[[], Awaitable[None]]
+    ) -> Any:
+        """Look at, or change, what is on disk of sessions; what comes back is said at `what`.
+
+        Awaits `waiting` about once a second until then. A transfer goes on if the caller is cancelled: have it stopped.
+
+        Raises:
+            NotKeptHere: nothing is kept on disk here.
+            RequestError: there is no such session, or it cannot be done with it.
+            StorageError: it cannot be read or written now.
+            EngineDead: the engine thread has ended.
+        """
+        mailbox = Mailbox(self.thread)
+        self.thread.send(OnDisk(what, mailbox.put))
+        while (event := await mailbox.get(0.9 * CHECK_S)) is None:
+            await waiting()
+        assert isinstance(event, Told), f"{event} in answer to something about the disk"
+        return event.value
+
     async def _about(self, command: Callable[[Sink], Command]) -> list[SessionInfo]:
         mailbox = Mailbox(self.thread)
         self.thread.send(command(mailbox.put))
@@ -337,14 +365,17 @@ class EngineClient:
                 break
             check_alive(self.thread)
             yield Progress("loading", f"loading {spec.name}: {preparation.line}")
-        self.thread.send(Load(future.result(), mailbox.put))
+        prepared = future.result()
+        self.thread.send(Load(prepared, mailbox.put))
         while True:
             match await mailbox.get(KEEPALIVE_S):
                 case Loaded(model):
                     yield model
                     return
                 case Loading(share):
-                    yield Progress("loading", f"loading {spec.name}: {share:.0%} of the weights")
+                    total = prepared.weights_bytes
+                    line = f"loading {spec.name}: {share:.0%} of the weights"
+                    yield Progress("loading", line, round(share * total), total, "bytes")
                 case _:
                     yield self._slow(Progress("loading", f"loading {spec.name}"))
 

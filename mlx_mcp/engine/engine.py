@@ -42,6 +42,7 @@ from mlx_mcp.engine.messages import (
     Loaded,
     Loading,
     Moved,
+    OnDisk,
     Persist,
     Prefilled,
     Sink,
@@ -53,6 +54,7 @@ from mlx_mcp.engine.messages import (
 )
 from mlx_mcp.engine.persistence import Persistence, PersistenceOptions, warn
 from mlx_mcp.engine.session_commands import SessionCommands
+from mlx_mcp.engine.session_files import SessionFiles
 from mlx_mcp.errors import (
     CapacityError,
     EngineDead,
@@ -160,6 +162,7 @@ class Engine:
                 persisting.open_store, persisting.io, self.cache, self.sessions, persisting.options, clock
             )
         self.session_commands = SessionCommands(self.sessions, self.persistence, self.handle, self._close)
+        self.session_files = SessionFiles(self.sessions, self.persistence, self._close)
         self.stopped = False
         self.looked_at = clock()  # when waiting times were last looked at
         self.num_steps = self.num_preemptions = self.num_prompt = self.num_cached = 0
@@ -219,6 +222,9 @@ class Engine:
                         self.session_commands.carry_out(command)
                     except MlxMcpError as error:
                         command.sink(Failed(error))
+            case OnDisk():
+                if not self.session_commands.too_early(command):
+                    self.session_files.carry_out(command)
             case Done(tell):
                 tell()
         if self.persistence is not None:
@@ -252,6 +258,7 @@ class Engine:
         """
         self.stopped = True
         self.session_commands.stop()
+        self.session_files.stop()
         if self.persistence is not None:
             self.persistence.engine_busy = False
         self._fail_sequences(EngineDead())
@@ -272,6 +279,7 @@ class Engine:
     def fail_all(self, error: MlxMcpError) -> None:
         """Tell every waiter that nothing more will come, and let go of everything."""
         self.session_commands.fail_all(error)
+        self.session_files.fail_all(error)
         self._fail_sequences(error)
 
     def _fail_sequences(self, error: MlxMcpError) -> None:
@@ -548,7 +556,7 @@ class Engine:
         live.resident.scheduler.remove(live.sequence)
         live.resident.model.runner.release(sequence_id)
         session = live.session
-        if session is not None and session.session_id in self.sessions.sessions:
+        if session is not None and self.sessions.is_open(session):
             self.sessions.abandon(session)
             self._next_turn(session)
         return live.sink
@@ -603,7 +611,7 @@ class Engine:
         while session.turn is None and session.queue:
             command = session.queue.popleft()
             del self.queued[command.sequence_id]
-            if session.session_id in self.sessions.sessions:
+            if self.sessions.is_open(session):
                 self._submit(command)
             else:
                 command.sink(Failed(UnknownSession(session.session_id)))

@@ -68,12 +68,16 @@ class GenerateRequest:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the call is: `phase` is loading, queued, prefill or decode; `done` of `total` tokens once it is known."""
+    """Where the call is: `phase` is loading, queued, prefill or decode; `done` of `total` once it is known.
+
+    Both count `unit`: "bytes" while a model is fetched or loaded, else "tokens".
+    """
 
     phase: str
     message: str
     done: int = 0
     total: int | None = None
+    unit: str = "tokens"
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,8 @@ def greet(
     try:
         pid = peer(connection)[0]
         sent = socket.send_fds(connection, [line], fds) if fds else 0
-        connection.sendall(line[sent:])
+        if sent < len(line):  # to send nothing fails, too, once the engine has answered and hung up
+            connection.sendall(line[sent:])
         if answer_s > SAY_S and not select.select([connection], [], [], SAY_S)[0]:
             say(f"waiting for the engine, process {pid or '?'}, which does not answer")
             connection.settimeout(answer_s - SAY_S)

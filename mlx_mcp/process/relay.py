@@ -253,6 +253,16 @@ def tell(note: str) -> None:
     print(f"mlx-mcp: {note}", file=sys.stderr, flush=True)
 
 
+def tell_a_terminal() -> None:
+    """Say to a user who started this by hand what it waits for; a host starts it with a pipe."""
+    if sys.stdin is not None and sys.stdin.isatty():
+        tell(
+            "waiting for an MCP host, which starts this command itself and speaks JSON over stdin. To have Claude Code "
+            "do so: `claude mcp add mlx -- mlx-mcp serve`; others are in the README. To ask a model here: "
+            '`mlx-mcp run "…"`. Ctrl-D ends this.'
+        )
+
+
 def serve_options(arguments: list[str]) -> dict[str, str] | None:
     """What `mlx-mcp serve` was given, if a relay can do it: model and openblas. None leaves it to the command line."""
     given: dict[str, str] = {}
@@ -281,4 +291,5 @@ def serve(model: str | None = None, openblas: bool | None = None) -> None:
         os.environ["MLX_MCP_OPENBLAS"] = "1" if openblas else "0"
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
+    tell_a_terminal()
     Relay(user_place(), window("stdio", model)).run()

@@ -159,8 +159,9 @@ class Meter:
             self.done, self.phase = self.read + update.num_tokens, "decode"
             self.text = (self.text + update.text)[-PROGRESS_CHARS:]
         else:
-            self.done, self.total, self.line = update.done, update.total, update.message
-            self.phase = update.phase
+            self.line, self.phase = update.message, update.phase
+            # Bytes of a model are not on the scale of the tokens to come, which a host sees as one bar.
+            self.done, self.total = (update.done, update.total) if update.unit == "tokens" else (0, None)
             if update.phase == "prefill":
                 self.read = update.done
 

@@ -42,6 +42,7 @@ from mlx_mcp.server.calls import Activity
 from mlx_mcp.server.files import FileReader, default_roots
 from mlx_mcp.server.http import HttpServer, auth_settings, end, http_app
 from mlx_mcp.server.lifetime import CUT_OFF_S, let_end
+from mlx_mcp.server.session_files import SessionFiles
 from mlx_mcp.server.stdio import OpenRequests, StreamLines, serve_lines
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class Connections:
         self._path = str(listener.getsockname())
         self._inode = os.stat(self._path).st_ino
         self._settings = engine_settings()
+        self._session_files = SessionFiles(client, config, reply)
         self._connections: dict[int, Connection] = {}
         self._named: dict[str, ModelSpec] = {}  # the windows' models, which sessions may be taken up with by others
         self._https: list[HttpServer] = []
@@ -144,7 +146,7 @@ class Connections:
     @property
     def _busy(self) -> bool:
         windows = any(connection.busy for connection in self._connections.values())
-        return windows or any(server.busy for server in self._https)
+        return windows or self._session_files.busy or any(server.busy for server in self._https)
 
     def _may_end(self) -> bool:
         """Whether nobody would miss this process: no call runs, and no open window has a session that ends with it."""
@@ -212,6 +214,9 @@ class Connections:
             self.stop()
             self._until_the_end.append(connection)
             await reply(connection, {"pid": os.getpid()})
+        elif kind == "sessions":
+            if not self._stopping.is_set():  # else no reply: it waits for the end, and does it itself
+                await self._session_files.answer(connection, hello, fds)
         elif kind in ("stdio", "http") and isinstance(hello.get("version"), str):
             if self._stopping.is_set():
                 return  # no reply: it starts another

@@ -56,9 +56,7 @@ class FileReader:
                     f"The files up to {shown(path)} have {total} bytes, and a call may have {self._max_total_bytes} "
                     "read. Give fewer, or have the server started with a larger MLX_MCP_MAX_FILES_BYTES."
                 )
-            text = decoded(path, data)
-            end = "" if text.endswith("\n") or not text else "\n"
-            files[root / below] = f'<file path="{attribute(str(below))}">\n{text}{end}</file>'
+            files[root / below] = framed(str(below), decoded(path, data))
         return "\n\n".join(files.values())
 
     def _open(self, path: str) -> tuple[int, Path, Path]:
@@ -130,6 +128,12 @@ def open_below(root: Path, names: tuple[str, ...]) -> int:
         finally:
             os.close(folder)
     return fd
+
+
+def framed(path: str, text: str) -> str:
+    """A file as a model sees it."""
+    end = "" if text.endswith("\n") or not text else "\n"
+    return f'<file path="{attribute(path)}">\n{text}{end}</file>'
 
 
 def decoded(path: str, data: bytes) -> str:

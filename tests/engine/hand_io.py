@@ -14,12 +14,22 @@ class HandIo:
     def __init__(self) -> None:
         self.work: list[tuple[Callable[[], Any], Callable[[Any], None]]] = []
         self.closed = False
+        self.num_patient = 0  # the last pieces of the work, which others pass
 
-    def submit(self, work: Callable[[], T], tell: Callable[[T | MlxMcpError], None], urgent: bool = False) -> None:
-        self.work.insert(0, (work, tell)) if urgent else self.work.append((work, tell))
+    def submit(
+        self, work: Callable[[], T], tell: Callable[[T | MlxMcpError], None], urgent: bool = False, patient: bool = False
+    ) -> None:
+        self.num_patient += patient
+        at = 0 if urgent else len(self.work) + 1 if patient else len(self.work) - self.num_patient
+        self.work.insert(at, (work, tell))
+
+    def breathe(self) -> None:
+        while len(self.work) > self.num_patient:
+            self.run()()
 
     def run(self) -> Callable[[], None]:
         """Do one piece; returns what tells the engine."""
+        self.num_patient -= len(self.work) == self.num_patient
         work, tell = self.work.pop(0)
         try:
             outcome: Any = work()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mlx_mcp.errors import StorageError
+from mlx_mcp.storage.transfer import from_file, to_file
 from tests.effort import drawn
 from tests.storage.world import T0, block, content, open_store, record
 
@@ -125,7 +126,7 @@ class StoreMachine(RuleBasedStateMachine):
         session, version = data.draw(st.sampled_from(sorted(self.sessions)))
         path = self.parent / "exported"
         try:
-            self.store.export(session, path, version)
+            self.store.export(session, version, to_file(path))
         except StorageError as exc:
             check_error(exc, "damaged")
             assert self.damaged
@@ -140,7 +141,7 @@ class StoreMachine(RuleBasedStateMachine):
         at = self.exported.session_id, self.exported.version
         missing = {key for key in self.exported.blocks if not self.store.tier.find(key)}
         try:
-            self.store.import_(self.parent / "exported")
+            self.store.import_(from_file(self.parent / "exported"))
         except StorageError as exc:
             check_error(exc, "do not fit")
             return
