@@ -36,7 +36,7 @@ from mlx_mcp.process.daemon import engine_settings
 from mlx_mcp.process.place import peer
 from mlx_mcp.server.app import build_server
 from mlx_mcp.server.calls import Activity
-from mlx_mcp.server.files import FileReader, default_roots
+from mlx_mcp.server.files import FileReader
 from mlx_mcp.server.http import HttpServer, auth_settings, http_app, http_server
 from mlx_mcp.server.stdio import StreamLines, serve_lines
 
@@ -266,8 +266,8 @@ class Connections:
         self, connection: socket.socket, joined: Connection, config: Config, client: EngineClient, registry: Registry
     ) -> None:
         """Serve one host's lines until its end."""
-        roots = default_roots(joined.hello.get("folder")) if config.file_roots is None else config.file_roots
-        files = FileReader(roots, config.max_file_bytes, config.max_files_bytes)
+        folder = joined.hello.get("folder")
+        files = FileReader.of_window(config.file_roots, folder, config.max_file_bytes, config.max_files_bytes)
         server = build_server(client, registry, files, joined.activity)
         lines, stream = await asyncio.open_connection(sock=connection)
 
@@ -334,7 +334,8 @@ class Connections:
 
         def shown(joined: Connection) -> dict[str, Any]:
             calls = list(joined.activity.calls.values())
-            running = [call for call in calls if call.phase in ("prefill", "decode")]
+            running = min(len(calls), stats.groups.get(str(joined.number), 0))
+            waiting = [call for call in calls if call.phase not in ("prefill", "decode")]
             held = [sessions[handle] for handle in joined.activity.sessions if handle in sessions]
             return {
                 "number": joined.number,
@@ -345,9 +346,9 @@ class Connections:
                 "folder": joined.hello.get("folder") or "",
                 "model": joined.model,
                 "since_s": now - joined.since,
-                "running": len(running),
-                "waiting": len(calls) - len(running),
-                "waits_for": next((call.line or call.phase for call in calls if call not in running), ""),
+                "running": running,
+                "waiting": len(calls) - running,
+                "waits_for": next((call.line or call.phase for call in waiting), "") if running < len(calls) else "",
                 "sessions": [session.name or session.session_id for session in held],
             }
 

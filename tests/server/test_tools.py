@@ -135,6 +135,8 @@ async def test_text_that_reads_as_json_stays_text_and_null_is_as_good_as_nothing
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"5": 101}}, "logit_bias"),
         ({"logit_bias": {"2000000": 1}}, "logit_bias"),
+        ({"queue": True}, "`queue` waits for a turn of a session, and there is no `session`"),
+        ({"queue": True, "keep": True}, "`queue`"),
     ],
 )
 async def test_what_cannot_be_done_is_refused_with_the_arguments_name(engine, arguments, words):
@@ -245,6 +247,57 @@ async def test_a_bad_call_is_told_what_to_change_and_the_server_goes_on(engine, 
         assert words in result.content[0].text
         assert "pydantic" not in result.content[0].text
         assert (await generate(client)).structured_content["text"] == "hello"
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "words"),
+    [
+        (
+            "generate",
+            {"prompt": "x", "max_token": 5},
+            ["max_token", "did you mean `max_tokens`?", "generate takes prompt,"],
+        ),
+        ("generate", {"prompt": "x", "maxTokens": 5}, ["did you mean `max_tokens`?"]),
+        ("generate", {"promt": "x"}, ["prompt: Field required", "did you mean `prompt`?"]),
+        ("generate", {"prompt": "x", "zzz": 1}, ["zzz: Extra inputs", "takes prompt, session, keep"]),
+        ("generate_batch", {"prompt": "x"}, ["did you mean `prompts`?", "prompts, n, session"]),
+        ("fork_session", {"session": "s", "nmaes": ["a"]}, ["did you mean `names`?"]),
+        (
+            "create_session",
+            {"messages": [{"role": "user", "contents": "S"}]},
+            ["did you mean `content`?", "role, content"],
+        ),
+        ("list_models", {"name": "x"}, ["list_models takes nothing"]),
+    ],
+)
+async def test_an_unknown_argument_is_told_what_was_probably_meant_and_what_there_is(
+    engine, mode, tool, arguments, words
+):
+    async with connect(engine, mode) as client:
+        result = await client.call_tool(tool, arguments)
+    assert result.is_error
+    assert [word for word in words if word not in result.content[0].text] == []
+    assert "\n" not in result.content[0].text
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("generate", {"prompt": "a" * 101, "model": "tiny"}),
+        ("generate", {"prompt": "a" * 100, "model": "tiny"}),
+        ("generate_batch", {"prompts": ["a" * 101], "model": "tiny"}),
+        ("create_session", {"system": "a" * 101, "model": "tiny"}),
+    ],
+)
+async def test_a_prompt_that_is_too_long_alone_says_nothing_of_a_max_tokens_that_nobody_gave(
+    engine, mode, tool, arguments
+):
+    async with connect(engine, mode) as client:
+        text = (await client.call_tool(tool, arguments)).content[0].text
+        given = (await generate(client, "a" * 99, max_tokens=2)).content[0].text
+    assert "tokens, but the model's context is 100 tokens. Shorten the prompt" in text
+    assert "max_tokens" not in text
+    assert "and max_tokens is 2, but" in given
 
 
 async def test_a_missing_prompt_is_named(engine, mode):
