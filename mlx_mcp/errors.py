@@ -176,6 +176,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that was probably meant by an unknown one, for an error's text; nothing if none is alike."""
     import difflib  # only for errors: the relay is to be up in a blink
 
-    plain = {known_name.lower(): known_name for known_name in known}
-    found = difflib.get_close_matches(name.lower().replace("-", "_"), plain, 1)
-    return plain[found[0]] if found else ""
+    return next(iter(difflib.get_close_matches(name.lower().replace("-", "_"), known, 1)), "")

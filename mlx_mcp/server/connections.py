@@ -27,7 +27,7 @@ from mcp_types import CLIENT_INFO_META_KEY, JSONRPCMessage
 from starlette.types import Receive, Scope, Send
 
 from mlx_mcp import __version__
-from mlx_mcp.config import Config
+from mlx_mcp.config import Config, refuse_unknown
 from mlx_mcp.core.ports import ModelSpec
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.errors import ConfigError, MlxMcpError
@@ -196,6 +196,8 @@ class Connections:
         elif kind in ("stdio", "http") and isinstance(hello.get("version"), str):
             if self._stopping.is_set():
                 return  # no reply: it starts another
+            if hello["version"] == __version__:  # another one may have other settings
+                refuse_unknown(hello.get("settings") or {})
             notes, leaving = self._compare(hello)
             if leaving:
                 self.stop()
