@@ -167,6 +167,20 @@ async def test_a_session_is_made_as_it_is_wished(engine):
         assert "parent" not in a
 
 
+async def test_a_session_that_there_is_no_room_to_pin_says_that_it_is_not_pinned():
+    engine = fake_client(FakeLoader(context_tokens=2000), block_tokens=16, max_kv_bytes=2000)
+    try:
+        async with connect(engine) as client:
+            first = await call(client, "create_session", system="a" * 600, pinned=True, model="tiny")
+            second = await call(client, "create_session", system="b" * 600, pinned=True, model="tiny")
+            listed = (await call(client, "list_sessions"))["sessions"]
+    finally:
+        assert engine.close()
+    assert "note" not in first
+    assert "It is not pinned" in second["note"]
+    assert [session["pinned"] for session in listed] == [False, True]
+
+
 async def test_a_list_that_no_host_would_take_is_cut(engine, monkeypatch):
     async with connect(engine) as client:
         monkeypatch.setattr(results, "MAX_LISTED", 2)

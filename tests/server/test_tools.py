@@ -36,10 +36,16 @@ async def generate(client, prompt="hello", **arguments):
     return await client.call_tool("generate", {"prompt": prompt, "model": "tiny"} | arguments)
 
 
-async def test_generate_returns_the_text_alone_and_a_small_structured_result(engine, mode):
+def told(result):
+    """What a host's model sees that is shown the text blocks only: the answers, and all else that the result says."""
+    *texts, rest = [block.text for block in result.content]
+    return texts, json.loads(rest)
+
+
+async def test_generate_returns_the_text_and_a_small_structured_result(engine, mode):
     async with connect(engine, mode) as client:
         result = await generate(client)
-    assert [block.text for block in result.content] == ["hello"]
+    assert told(result)[0] == ["hello"]
     assert result.structured_content == {
         "text": "hello",
         "finish_reason": "stop",
@@ -56,7 +62,7 @@ async def test_reasoning_and_tool_calls_come_apart_from_the_text(engine, mode):
     look = {"type": "function", "function": {"name": "look"}}
     async with connect(engine, mode) as client:
         result = await generate(client, "[hm]yes{look}", tools=[look])
-    assert [block.text for block in result.content] == ["yes"]
+    assert told(result)[0] == ["yes"]
     assert result.structured_content == {
         "text": "yes",
         "finish_reason": "tool_calls",
@@ -69,6 +75,60 @@ async def test_reasoning_and_tool_calls_come_apart_from_the_text(engine, mode):
         "reasoning": "hm",
         "tool_calls": [{"name": "look", "arguments": {}}],
     }
+
+
+LOOK = {"type": "function", "function": {"name": "look"}}
+CALLS = {
+    "an answer": ({"prompt": "hello"}, ["hello"]),
+    "a kept one": ({"prompt": "hello", "keep": True}, ["hello"]),
+    "one that was cut off": ({"prompt": "hello", "max_tokens": 2}, ["he"]),
+    "one beside a call": ({"prompt": "[hm]yes{look}", "tools": [LOOK]}, ["yes"]),
+    "a lone call": ({"prompt": "{look}", "tools": [LOOK]}, []),
+    "one of the built-in model": ({"prompt": "hello", "model": None}, ["hello"]),
+    "one with log-probabilities": ({"prompt": "hello", "logprobs": 1}, ["hello"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "texts"), CALLS.values(), ids=CALLS)
+async def test_text_blocks_alone_say_all_that_the_structured_result_says_and_the_text_once(
+    engine, mode, arguments, texts
+):
+    async with connect(engine, mode) as client:
+        result = await generate(client, **arguments)
+    seen, rest = told(result)
+    assert seen == texts
+    assert rest | {"text": "".join(texts)} == result.structured_content
+    assert all(block.text for block in result.content)
+    assert "text" not in rest
+
+
+async def test_a_model_that_sees_text_blocks_only_can_go_on_from_every_answer_of_a_batch(engine, mode):
+    async with connect(engine, mode) as client:
+        batch = {"prompts": ["one", "a" * 101, "{look}"], "keep": True, "model": "tiny"}
+        result = await client.call_tool("generate_batch", batch)
+        texts, rest = told(result)
+        assert texts == ["one", "(no text)", "(no text)"]
+        one, failed, called = rest["results"]
+        assert one["finish_reason"] == "stop"
+        assert "Shorten the prompt" in failed["error"]
+        assert called["tool_calls"] == [{"name": "look", "arguments": {}}]
+        assert (await generate(client, "two", session=one["session"])).structured_content["text"] == "two"
+    for told_, whole in zip(rest["results"], result.structured_content["results"], strict=True):
+        assert {key: value for key, value in whole.items() if key != "text" and value != 0} == told_
+
+
+async def test_every_other_tool_says_in_a_text_block_what_its_structured_result_says(engine, mode):
+    async with connect(engine, mode) as client:
+        for tool, arguments in (
+            ("create_session", {"system": "S", "name": "root", "model": "tiny"}),
+            ("fork_session", {"session": "root", "names": ["a", "b"]}),
+            ("list_sessions", {}),
+            ("list_models", {}),
+            ("close_session", {"all": True}),
+        ):
+            result = await client.call_tool(tool, arguments)
+            (block,) = result.content
+            assert json.loads(block.text) == result.structured_content
 
 
 async def test_progress_counts_the_prompt_and_then_the_tokens_of_the_answer(engine, mode, monkeypatch):
