@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 from platformdirs import user_config_path, user_data_path
-from pydantic import BeforeValidator, DirectoryPath, Field, SecretStr, ValidationError
+from pydantic import (
+    BeforeValidator,
+    DirectoryPath,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -17,9 +26,13 @@ from pydantic_settings import (
 )
 from pydantic_settings.exceptions import SettingsError
 
-from mlx_mcp.errors import ConfigError
+from mlx_mcp.errors import ConfigError, nearest
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PREFIX = "MLX_MCP_"
+# What the environment may say beside settings: where things are, and what the tests of this package set.
+PLACES = frozenset(("MLX_MCP_CONFIG", "MLX_MCP_STATE_DIR"))
+FOR_TESTS = frozenset(("MLX_MCP_TEST_MODE", "MLX_MCP_FAULT"))
 
 
 def folders(value: Any) -> Any:
@@ -31,7 +44,7 @@ def folders(value: Any) -> Any:
 class Config(BaseSettings):
     """What a user can set. `load` is the way to make one: it turns every fault into a ConfigError."""
 
-    model_config = SettingsConfigDict(env_prefix="MLX_MCP_", env_ignore_empty=True, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     model: str | None = Field(None, description="`embedded`, a folder, or a hub id; the embedded model if unset")
     host: str = Field("127.0.0.1", description="address for --http; any but loopback needs a token")
@@ -91,6 +104,14 @@ class Config(BaseSettings):
     )
     shutdown_timeout_s: float = Field(5.0, ge=0, le=300, description="how long running calls may take to end at exit")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `true` in config.toml for a number, which would pass for 1."""
+        if isinstance(value, bool) and info.field_name != "openblas":
+            raise ValueError(f"it cannot be {str(value).lower()}")
+        return value
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -108,14 +129,19 @@ class Config(BaseSettings):
         """The settings in force; an argument that is None counts as not given.
 
         Raises:
-            ConfigError: a value is out of range or the file is broken, with the name of the setting.
+            ConfigError: a value is out of range, the file is broken, or a setting is unknown, with its name.
         """
+        refuse_unknown(name for name, value in os.environ.items() if value)
         try:
             config = cls(**{key: value for key, value in given.items() if value is not None})
         except ValidationError as error:
+            unknown = [str(e["loc"][0]) for e in error.errors() if e["type"] == "extra_forbidden"]
+            if unknown:
+                told = "; ".join(no_setting(name, cls.model_fields) for name in unknown)
+                raise ConfigError(f"{config_path()}: {told}") from error
             faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise ConfigError(f"Bad settings (flag, MLX_MCP_* or {config_path()}): {faults}.") from error
-        except (SettingsError, ValueError) as error:
+        except (SettingsError, ValueError, OSError) as error:
             raise ConfigError(f"The settings in {config_path()} cannot be read: {error}.") from error
         if config.kv_bits not in (None, 4, 8):
             raise ConfigError(f"kv_bits is {config.kv_bits}; it must be 8 or 4, or unset for full precision.")
@@ -136,6 +162,28 @@ class Config(BaseSettings):
                 "send it as `Authorization: Bearer …`. Without one, serve on 127.0.0.1."
             )
         return config
+
+
+def refuse_unknown(names: Iterable[str]) -> None:
+    """Refuse what begins like a setting in the environment and is none: a typo must not leave a default in force.
+
+    Raises:
+        ConfigError: with the names that were probably meant.
+    """
+    known = {PREFIX + name.upper() for name in Config.model_fields} | PLACES
+    begin = (name for name in names if name.upper().startswith(PREFIX))
+    unknown = sorted(name for name in begin if name.upper() not in known | FOR_TESTS)
+    if unknown:
+        raise ConfigError("; ".join(no_setting(name, known) for name in unknown))
+
+
+def no_setting(name: str, known: Iterable[str]) -> str:
+    """That there is no such setting, and which one was probably meant."""
+    plain = {known_name.removeprefix(PREFIX).lower(): known_name for known_name in sorted(known)}
+    near = nearest(name.lower().removeprefix(PREFIX.lower()), plain)
+    if near:
+        return f"{name} is no setting; did you mean {plain[near]}?"
+    return f"{name} is no setting. There are: {', '.join(plain.values())}."
 
 
 def config_path() -> Path:

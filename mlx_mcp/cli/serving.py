@@ -67,13 +67,12 @@ def serve_stdio(config: Config) -> None:
     from mlx_mcp.process.place import project_folder
     from mlx_mcp.server.app import build_server
     from mlx_mcp.server.calls import Activity
-    from mlx_mcp.server.files import FileReader, default_roots
+    from mlx_mcp.server.files import FileReader
     from mlx_mcp.server.lifetime import exit_within, let_end, until_signal
     from mlx_mcp.wiring import wire
 
     client, registry = wire(config)
-    roots = default_roots(project_folder()) if config.file_roots is None else config.file_roots
-    files = FileReader(roots, config.max_file_bytes, config.max_files_bytes)
+    files = FileReader.of_window(config.file_roots, project_folder(), config.max_file_bytes, config.max_files_bytes)
     activity, requests = Activity(), OpenRequests()
     server = build_server(client, registry, files, activity)
 

@@ -388,7 +388,9 @@ class SessionStore:
                 )
             if name.startswith("s_"):
                 raise InvalidRequest(f"{name[:80]!r} cannot be a session's name: handles begin with s_.")
-            if (tenant, name) in self._names or names.count(name) > 1:
+            if names.count(name) > 1:
+                raise InvalidRequest(f"`names` has a fork named {name!r} already: give each a name of its own.")
+            if (tenant, name) in self._names:
                 raise InvalidRequest(f"There is a session named {name!r} already; close it, or take another name.")
         if len(self.sessions) + count > self.max_sessions:
             raise CapacityError(

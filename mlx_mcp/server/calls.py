@@ -23,7 +23,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.requests import Delta, GenerateRequest, Progress, Result
-from mlx_mcp.errors import CapacityError, EngineDead, GenerationFailed, MlxMcpError
+from mlx_mcp.errors import CapacityError, EngineDead, GenerationFailed, MlxMcpError, nearest
 
 PROGRESS_INTERVAL_S = 0.1  # each notification costs about 0.5 ms of the event loop
 PROGRESS_CHARS = 160  # hosts cut the message at 200
@@ -94,18 +94,34 @@ class StrictTool(Tool):
             return await super().run(arguments, context, convert_result)
         except ToolError as error:
             if isinstance(error.__cause__, ValidationError) and not isinstance(error, UnexpectedToolError):
-                raise ToolError(f"{self.name} was not called right: {advice(error.__cause__)}") from error
+                raise ToolError(f"{self.name} was not called right: {self._advice(error.__cause__)}") from error
             raise
 
+    def _advice(self, error: ValidationError) -> str:
+        """What is wrong with which argument, in one line; long values are cut."""
+        faults, there_are = [], dict[str, str]()
+        for fault in error.errors(include_url=False):
+            *place, name = map(str, fault["loc"])
+            given = "" if fault["type"] == "missing" else f" (given: {fault['input']!r:.80})"
+            meant = ""
+            if fault["type"] == "extra_forbidden":
+                known = self._names(fault["loc"][:-1])
+                near = nearest(name, known)
+                meant = f"; did you mean `{near}`?" if near else ""
+                there_are[".".join([self.name, *place])] = ", ".join(known) or "nothing"
+            faults.append(f"{'.'.join([*place, name])}: {fault['msg']}{given}{meant}")
+        told = "; ".join(faults)
+        takes = "".join(f" {place} takes {names}." for place, names in there_are.items())
+        return f"{told}{'' if told.endswith('?') else '.'}{takes} Correct the arguments and call again."
 
-def advice(error: ValidationError) -> str:
-    """What is wrong with which argument, in one line; long values are cut."""
-    faults = []
-    for fault in error.errors(include_url=False):
-        name = ".".join(map(str, fault["loc"]))
-        given = "" if fault["type"] == "missing" else f" (given: {fault['input']!r:.80})"
-        faults.append(f"{name}: {fault['msg']}{given}")
-    return "; ".join(faults) + ". Correct the arguments and call again."
+    def _names(self, place: tuple[int | str, ...]) -> list[str]:
+        """What there can be at a place in the arguments."""
+        schema = self.parameters
+        for step in place:
+            schema = schema["items"] if isinstance(step, int) else schema["properties"][step]
+            if "$ref" in schema:
+                schema = self.parameters["$defs"][schema["$ref"].rpartition("/")[2]]
+        return list(schema.get("properties", ()))
 
 
 class HasActivity(Protocol):

@@ -29,7 +29,7 @@ from mcp_types import CLIENT_INFO_META_KEY, JSONRPCMessage
 from starlette.types import Receive, Scope, Send
 
 from mlx_mcp import __version__
-from mlx_mcp.config import Config
+from mlx_mcp.config import Config, refuse_unknown
 from mlx_mcp.core.ports import ModelSpec
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.errors import ConfigError, MlxMcpError
@@ -39,7 +39,7 @@ from mlx_mcp.process.lines import ALIVE, ALIVE_S, ENDING, notice
 from mlx_mcp.process.place import peer
 from mlx_mcp.server.app import build_server
 from mlx_mcp.server.calls import Activity
-from mlx_mcp.server.files import FileReader, default_roots
+from mlx_mcp.server.files import FileReader
 from mlx_mcp.server.http import HttpServer, auth_settings, end, http_app
 from mlx_mcp.server.lifetime import CUT_OFF_S, let_end
 from mlx_mcp.server.session_files import SessionFiles
@@ -220,6 +220,8 @@ class Connections:
         elif kind in ("stdio", "http") and isinstance(hello.get("version"), str):
             if self._stopping.is_set():
                 return  # no reply: it starts another
+            if hello["version"] == __version__:  # another one may have other settings
+                refuse_unknown(hello.get("settings") or {})
             notes, leaving = self._compare(hello)
             if leaving:
                 self.stop()
@@ -291,8 +293,8 @@ class Connections:
         self, connection: socket.socket, joined: Connection, config: Config, client: EngineClient, registry: Registry
     ) -> None:
         """Serve one host's lines until its end."""
-        roots = default_roots(joined.hello.get("folder")) if config.file_roots is None else config.file_roots
-        files = FileReader(roots, config.max_file_bytes, config.max_files_bytes)
+        folder = joined.hello.get("folder")
+        files = FileReader.of_window(config.file_roots, folder, config.max_file_bytes, config.max_files_bytes)
         server = build_server(client, registry, files, joined.activity)
         lines, stream = await asyncio.open_connection(sock=connection)
 
@@ -380,7 +382,8 @@ class Connections:
 
         def shown(joined: Connection) -> dict[str, Any]:
             calls = list(joined.activity.calls.values())
-            running = [call for call in calls if call.phase in ("prefill", "decode")]
+            running = min(len(calls), stats.groups.get(str(joined.number), 0))
+            waiting = [call for call in calls if call.phase not in ("prefill", "decode")]
             held = [sessions[handle] for handle in joined.activity.sessions if handle in sessions]
             return {
                 "number": joined.number,
@@ -391,9 +394,9 @@ class Connections:
                 "folder": joined.hello.get("folder") or "",
                 "model": joined.model,
                 "since_s": now - joined.since,
-                "running": len(running),
-                "waiting": len(calls) - len(running),
-                "waits_for": next((call.line or call.phase for call in calls if call not in running), ""),
+                "running": running,
+                "waiting": len(calls) - running,
+                "waits_for": next((call.line or call.phase for call in waiting), "") if running < len(calls) else "",
                 "sessions": [session.name or session.session_id for session in held],
             }
 

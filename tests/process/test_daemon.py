@@ -291,6 +291,22 @@ def test_settings_that_cannot_work_end_the_window_with_one_clear_line():
             assert words in done.stderr
 
 
+@pytest.mark.parametrize("engine", [False, True], ids=["no engine", "an engine in use"])
+def test_a_typo_in_a_windows_settings_ends_it_with_the_name_that_was_meant(engine, tmp_path):
+    config = tmp_path / "config.toml"
+    with state_folder(MLX_MCP_CONFIG=str(config)) as (_, env), contextlib.ExitStack() as windows:
+        if engine:
+            windows.enter_context(Window(env))
+        typo = run(env | {"MLX_MCP_MAX_KV_BYTE": "1"}, "serve")
+        config.write_text('modle = "x"\n')
+        in_the_file = run(env, "serve")
+    for done in (typo, in_the_file):
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "Traceback" not in done.stderr
+    assert "MLX_MCP_MAX_KV_BYTE is no setting; did you mean MLX_MCP_MAX_KV_BYTES?" in typo.stderr
+    assert f"{config}: modle is no setting; did you mean model?" in in_the_file.stderr
+
+
 def test_file_roots_that_are_no_folders_are_named():
     with state_folder() as (_, env):
         done = run(env | {"MLX_MCP_FILE_ROOTS": "/nowhere"}, "serve")

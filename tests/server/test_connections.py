@@ -171,6 +171,27 @@ async def test_status_says_what_each_connection_waits_for():
         assert (a["folder"], b["folder"], a["host"]) == ("/first", "/second", "test 1")
 
 
+async def test_a_call_whose_place_another_window_got_is_shown_as_waiting():
+    async with serving(Limits(max_running=4)) as served:
+        many, one = await served.join(), await served.join()
+        runner = await held(many, served.engine, max_tokens=90)
+        await many.send(*(call(i, max_tokens=90) for i in range(3, 6)))
+        await until(lambda: len(served.engine.thread._inbox) == 3)
+        runner.gate.allow(2)
+        await until(lambda: len(runner.steps) == 3)
+        await one.send(call(1, max_tokens=90))
+        await until(lambda: served.engine.thread._inbox)
+        runner.gate.allow(2)
+        await until(lambda: len(runner.steps) == 5)
+        async with asyncio.timeout(10):
+            while True:
+                state = await served.status()
+                a, b = state["connections"]
+                if (a["waiting"], b["running"], a["waits_for"][:12]) == (1, 1, "queued behin"):
+                    break
+        assert (a["running"], b["waiting"], b["waits_for"], state["rows"]) == (3, 0, "", 4)
+
+
 @pytest.mark.parametrize(("line", "id_", "words"), BAD_LINES, ids=[str(line[:30]) for line, _, _ in BAD_LINES])
 async def test_a_bad_line_is_answered_and_the_connection_goes_on(line, id_, words):
     async with serving(max_request_bytes=100_000) as served:
