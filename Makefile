@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := ci
-.PHONY: ci demo test lint types smoke hosts campaign bench-engine bench-sharing bench-peers bench-persistence \
+.PHONY: ci demo test lint types smoke hosts hosts-short campaign bench-engine bench-sharing bench-peers bench-persistence \
   train evaluate clean
 
 # What CI runs.
@@ -45,9 +45,11 @@ train: $(VENV)-training/installed
 evaluate: $(VENV)-training/installed
 	$(VENV)-training/bin/python -m training evaluate
 
-# Claude Code and MCP Inspector from npm against this tree; needs node.
-hosts: $(VENV)/installed
-	$(BIN)/python benchmarks/hosts.py
+# Conformance, MCP Inspector, client libraries and Claude Code against this tree; needs npm. hosts-short is without Claude
+# Code, and has Inspector look at the schemas alone.
+HOSTS := build/hosts/node_modules $(addprefix build/hosts/,fastmcp langchain openai_agents pydantic_ai)
+hosts hosts-short: $(VENV)/installed $(HOSTS:%=%/installed)
+	$(BIN)/python -m benchmarks.hosts $(if $(filter %-short,$@),--short)
 
 # The tests that draw their own cases, fifty times as long; takes some hours. 100,000 kills are among them.
 campaign: $(VENV)/installed-dev
@@ -99,6 +101,17 @@ $(VENV)-vllm-mlx/installed:
 
 $(VENV)-rapid-mlx/installed:
 	$(call install,$(VENV)-rapid-mlx,rapid-mlx==0.16.10 'mlx[cpu]; sys_platform == "linux"')
+	@touch $@
+
+build/hosts/%/installed: benchmarks/hosts/clients/%.txt
+	@mkdir -p build/hosts
+	$(call install,build/hosts/$*,-r $<)
+	@touch $@
+
+# Node is among the packages; npm is the machine's.
+build/hosts/node_modules/installed: benchmarks/hosts/package.json
+	@mkdir -p build/hosts && cp $< build/hosts/
+	@cd build/hosts && npm install --silent --no-fund --no-audit
 	@touch $@
 
 # By pip even where uv is: torch's CPU build comes from wherever pip was told to find it.
