@@ -59,5 +59,9 @@ def served(name: str, *command: str, **settings: str) -> Iterator[str]:
         yield address[0]
     finally:
         server.terminate()
-        status = server.wait(LIMIT_S)
+        try:
+            status = server.wait(LIMIT_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            raise
     assert status == 0, f"{name} ended with {status}: {log.read_text()}"
