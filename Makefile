@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := ci
-.PHONY: ci demo test lint types smoke hosts campaign bench-engine bench-sharing bench-peers bench-persistence \
+.PHONY: ci demo test lint types smoke hosts hosts-short campaign bench-engine bench-sharing bench-peers bench-persistence wheel-smoke \
   train evaluate clean
 
 # What CI runs.
@@ -24,6 +24,7 @@ test: $(VENV)/installed-dev
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
@@ -45,13 +46,15 @@ train: $(VENV)-training/installed
 evaluate: $(VENV)-training/installed
 	$(VENV)-training/bin/python -m training evaluate
 
-# Claude Code and MCP Inspector from npm against this tree; needs node.
-hosts: $(VENV)/installed
-	$(BIN)/python benchmarks/hosts.py
+# Conformance, MCP Inspector, client libraries and Claude Code against this tree; needs npm. hosts-short is without Claude
+# Code, and has Inspector look at the schemas alone.
+HOSTS := build/hosts/node_modules $(addprefix build/hosts/,fastmcp langchain openai_agents pydantic_ai)
+hosts hosts-short: $(VENV)/installed $(HOSTS:%=%/installed)
+	$(BIN)/python -m benchmarks.hosts $(if $(filter %-short,$@),--short)
 
-# The tests that draw their own cases, fifty times as long; takes some hours. 100,000 kills are among them.
+# The tests that draw their own cases, EFFORT (50) times as long; takes some hours. 100,000 kills are among them.
 campaign: $(VENV)/installed-dev
-	EFFORT=50 $(BIN)/pytest --timeout=0 tests/core/test_scheduler.py tests/mlx_backend/test_runner.py \
+	EFFORT=$(or $(EFFORT),50) $(BIN)/pytest --timeout=0 tests/core/test_scheduler.py tests/mlx_backend/test_runner.py \
 	  tests/engine/test_sessions_any_order.py tests/engine/test_sessions_with_mlx.py \
 	  tests/storage/test_kills.py tests/storage/test_power_cuts.py tests/storage/test_store_any_order.py \
 	  tests/process/test_one_engine.py
@@ -74,8 +77,15 @@ bench-peers: $(VENV)/installed $(VENV)-vllm-mlx/installed $(VENV)-rapid-mlx/inst
 bench-persistence: $(VENV)/installed
 	$(BIN)/python benchmarks/persistence.py
 
+# The wheel, in an environment that has nothing else: what is in it, and what it does there.
+wheel-smoke: $(VENV)/installed-dev
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --outdir dist
+	$(call install,build/wheel,dist/*.whl)
+	$(BIN)/python benchmarks/wheel.py
+
 clean:
-	rm -rf $(VENV) $(VENV)-training $(VENV)-vllm-mlx $(VENV)-rapid-mlx build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-training $(VENV)-vllm-mlx $(VENV)-rapid-mlx build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # $(call install,FOLDER,WHAT): a virtual environment with WHAT in it.
 define install
@@ -99,6 +109,17 @@ $(VENV)-vllm-mlx/installed:
 
 $(VENV)-rapid-mlx/installed:
 	$(call install,$(VENV)-rapid-mlx,rapid-mlx==0.16.10 'mlx[cpu]; sys_platform == "linux"')
+	@touch $@
+
+build/hosts/%/installed: benchmarks/hosts/clients/%.txt
+	@mkdir -p build/hosts
+	$(call install,build/hosts/$*,-r $<)
+	@touch $@
+
+# Node is among the packages; npm is the machine's.
+build/hosts/node_modules/installed: benchmarks/hosts/package.json
+	@mkdir -p build/hosts && cp $< build/hosts/
+	@cd build/hosts && npm install --silent --no-fund --no-audit
 	@touch $@
 
 # By pip even where uv is: torch's CPU build comes from wherever pip was told to find it.
