@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,6 +42,11 @@ def folders(value: Any) -> Any:
     return [Path(folder).expanduser() for folder in listed if folder] if isinstance(listed, list) else listed
 
 
+def listed(value: Any) -> Any:
+    """Words with commas between, or a list."""
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
 class Config(BaseSettings):
     """What a user can set. `load` is the way to make one: it turns every fault into a ConfigError."""
 
@@ -50,6 +56,13 @@ class Config(BaseSettings):
     host: str = Field("127.0.0.1", description="address for --http; any but loopback needs a token")
     port: int = Field(8080, ge=0, le=65535, description="port for --http; 0 takes a free one")
     token: SecretStr | None = Field(None, description="bearer token that --http callers must send")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)] = Field(
+        (), description="names that --http is called by, beside this machine's own; `*` for any"
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)] = Field(
+        (), description="origins whose pages may call --http, beside this machine's own, as https://name:port"
+    )
+    request_timeout_s: float = Field(30.0, gt=0, le=3600, description="how long an HTTP request may take to arrive")
     openblas: bool = Field(True, description="put an installed OpenBLAS in front on Linux CPUs")
     max_weights_bytes: int | None = Field(None, gt=0, description="memory for weights; five eighths of it if unset")
     max_kv_bytes: int | None = Field(None, gt=0, description="memory for keys and values; an eighth of it if unset")
@@ -110,6 +123,24 @@ class Config(BaseSettings):
         """Refuse `true` in config.toml for a number, which would pass for 1."""
         if isinstance(value, bool) and info.field_name != "openblas":
             raise ValueError(f"it cannot be {str(value).lower()}")
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse what no Host header could ever be."""
+        for host in value:
+            if not re.fullmatch(r"[^/@\s]+", host):
+                raise ValueError(f"{host!r} is no name of a host, such as studio.local")
+        return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse what no Origin header could ever be."""
+        for origin in value:
+            if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/@\s]+/?", origin, re.IGNORECASE):
+                raise ValueError(f"{origin!r} is no origin, such as https://name or http://name:8080")
         return value
 
     @classmethod

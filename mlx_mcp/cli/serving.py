@@ -38,7 +38,8 @@ def share_http(model: str | None, host: str | None, port: int | None, openblas: 
     listener = listen(config.host, config.port)
     address = address_of(config.host, listener)
     token = None if config.token is None else config.token.get_secret_value()
-    hello = window("http", model) | {"host": config.host, "port": config.port, "token": token, "address": address}
+    own = {name: getattr(config, name) for name in ("host", "port", "allowed_hosts", "allowed_origins")}
+    hello = window("http", model) | own | {"token": token, "address": address}
 
     def serving(reply: dict[str, object]) -> None:
         typer.echo(f"mlx-mcp {__version__} serving {reply['model']!r} at {address}/mcp", err=True)

@@ -52,7 +52,9 @@ HANDED_ON_PREFIXES = (
 OWN_FOLDER = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 # Settings that belong to a window or a listener; all others belong to the engine.
-PER_WINDOW = frozenset(f"MLX_MCP_{name}" for name in ("MODEL", "FILE_ROOTS", "HOST", "PORT", "TOKEN"))
+PER_WINDOW = frozenset(
+    f"MLX_MCP_{name}" for name in ("MODEL", "FILE_ROOTS", "HOST", "PORT", "TOKEN", "ALLOWED_HOSTS", "ALLOWED_ORIGINS")
+)
 PLACES = frozenset(("MLX_MCP_CONFIG", "MLX_MCP_STATE_DIR"))
 HUB = frozenset(("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"))
 

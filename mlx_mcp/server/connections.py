@@ -277,7 +277,7 @@ class Connections:
         Raises:
             ConfigError: its settings cannot work, or its model's name stands for another one here.
         """
-        names = ("model", "file_roots", "host", "port", "token")
+        names = ("model", "file_roots", "host", "port", "token", "allowed_hosts", "allowed_origins")
         config = Config.load(**{name: joined.hello.get(name) for name in names})
         registry = Registry(config.model, named=self._named)
         spec = registry.resolve(None)

@@ -1,4 +1,4 @@
-"""MCP over streamable HTTP at /mcp, and /health."""
+"""MCP over streamable HTTP at /mcp, and /health: who gets in, and how they are put together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import hmac
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 from mcp.server.auth.provider import AccessToken
@@ -17,15 +18,17 @@ from mcp.server.auth.settings import AuthSettings
 from mcp.server.mcpserver import MCPServer
 from mcp.server.transport_security import TransportSecuritySettings
 from pydantic import AnyHttpUrl
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlx_mcp.config import LOOPBACK, Config
+from mlx_mcp.config import Config
 from mlx_mcp.engine.client import EngineClient
+from mlx_mcp.server.arrival import TimedProtocol
 from mlx_mcp.server.calls import Activity
+from mlx_mcp.server.gate import Gate
 from mlx_mcp.server.lifetime import CUT_OFF_S, let_end
+from mlx_mcp.server.messages import Messages
 
 LINGER_S = 0.3
 
@@ -57,8 +60,11 @@ def auth_settings(config: Config) -> dict[str, Any]:
     return {"auth": auth, "token_verifier": BearerToken(config.token.get_secret_value())}
 
 
-def http_app(server: MCPServer[Any], client: EngineClient, config: Config) -> Starlette:
-    """The ASGI app of a server."""
+def http_app(server: MCPServer[Any], client: EngineClient, config: Config) -> ASGIApp:
+    """The ASGI app of a server.
+
+    Every request passes the gate, those for /mcp the token, if there is one, and then what is said of messages.
+    """
 
     async def health(request: Request) -> JSONResponse:
         stats = client.stats
@@ -83,11 +89,14 @@ def http_app(server: MCPServer[Any], client: EngineClient, config: Config) -> St
         return JSONResponse({"status": status, **body}, status_code=503 if dead else 200)
 
     server.custom_route("/health", methods=["GET"])(health)
-    # On loopback the SDK checks Host and Origin, against pages that rebind their name; elsewhere the token guards.
-    security = None if config.host in LOOPBACK else TransportSecuritySettings(enable_dns_rebinding_protection=False)
-    return server.streamable_http_app(
-        host=config.host, max_request_body_size=config.max_request_bytes, transport_security=security
+    app = server.streamable_http_app(
+        host=config.host,
+        max_request_body_size=config.max_request_bytes,
+        transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),  # the gate does more
     )
+    sessions: Any = server.session_manager
+    sessions.asgi_app = Messages(sessions.asgi_app, config.max_request_bytes)
+    return Gate(app, config)
 
 
 class HttpServer(uvicorn.Server):
@@ -105,6 +114,8 @@ class HttpServer(uvicorn.Server):
             uvicorn.Config(
                 self._count,
                 interface="asgi3",
+                http=cast(Any, partial(TimedProtocol, config.request_timeout_s)),
+                ws="none",
                 log_level="warning",
                 access_log=False,
                 timeout_graceful_shutdown=graceful_s,

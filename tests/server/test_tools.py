@@ -360,6 +360,35 @@ async def test_a_prompt_that_is_too_long_alone_says_nothing_of_a_max_tokens_that
     assert "and max_tokens is 2, but" in given
 
 
+async def test_prompts_and_resources_are_not_advertised_while_there_are_none(engine, mode):
+    async with connect(engine, mode) as client:
+        capabilities = client.server_capabilities
+        assert (capabilities.prompts, capabilities.resources) == (None, None)
+        assert capabilities.tools is not None
+        assert (await client.list_prompts()).prompts == (await client.list_resources()).resources == []
+    server = build_server(engine, Registry(None))
+    server.prompt("told")(lambda: "Say so.")
+    server.resource("mlx://told", name="told")(lambda: "so")
+    async with Client(server, mode=mode) as client:
+        capabilities = client.server_capabilities
+        assert capabilities.prompts is not None
+        assert capabilities.resources is not None
+        assert (await client.get_prompt("told")).messages[0].content.text == "Say so."
+        assert (await client.read_resource("mlx://told")).contents[0].text == "so"
+
+
+async def test_an_unknown_prompt_or_resource_is_answered_with_the_code_of_the_protocols_version(engine, mode, caplog):
+    async with connect(engine, mode) as client:
+        with pytest.raises(MCPError, match="Unknown prompt: 'nobody'") as prompt:
+            await client.get_prompt("nobody")
+        with pytest.raises(MCPError, match="mlx://nobody") as resource:
+            await client.read_resource("mlx://nobody")
+    assert prompt.value.error.code == -32602
+    assert resource.value.error.code == (-32602 if mode == "auto" else -32002)
+    assert resource.value.error.data == {"uri": "mlx://nobody"}
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
 async def test_a_missing_prompt_is_named(engine, mode):
     async with connect(engine, mode) as client:
         result = await client.call_tool("generate", {})
