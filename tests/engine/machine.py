@@ -433,6 +433,10 @@ class SessionMachine(RuleBasedStateMachine):
         self.io.run_all()
         assert not self.engine.has_work
         assert not self.engine.sessions.sessions
+        persistence = self.engine.persistence
+        if persistence is not None:
+            on_its_way = (persistence.queue_bytes, persistence.num_saving, persistence.references, persistence.fetches)
+            assert not any(on_its_way), f"something never came to the disk: {on_its_way}"
         stats = self.engine.stats
         self.seen.update(restored=stats.restored, offloaded=stats.offloaded)
         self.seen.update(evictions=stats.evictions, preemptions=stats.preemptions, cached=stats.cached_tokens)

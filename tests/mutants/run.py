@@ -17,7 +17,6 @@ import importlib.util
 import os
 import queue
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -153,19 +152,13 @@ class Copy:
         environ["PYTHONPATH"] = str(self.folder)  # for the processes that tests start elsewhere
         began = time.monotonic()
         process = subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
+            command, cwd=self.folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         try:
             output, _ = process.communicate(timeout=RUN_S * (1 if stop_early else 10))
             status: int | None = process.returncode
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             output, status = process.communicate()[0], None
         shutil.rmtree(self.folder / ".hypothesis", ignore_errors=True)  # what was found stays with its fault
         return read_report(report, status, time.monotonic() - began, output)
@@ -238,7 +231,7 @@ def baseline(copies: Sequence[Copy], mutants: Sequence[Mutant]) -> list[str]:
 
 def at_once(work: Sequence[Callable[[], None]]) -> None:
     """Do each on a thread of its own, and wait."""
-    threads = [threading.Thread(target=each) for each in work]
+    threads = [threading.Thread(target=each, daemon=True) for each in work]
     for thread in threads:
         thread.start()
     for thread in threads:
