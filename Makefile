@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := ci
-.PHONY: ci demo test lint types smoke hosts hosts-short campaign bench-engine bench-sharing bench-peers bench-persistence wheel-smoke \
+.PHONY: ci demo test lint types smoke hosts hosts-short campaign mutants bench-engine bench-sharing bench-peers bench-persistence wheel-smoke \
   train evaluate clean
 
 # What CI runs.
@@ -58,6 +58,10 @@ campaign: $(VENV)/installed-dev
 	  tests/engine/test_sessions_any_order.py tests/engine/test_sessions_with_mlx.py \
 	  tests/storage/test_kills.py tests/storage/test_power_cuts.py tests/storage/test_store_any_order.py \
 	  tests/process/test_one_engine.py
+
+# Plants faults one at a time in a copy of the tree, each of which the tests of its own layer must catch; minutes.
+mutants: $(VENV)/installed-dev
+	$(BIN)/python -m tests.mutants.run
 
 # The engine beside mlx_lm's BatchGenerator; minutes.
 bench-engine: $(VENV)/installed

@@ -194,7 +194,7 @@ def test_blocks_of_other_tokens_or_of_another_place_are_not_taken_from_a_tier():
     for spoil in ("tokens", "parent", "start"):
         house = House()
         s, blocks = on_its_way(house, words(22))
-        good, payload = blocks[2]
+        good, _ = blocks[2]
         other = tuple(reversed(good.tokens))
         fields = {"tokens": (other, good.start, good.parent), "parent": (good.tokens, good.start, b"another")}
         fields["start"] = (good.tokens, 12, good.parent)

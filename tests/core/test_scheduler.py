@@ -536,6 +536,7 @@ def test_whatever_comes_and_goes_every_sequence_gets_all_its_tokens_once(seed, l
         for s in scheduler.commit(step, {s.sequence_id: 9 for s in step.drawing}):
             assert len(alive.pop(s.sequence_id).output_ids) == s.params.max_tokens
         scheduler.check_integrity()
+        scheduler.pool.ledger.check_integrity(scheduler.pool.used_bytes)
     assert not alive
     assert not scheduler.has_work
     assert scheduler.pool.ledger.used_bytes == 0

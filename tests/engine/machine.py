@@ -511,6 +511,10 @@ class SessionMachine(RuleBasedStateMachine):
         self.io.run_all()
         assert not self.engine.has_work
         assert not self.engine.sessions.sessions
+        persistence = self.engine.persistence
+        if persistence is not None:
+            on_its_way = (persistence.queue_bytes, persistence.num_saving, persistence.references, persistence.fetches)
+            assert not any(on_its_way), f"something never came to the disk: {on_its_way}"
         self.take_stats()
         self.engine.check_integrity()
         assert self.engine.cache.pool.reclaim(self.engine.cache.pool.used_bytes)

@@ -17,24 +17,26 @@ import importlib.util
 import os
 import queue
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.mutants.mutants import MUTANTS, Mutant
+from tests.mutants import core, engine, mlx_backend, process, server, storage
+from tests.mutants.mutant import Mutant
 
+MUTANTS = [mutant for layer in (core, storage, mlx_backend, engine, server, process) for mutant in layer.MUTANTS]
 ROOT = Path(__file__).parents[2]
 COPIED = ("mlx_mcp", "tests", "pyproject.toml")
 TEST_S, RUN_S = 60, 240  # how long a test may take, and all that are run for one fault
-TABLE = "tests/mutants/mutants.py"
 
 
 # Whether the table is sound
@@ -42,7 +44,8 @@ TABLE = "tests/mutants/mutants.py"
 
 def unsound(mutants: Sequence[Mutant], root: Path) -> list[str]:
     """What is wrong with a table, in words that say what to change; nothing where it fits the tree."""
-    found = [f"Two mutants are named {m.name!r}." for i, m in enumerate(mutants) if m.name in {n.name for n in mutants[:i]}]
+    names = Counter(mutant.name for mutant in mutants)
+    found = [f"{count} mutants are named {name!r}." for name, count in names.items() if count > 1]
     for mutant in mutants:
         found += [f"{mutant.name!r}: {fault}" for fault in (*wrong_snippet(mutant, root), *wrong_tests(mutant, root))]
     return found
@@ -52,7 +55,7 @@ def wrong_snippet(mutant: Mutant, root: Path) -> Iterator[str]:
     """Why a fault cannot be planted."""
     path = root / mutant.path
     if not path.is_file():
-        yield f"there is no {mutant.path}. Give the file that has the code now in `file` of {TABLE}."
+        yield f"there is no {mutant.path}. Give the file that has the code now in `file` of {mutant.table}."
         return
     text = path.read_text()
     count = text.count(mutant.old)
@@ -63,25 +66,26 @@ def wrong_snippet(mutant: Mutant, root: Path) -> Iterator[str]:
         yield (
             f"{mutant.path} has its snippet {count} times, not once:\n{mutant.old}\n"
             + ("Lines like it are now\n" + "\n".join(near) if near else "No line is like it now.")
-            + f"\nCopy the code as it stands into `old` of {TABLE}, and the same code with the fault into `new`."
+            + f"\nCopy the code as it stands into `old` of {mutant.table}, and the same code with the fault into `new`."
         )
         return
     try:
         compile(planted(mutant, text), mutant.path, "exec")
     except SyntaxError as error:
-        yield f"with it {mutant.path} is no Python any more: {error}. Correct `new` of {TABLE}."
+        yield f"with it {mutant.path} is no Python any more: {error}. Correct `new` of {mutant.table}."
 
 
 def wrong_tests(mutant: Mutant, root: Path) -> Iterator[str]:
     """Which tests are not there."""
     if not mutant.tests:
-        yield f"no test is to catch it. Name one in `tests` of {TABLE}."
+        yield f"no test is to catch it. Name one in `tests` of {mutant.table}."
     for test in mutant.test_ids:
         file, _, name = test.partition("::")
         if not (root / file).is_file() or name.partition("[")[0] not in functions(root / file):
-            yield f"there is no {test}. Give the test's name as it is now in `tests` of {TABLE}."
+            yield f"there is no {test}. Give the test's name as it is now in `tests` of {mutant.table}."
 
 
+@cache
 def functions(path: Path) -> set[str]:
     """The names of a module's functions."""
     defined = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -148,19 +152,13 @@ class Copy:
         environ["PYTHONPATH"] = str(self.folder)  # for the processes that tests start elsewhere
         began = time.monotonic()
         process = subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
+            command, cwd=self.folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         try:
             output, _ = process.communicate(timeout=RUN_S * (1 if stop_early else 10))
             status: int | None = process.returncode
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             output, status = process.communicate()[0], None
         shutil.rmtree(self.folder / ".hypothesis", ignore_errors=True)  # what was found stays with its fault
         return read_report(report, status, time.monotonic() - began, output)
@@ -214,26 +212,26 @@ def baseline(copies: Sequence[Copy], mutants: Sequence[Mutant]) -> list[str]:
     """What is wrong with the tests where no fault is planted; each must be there and pass."""
     tests = sorted({test for mutant in mutants for test in mutant.test_ids})
     files = sorted({test.partition("::")[0] for test in tests})
-    shares = [[test for test in tests if files.index(test.partition("::")[0]) % len(copies) == n] for n in range(len(copies))]
     found: list[str] = []
 
-    def look(copy: Copy, share: list[str]) -> None:
+    def look(number: int) -> None:
+        share = [test for test in tests if files.index(test.partition("::")[0]) % len(copies) == number]
         if not share:
             return
-        report = copy.run(share, stop_early=False)
+        report = copies[number].run(share, stop_early=False)
         ran = {test.partition("[")[0] for test in report.passed} | report.passed
         found.extend(f"{test} fails though nothing is planted." for test in (*report.failed, *report.others))
         found.extend(f"{test} was not run, or skipped." for test in share if test not in ran)
         if report.status != 0:
             found.append("\n".join(report.output.splitlines()[-30:]))
 
-    at_once([lambda c=copy, s=share: look(c, s) for copy, share in zip(copies, shares, strict=True)])
+    at_once([partial(look, number) for number in range(len(copies))])
     return found
 
 
-def at_once(work: Sequence[object]) -> None:
+def at_once(work: Sequence[Callable[[], None]]) -> None:
     """Do each on a thread of its own, and wait."""
-    threads = [threading.Thread(target=each) for each in work]  # type: ignore[arg-type]
+    threads = [threading.Thread(target=each, daemon=True) for each in work]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -256,9 +254,10 @@ def try_all(copies: Sequence[Copy], mutants: Sequence[Mutant]) -> list[Verdict]:
             with copy.with_fault(mutant):
                 verdict = judge(mutant, copy.run(mutant.test_ids, stop_early=True))
             verdicts[mutant.name] = verdict
-            say(f"{'caught  ' if verdict.caught_by else 'SURVIVED'} {verdict.seconds:5.1f} s  {mutant.name}  {verdict.why}")
+            outcome = "caught  " if verdict.caught_by else "SURVIVED"
+            say(f"{outcome} {verdict.seconds:5.1f} s  {mutant.name}  {verdict.why}")
 
-    at_once([lambda c=copy: work(c) for copy in copies])
+    at_once([partial(work, copy) for copy in copies])
     return [verdicts[mutant.name] for mutant in mutants]
 
 

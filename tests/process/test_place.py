@@ -70,6 +70,6 @@ def test_no_engine_lives_beside_another(place):
 def test_a_link_in_the_logs_place_is_not_followed(place, tmp_path):
     (tmp_path / "victim").write_text("precious")
     os.symlink(tmp_path / "victim", place.log)
-    with pytest.raises(NoSharedEngine, match="the log .* cannot be written"):
+    with pytest.raises(NoSharedEngine, match=r"the log .* cannot be written"):
         open_log(place)
     assert (tmp_path / "victim").read_text() == "precious"

@@ -142,6 +142,12 @@ def test_whether_something_exists_outside_cannot_be_told(root, name):
     assert OUTSIDE in refusal(f"{root}-more/a.py", roots=[root])
 
 
+def test_a_link_outside_does_not_decide_where_a_path_ends(root):
+    outside = root.parent / "outside"
+    (outside / "there").symlink_to(root / "src")
+    assert OUTSIDE in refusal(outside / "there" / ".." / "src" / "a.py", roots=[root])
+
+
 @pytest.mark.parametrize("path", ["missing", "src/missing", "src/a.py/x", "~/a.py", "*.py"])
 def test_what_is_not_there_is_said_not_to_be(root, path):
     assert f"There is no file {path!r} in {root}." in refusal(path, roots=[root])

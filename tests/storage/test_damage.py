@@ -133,7 +133,11 @@ def test_these_are_more_than_20_000_files(damaged):
 
 @pytest.mark.parametrize(
     ("which", "said", "instead"),
-    [("body", b'"start":0', b'"start":4'), ("tail", b'"offload":false', b'"offload":true '), ("session", b'ann', b'bob')],
+    [
+        ("body", b'"start":0', b'"start":4'),
+        ("tail", b'"offload":false', b'"offload":true '),
+        ("session", b"ann", b"bob"),
+    ],
 )
 def test_a_head_that_says_something_else_under_the_old_mac_is_not_believed(damaged, which, said, instead):
     name = getattr(damaged, which)
