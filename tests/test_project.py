@@ -1,5 +1,6 @@
 """What the project says of itself beside its code: make targets, workflows, versions of Python."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -81,3 +82,13 @@ def test_a_workflow_uses_a_python_that_is_supported_pinned_actions_and_no_more_r
 @pytest.mark.parametrize("form", ["bug.yml", "feature.yml"])
 def test_issue_forms_ask_for_what_doctor_says(form):
     assert "`mlx-mcp doctor --json`" in (ROOT / ".github" / "ISSUE_TEMPLATE" / form).read_text()
+
+
+def test_the_guide_names_the_versions_of_the_clients_that_are_tried():
+    hosts = ROOT / "benchmarks" / "hosts"
+    pinned = [path.read_text().strip().partition("==")[::2] for path in hosts.glob("clients/*.txt")]
+    packages = json.loads((hosts / "package.json").read_text())["dependencies"]
+    pinned += [(name, packages[name]) for name in ("@anthropic-ai/claude-code", "@modelcontextprotocol/sdk")]
+    guide = (ROOT / "docs" / "guide.md").read_text()
+    assert len(pinned) == 6
+    assert [name for name, version in pinned if not re.search(rf"^\| [^|]* {re.escape(version)} \|", guide, re.M)] == []
