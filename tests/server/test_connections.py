@@ -55,11 +55,12 @@ class Served:
     """A socket that is served, and the engine behind it."""
 
     def __init__(self, place, engine, connections):
-        self.place, self.engine, self.connections = place, engine, connections
+        self.place, self.engine, self.connections, self.peers = place, engine, connections, []
 
     async def greet(self, **changes):
         """A connection that has said hello, and what it was told."""
         peer = Peer(*await asyncio.open_unix_connection(self.place.socket))
+        self.peers.append(peer)
         await peer.send(window("stdio", None) | {"again": False} | changes)
         return peer, await peer.line()
 
@@ -78,13 +79,16 @@ async def serving(limits=None, **settings):
     place, engine = Place(folder), fake_client(limits=limits)
     connections = Connections(engine, Config.load(**settings), place.listen())
     task = asyncio.create_task(connections.serve(lambda: None))
+    served = Served(place, engine, connections)
     try:
-        yield Served(place, engine, connections)
+        yield served
         connections.stop()
         engine.loader.runner.gate.set()
         async with asyncio.timeout(10):
             await task
     finally:
+        for peer in served.peers:
+            peer.writer.close()
         engine.close()
         shutil.rmtree(folder)
 
