@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mlx_mcp.cli.output import show_json
-from mlx_mcp.cli.reporting import note
+from mlx_mcp.cli.reporting import INTERRUPTED, note
 from mlx_mcp.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MAX_FILES = 64
 SILENT_S = 3.0  # a pipe that says nothing for so long is spoken of
-BREAK = "\n\n"  # between files, prompt and what came through the pipe
+BREAK = "\n\n"  # between files, what came through the pipe, and the prompt
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Limits:
 
 
 def whole_prompt(prompt: str | None, files: list[str], limits: Limits) -> str:
-    """The files, then the prompt, then what comes through the pipe that stdin is; `-` is stdin, whatever that is.
+    """The files, then what comes through the pipe that stdin is, then the prompt; `-` is stdin, whatever that is.
 
     Raises:
         InvalidRequest: there is no prompt, or something cannot be read.
@@ -59,7 +59,7 @@ def whole_prompt(prompt: str | None, files: list[str], limits: Limits) -> str:
                 "or raise MLX_MCP_MAX_FILES_BYTES."
             )
         texts.append(text)
-    own = [part for part in ("" if prompt in (None, "-") else prompt, said) if part and part.strip()]
+    own = [part for part in (said, "" if prompt in (None, "-") else prompt) if part and part.strip()]
     if not own:
         raise InvalidRequest('The prompt is empty. Say what the model should do: mlx-mcp run "…".')
     return BREAK.join([*texts, *own])
@@ -218,6 +218,11 @@ def generate(config: Config, request: GenerateRequest, as_json: bool) -> None:
     client, _ = wire(config)
     try:
         result = asyncio.run(answer(client, request, as_json))
+    except KeyboardInterrupt:
+        # At once: a thread that imports MLX or fetches a model cannot be stopped, and must not run into the
+        # interpreter's end. Nothing is on its way to the disk.
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)
     finally:
         client.close()
     if not as_json:
