@@ -25,16 +25,20 @@ def bar() -> Progress:
     """A bar, gone when it ends."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+    from rich.table import Column
 
-    text, amount = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[amount]}", markup=False)
-    return Progress(SpinnerColumn(), text, BarColumn(16), amount, console=Console(stderr=True), transient=True)
+    # The text takes what the others leave, and is cut to that.
+    text = TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True))
+    amount = TextColumn("{task.fields[amount]}", markup=False)
+    columns = (SpinnerColumn(), text, BarColumn(16), amount)
+    return Progress(*columns, console=Console(stderr=True), transient=True, expand=True)
 
 
 def set_to(progress: Progress, task: TaskID, text: str, done: int, total: int | None, in_bytes: bool) -> None:
     """Set a bar to `done` of `total`, which pulses while the total is not known."""
     amount = ""
-    if in_bytes and total is not None:
-        amount = f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
+    if in_bytes and (done or total):
+        amount = f"{done / 1e6:,.1f} MB" if total is None else f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
     progress.tasks[0].total = total  # `update` takes None for no change
     progress.update(task, description=text, completed=done if total is not None else 0, amount=amount)
 

@@ -17,6 +17,7 @@ import typer
 from mlx_mcp.cli.output import show_json
 from mlx_mcp.cli.reporting import INTERRUPTED, note
 from mlx_mcp.errors import InvalidRequest
+from mlx_mcp.server.files import decoded, framed
 
 if TYPE_CHECKING:
     from mlx_mcp.config import Config
@@ -101,8 +102,6 @@ def read_file(path: str, limits: Limits) -> tuple[str, int]:
     Raises:
         InvalidRequest: it is not there, too long, or no text.
     """
-    from mlx_mcp.server.files import framed
-
     try:
         with open(path, "rb") as file:
             data = file.read(limits.file_bytes + 1)
@@ -117,22 +116,7 @@ def read_file(path: str, limits: Limits) -> tuple[str, int]:
             f"{path!r} has more than {limits.file_bytes} bytes. Give the part that matters, or raise "
             "MLX_MCP_MAX_FILE_BYTES."
         )
-    return framed(path, decoded(repr(path), data)), len(data)
-
-
-def decoded(what: str, data: bytes) -> str:
-    """Bytes as text, without a byte order mark.
-
-    Raises:
-        InvalidRequest: they are no UTF-8.
-    """
-    try:
-        text, at = data.decode(), data.find(0)
-    except UnicodeDecodeError as error:
-        text, at = "", error.start
-    if at >= 0:
-        raise InvalidRequest(f"{what} is no UTF-8 text: byte {at} is 0x{data[at]:02x}. Convert it first.")
-    return text.removeprefix("\ufeff")
+    return framed(path, decoded(path, data)), len(data)
 
 
 def json_schema(given: str, limits: Limits) -> str:
@@ -146,7 +130,7 @@ def json_schema(given: str, limits: Limits) -> str:
         where = repr(given)
         try:
             with open(given, "rb") as file:
-                text = decoded(where, file.read(limits.file_bytes))
+                text = decoded(given, file.read(limits.file_bytes))
         except OSError as error:
             raise InvalidRequest(
                 f"--schema is neither a JSON object nor a file that can be read ({given!r}: {error.strerror})."

@@ -10,9 +10,12 @@ import pytest
 
 from mlx_mcp.cli import progress
 from mlx_mcp.cli.reporting import at_a_terminal
-from mlx_mcp.engine.requests import Progress
+from mlx_mcp.core.ports import Message
+from mlx_mcp.engine.requests import GenerateRequest, Progress
 from mlx_mcp.errors import NotOnDisk, PromptTooLong, UnknownModel
+from mlx_mcp.server.calls import Meter
 from tests.cli.test_main import OPTIONS, mlx_mcp_command
+from tests.fakes import fake_client
 from tests.process.windows import WAIT_S, command, wait_until
 
 FACT = "The port of the server is 8931."
@@ -68,7 +71,7 @@ def test_an_answer_obeys_a_schema_from_a_file_or_the_command_line(tmp_path):
         (["x", "--file", "{0}/long"], b"", "more than 10000 bytes"),
         (["x", *["--file", "{0}/half"] * 4], b"", "20000 are read at most"),
         (["x", *["--file", "{0}/half"] * 65], b"", "at most 64"),
-        (["x"], b"\xff", "stdin is no UTF-8 text"),
+        (["x"], b"\xff", "'stdin' is no UTF-8 text"),
         (["x"], b"x" * 20_001, "More than 20000 bytes come through stdin"),
         ([], b" \n", "The prompt is empty"),
         (["x", "--schema", "{0}/nowhere"], b"", "neither a JSON object nor a file"),
@@ -125,12 +128,25 @@ def test_an_interrupt_ends_a_run_at_once(tmp_path):
     assert running.stderr.read() == b""
 
 
+async def test_a_load_counts_bytes_and_a_call_of_a_host_tokens():
+    client = fake_client()
+    updates = [update async for update in client.generate(GenerateRequest((Message("user", "hello"),)))]
+    client.close()
+    loads = [update for update in updates if isinstance(update, Progress) and update.unit == "bytes"]
+    assert [load.phase for load in loads] == ["loading"] * len(loads) != []
+    assert {load.total for load in loads} == {100}
+    meter = Meter()
+    meter.take(loads[-1])
+    assert (meter.done, meter.total) == (0, None), "bytes are not on the scale of the tokens to come"
+
+
 def test_a_bar_counts_bytes_and_pulses_while_it_does_not_know(monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     display = progress.Display()
     updates = (
         (Progress("loading", "fetching x"), None, ""),
         (Progress("loading", "fetching x", 1_500_000, 4_000_000, "bytes"), 4_000_000, "1.5 of 4.0 MB"),
+        (Progress("loading", "fetching x", 2_500_000, None, "bytes"), None, "2.5 MB"),
         (Progress("queued", "queued"), None, ""),
         (Progress("prefill", "reading", 5, 20), 20, ""),
     )
