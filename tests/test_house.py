@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 import mlx_mcp
 from mlx_mcp.cli.main import app
@@ -90,6 +91,16 @@ def test_the_embedded_model_is_small_enough_to_ship():
     assert sum(path.stat().st_size for path in EMBEDDED_FOLDER.iterdir()) <= 4_000_000
 
 
+def options(command):
+    """The options of a command and of those below it that are not hidden."""
+    if command.hidden:
+        return
+    for parameter in command.params:
+        yield from (flag for flag in (*parameter.opts, *parameter.secondary_opts) if flag.startswith("--"))
+    for below in getattr(command, "commands", {}).values():
+        yield from options(below)
+
+
 def test_every_tool_argument_command_and_setting_is_in_the_readme_or_the_guide():
     docs = (ROOT / "README.md").read_text() + (ROOT / "docs" / "guide.md").read_text()
     words = [tool.name for tool in make_tools(fake_client(), Registry(None))]
@@ -97,6 +108,7 @@ def test_every_tool_argument_command_and_setting_is_in_the_readme_or_the_guide()
         argument for tool in make_tools(fake_client(), Registry(None)) for argument in tool.parameters["properties"]
     ]
     words += [f"mlx-mcp {command.callback.__name__}" for command in app.registered_commands]
+    words += options(get_command(app))
     for group in app.registered_groups:
         commands = [c for c in group.typer_instance.registered_commands if not c.hidden]
         name = group.name

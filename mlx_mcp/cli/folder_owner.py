@@ -45,7 +45,7 @@ def ask_engine(
     from mlx_mcp.process.daemon import greet
 
     place = place_of_engine()
-    if place is None or not config.max_ssd_bytes:
+    if place is None:
         return None
     hello = {"kind": "sessions", "version": __version__, "folder": os.path.realpath(config.store_dir)} | question
     fds: tuple[int, ...] = ()

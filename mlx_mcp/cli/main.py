@@ -97,7 +97,7 @@ def serve(
 def run(
     prompt: Annotated[
         str | None,
-        typer.Argument(help="What the model should do. A pipe on stdin goes after it, or is it; `-` reads stdin."),
+        typer.Argument(help="What the model should do. What is piped in comes before it, or is it; `-` reads stdin."),
     ] = None,
     model: Model = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt.")] = None,

@@ -17,27 +17,37 @@ if TYPE_CHECKING:
 def bytes_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """What takes how many of how many bytes are done, and shows that; the bar goes with the block."""
     with bar() as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total or None)
+        task = progress.add_task(what, total=None, amount="")
+        yield lambda done, total: set_to(progress, task, what, done, total or None, in_bytes=True)
 
 
 def bar() -> Progress:
-    """A bar of bytes, gone when it ends."""
+    """A bar, gone when it ends."""
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+    from rich.table import Column
 
-    text = TextColumn("{task.description}", markup=False)
-    console = Console(stderr=True)
-    return Progress(SpinnerColumn(), text, BarColumn(20), DownloadColumn(), console=console, transient=True)
+    # The text takes what the others leave, and is cut to that.
+    text = TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True))
+    amount = TextColumn("{task.fields[amount]}", markup=False)
+    columns = (SpinnerColumn(), text, BarColumn(16), amount)
+    return Progress(*columns, console=Console(stderr=True), transient=True, expand=True)
+
+
+def set_to(progress: Progress, task: TaskID, text: str, done: int, total: int | None, in_bytes: bool) -> None:
+    """Set a bar to `done` of `total`, which pulses while the total is not known."""
+    amount = ""
+    if in_bytes and (done or total):
+        amount = f"{done / 1e6:,.1f} MB" if total is None else f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
+    progress.tasks[0].total = total  # `update` takes None for no change
+    progress.update(task, description=text, completed=done if total is not None else 0, amount=amount)
 
 
 class Display:
-    """Shows what a generation does before it has text: a bar while bytes are counted, else a line."""
+    """Shows what a generation does before it has text."""
 
     def __init__(self) -> None:
-        self._bytes: Progress | None = None
-        self._task: TaskID | None = None
-        self._text = ""
+        self._bar: tuple[Progress, TaskID] | None = None
 
     def __enter__(self) -> Display:
         return self
@@ -49,20 +59,14 @@ class Display:
         """Show an update, if stderr is a terminal."""
         if not sys.stderr.isatty():
             return
-        if self._bytes is None or self._task is None:
-            self._bytes = bar()
-            self._bytes.start()
-            self._task = self._bytes.add_task(update.message, total=None)
-        in_bytes = update.unit == "bytes" and bool(update.total)
-        self._bytes.update(
-            self._task,
-            description=update.message,
-            completed=update.done if in_bytes else 0,
-            total=update.total if in_bytes else None,
-        )
+        if self._bar is None:
+            progress = bar()
+            self._bar = progress, progress.add_task("", total=None, amount="")
+            progress.start()
+        set_to(*self._bar, update.message, update.done, update.total, update.unit == "bytes")
 
     def clear(self) -> None:
         """Leave the terminal to the text."""
-        if self._bytes is not None:
-            self._bytes.stop()
-            self._bytes = None
+        if self._bar is not None:
+            self._bar[0].stop()
+            self._bar = None

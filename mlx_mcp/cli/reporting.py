@@ -30,8 +30,6 @@ _TOOL_WORDS = [
         (r"Say in `prompt` what the model should do\.", 'Say what the model should do: mlx-mcp run "…".'),
         (r"\bgive what matters in it in `prompt`", "give what matters in it in the prompt"),
         (r"\bgive the part that matters in `prompt`", "give the part that matters in the prompt"),
-        (r"\bmax_tokens\b", "--max-tokens"),
-        (r"\btop_p\b", "--top-p"),
     )
 ]
 

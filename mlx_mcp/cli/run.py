@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mlx_mcp.cli.output import show_json
-from mlx_mcp.cli.reporting import note
+from mlx_mcp.cli.reporting import INTERRUPTED, note
 from mlx_mcp.errors import InvalidRequest
+from mlx_mcp.server.files import decoded, framed
 
 if TYPE_CHECKING:
     from mlx_mcp.config import Config
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 MAX_FILES = 64
 SILENT_S = 3.0  # a pipe that says nothing for so long is spoken of
-BREAK = "\n\n"  # between files, prompt and what came through the pipe
+BREAK = "\n\n"  # between files, what came through the pipe, and the prompt
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Limits:
 
 
 def whole_prompt(prompt: str | None, files: list[str], limits: Limits) -> str:
-    """The files, then the prompt, then what comes through the pipe that stdin is; `-` is stdin, whatever that is.
+    """The files, then what comes through the pipe that stdin is, then the prompt; `-` is stdin, whatever that is.
 
     Raises:
         InvalidRequest: there is no prompt, or something cannot be read.
@@ -59,7 +60,7 @@ def whole_prompt(prompt: str | None, files: list[str], limits: Limits) -> str:
                 "or raise MLX_MCP_MAX_FILES_BYTES."
             )
         texts.append(text)
-    own = [part for part in ("" if prompt in (None, "-") else prompt, said) if part and part.strip()]
+    own = [part for part in (said, "" if prompt in (None, "-") else prompt) if part and part.strip()]
     if not own:
         raise InvalidRequest('The prompt is empty. Say what the model should do: mlx-mcp run "…".')
     return BREAK.join([*texts, *own])
@@ -101,8 +102,6 @@ def read_file(path: str, limits: Limits) -> tuple[str, int]:
     Raises:
         InvalidRequest: it is not there, too long, or no text.
     """
-    from mlx_mcp.server.files import framed
-
     try:
         with open(path, "rb") as file:
             data = file.read(limits.file_bytes + 1)
@@ -117,22 +116,7 @@ def read_file(path: str, limits: Limits) -> tuple[str, int]:
             f"{path!r} has more than {limits.file_bytes} bytes. Give the part that matters, or raise "
             "MLX_MCP_MAX_FILE_BYTES."
         )
-    return framed(path, decoded(repr(path), data)), len(data)
-
-
-def decoded(what: str, data: bytes) -> str:
-    """Bytes as text, without a byte order mark.
-
-    Raises:
-        InvalidRequest: they are no UTF-8.
-    """
-    try:
-        text, at = data.decode(), data.find(0)
-    except UnicodeDecodeError as error:
-        text, at = "", error.start
-    if at >= 0:
-        raise InvalidRequest(f"{what} is no UTF-8 text: byte {at} is 0x{data[at]:02x}. Convert it first.")
-    return text.removeprefix("\ufeff")
+    return framed(path, decoded(path, data)), len(data)
 
 
 def json_schema(given: str, limits: Limits) -> str:
@@ -146,7 +130,7 @@ def json_schema(given: str, limits: Limits) -> str:
         where = repr(given)
         try:
             with open(given, "rb") as file:
-                text = decoded(where, file.read(limits.file_bytes))
+                text = decoded(given, file.read(limits.file_bytes))
         except OSError as error:
             raise InvalidRequest(
                 f"--schema is neither a JSON object nor a file that can be read ({given!r}: {error.strerror})."
@@ -218,6 +202,11 @@ def generate(config: Config, request: GenerateRequest, as_json: bool) -> None:
     client, _ = wire(config)
     try:
         result = asyncio.run(answer(client, request, as_json))
+    except KeyboardInterrupt:
+        # At once: a thread that imports MLX or fetches a model cannot be stopped, and must not run into the
+        # interpreter's end. Nothing is on its way to the disk.
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)
     finally:
         client.close()
     if not as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ from mlx_mcp.cli.folder_owner import ask_engine, until_no_engine
 from mlx_mcp.cli.options import Json
 from mlx_mcp.cli.output import Column, show_json, show_table
 from mlx_mcp.cli.reporting import note, reporting_errors
-from mlx_mcp.errors import StorageError
+from mlx_mcp.errors import ConfigError, EngineUnavailable, StorageError
 
 if TYPE_CHECKING:
     from mlx_mcp.config import Config
@@ -73,11 +73,15 @@ def looked_at(config: Config) -> Iterator[SessionLog]:
 
 
 def look(work: Callable[[SessionLog], Any], **question: object) -> Any:
-    """What the engine answers, if one has the folder open; else what `work` finds in it."""
+    """What the engine answers, if one has the folder open; else what `work` finds in it.
+
+    Looking is always possible: also where the engine does not answer, or is too old for the question.
+    """
     from mlx_mcp.config import Config
 
-    config = Config.load()
-    answer = ask_engine(config, question)
+    config, answer = Config.load(), None
+    with suppress(EngineUnavailable, ConfigError):
+        answer = ask_engine(config, question)
     if answer is not None and "result" in answer:
         return answer["result"]
     with looked_at(config) as log:

@@ -257,9 +257,11 @@ def tell_a_terminal() -> None:
     """Say to a user who started this by hand what it waits for; a host starts it with a pipe."""
     if sys.stdin is not None and sys.stdin.isatty():
         tell(
-            "waiting for an MCP host, which starts this command itself and speaks JSON over stdin. To have Claude Code "
-            "do so: `claude mcp add mlx -- mlx-mcp serve`; others are in the README. To ask a model here: "
-            '`mlx-mcp run "…"`. Ctrl-D ends this.'
+            "waiting for an MCP host, which starts this command itself.\n"
+            "  Claude Code does so after:  claude mcp add mlx -- mlx-mcp serve\n"
+            "  For other hosts see the README.\n"
+            '  To ask a model right here:  mlx-mcp run "Hello"\n'
+            "  Ctrl-D ends this."
         )
 
 

@@ -1,5 +1,6 @@
 """The commands as a user types them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,10 +8,14 @@ from pathlib import Path
 
 import pytest
 from mcp import Client, StdioServerParameters
+from typer.testing import CliRunner
 
 import mlx_mcp
+from mlx_mcp.cli.main import app
 from mlx_mcp.config import Config
 from mlx_mcp.errors import ConfigError
+from tests.cli.test_sessions import keep
+from tests.process.windows import command
 
 OPTIONS = {"capture_output": True, "text": True, "timeout": 60}
 
@@ -213,3 +218,96 @@ def test_version_and_help():
     assert mlx_mcp_command("--version").stdout == f"mlx-mcp {mlx_mcp.__version__}\n"
     shown = mlx_mcp_command("--help").stdout
     assert all(command in shown for command in ("serve", "run", "models", "doctor"))
+
+
+def invoked(*arguments, **env):
+    """A command in this process, which spares its start."""
+    return CliRunner().invoke(app, arguments, prog_name="mlx-mcp", env=env)
+
+
+@pytest.mark.parametrize("path", [(), ("run",), ("serve",), ("sessions",), ("sessions", "rm"), ("engine", "stop")])
+def test_every_command_has_a_short_help_flag(path):
+    short, long = invoked(*path, "-h"), invoked(*path, "--help")
+    assert (short.exit_code, short.output) == (0, long.output)
+    assert "Usage: mlx-mcp" in short.output
+
+
+def test_version_is_a_command_too():
+    assert mlx_mcp_command("version").stdout == f"mlx-mcp {mlx_mcp.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["modls"], "models"),
+        (["sessions", "lst"], "list"),
+        (["models", "--modle", "x"], "--model"),
+        (["run", "--jsn"], "--json"),
+    ],
+)
+def test_a_typo_is_refused_with_what_was_meant(arguments, meant):
+    done = invoked(*arguments)
+    assert done.exit_code == 2
+    assert meant in done.output.split("Error", 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("shell", "words"), [("bash", "complete -o default"), ("zsh", "#compdef mlx-mcp"), ("fish", "complete ")]
+)
+def test_completion_is_shown_for_the_shell_that_is_named(shell, words):
+    done = invoked("--show-completion", shell)
+    assert (done.exit_code, words in done.output) == (0, True)
+    assert "bash, zsh" in invoked("--show-completion", "tcsh").output
+
+
+def test_completion_knows_commands_options_models_and_sessions(tmp_path):
+    keep(tmp_path / "store")
+
+    def completed(*words):
+        line = {"COMP_WORDS": " ".join(("mlx-mcp", *words)), "COMP_CWORD": str(len(words))}
+        store = {"MLX_MCP_STORE_DIR": str(tmp_path / "store")}
+        return invoked(_MLX_MCP_COMPLETE="complete_bash", **line, **store).output.split()
+
+    assert completed("mod") == ["models"]
+    assert completed("run", "--sch") == ["--schema"]
+    assert completed("run", "--model", "emb") == ["embedded"]
+    assert completed("sessions", "show", "fa") == ["facts"]
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    running = subprocess.Popen(command("models"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    running.stdout.close()
+    assert running.wait(60) == 141
+    assert running.stderr.read() == b""
+
+
+def test_a_terminal_without_unicode_gets_escapes_and_no_traceback(tmp_path):
+    (tmp_path / "модель").mkdir()
+    env = {"PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"}
+    shown = mlx_mcp_command("models", "--model", str(tmp_path / "модель"), **env)
+    assert shown.returncode == 0, shown.stderr
+    assert r"\u043c\u043e" in shown.stdout
+    models = json.loads(mlx_mcp_command("models", "--json", "--model", str(tmp_path / "модель"), **env).stdout)
+    assert "модель" in [model["name"] for model in models]
+    for encoding in ("ascii", "latin-1"):
+        assert mlx_mcp_command("-h", PYTHONUTF8="0", PYTHONIOENCODING=encoding).returncode == 0
+
+
+def test_doctor_reports_for_an_issue_without_secrets(tmp_path):
+    (tmp_path / "config.toml").write_text("autosave_s = 60\n")
+    env = {"MLX_MCP_TOKEN": "CANARY-TOKEN", "MLX_MCP_CONFIG": str(tmp_path / "config.toml"), "HOME": str(tmp_path)}
+    done = mlx_mcp_command("doctor", "--json", **env)
+    report = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert report["sound"] is True
+    assert {"token", "autosave_s"} <= set(report["settings"])
+    assert {"kind", "text"} == set(report["findings"][0])
+    assert "CANARY" not in done.stdout
+    assert str(tmp_path) not in done.stdout
+    assert "launch code" not in done.stdout
+
+
+def test_models_as_json_say_what_the_table_says():
+    (model,) = json.loads(mlx_mcp_command("models", "--json").stdout)
+    assert (model["name"], model["default"]) == ("embedded", True)
+    assert model["weights_bytes"] > 1_000_000

@@ -1,5 +1,6 @@
 """`mlx-mcp sessions` beside real engine processes."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -99,25 +100,44 @@ def test_an_engine_that_has_another_folder_open_is_none_of_the_commands_business
         assert (done.stdout, done.returncode) == ("removed 1\n", 0), done.stderr
 
 
+@contextlib.contextmanager
+def answering(place, *lines):
+    """Something at the engine's place that answers the first hello with these lines and hangs up."""
+    place.prepare()
+    listener = place.listen()
+    listener.setblocking(True)
+
+    def answer():
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    yield
+    thread.join(WAIT_S)
+    listener.close()
+    os.unlink(place.socket)
+
+
 def test_an_engine_that_ends_meanwhile_is_told(tmp_path):
     keep(tmp_path / "store")
     with state_folder(**settings(tmp_path / "store")) as (place, env):
-        place.prepare()
-        listener = place.listen()
-        listener.setblocking(True)
-
-        def end():
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(65536)
-                connection.sendall(b'{"pid": 1}\n{"done": 1, "total": 2}\n')
-
-        ending = threading.Thread(target=end)
-        ending.start()
-        done = run(env, "sessions", "export", "facts", str(tmp_path / "x"))
-        ending.join(WAIT_S)
-        listener.close()
-        os.unlink(place.socket)
+        with answering(place, {"pid": 1}, {"done": 1, "total": 2}):
+            done = run(env, "sessions", "export", "facts", str(tmp_path / "x"))
         assert done.returncode == 2
         assert "The engine ended before that was done" in done.stderr
         assert not (tmp_path / "x").exists()
+
+
+def test_looking_is_possible_beside_an_engine_that_is_too_old_for_the_question(tmp_path):
+    keep(tmp_path / "store")
+    old = {"error": "The engine (0.1.0) knows no 'sessions'; `mlx-mcp engine stop` ends it."}
+    with state_folder(**settings(tmp_path / "store")) as (place, env):
+        with answering(place, old):
+            assert "facts" in run(env, "sessions", "list").stdout
+        with answering(place, old):
+            done = run(env, "sessions", "rm", "facts")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "`mlx-mcp engine stop`" in done.stderr
