@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from mlx_mcp.errors import ConfigError
+from mlx_mcp.errors import ConfigError, MlxMcpError
 from mlx_mcp.process.daemon import Joined, join
 from mlx_mcp.process.link import TICK_S
 from mlx_mcp.process.place import Place
@@ -67,7 +67,11 @@ def hold(
     again = False
     while True:
         on_signals(lambda *_: sys.exit(0))  # an engine that starts can be left to it
-        joined = join(place, hello | {"family": int(listener.family), "again": again}, say, (listener.fileno(),))
+        try:
+            joined = join(place, hello | {"family": int(listener.family), "again": again}, say, (listener.fileno(),))
+        except MlxMcpError:
+            signal.set_wakeup_fd(-1)  # this process may serve alone, and then its number may be another descriptor's
+            raise
         if not again:
             serving(joined.reply)
         again, connection = True, joined.connection
