@@ -9,6 +9,7 @@ from mlx_mcp.core.durable import SessionHead
 from mlx_mcp.core.layout import Layout
 from mlx_mcp.core.ports import (
     LoadedModel,
+    LoadProgress,
     ModelSpec,
     Piece,
     PreparedModel,
@@ -267,7 +268,7 @@ class FakeLoader:
         self.hold.set()
 
     def prepare(self, spec, report):
-        report("fetching")
+        report(LoadProgress("fetching", 120_000_000, 500_000_000))
         self.prepared.append(spec.name)
         assert self.hold.wait(10)
         if self.fail is not None:
@@ -275,8 +276,8 @@ class FakeLoader:
         return PreparedModel(spec.name, Path(spec.location), {}, FakeTokenizer(), self.weights_bytes)
 
     def materialise(self, prepared):
-        yield 0.0
-        yield 0.5
+        yield LoadProgress("reading", 0, self.weights_bytes)
+        yield LoadProgress("reading", self.weights_bytes // 2, self.weights_bytes)
         if self.fail_weights is not None:
             raise self.fail_weights
         self.materialised.append(prepared.name)

@@ -27,6 +27,7 @@ class ModelSpec:
     source: str  # "embedded", "folder" or "hub"
     location: str  # a path, or a hub id such as "mlx-community/Qwen3-4B-4bit"
     summary: str = ""
+    may_fetch: bool = False  # the user named it, so what is missing of it may be downloaded
 
 
 @dataclass(frozen=True)
@@ -277,27 +278,41 @@ class PreparedModel:
     weights_bytes: int
 
 
+@dataclass(frozen=True)
+class LoadProgress:
+    """How far a load is: what is being done, and how many of how many bytes are done where that can be told."""
+
+    doing: str  # such as "fetching"; the model's name follows
+    done_bytes: int = 0
+    total_bytes: int | None = None
+
+
+# Takes the progress of a load. It raises Abandoned when nobody waits for the load any more.
+Report = Callable[[LoadProgress], None]
+
+
 class ModelLoader(Protocol):
     """Makes a runner of a model's files, in two parts, so that a load never stops the rows that run."""
 
-    def prepare(self, spec: ModelSpec, report: Callable[[str], None]) -> PreparedModel:
+    def prepare(self, spec: ModelSpec, report: Report) -> PreparedModel:
         """Fetch and check the files, read the tokenizer: minutes, on any thread but the engine's.
 
-        `report` takes a line on what is going on.
+        Leaves nothing on that thread that belongs to MLX.
 
         Raises:
             ModelError: the files are missing, broken or not supported.
+            Abandoned: `report` raised it. What was fetched so far is kept, and the next call goes on from there.
         """
 
-    def materialise(self, prepared: PreparedModel) -> Generator[float, None, LoadedModel]:
-        """Read the weights a slice at a time, on the engine thread; yields the share done, returns the model.
+    def materialise(self, prepared: PreparedModel) -> Generator[LoadProgress, None, LoadedModel]:
+        """Read the weights a slice at a time, on the engine thread; yields the bytes done, returns the model.
 
         Raises:
             ModelError: the weights do not fit the architecture, or cannot be read.
         """
 
     def close(self) -> None:
-        """Let go of what belongs to the engine thread, on that thread, just before it ends."""
+        """Let go of what MLX keeps for the calling thread, which is about to end."""
 
 
 @dataclass(frozen=True)

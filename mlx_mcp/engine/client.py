@@ -21,6 +21,7 @@ from weakref import WeakValueDictionary
 from mlx_mcp.core.ports import (
     ChatTokenizer,
     LoadedModel,
+    LoadProgress,
     ModelLoader,
     ModelRegistry,
     ModelSpec,
@@ -58,12 +59,13 @@ from mlx_mcp.engine.messages import (
 )
 from mlx_mcp.engine.requests import GenerateRequest, Progress, Result, Update, check, sampling_params
 from mlx_mcp.engine.worker import EngineThread
-from mlx_mcp.errors import CapacityError, EngineDead, MlxMcpError, ModelError, UnknownSession
+from mlx_mcp.errors import Abandoned, CapacityError, EngineDead, MlxMcpError, ModelError, UnknownSession
 from mlx_mcp.stats import EngineStats
 
 KEEPALIVE_S = 5.0  # hosts cut a call that shows no life; repeat the latest progress this often
 T = TypeVar("T")
 CHECK_S = 1.0  # how often a waiter looks whether the engine lives
+LOADING_S = 0.25  # how often a load's progress is told
 CLOSED_RETRY_S = 10.0
 
 
@@ -108,14 +110,21 @@ class Mailbox:
 
 @dataclass
 class Preparation:
-    """Files being fetched for everyone who asked for the model."""
+    """Files being fetched for everyone who asked for the model, as long as one of them waits."""
 
     future: Future[PreparedModel] = field(default_factory=Future)
-    line: str = "preparing"
+    progress: LoadProgress = field(default_factory=lambda: LoadProgress("preparing"))
+    num_waiting: int = 0  # changed under the client's lock
 
-    def report(self, line: str) -> None:
-        """Take a line on what is going on; called on the fetching thread, read on the event loops."""
-        self.line = line
+    def report(self, progress: LoadProgress) -> None:
+        """Take the progress; called on the fetching thread, read on the event loops.
+
+        Raises:
+            Abandoned: nobody waits any more.
+        """
+        self.progress = progress
+        if not self.num_waiting:
+            raise Abandoned
 
 
 @dataclass
@@ -358,31 +367,33 @@ class EngineClient:
             yield event.model
             return
         preparation = self._prepare(spec)
-        future = asyncio.wrap_future(preparation.future)
-        while True:
-            done, _ = await asyncio.wait([future], timeout=CHECK_S)
-            if done:
-                break
-            check_alive(self.thread)
-            yield Progress("loading", f"loading {spec.name}: {preparation.line}")
+        try:
+            future = asyncio.wrap_future(preparation.future)
+            while not (await asyncio.wait([future], timeout=LOADING_S))[0]:
+                check_alive(self.thread)
+                yield loading(spec, preparation.progress)
+        finally:
+            with self._lock:
+                preparation.num_waiting -= 1
         self.thread.send(Load(future.result(), mailbox.put))
         while True:
             match await mailbox.get(KEEPALIVE_S):
                 case Loaded(model):
                     yield model
                     return
-                case Loading(share):
-                    yield Progress("loading", f"loading {spec.name}: {share:.0%} of the weights")
+                case Loading(progress):
+                    yield loading(spec, progress)
                 case _:
                     pass
 
     def _prepare(self, spec: ModelSpec) -> Preparation:
-        """Start fetching the model's files, or join whoever does."""
+        """Start fetching the model's files, or join whoever does; the caller counts as waiting from now on."""
         with self._lock:
-            running = self._preparations.get(spec.name)
-            if running is not None:
-                return running
-            preparation = self._preparations[spec.name] = Preparation()
+            preparation = self._preparations.get(spec.name)
+            if preparation is not None:
+                preparation.num_waiting += 1
+                return preparation
+            preparation = self._preparations[spec.name] = Preparation(num_waiting=1)
         # A daemon thread of its own: a download of minutes must not hold up the process's exit.
         fetch = threading.Thread(target=self._fetch, args=(spec, preparation), name=f"fetch {spec.name}", daemon=True)
         fetch.start()
@@ -390,15 +401,19 @@ class EngineClient:
 
     def _fetch(self, spec: ModelSpec, preparation: Preparation) -> None:
         """Prepare the model on this thread and tell whoever waits, whatever happens."""
-        prepared, failure = None, None
-        try:
-            prepared = self.loader.prepare(spec, preparation.report)
-        except MlxMcpError as error:
-            failure = error
-        except BaseException as error:  # even a library's SystemExit must not leave callers waiting
-            failure = ModelError(f"Preparing {spec.name!r} failed: {error!r}.")
-        with self._lock:
-            del self._preparations[spec.name]
+        while True:
+            prepared, failure = None, None
+            try:
+                prepared = self.loader.prepare(spec, preparation.report)
+            except MlxMcpError as error:
+                failure = error
+            except BaseException as error:  # even a library's SystemExit must not leave callers waiting
+                failure = ModelError(f"Preparing {spec.name!r} failed: {error!r}.")
+            with self._lock:
+                if isinstance(failure, Abandoned) and preparation.num_waiting:
+                    continue  # somebody came just then
+                del self._preparations[spec.name]
+            break
         if prepared is not None:
             preparation.future.set_result(prepared)
         else:
@@ -407,6 +422,17 @@ class EngineClient:
     def close(self, timeout_s: float = 5.0) -> bool:
         """Fail every waiter and end the engine thread; returns whether it ended in time. Idempotent."""
         return self.thread.stop(timeout_s)
+
+
+def loading(spec: ModelSpec, progress: LoadProgress) -> Progress:
+    """The progress of a load as a call shows it."""
+    message, done, total = f"{progress.doing} {spec.name}", progress.done_bytes, progress.total_bytes
+    if total is None:
+        return Progress("loading", message, unit="bytes")
+    digits = 0 if total >= 10_000_000 else 1
+    return Progress(
+        "loading", f"{message}: {done / 1e6:.{digits}f} of {total / 1e6:.{digits}f} MB", done, total, "bytes"
+    )
 
 
 def find(infos: dict[str, SessionInfo], tenant: str, session: str) -> SessionInfo | None:

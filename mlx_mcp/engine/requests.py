@@ -68,12 +68,16 @@ class GenerateRequest:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the call is: `phase` is loading, queued, prefill or decode; `done` of `total` tokens once it is known."""
+    """Where the call is: `phase` is loading, queued, prefill or decode; `done` of `total` once that is known.
+
+    `unit` is "bytes" while a model is fetched or its weights are read, else "tokens".
+    """
 
     phase: str
     message: str
     done: int = 0
     total: int | None = None
+    unit: str = "tokens"
 
 
 @dataclass(frozen=True)

@@ -144,8 +144,9 @@ class Meter:
             self.done, self.phase = self.read + update.num_tokens, "decode"
             self.text = (self.text + update.text)[-PROGRESS_CHARS:]
         else:
-            self.done, self.total, self.line = update.done, update.total, update.message
-            self.phase = update.phase
+            self.line, self.phase = update.message, update.phase
+            if update.unit == "tokens":  # bytes are told in words: what hosts are told must never go down
+                self.done, self.total = update.done, update.total
             if update.phase == "prefill":
                 self.read = update.done
 
