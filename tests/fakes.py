@@ -17,6 +17,7 @@ from mlx_mcp.core.ports import (
     StepResult,
     TextKind,
     ToolCall,
+    never,
 )
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.slots import KvCost
@@ -37,14 +38,14 @@ class FakeTokenizer:
     Text in [brackets] is reasoning, which is left out of the chat if there shall be none; {name} calls a tool.
     """
 
-    def encode_chat(self, messages, tools=(), reasoning=True):
+    def encode_chat(self, messages, tools=(), reasoning=True, gone=never):
         text = "".join(message.content for message in messages)
         return Prompt(tuple(map(ord, text if reasoning else re.sub(r"\[.*?\]", "", text))))
 
-    def encode_context(self, messages, tools=()):
+    def encode_context(self, messages, tools=(), gone=never):
         return tuple(map(ord, "".join(message.content for message in messages)))
 
-    def encode_turn(self, text, after, tools=(), reasoning=True):
+    def encode_turn(self, text, after, tools=(), reasoning=True, gone=never):
         """A turn after an answer begins with a bar."""
         return Prompt(tuple(map(ord, text if after == "user" else f"|{text}")))
 
@@ -65,7 +66,7 @@ class FakeTokenizer:
     def token_text(self, token_id):
         return chr(token_id)
 
-    def compile(self, grammar, vocab_size):
+    def compile(self, grammar, vocab_size, gone=never):
         if grammar.source == "malformed":
             raise InvalidRequest("The grammar is malformed.")
         return FakeConstraint()

@@ -111,11 +111,27 @@ class Grammar:
     source: str  # a JSON schema as JSON text, a regular expression, or a Lark grammar
 
 
+def never() -> bool:
+    """Whoever asked for something still waits for it."""
+    return False
+
+
 class ChatTokenizer(Protocol):
-    """A model's vocabulary and chat template."""
+    """A model's vocabulary and chat template.
+
+    What may take long ends within a limit, and soon after `gone()` has become true: nobody waits for it any more.
+
+    Raises:
+        Abandoned: `gone` became true.
+        CapacityError: as much of this work as may be done at once is under way.
+    """
 
     def encode_chat(
-        self, messages: list[Message], tools: tuple[dict[str, Any], ...] = (), reasoning: bool = True
+        self,
+        messages: list[Message],
+        tools: tuple[dict[str, Any], ...] = (),
+        reasoning: bool = True,
+        gone: Callable[[], bool] = never,
     ) -> Prompt:
         """The prompt, generation prompt included; text in `messages` can never become a special token.
 
@@ -125,7 +141,9 @@ class ChatTokenizer(Protocol):
             InvalidRequest: the model's template refuses these messages, or knows no tools.
         """
 
-    def encode_context(self, messages: list[Message], tools: tuple[dict[str, Any], ...] = ()) -> tuple[int, ...]:
+    def encode_context(
+        self, messages: list[Message], tools: tuple[dict[str, Any], ...] = (), gone: Callable[[], bool] = never
+    ) -> tuple[int, ...]:
         """The ids of messages that turns go on from: the last one, if it is a user's or an assistant's, stays open.
 
         A turn's text goes on in an open user's message, with nothing put between. After any other role's message a
@@ -137,7 +155,12 @@ class ChatTokenizer(Protocol):
         """
 
     def encode_turn(
-        self, text: str, after: str, tools: tuple[dict[str, Any], ...] = (), reasoning: bool = True
+        self,
+        text: str,
+        after: str,
+        tools: tuple[dict[str, Any], ...] = (),
+        reasoning: bool = True,
+        gone: Callable[[], bool] = never,
     ) -> Prompt:
         """The ids that a user's turn appends to a log, generation prompt included; no text becomes a special token.
 
@@ -171,7 +194,7 @@ class ChatTokenizer(Protocol):
     def token_text(self, token_id: int) -> str:
         """How a single token reads."""
 
-    def compile(self, grammar: Grammar, vocab_size: int) -> Constraint:
+    def compile(self, grammar: Grammar, vocab_size: int, gone: Callable[[], bool] = never) -> Constraint:
         """A fresh constraint over a model's `vocab_size` token ids; may take long for a large grammar.
 
         Raises:

@@ -10,9 +10,9 @@ import asyncio
 import itertools
 import math
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import Future
-from contextlib import aclosing, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -208,18 +208,18 @@ class EngineClient:
                         model = self._loaded[spec.name] = step
             assert model is not None, "loading ends with a model or an error"
             # On threads: templates and grammars may take long, and the loop serves everyone.
-            encoding = asyncio.wrap_future(apart(encode, model.tokenizer, request, session))
-            while not (await asyncio.wait([encoding], timeout=CHECK_S))[0]:
-                yield Progress("queued", "encoding the prompt")
-            prompt = encoding.result()
+            async with apart(encode, model.tokenizer, request, session) as encoding:
+                while not (await asyncio.wait([encoding], timeout=CHECK_S))[0]:
+                    yield Progress("queued", "encoding the prompt")
+                prompt = encoding.result()
             num_before = 0 if session is None else session.num_tokens
             params = sampling_params(request, num_before + len(prompt.ids), model)
             constraint = None
             if request.grammar is not None:
-                compiling = asyncio.wrap_future(apart(model.tokenizer.compile, request.grammar, model.vocab_size))
-                while not (await asyncio.wait([compiling], timeout=CHECK_S))[0]:
-                    yield Progress("queued", "compiling the grammar")
-                constraint = compiling.result()
+                async with apart(model.tokenizer.compile, request.grammar, model.vocab_size) as compiling:
+                    while not (await asyncio.wait([compiling], timeout=CHECK_S))[0]:
+                        yield Progress("queued", "compiling the grammar")
+                    constraint = compiling.result()
             sequence_id, mailbox = next(self._ids), Mailbox(self.thread)
             submit = Submit(
                 sequence_id,
@@ -367,12 +367,13 @@ class EngineClient:
             yield event.model
             return
         preparation = self._prepare(spec)
+        future = asyncio.wrap_future(preparation.future)
         try:
-            future = asyncio.wrap_future(preparation.future)
             while not (await asyncio.wait([future], timeout=LOADING_S))[0]:
                 check_alive(self.thread)
                 yield loading(spec, preparation.progress)
         finally:
+            future.cancel()  # only the waiting; the files are fetched as long as others wait
             with self._lock:
                 preparation.num_waiting -= 1
         self.thread.send(Load(future.result(), mailbox.put))
@@ -394,6 +395,7 @@ class EngineClient:
                 preparation.num_waiting += 1
                 return preparation
             preparation = self._preparations[spec.name] = Preparation(num_waiting=1)
+            preparation.future.set_running_or_notify_cancel()  # whoever waits may be cancelled, this cannot
         # A daemon thread of its own: a download of minutes must not hold up the process's exit.
         fetch = threading.Thread(target=self._fetch, args=(spec, preparation), name=f"fetch {spec.name}", daemon=True)
         fetch.start()
@@ -443,7 +445,9 @@ def find(infos: dict[str, SessionInfo], tenant: str, session: str) -> SessionInf
     return None if found is None or found.tenant != tenant else found
 
 
-def encode(tokenizer: ChatTokenizer, request: GenerateRequest, session: SessionInfo | None) -> Prompt:
+def encode(
+    tokenizer: ChatTokenizer, request: GenerateRequest, session: SessionInfo | None, gone: Callable[[], bool]
+) -> Prompt:
     """What a request adds to its session's tokens, or the whole prompt of one without.
 
     Raises:
@@ -451,10 +455,10 @@ def encode(tokenizer: ChatTokenizer, request: GenerateRequest, session: SessionI
     """
     reasoning = request.reasoning and request.grammar is None
     if session is not None:
-        return tokenizer.encode_turn(request.messages[-1].content, session.after, session.tools, reasoning)
+        return tokenizer.encode_turn(request.messages[-1].content, session.after, session.tools, reasoning, gone)
     if request.context:
-        return Prompt(tokenizer.encode_context(list(request.messages), request.tools))
-    return tokenizer.encode_chat(list(request.messages), request.tools, reasoning)
+        return Prompt(tokenizer.encode_context(list(request.messages), request.tools, gone))
+    return tokenizer.encode_chat(list(request.messages), request.tools, reasoning, gone)
 
 
 def turn_of(request: GenerateRequest, session: SessionInfo | None) -> Turn:
@@ -468,19 +472,29 @@ def turn_of(request: GenerateRequest, session: SessionInfo | None) -> Turn:
     return Turn(request.tenant, session.session_id, session.after, request.keep, request.queue, cut)
 
 
-def apart(function: Callable[..., T], *args: Any) -> Future[T]:
-    """Run it on a daemon thread of its own: threads of a pool hold up each other, and the process's exit."""
+@asynccontextmanager
+async def apart(function: Callable[..., T], *args: Any) -> AsyncIterator[asyncio.Future[T]]:
+    """Run it on a daemon thread of its own: threads of a pool hold up each other, and the process's exit.
+
+    It gets one more argument, which tells it whether anybody still waits; nobody does after the block.
+    """
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()  # whoever waits may be cancelled, this cannot
+    gone = threading.Event()
 
     def run() -> None:
         try:
-            future.set_result(function(*args))
+            future.set_result(function(*args, gone.is_set))
         except BaseException as error:  # it is for whoever waits
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return future
+    waiting = asyncio.wrap_future(future)
+    try:
+        yield waiting
+    finally:
+        gone.set()
+        waiting.cancel()
 
 
 def check_alive(thread: EngineThread) -> None:

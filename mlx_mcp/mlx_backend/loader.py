@@ -22,7 +22,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
 from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelSpec, PreparedModel, Report
-from mlx_mcp.errors import ModelError
+from mlx_mcp.errors import MlxMcpError, ModelError
 from mlx_mcp.mlx_backend.runner import SPARE_BYTES, Runner
 from mlx_mcp.mlx_backend.streams import clear_streams
 from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
@@ -53,9 +53,13 @@ class MlxLoader:
         config = read_config(folder)
         weights_bytes = sum(checked_size(path) for path in weight_files(folder))
         try:
-            tokenizer = ChatTokenizer(folder, config.get("eos_token_id"))
+            tokenizer = ChatTokenizer(folder, config.get("eos_token_id"), foreign=spec.source != "embedded")
+        except MlxMcpError:
+            raise
         except Exception as error:  # transformers raises of every kind for a folder it cannot read
-            raise ModelError(f"The tokenizer in {folder} cannot be read: {error}") from error
+            raise ModelError(
+                f"The tokenizer in {folder} cannot be read: {error}. Download the model again, or choose another."
+            ) from error
         if mx.default_device() == mx.cpu and not is_quantized(config):
             weights_bytes *= 2  # halves become singles, see materialise
         return PreparedModel(spec.name, folder, config, tokenizer, weights_bytes)

@@ -238,7 +238,7 @@ async def test_slow_grammars_hold_up_no_call_without_one(client, monkeypatch):
     await collect(client, asking("a"))
     held = threading.Event()
 
-    def compile_slowly(self, grammar, vocab_size):
+    def compile_slowly(self, grammar, vocab_size, gone):
         assert held.wait(10)
         return FakeConstraint()
 
