@@ -23,7 +23,6 @@ LOOPS_IF_ASKED = "{% if 'loop' in messages[-1].content %}" + LOOP + "{% endif %}
 NO_END = [
     LOOP,
     "{{ ('a' * 200000000) | sort | list | length }}",  # one call in C
-    "{% for i in range(99999) %}{{ range(99999) | list }}{% endfor %}",
     "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
     "{{ 9 ** (9 ** 9) }}",
 ]
@@ -187,7 +186,7 @@ def test_a_tokenizer_whose_expression_gives_up_is_told(tmp_path, quick):
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?:x+x+)+y"), "isolated")
 
     tokenizer = ChatTokenizer(make_tokenizer(tmp_path, TEMPLATE, change), None)
-    with pytest.raises(InvalidRequest, match=r"tokenizer .* cannot encode this text: Onig"):
+    with pytest.raises(InvalidRequest, match=r"tokenizer .* cannot (encode this text: Onig|be used .* within 2 s)"):
         tokenizer.encode_chat([Message("user", "x" * 5000)])
     assert tokenizer.encode_chat([Message("user", "hi")]).ids
 
