@@ -28,7 +28,7 @@ LAYERS = {
     "engine": (("core", "errors", "stats"), ()),
     "mlx_backend": (
         ("core", "errors"),
-        ("mlx", "mlx_lm", "llguidance", "numpy", "threadpoolctl"),
+        ("mlx", "mlx_lm", "llguidance", "numpy", "jinja2", "threadpoolctl", "tokenizers"),
     ),
     "models": (("core", "errors"), ("huggingface_hub",)),
     "storage": (("core", "errors"), ()),

@@ -19,7 +19,7 @@ from datetime import datetime
 from typing import Any, BinaryIO
 
 MAX_BYTES = 2 << 30  # of memory
-MAX_TEXT = 64 << 20  # characters of a rendered prompt
+MAX_TEXT = 16 << 20  # characters of a rendered prompt
 SAMPLE = "a \n1 <b> é 漢 😀"
 
 
@@ -53,15 +53,22 @@ class Worker:
         match header["do"]:
             case "try":
                 self._use(open(header["path"], "rb").read())  # noqa: SIM115
-            case "use":
+            case "use" if blob:
                 self._use(blob)
             case "render":
-                return {"text": self._render(header["template"], header["given"])}, b""
+                text = self._render(header["template"], header["given"])
+                with suppress(BaseException):  # Rust's panics, too; who asks for the ids alone hears what is wrong
+                    if header["encode"]:
+                        found, ids = self._encode([text], special=False)
+                        return found | {"text": text}, ids
+                return {"text": text}, b""
             case "encode":
-                encodings = self._tokenizer.encode_batch_fast(header["texts"], add_special_tokens=header["special"])
-                ids = [encoding.ids for encoding in encodings]
-                return {"lengths": [len(each) for each in ids]}, b"".join(array.array("I", each) for each in ids)
+                return self._encode(header["texts"], header["special"])
         return {}, b""
+
+    def _encode(self, texts: list[str], special: bool) -> tuple[dict[str, Any], bytes]:
+        ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=special)]
+        return {"lengths": [len(each) for each in ids]}, b"".join(array.array("I", each) for each in ids)
 
     def _use(self, data: bytes) -> None:
         from tokenizers import Tokenizer

@@ -248,8 +248,10 @@ class ChatTokenizer:
         Raises:
             InvalidRequest: the model's template refuses these messages, or knows no tools.
         """
-        rendered, _, marks = self._render(messages, tools, reasoning, gone)
-        return Prompt(tuple(self._encode(rendered, marks, gone, begins=True)), self._opens_reasoning(rendered))
+        rendered, _, marks, ids = self._render(messages, tools, reasoning, gone)
+        if ids is None:
+            ids = self._encode(rendered, marks, gone, begins=True)
+        return Prompt(tuple(ids), self._opens_reasoning(rendered))
 
     def encode_context(
         self, messages: list[Message], tools: tuple[dict[str, Any], ...] = (), gone: Callable[[], bool] = never
@@ -389,7 +391,7 @@ class ChatTokenizer:
 
         Returns what is before and what is after, and the marks of control tokens.
         """
-        rendered, mark, marks = self._render(messages, tools, reasoning, gone, text)
+        rendered, mark, marks, _ = self._render(messages, tools, reasoning, gone, text)
         context, found, turn = rendered.partition(mark)
         if not found or mark in turn:
             raise InvalidRequest(
@@ -405,10 +407,11 @@ class ChatTokenizer:
         reasoning: bool,
         gone: Callable[[], bool],
         turn: str | None = None,
-    ) -> tuple[str, str, dict[str, str]]:
+    ) -> tuple[str, str, dict[str, str], list[int] | None]:
         """The chat's text, with a private-use character where `turn` begins, and one for each of the callers' controls.
 
-        Returns the text, the former character, and the latter ones by control token.
+        Returns the text, the former character, and the latter ones by control token; and the ids of the text, where
+        they came along.
         """
         if tools and not (self._tokenizer.has_chat_template and self._tokenizer.tool_parser):
             raise InvalidRequest(
@@ -424,11 +427,14 @@ class ChatTokenizer:
             mark, marks = next(unused), dict(zip(self._controls, unused, strict=False))
             if turn is not None:
                 chat["messages"] = continued(chat["messages"], mark, turn)
-            return self._apply_template(self._marked(chat, marks), reasoning, len(text), gone), mark, marks
+            marked = self._marked(chat, marks)
+            whole = turn is None and marked == chat
+            rendered, ids = self._apply_template(marked, reasoning, len(text), whole, gone)
+            return rendered, mark, marks, ids
         except Overdue as error:
             raise InvalidRequest(
-                f"The model's chat template ({self._folder}) cannot be used with these messages: {error}. Change them, "
-                "choose another model (list_models shows them), or have the template mended."
+                f"The model's chat template or tokenizer ({self._folder}) cannot be used with these messages: {error}. "
+                "Change them, choose another model (list_models shows them), or have the template mended."
             ) from error
         except MlxMcpError:
             raise
@@ -455,9 +461,12 @@ class ChatTokenizer:
                     return words
         return ""
 
-    def _apply_template(self, chat: dict[str, Any], reasoning: bool, num_chars: int, gone: Callable[[], bool]) -> str:
+    def _apply_template(
+        self, chat: dict[str, Any], reasoning: bool, num_chars: int, whole: bool, gone: Callable[[], bool]
+    ) -> tuple[str, list[int] | None]:
+        """Render; `whole` says that the text will have no marks, so that its ids may come along."""
         if not self._tokenizer.has_chat_template:
-            return "\n\n".join(message["content"] for message in chat["messages"])
+            return "\n\n".join(message["content"] for message in chat["messages"]), None
         messages, tools = chat["messages"], chat["tools"] or None
         thinking = bool(reasoning and self._tokenizer.has_thinking)
         if self._apart is None or has_own_renderer(self._tokenizer):
@@ -466,10 +475,11 @@ class ChatTokenizer:
                 rendered: str = self._tokenizer.apply_chat_template(
                     messages, tools=tools, tokenize=False, add_generation_prompt=True, **options
                 )
-            return rendered
+            return rendered, None
         given = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}
         given |= {**self._tokenizer.special_tokens_map, "enable_thinking": thinking}
-        return self._apart.render(self._tokenizer.get_chat_template(tools=tools), given, num_chars, gone)
+        template, encode = self._tokenizer.get_chat_template(tools=tools), whole and self._backend is not None
+        return self._apart.render(template, given, num_chars, encode, gone)
 
     def _marked(self, value: Any, marks: dict[str, str]) -> Any:
         """The value with each control token in its strings replaced by its mark."""

@@ -250,6 +250,26 @@ async def test_slow_grammars_hold_up_no_call_without_one(client, monkeypatch):
     assert {result.text for result in await asyncio.gather(*slow)} == {"slow"}
 
 
+@pytest.mark.parametrize("work", ["encode_chat", "compile"])
+async def test_what_a_cancelled_call_waited_for_is_told_that_nobody_does_any_more(client, monkeypatch, work):
+    await collect(client, asking("a"))
+    begun, told = threading.Event(), threading.Event()
+
+    def work_for_ever(self, *args):
+        begun.set()
+        while not args[-1]():
+            time.sleep(0.001)
+        told.set()
+        raise Abandoned
+
+    monkeypatch.setattr(FakeTokenizer, work, work_for_ever)
+    call = asyncio.create_task(answer(client, asking("b", grammar=Grammar(GrammarKind.REGEX, "a"))))
+    await until(begun.is_set)
+    assert not told.is_set()
+    call.cancel()
+    await until(told.is_set)
+
+
 async def test_a_grammar_that_cannot_be_compiled_is_refused_before_anything_is_queued(client):
     with pytest.raises(InvalidRequest, match="malformed"):
         await answer(client, asking("yes", grammar=Grammar(GrammarKind.REGEX, "malformed")))

@@ -17,9 +17,10 @@ from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.errors import GenerationFailed, InvalidRequest, RequestTooLarge
 from mlx_mcp.mlx_backend.loader import MlxLoader
 from mlx_mcp.mlx_backend.runner import Runner
-from mlx_mcp.models.registry import Registry
+from mlx_mcp.models.registry import Registry, configured
 from tests.effort import drawn
 from tests.engine.test_client import until
+from tests.models_made import TEMPLATE, make_model
 
 SCHEMA = {
     "type": "object",
@@ -37,10 +38,10 @@ FACTS = "Alice's badge is 771. The deploy code is 4096. Bob has the pet parrot."
 QUESTIONS = {"What is the deploy code?": "4096", "What is Alice's badge?": "771", "What is Bob's pet?": "parrot"}
 
 
-def make_client(limits=None, kv_bits=None, max_kv_bytes=1 << 30):
+def make_client(limits=None, kv_bits=None, max_kv_bytes=1 << 30, registry=None):
     loader = MlxLoader(kv_bits)
     thread = EngineThread(lambda: Engine(loader, limits or Limits(), 1 << 30, max_kv_bytes))
-    return EngineClient(thread, Registry(None), loader)
+    return EngineClient(thread, registry or Registry(None), loader)
 
 
 @pytest.fixture
@@ -60,6 +61,31 @@ async def answer(client, request):
         if isinstance(update, Result):
             return update
     raise AssertionError("no result")
+
+
+async def test_a_template_that_loops_for_one_prompt_is_left_with_its_calls_and_all_others_go_on(tmp_path):
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    folder = make_model(tmp_path / "looping")
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    settings["chat_template"] = "{% if 'loop' in messages[-1].content %}" + loop + "{% endif %}" + TEMPLATE
+    path.write_text(json.dumps(settings))
+    looping = configured(str(folder))
+    client = make_client(registry=Registry(None, named={"looping": looping}))
+    usual = ask("hi", model="looping", max_tokens=2)
+    try:
+        before = await answer(client, usual)
+        calls = [asyncio.create_task(answer(client, ask(f"loop {i}", model="looping"))) for i in range(12)]
+        pool = client._loaded["looping"].tokenizer._apart._pool
+        await until(lambda: pool.num_busy > 1)
+        assert (await answer(client, ask("hi", max_tokens=2))).model == "embedded"
+        for call in calls:
+            call.cancel()
+        await until(lambda: not pool.num_busy, timeout_s=9)  # sooner than the deadline
+        assert (await answer(client, usual)).text == before.text
+        assert all(call.cancelled() for call in calls)
+    finally:
+        assert client.close()
 
 
 async def test_answers_at_temperature_1_all_obey_the_schema(client):

@@ -2,6 +2,7 @@ import json
 import random
 import re
 import threading
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mlx_mcp.core.ports import Grammar, GrammarKind
-from mlx_mcp.errors import GenerationFailed, InvalidRequest
+from mlx_mcp.errors import Abandoned, GenerationFailed, InvalidRequest
 from mlx_mcp.mlx_backend import constraint
 from mlx_mcp.mlx_backend.constraint import MAX_SOURCE_BYTES, Grammars
 from mlx_mcp.models.registry import EMBEDDED_FOLDER
@@ -349,6 +350,50 @@ def test_a_grammar_that_compiles_for_ever_is_given_up(monkeypatch):
     monkeypatch.setattr(constraint, "TRIAL_TIMEOUT_S", 0.5)
     patterns = [{"type": "string", "pattern": f"a.*b{i}.*c"} for i in range(40)]
     assert "it takes more than 0.5 s to compile." in refusal(json_schema({"allOf": patterns}))
+
+
+def endless(number):
+    patterns = [{"type": "string", "pattern": f"a.*b{i}.*c{number}"} for i in range(40)]
+    return json_schema({"allOf": patterns})
+
+
+def test_the_trial_of_a_grammar_ends_when_nobody_waits_for_it_any_more():
+    grammars, gone, outcomes = Grammars(TOKENIZER, frozenset({END})), threading.Event(), []
+
+    def compile(number):
+        try:
+            grammars.compile(endless(number), VOCAB_SIZE, gone.is_set)
+        except Abandoned as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=compile, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    while len(grammars._compiling) < constraint.MAX_TRIALS:
+        time.sleep(0.001)
+    gone.set()
+    for thread in threads:
+        thread.join(8)  # less than a trial may take
+    assert len(outcomes) == 12
+    assert grammars.compile(regex("yes"), VOCAB_SIZE).mask()
+
+
+def test_a_grammar_that_is_tried_for_long_holds_up_no_other():
+    grammars, gone = Grammars(TOKENIZER, frozenset({END})), threading.Event()
+
+    def compile():
+        with pytest.raises(Abandoned):
+            grammars.compile(endless(0), VOCAB_SIZE, gone.is_set)
+
+    long = threading.Thread(target=compile)
+    long.start()
+    while not grammars._compiling:
+        time.sleep(0.001)
+    assert grammars.compile(regex("yes"), VOCAB_SIZE).mask()
+    assert long.is_alive()
+    gone.set()
+    long.join(8)
+    assert not long.is_alive()
 
 
 @pytest.mark.parametrize(
