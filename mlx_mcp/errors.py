@@ -26,6 +26,8 @@ Texts are written for whoever can act: the calling model for a `RequestError`, t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class MlxMcpError(Exception):
     """The root: `except MlxMcpError` catches everything this package raises on purpose."""
@@ -42,9 +44,11 @@ class InvalidRequest(RequestError):
 class PromptTooLong(RequestError):
     """The prompt, or the prompt and the wished answer, exceed the model's context."""
 
-    def __init__(self, prompt_tokens: int, max_tokens: int, context_tokens: int) -> None:
+    def __init__(self, prompt_tokens: int, max_tokens: int | None, context_tokens: int) -> None:
+        """`max_tokens` is None where the caller gave none: then the prompt alone is too long."""
         self.prompt_tokens, self.max_tokens, self.context_tokens = prompt_tokens, max_tokens, context_tokens
         room = context_tokens - prompt_tokens
+        asked = "" if max_tokens is None else f" and max_tokens is {max_tokens}"
         step = (
             f"Lower max_tokens to {room} or less, or shorten the prompt."
             if room > 0
@@ -52,8 +56,7 @@ class PromptTooLong(RequestError):
             "(list_models shows each)."
         )
         super().__init__(
-            f"The prompt has {prompt_tokens} tokens and max_tokens is {max_tokens}, but the model's context is "
-            f"{context_tokens} tokens. {step}"
+            f"The prompt has {prompt_tokens} tokens{asked}, but the model's context is {context_tokens} tokens. {step}"
         )
 
 
@@ -62,7 +65,8 @@ class RequestTooLarge(RequestError):
 
     def __init__(self, prompt_tokens: int, need_bytes: int, limit_bytes: int, max_tokens: int) -> None:
         self.need_bytes, self.limit_bytes = need_bytes, limit_bytes
-        step = f"Lower max_tokens to {max_tokens} or less" if max_tokens > 0 else "Shorten the prompt"
+        lower = f"Lower max_tokens to {max_tokens} or less (left out it is 512)"
+        step = lower if max_tokens > 0 else "Shorten the prompt"
         super().__init__(
             f"The prompt of {prompt_tokens} tokens and its answer need {need_bytes / 1e6:.1f} MB for keys and values, "
             f"and the server may use {limit_bytes / 1e6:.1f} MB. {step}, or have the server started with a larger "
@@ -191,3 +195,10 @@ class EngineDead(MlxMcpError):
     def __init__(self, cause: str = "it was stopped") -> None:
         self.cause = cause
         super().__init__(f"The engine is not running ({cause}). Call again; if that does not help, restart the server.")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that was probably meant by an unknown one, for an error's text; nothing if none is alike."""
+    import difflib  # only for errors: the relay is to be up in a blink
+
+    return next(iter(difflib.get_close_matches(name.lower().replace("-", "_"), known, 1)), "")

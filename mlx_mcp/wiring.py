@@ -89,7 +89,7 @@ def wire(config: Config) -> tuple[EngineClient, Registry]:
             persisting = Persisting(partial(open_store, config), IoThread(thread.send), options)
         return Engine(loader, limits, max_weights_bytes, max_kv_bytes, keeping, persisting=persisting)
 
-    thread = EngineThread(make_engine)
+    thread = EngineThread(make_engine, config.step_timeout_s)
     return EngineClient(thread, registry, loader), registry
 
 

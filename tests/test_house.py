@@ -35,7 +35,7 @@ LAYERS = {
     "process": (("errors", "__init__"), ()),
     "server": (
         ("core", "engine", "models", "process", "config", "errors", "stats", "__init__"),
-        ("mcp", "mcp_types", "pydantic", "anyio", "starlette", "uvicorn"),
+        ("mcp", "mcp_types", "pydantic", "anyio", "starlette", "uvicorn", "h11"),
     ),
     "wiring": (("config", "core", "engine", "errors", "mlx_backend", "models", "storage"), ()),
     "doctor": (("config", "core", "engine", "errors", "mlx_backend", "models", "wiring", "__init__"), ("mlx",)),

@@ -12,6 +12,8 @@ from mlx_mcp.cli.output import Column, show_json, show_table
 from mlx_mcp.cli.reporting import NOTHING, note, reporting_errors
 from mlx_mcp.errors import NoSharedEngine
 
+KILL_S = 30.0  # for the system to take back the process's memory
+
 CONNECTIONS = (
     Column("host", rank=0),
     Column("by", rank=6),
@@ -34,18 +36,23 @@ def start() -> None:
     from mlx_mcp.process.daemon import start_if_needed
     from mlx_mcp.process.place import user_place
 
-    typer.echo(f"The engine is process {start_if_needed(user_place())}.")
+    typer.echo(f"The engine is process {start_if_needed(user_place(), note)}.")
 
 
 @engine.command()
 @reporting_errors
-def stop() -> None:
+def stop(
+    force: Annotated[
+        bool, typer.Option("--force", help="Kill it if it does not answer or does not end; persisted sessions stay.")
+    ] = False,
+) -> None:
     """End the engine process; running calls have shutdown_timeout_s to end. The next call of a window starts one."""
     from mlx_mcp.config import Config
-    from mlx_mcp.process.daemon import stop
+    from mlx_mcp.process.daemon import kill, stop
     from mlx_mcp.process.place import user_place
 
-    pid = stop(user_place(), 2 * Config.load().shutdown_timeout_s + 10)
+    # By force it ends whatever the settings say.
+    pid = kill(user_place(), KILL_S) if force else stop(user_place(), 2 * Config.load().shutdown_timeout_s + 10)
     typer.echo("There is no engine process." if pid is None else f"Process {pid} has ended.")
 
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from mlx_mcp.config import Config
 
-ANSWER_S = 0.1  # how long the last answers may take from a tool's end to the wire
-
 
 def share_http(model: str | None, host: str | None, port: int | None, openblas: bool | None) -> None:
     """Have the user's engine serve HTTP until a signal comes.
@@ -40,12 +38,13 @@ def share_http(model: str | None, host: str | None, port: int | None, openblas: 
     listener = listen(config.host, config.port)
     address = address_of(config.host, listener)
     token = None if config.token is None else config.token.get_secret_value()
-    hello = window("http", model) | {"host": config.host, "port": config.port, "token": token, "address": address}
+    own = {name: getattr(config, name) for name in ("host", "port", "allowed_hosts", "allowed_origins")}
+    hello = window("http", model) | own | {"token": token, "address": address}
 
     def serving(reply: dict[str, object]) -> None:
         typer.echo(f"mlx-mcp {__version__} serving {reply['model']!r} at {address}/mcp", err=True)
 
-    hold(place, hello, listener, note, serving, 2 * config.shutdown_timeout_s + 1)
+    hold(place, hello, listener, note, serving, end_s(config))
 
 
 def address_of(host: str, listener: socket.socket) -> str:
@@ -53,9 +52,14 @@ def address_of(host: str, listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
 
+def end_s(config: Config) -> float:
+    """How long a process may take to end: for its calls, their answers, and what the engine still writes."""
+    return 2 * config.shutdown_timeout_s + 5
+
+
 def serve_stdio(config: Config) -> None:
     """Serve one host over stdin and stdout in this process until it goes away or a signal comes."""
-    from mlx_mcp.server.stdio import serve_stdio, take_stdio
+    from mlx_mcp.server.stdio import OpenRequests, serve_stdio, take_stdio
 
     wire_in, wire_out = take_stdio()
 
@@ -63,26 +67,27 @@ def serve_stdio(config: Config) -> None:
 
     from mlx_mcp.process.place import project_folder
     from mlx_mcp.server.app import build_server
-    from mlx_mcp.server.files import FileReader, default_roots
-    from mlx_mcp.server.lifetime import exit_within, until_signal
+    from mlx_mcp.server.calls import Activity
+    from mlx_mcp.server.files import FileReader
+    from mlx_mcp.server.lifetime import exit_within, let_end, until_signal
     from mlx_mcp.wiring import wire
 
     client, registry = wire(config)
-    roots = default_roots(project_folder()) if config.file_roots is None else config.file_roots
-    files = FileReader(roots, config.max_file_bytes, config.max_files_bytes)
-    server = build_server(client, registry, files)
+    files = FileReader.of_window(config.file_roots, project_folder(), config.max_file_bytes, config.max_files_bytes)
+    activity, requests = Activity(), OpenRequests()
+    server = build_server(client, registry, files, activity)
 
     async def main() -> None:
         async def stop(scope: anyio.CancelScope) -> None:
-            exit_within(3 * config.shutdown_timeout_s + 1)
-            await client.drain(config.shutdown_timeout_s)
-            await anyio.sleep(ANSWER_S)
+            exit_within(end_s(config))
+            activity.closed = True
+            await let_end(lambda: requests.waiting, [activity], config.shutdown_timeout_s)
             scope.cancel()
 
-        await until_signal(lambda: serve_stdio(server, wire_in, wire_out, config.max_request_bytes), stop)
+        await until_signal(lambda: serve_stdio(server, wire_in, wire_out, config.max_request_bytes, requests), stop)
 
     anyio.run(main)
-    exit_within(2 * config.shutdown_timeout_s + 1)
+    exit_within(end_s(config))
     client.close(config.shutdown_timeout_s)
 
 
@@ -92,24 +97,25 @@ def serve_http(config: Config) -> None:
 
     from mlx_mcp.process.listener import listen
     from mlx_mcp.server.app import build_server
+    from mlx_mcp.server.calls import Activity
     from mlx_mcp.server.files import FileReader
-    from mlx_mcp.server.http import auth_settings, http_app, http_server
+    from mlx_mcp.server.http import HttpServer, auth_settings, end, http_app
     from mlx_mcp.server.lifetime import exit_within, until_signal
     from mlx_mcp.wiring import wire
 
     listener = listen(config.host, config.port)
     client, registry = wire(config)
     files = FileReader(config.file_roots or (), config.max_file_bytes, config.max_files_bytes)
-    mcp = build_server(client, registry, files, **auth_settings(config))
-    server = http_server(http_app(mcp, client, config), config)
+    activity = Activity()
+    mcp = build_server(client, registry, files, activity, **auth_settings(config))
+    server = HttpServer(http_app(mcp, client, config), config)
     address = address_of(config.host, listener)
     typer.echo(f"mlx-mcp {__version__} serving {registry.resolve(None).name!r} at {address}/mcp", err=True)
 
     async def main() -> None:
         async def stop(_: anyio.CancelScope) -> None:
-            exit_within(3 * config.shutdown_timeout_s + 1)
-            server.should_exit = True
-            await client.drain(config.shutdown_timeout_s)
+            exit_within(end_s(config))
+            await end(server, activity, config.shutdown_timeout_s)
 
         await until_signal(lambda: server.serve(sockets=[listener]), stop)
 
@@ -134,14 +140,13 @@ def serve_engine(config: Config, listener: socket.socket, ready_fd: int | None) 
 
         async def stop(_: anyio.CancelScope) -> None:
             connections.stop()
-            await client.drain(config.shutdown_timeout_s)
 
         note(f"process {os.getpid()} of version {__version__} listens at {listener.getsockname()}")
         if ready_fd is not None:
             with contextlib.suppress(BrokenPipeError):  # whoever started us has gone; others will come
                 os.write(ready_fd, b"ready")
             os.close(ready_fd)
-        await until_signal(lambda: connections.serve(lambda: exit_within(2 * config.shutdown_timeout_s + 1)), stop)
+        await until_signal(lambda: connections.serve(lambda: exit_within(end_s(config))), stop)
 
     anyio.run(main)
     client.close(config.shutdown_timeout_s)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NewType
 
@@ -203,8 +204,13 @@ class BlockPool:
             del last_used[block]
         return order
 
-    def check_integrity(self) -> None:
-        """Prove that trees, references and bytes agree."""
+    def check_integrity(self, references: Iterable[Block] = ()) -> None:
+        """Prove that trees, references and bytes agree.
+
+        `references` are the blocks that somebody has acquired, each as often as that: there must be no others.
+        """
+        acquired = Counter(references)
+        assert all(block.resident for block in acquired), "a reference to a block that is gone"
         blocks = [block for root in self.roots.values() for block in walk(root)]
         assert len(blocks) == self.num_blocks, f"{len(blocks)} blocks in the trees, {self.num_blocks} counted"
         assert sum(b.nbytes for b in blocks) == self.used_bytes, "the blocks' bytes do not add up"
@@ -218,7 +224,8 @@ class BlockPool:
             assert parent.children[block.hash] is block, "a child under another's hash"
             assert parent.resident, "a parent that is gone"
             assert parent.end == block.start, "a gap between blocks"
-            assert block.ref_count >= sum(child.ref_count for child in block.children.values()), "a reference was lost"
+            held = acquired[block] + sum(child.ref_count for child in block.children.values())
+            assert block.ref_count == held, f"{block.ref_count} references to a block at {block.start}, {held} held"
             assert block.children or block.ref_count or block in offered, "a leaf that would never be evicted"
 
     def _resized(self, block: Block, old_bytes: int, charged: int) -> None:

@@ -104,6 +104,11 @@ class KvCacheManager:
         return self.cache.pool
 
     @property
+    def references(self) -> list[Block]:
+        """The blocks that are referred to here, each as often as it is."""
+        return [*self.restoring, *self.building.values()]
+
+    @property
     def booked_bytes(self) -> int:
         """What is on the ledger beside blocks and slots: shared prefixes, cuts and logits on their way to blocks."""
         cost = self.slots.cost

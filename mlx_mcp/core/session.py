@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mlx_mcp.core.block_pool import Block, BlockPool
+from mlx_mcp.core.block_pool import Block, BlockPool, walk
 from mlx_mcp.core.durable import SessionHead, SessionRecord
 from mlx_mcp.core.ports import ChatTokenizer
 from mlx_mcp.errors import CapacityError, InvalidRequest, SessionBusy, UnknownSession
@@ -333,6 +333,11 @@ class SessionStore:
         now = self.clock()
         return [s for s in self.sessions.values() if s.turn is None and not s.queue and now - s.used_at > s.ttl_s]
 
+    @property
+    def references(self) -> list[Block]:
+        """The blocks that pinned sessions keep, each as often as they do."""
+        return [s.leaf for s in self.sessions.values() if s.leaf is not None and s.options.pinned]
+
     def check_integrity(self) -> None:
         """Prove that every session's block ends where its tokens say, and that blocks count their sessions right."""
         held: dict[Block, int] = {}
@@ -344,9 +349,11 @@ class SessionStore:
                 tokens = tuple(token for block in reversed(chain) for token in block.tokens)
                 assert session.log[: leaf.end] == tokens, f"the blocks of {session.session_id} are another's"
                 assert leaf.resident or not session.options.pinned, "a pinned session was evicted"
-        assert all(block.num_sessions == count for block, count in held.items()), "blocks miscount their sessions"
+        blocks = {*held, *(block for root in self.pool.roots.values() for block in walk(root))}
+        assert all(block.num_sessions == held.get(block, 0) for block in blocks), "blocks miscount their sessions"
         assert set(self.sessions) == set(self.infos), "the sessions and their snapshots differ"
-        assert set(self._names.values()) <= set(self.sessions), "a name of a session that is gone"
+        named = {(s.tenant, s.options.name): handle for handle, s in self.sessions.items() if s.options.name}
+        assert self._names == named, "the names are not the sessions'"
 
     def _add(self, session: Session) -> None:
         self.sessions[session.session_id] = session
@@ -381,7 +388,9 @@ class SessionStore:
                 )
             if name.startswith("s_"):
                 raise InvalidRequest(f"{name[:80]!r} cannot be a session's name: handles begin with s_.")
-            if (tenant, name) in self._names or names.count(name) > 1:
+            if names.count(name) > 1:
+                raise InvalidRequest(f"`names` has a fork named {name!r} already: give each a name of its own.")
+            if (tenant, name) in self._names:
                 raise InvalidRequest(f"There is a session named {name!r} already; close it, or take another name.")
         if len(self.sessions) + count > self.max_sessions:
             raise CapacityError(

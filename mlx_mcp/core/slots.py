@@ -69,6 +69,11 @@ class Ledger:
         assert num_bytes <= self.used_bytes, f"refund of {num_bytes} of {self.used_bytes} bytes"
         self.used_bytes -= num_bytes
 
+    def check_integrity(self, num_bytes: int) -> None:
+        """Prove that so many bytes, which is what everybody together has, are booked, and no more than may be."""
+        assert self.used_bytes == num_bytes, f"{self.used_bytes} bytes on the ledger, {num_bytes} accounted for"
+        assert 0 <= self.used_bytes <= self.limit_bytes, f"{self.used_bytes} bytes of {self.limit_bytes}"
+
 
 @dataclass(frozen=True)
 class Slab:

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -66,13 +66,13 @@ from mlx_mcp.engine.messages import (
 )
 from mlx_mcp.engine.requests import GenerateRequest, Progress, Result, Update, check, sampling_params
 from mlx_mcp.engine.worker import EngineThread
-from mlx_mcp.errors import CapacityError, EngineDead, MlxMcpError, ModelError, UnknownSession
+from mlx_mcp.errors import EngineDead, MlxMcpError, ModelError, UnknownSession
 from mlx_mcp.stats import EngineStats
 
 KEEPALIVE_S = 5.0  # hosts cut a call that shows no life; repeat the latest progress this often
 T = TypeVar("T")
+SLOW = "; the engine's current step has taken "
 CHECK_S = 1.0  # how often a waiter looks whether the engine lives
-CLOSED_RETRY_S = 10.0
 
 
 class Mailbox:
@@ -126,14 +126,6 @@ class Preparation:
         self.line = line
 
 
-@dataclass
-class Admission:
-    """Which calls are under way, and whether more are taken."""
-
-    closed: bool = False
-    calls: set[asyncio.Future[None]] = field(default_factory=set)
-
-
 class EngineClient:
     """Generates on one engine thread; any number of callers, connections and event loops may share it."""
 
@@ -145,7 +137,6 @@ class EngineClient:
         # unloaded one goes.
         self._loaded: WeakValueDictionary[str, LoadedModel] = WeakValueDictionary()
         self._preparations: dict[str, Preparation] = {}
-        self._admission = Admission()
         self._lock = threading.Lock()
 
     @property
@@ -172,25 +163,6 @@ class EngineClient:
             EngineDead: the engine thread has ended.
         """
         check(request)
-        if self._admission.closed:
-            raise CapacityError("The server is shutting down.", CLOSED_RETRY_S)
-        ended = asyncio.get_running_loop().create_future()
-        self._admission.calls.add(ended)
-        try:
-            async with aclosing(self._generate(request)) as updates:
-                async for update in updates:
-                    yield update
-        finally:
-            self._admission.calls.remove(ended)
-            ended.set_result(None)
-
-    async def drain(self, timeout_s: float) -> None:
-        """Take no call any more, and wait until those under way have ended, for so long at most."""
-        self._admission.closed = True
-        if self._admission.calls:
-            await asyncio.wait(self._admission.calls, timeout=timeout_s)
-
-    async def _generate(self, request: GenerateRequest) -> AsyncGenerator[Update, None]:
         while True:
             # Looked up again each time round: another turn may have gone on with it.
             session = await self.session(request.tenant, request.session) if request.session else None
@@ -363,8 +335,8 @@ class EngineClient:
                     case Unloaded() | Moved():
                         ended = True
                         return
-                    case _:
-                        pass  # nothing new for a while
+                    case _:  # nothing new for a while
+                        progress = self._slow(progress)
                 for delta in deltas:
                     yield delta
                 if reason is not None or (answer.stopped and not kept):
@@ -405,7 +377,13 @@ class EngineClient:
                     line = f"loading {spec.name}: {share:.0%} of the weights"
                     yield Progress("loading", line, round(share * total), total, "bytes")
                 case _:
-                    pass
+                    yield self._slow(Progress("loading", f"loading {spec.name}"))
+
+    def _slow(self, progress: Progress) -> Progress:
+        """The same progress, with word of a step that takes long."""
+        line = progress.message.partition(SLOW)[0]
+        step_s = self.thread.step_s
+        return replace(progress, message=f"{line}{SLOW}{step_s:.0f} s" if step_s > KEEPALIVE_S else line)
 
     def _prepare(self, spec: ModelSpec) -> Preparation:
         """Start fetching the model's files, or join whoever does."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -191,6 +191,7 @@ class Engine:
             prompt_tokens=self.num_prompt,
             cached_tokens=self.num_cached,
             sessions=len(self.sessions.sessions),
+            groups=Counter(sequence.group for r in residents for sequence in r.scheduler.running),
             models=tuple(self.residents),
             weights_bytes=sum(r.model.weights_bytes for r in residents),
             **({} if self.persistence is None else self.persistence.counts),
@@ -293,15 +294,22 @@ class Engine:
             sink(Failed(error))
 
     def check_integrity(self) -> None:
-        """Prove that sequences, slots, blocks, sessions and bytes agree."""
+        """Prove that sequences, slots, blocks, sessions and bytes agree: every reference and byte is somebody's."""
+        booked, references = self.cache.pool.used_bytes, self.sessions.references
         for resident in self.residents.values():
-            resident.scheduler.check_integrity()
-        self.cache.pool.check_integrity()
+            scheduler, cache = resident.scheduler, resident.scheduler.cache
+            scheduler.check_integrity()
+            booked += scheduler.pool.used_bytes
+            if cache is not None:
+                cuts = () if resident.step is None else resident.step.cuts
+                assert set(cache.building) == set(cuts), "blocks are kept for another step than the one under way"
+                booked += cache.booked_bytes
+                references += cache.references
+        if self.persistence is not None:
+            references += self.persistence.references
+        self.cache.pool.check_integrity(references)
         self.sessions.check_integrity()
-        pools = [r.scheduler.pool for r in self.residents.values()]
-        caches = [r.scheduler.cache for r in self.residents.values() if r.scheduler.cache is not None]
-        booked = self.cache.pool.used_bytes + sum(p.used_bytes for p in pools) + sum(c.booked_bytes for c in caches)
-        assert self.ledger.used_bytes == booked, f"{self.ledger.used_bytes} bytes on the ledger, {booked} accounted for"
+        self.ledger.check_integrity(booked)
 
     # Sequences
 
@@ -313,7 +321,7 @@ class Engine:
         self.residents[command.model] = resident  # now the most recently used
         session = None
         try:
-            check_ids(command, resident.model.vocab_size)
+            check_ids(command, resident.model)
             prompt, kept = command.prompt_ids, 0
             if command.turn.session:
                 session = self.sessions.get(command.turn.tenant, command.turn.session)
@@ -326,7 +334,8 @@ class Engine:
                 if command.turn.cut and 0 < room < command.params.max_tokens:
                     command = replace(command, params=replace(command.params, max_tokens=room))
                 if len(prompt) + command.params.max_tokens > resident.model.context_tokens:
-                    raise PromptTooLong(len(prompt), command.params.max_tokens, resident.model.context_tokens)
+                    asked = None if command.turn.cut else command.params.max_tokens
+                    raise PromptTooLong(len(prompt), asked, resident.model.context_tokens)
             self._begin(command, resident, session, prompt, kept)
         except (RequestError, CapacityError) as error:
             command.sink(Failed(error))
@@ -413,6 +422,8 @@ class Engine:
                 self.num_preemptions += len(step.preempted)
                 for sequence in step.preempted:
                     runner.release(sequence.sequence_id)
+                    if sequence.slot is None:  # else it has a place again already
+                        self._emit(sequence, Waiting(scheduler.num_ahead(sequence)))
                 if not step.sequences:
                     return False
                 started = self.clock()
@@ -673,17 +684,24 @@ class Engine:
             sink(event)
 
 
-def check_ids(command: Submit, vocab_size: int) -> None:
+def check_ids(command: Submit, model: LoadedModel) -> None:
     """Refuse tokens that the model does not have: MLX reads foreign memory for them, or dies.
 
     Raises:
-        InvalidRequest: there are such, or none at all.
+        InvalidRequest: there are none at all, or the model's own tokenizer or logit_bias gave such ids.
     """
-    ids = [*command.prompt_ids, *(token_id for token_id, _ in command.params.logit_bias)]
-    if not command.prompt_ids or not all(0 <= i < vocab_size for i in ids):
+    if not command.prompt_ids:
+        raise InvalidRequest("The prompt has no tokens. Say in `prompt` what the model should do.")
+    last = model.vocab_size - 1
+    foreign = next((i for i in command.prompt_ids if not 0 <= i <= last), None)
+    if foreign is not None:
         raise InvalidRequest(
-            f"The prompt has no tokens, or prompt or logit_bias have ids beyond the model's {vocab_size}."
+            f"The tokenizer of {model.name!r} gives the token id {foreign}, and the model's ids go up to {last}: its "
+            "files do not belong together. Convert or download it again, or choose another model (list_models)."
         )
+    biased = next((i for i, _ in command.params.logit_bias if not 0 <= i <= last), None)
+    if biased is not None:
+        raise InvalidRequest(f"logit_bias has token id {biased}; the ids of {model.name!r} go up to {last}.")
 
 
 EngineFactory = Callable[[], Engine]

@@ -101,6 +101,7 @@ class Persistence:
         self.evicted: list[StoredBlock] = []
         self.queue_bytes = 0  # of blocks on their way to the store
         self.num_saving = 0  # sessions on their way there
+        self.references: list[Block] = []  # the blocks that these end with, which stay in memory until then
         self.max_queue_bytes = min(MAX_QUEUE_BYTES, cache.pool.ledger.limit_bytes // QUEUE_SHARE)
         # What is on its way still takes memory: it is set aside once and for all.
         cache.pool.ledger.limit_bytes -= self.max_queue_bytes
@@ -271,6 +272,7 @@ class Persistence:
         held = blocks[-1] if blocks else None
         if held is not None:
             self.cache.pool.acquire(held)
+            self.references.append(held)
         packed = [stored(block) for block in blocks if store.tier.find(block.key) is None]
         after, fingerprint = session.after, session.fingerprint  # as they are now, whatever turns come meanwhile
         options, now, ttl_s = session.options, self.wall_clock(), session.ttl_s
@@ -318,6 +320,7 @@ class Persistence:
             session.num_saving -= 1
             self.failure = outcome if isinstance(outcome, MlxMcpError) else None
             if held is not None:
+                self.references.remove(held)
                 self.cache.pool.release(held)
             if not isinstance(outcome, MlxMcpError) and self.sessions.is_open(session):
                 self.sessions.saved(session, outcome[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -26,6 +27,12 @@ _make_state_machine: Any = make_text_state_machine
 # While the template is rendered, one of these stands for each control token in the callers' text, and one where a turn
 # begins.
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
+
+# What is told where a template takes a chat once all messages of this role are left out.
+_LEAVE_OUT = {
+    "system": " It takes no system prompt: leave `system` out and say it in `prompt`.",
+    "assistant": " It takes no answers, so there are no sessions with it: call without one.",
+}
 
 _MAX_HELD = 16  # tokens that show nothing before they pass for broken; a character has at most four
 
@@ -384,10 +391,21 @@ class ChatTokenizer:
             return self._apply_template(self._marked(chat, marks), reasoning), mark, marks
         except Exception as error:  # a template is foreign code, and what it does not expect breaks it in any way
             raise InvalidRequest(
-                f"These messages{' or tools' if tools else ''} do not fit the model's chat template: {error}. If it "
-                "takes no system prompt, leave `system` out and say it in `prompt`."
-                + ("" if turn is None else " If it takes no answers, there are no sessions with it: call without one.")
+                f"These messages{' or tools' if tools else ''} do not fit the model's chat template: "
+                f"{str(error).rstrip('.')}.{self._advice(messages, tools, reasoning, turn)}"
             ) from error
+
+    def _advice(
+        self, messages: list[Message], tools: tuple[dict[str, Any], ...], reasoning: bool, turn: str | None
+    ) -> str:
+        """What to leave out of messages that the template refused; nothing unless it takes the others."""
+        for role, words in _LEAVE_OUT.items():
+            rest = [message for message in messages if message.role != role]
+            if 0 < len(rest) < len(messages):
+                with suppress(InvalidRequest):
+                    self._render(rest, tools, reasoning, turn)
+                    return words
+        return ""
 
     def _apply_template(self, chat: dict[str, Any], reasoning: bool) -> str:
         if not self._tokenizer.has_chat_template:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import mlx_mcp
 from mlx_mcp.cli.main import app
 from mlx_mcp.config import Config
+from mlx_mcp.errors import ConfigError
 from tests.cli.test_sessions import keep
 from tests.process.windows import command
 
@@ -83,6 +84,62 @@ def test_a_setting_that_is_out_of_range_is_named(setting, value):
     done = mlx_mcp_command("models", **{f"MLX_MCP_{setting.upper()}": value})
     assert done.returncode == 2
     assert setting in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("MLX_MCP_MAX_KV_BYTE", "MLX_MCP_MAX_KV_BYTE is no setting; did you mean MLX_MCP_MAX_KV_BYTES?"),
+        ("MLX_MCP_MODLE", "did you mean MLX_MCP_MODEL?"),
+        ("MLX_MCP_STATEDIR", "did you mean MLX_MCP_STATE_DIR?"),
+        ("mlx_mcp_max_kv_byte", "mlx_mcp_max_kv_byte is no setting; did you mean MLX_MCP_MAX_KV_BYTES?"),
+        ("MLX_MCP_ZZZZ", "MLX_MCP_ZZZZ is no setting. There are: MLX_MCP_A"),
+    ],
+)
+def test_a_typo_in_the_environment_is_refused_with_the_name_that_was_meant(monkeypatch, name, words):
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(ConfigError) as refused:
+        Config.load()
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("arguments", [["models"], ["serve", "--standalone"], ["serve", "--http"]])
+def test_a_typo_ends_a_command_with_one_line(arguments):
+    done = mlx_mcp_command(*arguments, MLX_MCP_MODLE="x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "mlx-mcp: MLX_MCP_MODLE is no setting; did you mean MLX_MCP_MODEL?\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('modle = "x"', "modle is no setting; did you mean model?"),
+        ('MLX_MCP_MODEL = "x"', "MLX_MCP_MODEL is no setting; did you mean model?"),
+        ("max-kv-bytes = 5", "max-kv-bytes is no setting; did you mean max_kv_bytes?"),
+        ('[server]\nmodel = "x"', "server is no setting"),
+        ('port = "lots"', "port: Input should be a valid integer"),
+        ("port = true", "port: Value error, it cannot be true"),
+        ("session_ttl_s = false", "session_ttl_s: Value error, it cannot be false"),
+        ("model = 5", "model: Input should be a valid string"),
+        ("file_roots = 5", "file_roots: Input should be"),
+        ("port = ", "cannot be read"),
+    ],
+)
+def test_a_fault_in_the_settings_file_is_told_in_one_line(tmp_path, monkeypatch, text, words):
+    (tmp_path / "config.toml").write_text(text + "\n")
+    monkeypatch.setenv("MLX_MCP_CONFIG", str(tmp_path / "config.toml"))
+    with pytest.raises(ConfigError) as refused:
+        Config.load()
+    assert words in str(refused.value)
+    assert str(tmp_path / "config.toml") in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_variable_that_is_empty_counts_as_not_set(monkeypatch):
+    monkeypatch.setenv("MLX_MCP_MODLE", "")
+    monkeypatch.setenv("MLX_MCP_MODEL", "")
+    assert Config.load().model is None
 
 
 def test_settings_come_from_the_file_then_the_environment_then_the_flag(tmp_path):

@@ -166,7 +166,7 @@ def test_a_block_in_use_can_be_replaced_by_a_richer_one():
     tree.pool.acquire(block)
     assert tree.ledger.charge(15)
     tree.pool.replace(block, Payload(15))
-    tree.pool.check_integrity()
+    tree.pool.check_integrity([block])
     tree.pool.release(block)
     assert tree.pool.protected_bytes == 0
     assert tree.ledger.used_bytes == 25
@@ -183,7 +183,7 @@ def test_of_prompts_that_end_in_one_block_the_latest_is_kept_and_goes_with_it(he
         tree.pool.end_prompt(block, PromptEnd(num_tokens, FakeLogits((), nbytes)))
         assert tree.ledger.used_bytes == tree.pool.used_bytes == 20 + nbytes
         assert tree.pool.protected_bytes == (20 + nbytes) * held
-        tree.pool.check_integrity()
+        tree.pool.check_integrity([block] * held)
     assert tree.ledger.charge(14)
     tree.pool.replace(block, Payload(14))
     assert (block.prompt_end.num_tokens, tree.ledger.used_bytes) == (6, 10 + 14 + 2)

@@ -132,6 +132,7 @@ def test_slots_held_and_slots_free_always_add_up(orders, limit_bytes, padded):
         elif held:
             p.give_back(held.pop(order % len(held)))
         p.check_integrity(held)
+        p.ledger.check_integrity(p.used_bytes)
     for slot in held:
         p.give_back(slot)
     assert p.ledger.used_bytes == 0

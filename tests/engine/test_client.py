@@ -264,12 +264,14 @@ async def test_a_long_wait_shows_signs_of_life(client, monkeypatch):
     monkeypatch.setattr(client_module, "KEEPALIVE_S", 0.01)
     await answer(client, asking("a"))
     client.loader.runner.gate.clear()
-    signs = 0
+    signs = []
     async for update in client.generate(asking("abc")):
-        signs += isinstance(update, Progress)
-        if signs == 5:
+        signs += [update.message] if isinstance(update, Progress) else []
+        if len(signs) == 5:
             client.loader.runner.gate.set()
-    assert signs >= 5
+    assert len(signs) >= 5
+    assert "the engine's current step has taken" in signs[4]
+    assert signs[4].count(";") == 1
 
 
 @pytest.mark.parametrize(

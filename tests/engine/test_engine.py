@@ -57,11 +57,11 @@ def loaded_engine(max_kv_bytes=1 << 30, **settings):
     return engine
 
 
-def submit(engine, sequence_id, text, model="tiny", lane="", **params):
+def submit(engine, sequence_id, text, model="tiny", lane="", group="", **params):
     events = Events()
     prompt_ids = tuple(map(ord, text))
     params = SamplingParams(**{"max_tokens": 50} | params)
-    engine.handle(Submit(sequence_id, model, prompt_ids, params, events, lane))
+    engine.handle(Submit(sequence_id, model, prompt_ids, params, events, lane, group=group))
     return events
 
 
@@ -240,6 +240,15 @@ def test_calls_without_a_session_take_turns_as_sessions_of_their_own():
     assert [step.sequences[0].sequence_id for step in engine.loader.runner.steps] == [0, 9, 1, 2]
 
 
+def test_a_free_place_goes_to_a_group_that_runs_nothing():
+    engine = loaded_engine(max_running=2)
+    for i in range(3):
+        submit(engine, i, "abc", group="crowd")
+    submit(engine, 9, "abc", group="other")
+    engine.step()
+    assert {s.sequence_id for s in engine.loader.runner.steps[0].sequences} == {0, 9}
+
+
 def test_token_ids_beyond_the_vocabulary_never_reach_the_model():
     engine = loaded_engine()
     events = Events()
@@ -247,6 +256,12 @@ def test_token_ids_beyond_the_vocabulary_never_reach_the_model():
         engine.handle(Submit(1, "tiny", prompt_ids, SamplingParams(5), events))
     engine.handle(Submit(1, "tiny", (1,), SamplingParams(5, logit_bias=((0x110000, 1.0),)), events))
     assert [type(e.error) for e in events] == [InvalidRequest] * 4
+    beyond, below, none, biased = (str(e.error) for e in events)
+    assert "The tokenizer of 'tiny' gives the token id 1114112, and the model's ids go up to 1114111" in beyond
+    assert "token id -1" in below
+    assert "no tokens" not in beyond + below + biased
+    assert "The prompt has no tokens" in none
+    assert "logit_bias has token id 1114112" in biased
     assert engine.loader.runner.steps == []
 
 

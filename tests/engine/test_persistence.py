@@ -112,6 +112,32 @@ def test_a_persisted_session_goes_on_after_a_kill_and_computes_only_what_is_new(
     assert house.log(session) == words(50) + "tail" + events.text
 
 
+def test_whoever_persists_hears_of_it_once_the_store_has_all_of_it(folder):
+    house = KeptHouse(folder)
+    session, heard = house.prime(words(100)), []
+
+    def told(event):
+        record = house.store.sessions.load(session)
+        heard.append((type(event), record and all(house.store.tier.find(key) for key in record.blocks)))
+        return True
+
+    house.engine.handle(Persist("ann", session, "", told))
+    assert heard == []
+    house.settle()
+    assert heard == [(Persisted, True)]
+
+
+def test_a_session_on_its_way_to_the_disk_keeps_its_blocks_until_it_is_there(folder):
+    house = KeptHouse(folder)
+    session = house.prime(words(100))
+    house.engine.handle(Persist("ann", session, "", lambda event: True))
+    assert house.pool.protected_bytes == house.pool.used_bytes == 100
+    assert not house.pool.reclaim(1)
+    house.engine.check_integrity()
+    house.settle()
+    assert house.pool.protected_bytes == 0
+
+
 def test_what_was_not_persisted_since_is_as_it_was_then(folder):
     house = KeptHouse(folder)
     session = house.open(words(20))

@@ -19,7 +19,7 @@ from mlx_mcp.errors import ModelError
 from mlx_mcp.mlx_backend import runner as runner_module
 from mlx_mcp.mlx_backend.attention import FullLayer
 from mlx_mcp.mlx_backend.runner import Runner
-from tests.effort import EFFORT
+from tests.effort import drawn
 from tests.mlx_backend.test_architectures import build
 from tests.models_made import ARCHITECTURES, make_model
 
@@ -163,7 +163,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=12 * EFFORT, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=drawn(12, least=2), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(EVENTS, st.permutations(range(len(ROWS))), st.sampled_from([1 << 40, 2.2, 3.0]), st.integers(0, 1 << 32))
 def test_every_row_of_a_batch_is_bit_by_bit_what_it_is_alone(kind, alone, events, order, memory, seed):
     model, kv_bits, bound = kind
@@ -215,6 +215,18 @@ def test_a_preempted_row_goes_on_as_if_nothing_had_been(kind, alone):
     machine.drop_all()
     machine.run([])
     assert_as_alone(alone, bound, machine, two)
+
+
+def test_a_row_that_joins_others_leaves_their_states_as_they_were():
+    model = build("mamba2")
+    expected = [Machine(model).run([sequence(i, 9, 20)])[0] for i in range(3)]
+    machine, rows = Machine(model), [sequence(i, 9, 20) for i in range(3)]
+    for s in rows:
+        machine.scheduler.add(s)
+        for _ in range(3):
+            machine.advance()
+    machine.run([])
+    assert [s.output_ids for s in rows] == expected
 
 
 def test_memory_that_runs_out_preempts_and_loses_nothing(llama):
@@ -423,6 +435,30 @@ def test_a_row_cancelled_before_it_was_found_broken_poisons_no_later_row(tmp_pat
 class Broken:
     def mask(self):
         raise RuntimeError("out of fuel")
+
+
+class Script:
+    """Allows one token at a time, in this order."""
+
+    def __init__(self, tokens):
+        self.left, self.taken = list(tokens), []
+
+    def mask(self):
+        return (1 << self.left[0]).to_bytes(40, "little")
+
+    def accept(self, token_id):
+        self.taken.append(token_id)
+        assert token_id == self.left.pop(0)
+
+
+def test_every_row_obeys_its_own_constraint_token_by_token(llama):
+    scripts = [Script(range(start, start + 12)) for start in (10, 50, 90)]
+    rows = [sequence(i, 20, temperature=float(i)) for i in range(4)]
+    for s, script in zip(rows[1:], scripts, strict=True):
+        s.constraint = script
+    free, *told = Machine(llama).run(rows)
+    assert told == [script.taken for script in scripts] == [[*range(n, n + 12)] for n in (10, 50, 90)]
+    assert [free] == Machine(llama).run([sequence(0, 20)])
 
 
 def test_a_constraint_that_breaks_fails_its_row_alone(llama):

@@ -8,6 +8,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,11 +19,12 @@ from mcp import Client, StdioServerParameters
 
 from mlx_mcp.models.registry import EMBEDDED_FOLDER
 from mlx_mcp.process import daemon
-from tests.effort import EFFORT
+from tests.effort import THOROUGH, drawn
 from tests.process.windows import (
     ERAS,
     INITIALIZE,
     LONG,
+    WAIT_S,
     Window,
     command,
     is_alive,
@@ -45,6 +47,19 @@ def shared():
         yield place, env
 
 
+def said(stream, words):
+    """Read a stream until a line has these words."""
+    timer = threading.Timer(WAIT_S, stream.close)
+    timer.start()
+    try:
+        for line in stream:
+            if words in line:
+                return line
+    finally:
+        timer.cancel()
+    raise AssertionError(f"nothing was said of {words!r}")
+
+
 class HttpListener:
     """`mlx-mcp serve --http`, and its address."""
 
@@ -52,7 +67,7 @@ class HttpListener:
         self.process = subprocess.Popen(
             command("serve", "--http", "--port", "0", *arguments), env=env, stderr=subprocess.PIPE, text=True
         )
-        self.address = self.process.stderr.readline().split(" at ")[1].strip()
+        self.address = said(self.process.stderr, " serving ").split(" at ")[1].strip()
 
     def __enter__(self):
         return self
@@ -133,7 +148,7 @@ def test_a_listener_that_is_killed_disturbs_no_window(shared):
         assert "structuredContent" in stays.answer(staying)["result"]
 
 
-@pytest.mark.parametrize("count", range(max(3, EFFORT)))
+@pytest.mark.parametrize("count", range(drawn(3)))
 def test_twenty_windows_at_once_start_one_engine(count):
     with state_folder() as (place, env), ExitStack() as stack:
         windows = [stack.enter_context(Window(env, handshake=False)) for _ in range(20)]
@@ -163,7 +178,7 @@ def test_an_engine_that_is_killed_fails_its_calls_and_the_windows_go_on_with_ano
         windows = [stack.enter_context(Window(env, era=era)) for era in ERAS for _ in range(2)]
         windows[0].ask("create_session", messages=[{"role": "user", "content": FACTS}], name="facts")
         windows[0].ask("persist_session", session="facts")
-        for _ in range(2 * max(1, EFFORT // 5)):
+        for _ in range(drawn(0.4, least=2 if THOROUGH else 1)):
             windows[0].generate()
             calls = [(window, window.call("generate", **LONG)) for window in windows for _ in range(2)]
             wait_until(lambda: status(place)["rows"] == 8)

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from mlx_mcp.errors import StorageError
 from mlx_mcp.storage.transfer import from_file, to_file
-from tests.effort import EFFORT
+from tests.effort import drawn
 from tests.storage.world import T0, block, content, open_store, record
 
 QUOTA_BYTES = 12_000
@@ -193,4 +193,4 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStore = StoreMachine.TestCase
-TestStore.settings = settings(max_examples=150 * EFFORT, stateful_step_count=40, deadline=None)
+TestStore.settings = settings(max_examples=drawn(150), stateful_step_count=40, deadline=None)
