@@ -365,17 +365,14 @@ class EngineClient:
                 break
             check_alive(self.thread)
             yield Progress("loading", f"loading {spec.name}: {preparation.line}")
-        prepared = future.result()
-        self.thread.send(Load(prepared, mailbox.put))
+        self.thread.send(Load(future.result(), mailbox.put))
         while True:
             match await mailbox.get(KEEPALIVE_S):
                 case Loaded(model):
                     yield model
                     return
                 case Loading(share):
-                    total = prepared.weights_bytes
-                    line = f"loading {spec.name}: {share:.0%} of the weights"
-                    yield Progress("loading", line, round(share * total), total, "bytes")
+                    yield Progress("loading", f"loading {spec.name}: {share:.0%} of the weights")
                 case _:
                     yield self._slow(Progress("loading", f"loading {spec.name}"))
 

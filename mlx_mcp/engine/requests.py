@@ -68,9 +68,9 @@ class GenerateRequest:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the call is: `phase` is loading, queued, prefill or decode; `done` of `total` once it is known.
+    """Where the call is: `phase` is loading, queued, prefill or decode; `done` of `total` once that is known.
 
-    Both count `unit`: "bytes" while a model is fetched or loaded, else "tokens".
+    `unit` is "bytes" while a model is fetched or its weights are read, else "tokens".
     """
 
     phase: str

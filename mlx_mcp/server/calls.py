@@ -176,8 +176,8 @@ class Meter:
             self.text = (self.text + update.text)[-PROGRESS_CHARS:]
         else:
             self.line, self.phase = update.message, update.phase
-            # Bytes of a model are not on the scale of the tokens to come, which a host sees as one bar.
-            self.done, self.total = (update.done, update.total) if update.unit == "tokens" else (0, None)
+            if update.unit == "tokens":  # bytes are told in words: what hosts are told must never go down
+                self.done, self.total = update.done, update.total
             if update.phase == "prefill":
                 self.read = update.done
 

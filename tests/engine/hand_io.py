@@ -17,7 +17,11 @@ class HandIo:
         self.num_patient = 0  # the last pieces of the work, which others pass
 
     def submit(
-        self, work: Callable[[], T], tell: Callable[[T | MlxMcpError], None], urgent: bool = False, patient: bool = False
+        self,
+        work: Callable[[], T],
+        tell: Callable[[T | MlxMcpError], None],
+        urgent: bool = False,
+        patient: bool = False,
     ) -> None:
         self.num_patient += patient
         at = 0 if urgent else len(self.work) + 1 if patient else len(self.work) - self.num_patient
