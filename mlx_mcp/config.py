@@ -100,6 +100,7 @@ class Config(BaseSettings):
         30 * 86400.0, gt=0, le=315_360_000, description="how long an unused persisted session stays, if it does not say"
     )
     max_wait_s: float = Field(300.0, gt=0, description="how long a call may wait for memory")
+    fetch_stall_s: float = Field(60.0, gt=0, le=3600, description="how long a download may make no progress")
     file_roots: Annotated[tuple[DirectoryPath, ...] | None, NoDecode, BeforeValidator(folders)] = Field(
         None, description="folders callers may have files read from; the project's over stdio, none over HTTP if unset"
     )

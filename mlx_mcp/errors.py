@@ -19,7 +19,8 @@
     ├── ConfigError               the server was started with settings that cannot work
     ├── EngineUnavailable         the user's engine process does not start or answer, or its place is taken
     ├── NoSharedEngine            this system can have no engine process: everything runs in one's own
-    └── EngineDead                the engine thread is gone; nothing but another process helps
+    ├── EngineDead                the engine thread is gone; nothing but another process helps
+    └── Abandoned                 nobody waits for this any more; no caller sees it
 
 Texts are written for whoever can act: the calling model for a `RequestError`, the user for the rest.
 """
@@ -195,6 +196,13 @@ class EngineDead(MlxMcpError):
     def __init__(self, cause: str = "it was stopped") -> None:
         self.cause = cause
         super().__init__(f"The engine is not running ({cause}). Call again; if that does not help, restart the server.")
+
+
+class Abandoned(MlxMcpError):
+    """Nobody waits for this work any more, so it was stopped; no caller sees this."""
+
+    def __init__(self) -> None:
+        super().__init__("Nobody waits for this any more.")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -15,15 +15,18 @@ from mlx_mcp.core.layout import Layout, Logits, Payload
 from mlx_mcp.core.ports import (
     Grammar,
     LoadedModel,
+    LoadProgress,
     Message,
     ModelSpec,
     Piece,
     PreparedModel,
     Prompt,
+    Report,
     StepResult,
     StoredBlock,
     TextKind,
     ToolCall,
+    never,
 )
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import Constraint, Sequence
@@ -46,14 +49,20 @@ class FakeTokenizer:
     Text in [brackets] is reasoning, which is left out of the chat if there shall be none; {name} calls a tool.
     """
 
-    def encode_chat(self, messages: list[Message], tools: Tools = (), reasoning: bool = True) -> Prompt:
+    def encode_chat(
+        self, messages: list[Message], tools: Tools = (), reasoning: bool = True, gone: Callable[[], bool] = never
+    ) -> Prompt:
         text = "".join(message.content for message in messages)
         return Prompt(tuple(map(ord, text if reasoning else re.sub(r"\[.*?\]", "", text))))
 
-    def encode_context(self, messages: list[Message], tools: Tools = ()) -> tuple[int, ...]:
+    def encode_context(
+        self, messages: list[Message], tools: Tools = (), gone: Callable[[], bool] = never
+    ) -> tuple[int, ...]:
         return tuple(map(ord, "".join(message.content for message in messages)))
 
-    def encode_turn(self, text: str, after: str, tools: Tools = (), reasoning: bool = True) -> Prompt:
+    def encode_turn(
+        self, text: str, after: str, tools: Tools = (), reasoning: bool = True, gone: Callable[[], bool] = never
+    ) -> Prompt:
         """A turn after an answer begins with a bar."""
         return Prompt(tuple(map(ord, text if after == "user" else f"|{text}")))
 
@@ -74,7 +83,7 @@ class FakeTokenizer:
     def token_text(self, token_id: int) -> str:
         return chr(token_id)
 
-    def compile(self, grammar: Grammar, vocab_size: int) -> Constraint:
+    def compile(self, grammar: Grammar, vocab_size: int, gone: Callable[[], bool] = never) -> Constraint:
         if grammar.source == "malformed":
             raise InvalidRequest("The grammar is malformed.")
         return FakeConstraint()
@@ -282,17 +291,17 @@ class FakeLoader:
     def __post_init__(self) -> None:
         self.hold.set()
 
-    def prepare(self, spec: ModelSpec, report: Callable[[str], None]) -> PreparedModel:
-        report("fetching")
+    def prepare(self, spec: ModelSpec, report: Report) -> PreparedModel:
+        report(LoadProgress("fetching", 120_000_000, 500_000_000))
         self.prepared.append(spec.name)
         assert self.hold.wait(10)
         if self.fail is not None:
             raise self.fail
         return PreparedModel(spec.name, Path(spec.location), {}, FakeTokenizer(), self.weights_bytes)
 
-    def materialise(self, prepared: PreparedModel) -> Generator[float, None, LoadedModel]:
-        yield 0.0
-        yield 0.5
+    def materialise(self, prepared: PreparedModel) -> Generator[LoadProgress, None, LoadedModel]:
+        yield LoadProgress("reading", 0, self.weights_bytes)
+        yield LoadProgress("reading", self.weights_bytes // 2, self.weights_bytes)
         if self.fail_weights is not None:
             raise self.fail_weights
         self.materialised.append(prepared.name)

@@ -28,7 +28,7 @@ LAYERS = {
     "engine": (("core", "errors", "stats"), ()),
     "mlx_backend": (
         ("core", "errors"),
-        ("mlx", "mlx_lm", "llguidance", "numpy", "huggingface_hub", "threadpoolctl", "tqdm"),
+        ("mlx", "mlx_lm", "llguidance", "numpy", "threadpoolctl"),
     ),
     "models": (("core", "errors"), ("huggingface_hub",)),
     "storage": (("core", "errors"), ()),

@@ -18,7 +18,7 @@ from mlx_mcp.core.block_pool import BlockPool
 from mlx_mcp.core.durable import Store
 from mlx_mcp.core.kv_cache_manager import KvCacheManager, Sharing
 from mlx_mcp.core.miss import Miss, MissReason
-from mlx_mcp.core.ports import Flight, LoadedModel, ModelLoader, PreparedModel, StepResult
+from mlx_mcp.core.ports import Flight, LoadedModel, LoadProgress, ModelLoader, PreparedModel, StepResult
 from mlx_mcp.core.prefix_cache import PrefixCache
 from mlx_mcp.core.scheduler import RETRY_AFTER_S, Limits, Scheduler
 from mlx_mcp.core.sequence import FinishReason, Sequence
@@ -130,7 +130,7 @@ class PendingLoad:
     """A model whose weights are being read, one slice a step."""
 
     prepared: PreparedModel
-    slices: Generator[float, None, LoadedModel]
+    slices: Generator[LoadProgress, None, LoadedModel]
     sinks: list[Sink] = field(default_factory=list)
 
 

@@ -49,10 +49,10 @@ class Io(Protocol):
 
 
 class IoThread:
-    """See Io; the thread starts with the first piece of work."""
+    """See Io; the thread starts with the first piece of work, and calls `at_end` last."""
 
-    def __init__(self, post: Callable[[Command], None]) -> None:
-        self._post = post
+    def __init__(self, post: Callable[[Command], None], at_end: Callable[[], None] = lambda: None) -> None:
+        self._post, self._at_end = post, at_end
         self._queue: queue.PriorityQueue[tuple[int, int, Callable[[], None]]] = queue.PriorityQueue()
         self._count = itertools.count()
         self._lock = threading.Lock()
@@ -115,6 +115,7 @@ class IoThread:
         while True:
             _, _, run = self._queue.get()
             if run is _end:
+                self._at_end()
                 return
             run()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlx_mcp.core.durable import Transfer
 from mlx_mcp.core.miss import Miss
-from mlx_mcp.core.ports import LoadedModel, PreparedModel
+from mlx_mcp.core.ports import LoadedModel, LoadProgress, PreparedModel
 from mlx_mcp.core.sequence import Constraint, FinishReason, SamplingParams, TokenLogprobs
 from mlx_mcp.core.session import SessionInfo, SessionOptions
 from mlx_mcp.errors import MlxMcpError
@@ -64,9 +64,9 @@ class Unloaded:
 
 @dataclass(frozen=True)
 class Loading:
-    """The model's weights are `share` (0 to 1) read."""
+    """How much of the model's weights is read."""
 
-    share: float
+    progress: LoadProgress
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
-from mlx_mcp.errors import ConfigError
+from mlx_mcp.errors import ConfigError, MlxMcpError
 from mlx_mcp.process.daemon import Joined, join
 from mlx_mcp.process.link import TICK_S
 from mlx_mcp.process.place import Place
@@ -36,10 +37,12 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         # With its protocol: asyncio turns Nagle's delay off only where it is told that this is TCP (40 ms a call).
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(128)
+        with ExitStack() as opened:
+            listener = opened.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(128)
+            opened.pop_all()  # it is the caller's
     except OSError as error:
         raise ConfigError(f"Cannot listen on {host}:{port}: {error.strerror}. Choose another with --port.") from error
     return listener
@@ -64,7 +67,11 @@ def hold(
     again = False
     while True:
         on_signals(lambda *_: sys.exit(0))  # an engine that starts can be left to it
-        joined = join(place, hello | {"family": int(listener.family), "again": again}, say, (listener.fileno(),))
+        try:
+            joined = join(place, hello | {"family": int(listener.family), "again": again}, say, (listener.fileno(),))
+        except MlxMcpError:
+            signal.set_wakeup_fd(-1)  # this process may serve alone, and then its number may be another descriptor's
+            raise
         if not again:
             serving(joined.reply)
         again, connection = True, joined.connection

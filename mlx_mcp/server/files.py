@@ -33,7 +33,9 @@ class FileReader:
             if folder is None:
                 why_none = " The folder that it was started in is gone."
             elif not roots:
-                why_none = f" It was started in {folder}, which is or holds your home folder; that is not read whole."
+                why_none = (
+                    f" It was started in {folder}, which is or holds your home folder: such a folder is never read."
+                )
         return cls(roots, max_file_bytes, max_total_bytes, why_none)
 
     def read(self, paths: list[str]) -> str:

@@ -92,7 +92,8 @@ def fault_of(body: bytes) -> dict[str, Any] | None:
     if not isinstance(message, dict):
         return failure(None, INVALID_REQUEST, "The body must be one JSON-RPC message, which is an object; no batch.")
     id_ = message.get("id")
-    if "id" in message and (not isinstance(id_, int | str) or isinstance(id_, bool)):
+    nobodys = id_ is None and "error" in message and "method" not in message  # what could not be read had no id
+    if "id" in message and not nobodys and (not isinstance(id_, int | str) or isinstance(id_, bool)):
         return failure(
             None, INVALID_REQUEST, f"The id of a request is a string or an integer, not {json.dumps(id_):.80}."
         )
@@ -102,7 +103,7 @@ def fault_of(body: bytes) -> dict[str, Any] | None:
         return failure(id_, INVALID_REQUEST, "The method of a request is a string.")
     if "method" not in message and not message.keys() & {"result", "error"}:
         return failure(id_, INVALID_REQUEST, "A request has a method.")
-    if not isinstance(message.get("params", {}), dict):
+    if not isinstance(message.get("params") or {}, dict):
         return failure(id_, INVALID_PARAMS, "The params of a request are an object.")
     return None
 

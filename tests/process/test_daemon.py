@@ -264,6 +264,7 @@ def test_settings_of_a_window_are_no_reason(running, tmp_path):
     place, env = running
     engine = status(place)["pid"]
     mine = {"MLX_MCP_MODEL": "embedded", "MLX_MCP_FILE_ROOTS": str(tmp_path), "MLX_MCP_PORT": "0"}
+    mine |= {"MLX_MCP_ALLOWED_HOSTS": "mine.example", "MLX_MCP_ALLOWED_ORIGINS": "https://page.example"}
     with Window(env | mine):
         assert status(place)["pid"] == engine
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx2
 import pytest
 from mcp import Client, StdioServerParameters
 
@@ -134,6 +135,16 @@ def test_a_client_that_is_killed_frees_its_rows_and_disturbs_no_other(shared):
         assert asyncio.run(over_http(listener.address, "auto", prompt=FACTS + QUESTION))["text"] == "4096"
         assert stays.generate()["text"] == "771"
     wait_until(lambda: status(place)["connections"] == [])
+
+
+def test_the_names_that_a_listener_was_allowed_are_its_own(shared):
+    _, env = shared
+    allowed = env | {"MLX_MCP_ALLOWED_HOSTS": "mine.example", "MLX_MCP_ALLOWED_ORIGINS": "https://page.example"}
+    with Window(env), HttpListener(allowed) as mine, HttpListener(env) as other:
+        for listener, host, page in ((mine, 200, 200), (other, 421, 403)):
+            health = listener.address.removesuffix("/mcp") + "/health"
+            assert httpx2.get(health, headers={"host": "mine.example"}).status_code == host
+            assert httpx2.get(health, headers={"origin": "https://page.example"}).status_code == page
 
 
 def test_a_listener_that_is_killed_disturbs_no_window(shared):

@@ -145,14 +145,15 @@ def test_the_relay_imports_the_standard_library_only():
 def test_a_link_knows_what_its_engine_has_not_answered():
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        link = relay_module.Link(ours)
+        link = relay_module.Link(ours, {})
         for id_ in (1, "two", 3):
-            assert link.expect(id_, "tools/call")
+            assert link.expect(id_, "tools/call", b"")
         link.passes(b'{"jsonrpc":"2.0","id":1,"result":{}}\n')
         link.forget(3)
-        assert link.end() == {"two": "tools/call"}
-        assert not link.expect(4, "tools/call")
-        assert link.end() == {}
+        left, again = link.end()
+        assert ({id_: asked.method for id_, asked in left.items()}, again) == ({"two": "tools/call"}, [])
+        assert not link.expect(4, "tools/call", b"")
+        assert link.end() == ({}, [])
 
 
 class Engine:
@@ -491,6 +492,7 @@ def test_an_engine_that_takes_nothing_and_shows_no_life_does_not_hold_up_the_rel
         writing = threading.Thread(target=lambda: [to_relay.write(long), to_relay.write(message(2, "ping"))])
         writing.start()
         assert json.loads(lines.next())["id"] == 1
+        hang_up(connection, wire)
         connection, wire, _ = engine.accept()  # the other one is hung up on: half a line lies in its way
         assert wire.readline() == message(2, "ping")
         writing.join()

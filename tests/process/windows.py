@@ -93,7 +93,8 @@ class Window:
         self.others: list[dict[str, Any]] = []  # what is no answer
         self.answers: dict[Any, dict[str, Any]] = {}
         self.id = 0
-        threading.Thread(target=self._read, daemon=True).start()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
         if handshake:
             self.handshake()
 
@@ -164,6 +165,8 @@ class Window:
             return int(self.process.wait(WAIT_S))
         finally:
             self.process.kill()
+            self.reader.join(WAIT_S)  # another process may hold the other end of stdout for a moment
+            self.process.stdout.close()
             self.process.stderr.close()
 
     def __enter__(self) -> "Window":

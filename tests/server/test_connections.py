@@ -59,12 +59,14 @@ class Served:
 
     def __init__(self, place, engine, connections):
         self.place, self.engine, self.connections = place, engine, connections
+        self.peers = []
         self.ending = asyncio.Event()
         self.task = asyncio.create_task(connections.serve(self.ending.set))
 
     async def greet(self, **changes):
         """A connection that has said hello, and what it was told."""
         peer = Peer(*await asyncio.open_unix_connection(self.place.socket))
+        self.peers.append(peer)
         await peer.send(window("stdio", None) | {"again": False} | changes)
         return peer, await peer.line()
 
@@ -90,6 +92,8 @@ async def serving(limits=None, **settings):
         async with asyncio.timeout(10):
             await served.task
     finally:
+        for peer in served.peers:
+            peer.writer.close()
         engine.close()
         shutil.rmtree(folder)
 

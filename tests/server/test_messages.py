@@ -72,6 +72,8 @@ async def test_a_body_that_is_no_sound_message_is_answered_with_an_error_and_the
             assert (name, response.status_code, answer["id"]) == (name, 400, id_)
             assert (name, answer["error"]["code"]) == (name, code)
             assert answer["jsonrpc"] == "2.0"
+        note = {"jsonrpc": "2.0", "method": "notifications/initialized", "params": None}
+        assert (await http.post(f"{address}/mcp", json=note, headers=headers)).status_code == 202
         for id_ in (0, -5, 2**60, "", "a", "1.5"):
             response = await http.post(f"{address}/mcp", json=request(id_), headers=headers)
             assert response.status_code == 200
@@ -139,3 +141,10 @@ async def test_what_is_unknown_is_answered_with_its_code_and_leaves_no_traceback
         response = await http.post(f"{address}/mcp", json=request(1, method, **params), headers=headers)
     assert response.json()["error"]["code"] == codes[era]
     assert [record for record in caplog.records if record.exc_info] == []
+
+
+async def test_a_client_may_say_that_it_could_not_read_something(engine):
+    async with serving(engine) as address, httpx2.AsyncClient() as http:
+        headers = await headers_of("legacy", http, address)
+        told = {"jsonrpc": "2.0", "id": None, "error": {"code": -32700, "message": "it was no JSON"}}
+        assert (await http.post(f"{address}/mcp", json=told, headers=headers)).status_code == 202

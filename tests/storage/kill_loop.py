@@ -142,6 +142,8 @@ def main():
     points, violations, seed, began = set(), [], options.seed, time.process_time()
 
     def left():
+        if violations and options.plant:  # one is enough to say that it was caught
+            return False
         if options.each_point:  # some points are on few children's way
             return len(points) < len(faults.POINTS) and seed < options.seed + 100 * len(faults.POINTS)
         return sum(killed.values()) < options.kills
