@@ -21,6 +21,10 @@ QUESTION = "What is the server's port?"
 SCHEMA = {"type": "object", "properties": {"ok": {"enum": [True]}}, "required": ["ok"], "additionalProperties": False}
 
 
+def piped(*arguments, stdin=subprocess.DEVNULL):
+    return subprocess.Popen(command(*arguments), stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
 def test_what_is_piped_in_comes_before_the_prompt_or_is_the_prompt(tmp_path):
     assert mlx_mcp_command("run", QUESTION, stdin=FACT).stdout == "8931\n"
     assert mlx_mcp_command("run", stdin=f"{FACT} {QUESTION}\n").stdout == "8931\n"
@@ -90,13 +94,11 @@ def test_what_cannot_be_read_is_told_with_the_next_step(tmp_path, arguments, std
     assert "Traceback" not in done.stderr.decode()
 
 
-def test_a_pipe_that_stays_open_is_spoken_of(monkeypatch):
-    running = subprocess.Popen(
-        command("run", QUESTION), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert b"waiting for the end of stdin" in running.stderr.readline()
-    out, _ = running.communicate(FACT.encode(), timeout=WAIT_S)
-    assert out == b"8931\n"
+def test_a_pipe_that_stays_open_is_spoken_of():
+    with piped("run", QUESTION, stdin=subprocess.PIPE) as running:
+        assert b"waiting for the end of stdin" in running.stderr.readline()
+        out, _ = running.communicate(FACT.encode(), timeout=WAIT_S)
+        assert out == b"8931\n"
 
 
 def test_errors_speak_of_commands_and_not_of_tools():
@@ -107,23 +109,19 @@ def test_errors_speak_of_commands_and_not_of_tools():
 
 
 def test_who_stops_reading_ends_a_run_without_a_word():
-    running = subprocess.Popen(
-        command("run", "Count from 1 to 99.", "--max-tokens", "1900"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert running.stdout.read(1)
-    running.stdout.close()
-    assert running.wait(WAIT_S) == 141
-    assert running.stderr.read() == b""
+    with piped("run", "Count from 1 to 99.", "--max-tokens", "1900") as running:
+        assert running.stdout.read(1)
+        running.stdout.close()
+        assert running.wait(WAIT_S) == 141
+        assert running.stderr.read() == b""
 
 
-def test_an_interrupt_ends_a_run_at_once(tmp_path):
-    running = subprocess.Popen(
-        command("run", "Count from 1 to 99.", "--max-tokens", "1900"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert running.stdout.read(1)
-    running.send_signal(signal.SIGINT)
-    assert running.wait(WAIT_S) == 130
-    assert running.stderr.read() == b""
+def test_an_interrupt_ends_a_run_at_once():
+    with piped("run", "Count from 1 to 99.", "--max-tokens", "1900") as running:
+        assert running.stdout.read(1)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(WAIT_S) == 130
+        assert running.stderr.read() == b""
 
 
 def test_bytes_of_a_load_are_not_on_a_hosts_scale_of_tokens():
