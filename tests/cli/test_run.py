@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import shlex
 import signal
+import socket
 import subprocess
 
 import pytest
@@ -32,6 +34,22 @@ def test_what_is_piped_in_comes_before_the_prompt_or_is_the_prompt(tmp_path):
     with open(tmp_path / "fact") as stdin:
         done = subprocess.run(command("run", QUESTION), stdin=stdin, **OPTIONS)
     assert done.stdout == "8931\n"
+
+
+@pytest.mark.parametrize(("closed", "status", "words"), [("<&-", 2, "stdin is closed"), (">&- </dev/null", 2, "empty")])
+def test_a_run_without_stdin_or_stdout_ends_in_one_line(closed, status, words):
+    line = f"{shlex.join(command('run'))} {closed}"
+    done = subprocess.run(line, shell=True, **OPTIONS)
+    assert done.returncode == status
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_socket_that_a_program_left_open_is_not_waited_for():
+    ours, theirs = socket.socketpair()
+    with ours, theirs, piped("run", f"{FACT} {QUESTION}", stdin=theirs) as running:
+        out, _ = running.communicate(timeout=WAIT_S)
+    assert out == b"8931\n"
 
 
 def test_files_come_before_the_prompt_whoever_writes_them(tmp_path):
