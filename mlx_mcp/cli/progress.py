@@ -39,8 +39,9 @@ def set_to(progress: Progress, task: TaskID, text: str, done: int, total: int | 
     amount = ""
     if in_bytes and (done or total):
         amount = f"{done / 1e6:,.1f} MB" if total is None else f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
+        text = text.rsplit(":", 1)[0]  # which says the same in words
     progress.tasks[0].total = total  # `update` takes None for no change
-    progress.update(task, description=text, completed=done if total is not None else 0, amount=amount)
+    progress.update(task, description=text, completed=done if total else 0, amount=amount, refresh=in_bytes)
 
 
 class Display:

@@ -49,7 +49,7 @@ def whole_prompt(prompt: str | None, files: list[str], limits: Limits) -> str:
         if prompt is None:
             raise InvalidRequest('Say what the model should do: mlx-mcp run "…", or `… | mlx-mcp run`.')
         note("reading the prompt from the terminal; Ctrl-D ends it.")
-    said = stdin_text(limits) if prompt == "-" or is_piped() else ""
+    said = stdin_text(limits) if prompt in (None, "-") or is_piped() else ""
     texts, total = [], 0
     for path in files:
         text, num_bytes = read_file(path, limits)
@@ -67,12 +67,14 @@ def whole_prompt(prompt: str | None, files: list[str], limits: Limits) -> str:
 
 
 def is_piped() -> bool:
-    """Whether stdin is a pipe or a file: something that was put there to be read."""
-    try:
-        mode = os.fstat(0).st_mode
-    except OSError:  # it is closed
+    """Whether stdin is a pipe or a file: something that was put there to be read.
+
+    Not a socket: programs that start others leave one open, and say nothing.
+    """
+    if sys.stdin is None:  # it is closed
         return False
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+    mode = os.fstat(0).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def stdin_text(limits: Limits) -> str:
@@ -81,9 +83,11 @@ def stdin_text(limits: Limits) -> str:
     Raises:
         InvalidRequest: it is too long, or no text.
     """
-    if is_piped() and not select.select([0], [], [], SILENT_S)[0]:
-        note("waiting for the end of stdin, which is a pipe; give </dev/null if nothing comes from there.")
+    if sys.stdin is None:  # what has its number by now is something else
+        raise InvalidRequest("stdin is closed. Give the prompt as an argument.")
     try:
+        if not os.isatty(0) and not select.select([0], [], [], SILENT_S)[0]:
+            note("waiting for the end of stdin; give </dev/null if nothing comes from there.")
         with open(0, "rb", closefd=False) as stdin:
             data = stdin.read(limits.total_bytes + 1)
     except OSError as error:

@@ -275,10 +275,10 @@ def test_completion_knows_commands_options_models_and_sessions(tmp_path):
 
 
 def test_a_reader_that_stops_early_is_no_error():
-    running = subprocess.Popen(command("models"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    running.stdout.close()
-    assert running.wait(60) == 141
-    assert running.stderr.read() == b""
+    with subprocess.Popen(command("models"), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.close()
+        assert running.wait(60) == 141
+        assert running.stderr.read() == b""
 
 
 def test_a_terminal_without_unicode_gets_escapes_and_no_traceback(tmp_path):

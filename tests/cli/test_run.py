@@ -3,24 +3,28 @@
 import json
 import os
 import re
+import shlex
 import signal
+import socket
 import subprocess
 
 import pytest
 
 from mlx_mcp.cli import progress
 from mlx_mcp.cli.reporting import at_a_terminal
-from mlx_mcp.core.ports import Message
-from mlx_mcp.engine.requests import GenerateRequest, Progress
+from mlx_mcp.engine.requests import Progress
 from mlx_mcp.errors import NotOnDisk, PromptTooLong, UnknownModel
 from mlx_mcp.server.calls import Meter
 from tests.cli.test_main import OPTIONS, mlx_mcp_command
-from tests.fakes import fake_client
 from tests.process.windows import WAIT_S, command, wait_until
 
 FACT = "The port of the server is 8931."
 QUESTION = "What is the server's port?"
 SCHEMA = {"type": "object", "properties": {"ok": {"enum": [True]}}, "required": ["ok"], "additionalProperties": False}
+
+
+def piped(*arguments, stdin=subprocess.DEVNULL):
+    return subprocess.Popen(command(*arguments), stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_what_is_piped_in_comes_before_the_prompt_or_is_the_prompt(tmp_path):
@@ -30,6 +34,22 @@ def test_what_is_piped_in_comes_before_the_prompt_or_is_the_prompt(tmp_path):
     with open(tmp_path / "fact") as stdin:
         done = subprocess.run(command("run", QUESTION), stdin=stdin, **OPTIONS)
     assert done.stdout == "8931\n"
+
+
+@pytest.mark.parametrize(("closed", "status", "words"), [("<&-", 2, "stdin is closed"), (">&- </dev/null", 2, "empty")])
+def test_a_run_without_stdin_or_stdout_ends_in_one_line(closed, status, words):
+    line = f"{shlex.join(command('run'))} {closed}"
+    done = subprocess.run(line, shell=True, **OPTIONS)
+    assert done.returncode == status
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_socket_that_a_program_left_open_is_not_waited_for():
+    ours, theirs = socket.socketpair()
+    with ours, theirs, piped("run", f"{FACT} {QUESTION}", stdin=theirs) as running:
+        out, _ = running.communicate(timeout=WAIT_S)
+    assert out == b"8931\n"
 
 
 def test_files_come_before_the_prompt_whoever_writes_them(tmp_path):
@@ -92,13 +112,11 @@ def test_what_cannot_be_read_is_told_with_the_next_step(tmp_path, arguments, std
     assert "Traceback" not in done.stderr.decode()
 
 
-def test_a_pipe_that_stays_open_is_spoken_of(monkeypatch):
-    running = subprocess.Popen(
-        command("run", QUESTION), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert b"waiting for the end of stdin" in running.stderr.readline()
-    out, _ = running.communicate(FACT.encode(), timeout=WAIT_S)
-    assert out == b"8931\n"
+def test_a_pipe_that_stays_open_is_spoken_of():
+    with piped("run", QUESTION, stdin=subprocess.PIPE) as running:
+        assert b"waiting for the end of stdin" in running.stderr.readline()
+        out, _ = running.communicate(FACT.encode(), timeout=WAIT_S)
+        assert out == b"8931\n"
 
 
 def test_errors_speak_of_commands_and_not_of_tools():
@@ -109,35 +127,25 @@ def test_errors_speak_of_commands_and_not_of_tools():
 
 
 def test_who_stops_reading_ends_a_run_without_a_word():
-    running = subprocess.Popen(
-        command("run", "Count from 1 to 99.", "--max-tokens", "1900"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert running.stdout.read(1)
-    running.stdout.close()
-    assert running.wait(WAIT_S) == 141
-    assert running.stderr.read() == b""
+    with piped("run", "Count from 1 to 99.", "--max-tokens", "1900") as running:
+        assert running.stdout.read(1)
+        running.stdout.close()
+        assert running.wait(WAIT_S) == 141
+        assert running.stderr.read() == b""
 
 
-def test_an_interrupt_ends_a_run_at_once(tmp_path):
-    running = subprocess.Popen(
-        command("run", "Count from 1 to 99.", "--max-tokens", "1900"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert running.stdout.read(1)
-    running.send_signal(signal.SIGINT)
-    assert running.wait(WAIT_S) == 130
-    assert running.stderr.read() == b""
+def test_an_interrupt_ends_a_run_at_once():
+    with piped("run", "Count from 1 to 99.", "--max-tokens", "1900") as running:
+        assert running.stdout.read(1)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(WAIT_S) == 130
+        assert running.stderr.read() == b""
 
 
-async def test_a_load_counts_bytes_and_a_call_of_a_host_tokens():
-    client = fake_client()
-    updates = [update async for update in client.generate(GenerateRequest((Message("user", "hello"),)))]
-    client.close()
-    loads = [update for update in updates if isinstance(update, Progress) and update.unit == "bytes"]
-    assert [load.phase for load in loads] == ["loading"] * len(loads) != []
-    assert {load.total for load in loads} == {100}
+def test_bytes_of_a_load_are_not_on_a_hosts_scale_of_tokens():
     meter = Meter()
-    meter.take(loads[-1])
-    assert (meter.done, meter.total) == (0, None), "bytes are not on the scale of the tokens to come"
+    meter.take(Progress("loading", "loading x", 50, 100, "bytes"))
+    assert (meter.done, meter.total) == (0, None)
 
 
 def test_a_bar_counts_bytes_and_pulses_while_it_does_not_know(monkeypatch):
@@ -145,7 +153,7 @@ def test_a_bar_counts_bytes_and_pulses_while_it_does_not_know(monkeypatch):
     display = progress.Display()
     updates = (
         (Progress("loading", "fetching x"), None, ""),
-        (Progress("loading", "fetching x", 1_500_000, 4_000_000, "bytes"), 4_000_000, "1.5 of 4.0 MB"),
+        (Progress("loading", "fetching x: 1.5 of 4.0 MB", 1_500_000, 4_000_000, "bytes"), 4_000_000, "1.5 of 4.0 MB"),
         (Progress("loading", "fetching x", 2_500_000, None, "bytes"), None, "2.5 MB"),
         (Progress("queued", "queued"), None, ""),
         (Progress("prefill", "reading", 5, 20), 20, ""),
@@ -154,5 +162,6 @@ def test_a_bar_counts_bytes_and_pulses_while_it_does_not_know(monkeypatch):
         for update, total, amount in updates:
             display.show(update)
             (task,) = display._bar[0].tasks
-            assert (task.total, task.fields["amount"], task.description) == (total, amount, update.message)
+            assert (task.total, task.fields["amount"]) == (total, amount)
+            assert task.description == update.message.split(":")[0]
     wait_until(lambda: display._bar is None)

@@ -20,6 +20,11 @@ def settings(folder):
     return {"MLX_MCP_STORE_DIR": str(folder), "MLX_MCP_MAX_SSD_BYTES": str(1 << 30)}
 
 
+def started(env, *arguments):
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen(command(*arguments), env=env, text=True, **pipes)
+
+
 def test_every_command_works_while_an_engine_runs_and_the_same_without(tmp_path):
     with state_folder(**settings(tmp_path / "store")) as (place, env), Window(env) as window:
 
@@ -64,27 +69,24 @@ def test_an_engine_that_is_just_ending_is_waited_for(tmp_path):
     with state_folder(**settings(tmp_path / "store")) as (place, env):
         place.prepare()
         store = Store.open(tmp_path / "store", quota_bytes=1 << 30, daily_bytes=1 << 30)
-        with lock(place.life_lock) as held:
-            assert held
-            asked = subprocess.Popen(
-                command("sessions", "rm", "facts"), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-            with pytest.raises(subprocess.TimeoutExpired):
-                asked.wait(3)
-            store.close()
-        assert asked.communicate(timeout=WAIT_S) == ("removed 1\n", "")
+        with contextlib.ExitStack() as ending:
+            assert ending.enter_context(lock(place.life_lock))
+            with started(env, "sessions", "rm", "facts") as asked:
+                with pytest.raises(subprocess.TimeoutExpired):
+                    asked.wait(3)
+                store.close()
+                ending.close()
+                assert asked.communicate(timeout=WAIT_S) == ("removed 1\n", "")
 
 
 def test_no_engine_starts_on_the_folder_while_a_command_changes_it(tmp_path):
     """It would find the folder locked, and keep nothing on disk for as long as it lives."""
     keep(tmp_path / "store")
     with state_folder(**settings(tmp_path / "store")) as (_, env):
-        asked = subprocess.Popen(
-            command("sessions", "purge"), env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        windows = [Window(env, handshake=False) for _ in range(2)]
-        out, _ = asked.communicate("y\n", timeout=WAIT_S)
-        assert out.endswith("purged\n")
+        with started(env, "sessions", "purge") as asked:
+            windows = [Window(env, handshake=False) for _ in range(2)]
+            out, _ = asked.communicate("y\n", timeout=WAIT_S)
+            assert out.endswith("purged\n")
         for window in windows:
             with window:
                 window.handshake()
