@@ -50,7 +50,7 @@ MUTANTS = [
         "mlx_backend/sampler.py",
         "p.presence_penalty + p.frequency_penalty * count",
         "p.presence_penalty + p.frequency_penalty",
-        "test_sampler.py::test_penalties_and_biases_change_what_they_name",
+        "test_sampler.py::test_a_token_is_penalised_once_for_its_presence_and_for_every_time_that_it_came",
     ),
     fault(
         "mask on the wrong row",
