@@ -6,24 +6,49 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 
+# The versions that are installed with the tests; `make test LOCK=` takes the newest that pyproject.toml allows.
+LOCK   ?= requirements/ci.txt
+PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
+
+# Where it is set, every one of the hundreds of processes that tests start compiles all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := ci
-.PHONY: ci demo test lint types smoke hosts campaign mutants bench-engine bench-sharing bench-peers bench-persistence \
-  train evaluate clean
+.PHONY: ci demo test test-all test-openblas coverage lint types smoke hosts hosts-short campaign mutants bench-engine \
+  bench-sharing bench-peers bench-persistence train evaluate lock wheel-smoke clean
 
 # What CI runs.
-ci: lint types test smoke
+ci: lint types test smoke test-openblas
 
 # Set up, and have the embedded model answer through a real MCP client.
 demo: $(VENV)/installed
 	$(BIN)/python examples/recall.py
 
-# Set up, and run the tests.
+# Set up, and run the tests: every promise, with a few of the cases that are drawn. Under four minutes on two cores.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q -n auto --dist worksteal
+	$(PYTEST)
+
+# All the tests, and as many drawn cases as chance needs to come by everything.
+test-all: $(VENV)/installed-dev
+	EFFORT=1 $(PYTEST)
+
+# What computes, with OpenBLAS in front, as it is wherever one is installed; with bounds in place of bits.
+test-openblas: $(VENV)/installed-dev
+	@if $(BIN)/python -c 'from mlx_mcp.mlx_backend.blas import find_openblas; raise SystemExit(not find_openblas())'; \
+	  then TEST_BLAS=openblas $(PYTEST) tests/mlx_backend tests/engine tests/server tests/process/test_one_engine.py; \
+	  else echo 'Skipped: there is no OpenBLAS. On Debian and Ubuntu: apt-get install libopenblas0'; fi
+
+# What of the package the tests run, in every process that they start; fails under the floor in pyproject.toml.
+coverage: $(VENV)/installed-dev
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q -n auto --dist worksteal -m 'not figures'
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
@@ -45,13 +70,16 @@ train: $(VENV)-training/installed
 evaluate: $(VENV)-training/installed
 	$(VENV)-training/bin/python -m training evaluate
 
-# Claude Code and MCP Inspector from npm against this tree; needs node.
-hosts: $(VENV)/installed
-	$(BIN)/python benchmarks/hosts.py
+# Conformance, MCP Inspector, client libraries and Claude Code against this tree; needs npm. hosts-short is without Claude
+# Code, and has Inspector look at the schemas alone.
+HOSTS := build/hosts/node_modules $(addprefix build/hosts/,fastmcp langchain openai_agents pydantic_ai)
+hosts hosts-short: $(VENV)/installed $(HOSTS:%=%/installed)
+	$(BIN)/python -m benchmarks.hosts $(if $(filter %-short,$@),--short)
 
-# The tests that draw their own cases, fifty times as long; takes some hours. 100,000 kills are among them.
+# The tests that draw their own cases, EFFORT (50) times as long; takes some hours. 100,000 kills are among them.
 campaign: $(VENV)/installed-dev
-	EFFORT=50 $(BIN)/pytest --timeout=0 tests/core/test_scheduler.py tests/mlx_backend/test_runner.py \
+	EFFORT=$(or $(EFFORT),50) $(BIN)/pytest --timeout=0 -o faulthandler_timeout=0 \
+	  tests/core/test_scheduler.py tests/mlx_backend/test_runner.py \
 	  tests/engine/test_sessions_any_order.py tests/engine/test_sessions_with_mlx.py \
 	  tests/storage/test_kills.py tests/storage/test_power_cuts.py tests/storage/test_store_any_order.py \
 	  tests/process/test_one_engine.py
@@ -78,8 +106,21 @@ bench-peers: $(VENV)/installed $(VENV)-vllm-mlx/installed $(VENV)-rapid-mlx/inst
 bench-persistence: $(VENV)/installed
 	$(BIN)/python benchmarks/persistence.py
 
+# The wheel, in an environment that has nothing else: what is in it, and what it does there.
+wheel-smoke: $(VENV)/installed-dev
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --outdir dist
+	$(call install,build/wheel,dist/*.whl)
+	$(BIN)/python benchmarks/wheel.py
+
+# Take the newest versions that pyproject.toml allows, for every Python and system; needs uv.
+lock:
+	$(or $(UV),$(error make lock needs uv: https://docs.astral.sh/uv)) pip compile -q --upgrade --universal \
+	  --python-version 3.11 --generate-hashes --extra dev --custom-compile-command 'make lock' -o $(LOCK) pyproject.toml
+
 clean:
-	rm -rf $(VENV) $(VENV)-training $(VENV)-vllm-mlx $(VENV)-rapid-mlx build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-training $(VENV)-vllm-mlx $(VENV)-rapid-mlx build dist \
+	  .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 
 # $(call install,FOLDER,WHAT): a virtual environment with WHAT in it.
 define install
@@ -93,9 +134,10 @@ $(VENV)/installed: pyproject.toml
 	$(call install,$(VENV),-e .)
 	@touch $@
 
-$(VENV)/installed-dev: pyproject.toml $(VENV)/installed
+$(VENV)/installed-dev: pyproject.toml $(LOCK)
+	$(if $(LOCK),$(call install,$(VENV),-r $(LOCK)))
 	$(call install,$(VENV),-e '.[dev]')
-	@touch $@
+	@touch $(VENV)/installed $@
 
 $(VENV)-vllm-mlx/installed:
 	$(call install,$(VENV)-vllm-mlx,vllm-mlx==0.6.0 'mlx[cpu]; sys_platform == "linux"')
@@ -103,6 +145,17 @@ $(VENV)-vllm-mlx/installed:
 
 $(VENV)-rapid-mlx/installed:
 	$(call install,$(VENV)-rapid-mlx,rapid-mlx==0.16.10 'mlx[cpu]; sys_platform == "linux"')
+	@touch $@
+
+build/hosts/%/installed: benchmarks/hosts/clients/%.txt
+	@mkdir -p build/hosts
+	$(call install,build/hosts/$*,-r $<)
+	@touch $@
+
+# Node is among the packages; npm is the machine's.
+build/hosts/node_modules/installed: benchmarks/hosts/package.json
+	@mkdir -p build/hosts && cp $< build/hosts/
+	@cd build/hosts && npm install --silent --no-fund --no-audit
 	@touch $@
 
 # By pip even where uv is: torch's CPU build comes from wherever pip was told to find it.

@@ -12,9 +12,12 @@ def main() -> None:
     """The console script."""
     if sys.argv[1:2] == ["serve"]:
         relay(sys.argv[2:])
-    from mlx_mcp.cli import app
+    try:
+        from mlx_mcp.cli.main import main as command_line
 
-    app()
+        command_line()
+    except KeyboardInterrupt:  # before there was a command
+        sys.exit(130)
 
 
 def relay(arguments: list[str]) -> None:

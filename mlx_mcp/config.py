@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 from platformdirs import user_config_path, user_data_path
-from pydantic import BeforeValidator, DirectoryPath, Field, SecretStr, ValidationError
+from pydantic import (
+    BeforeValidator,
+    DirectoryPath,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -17,9 +27,13 @@ from pydantic_settings import (
 )
 from pydantic_settings.exceptions import SettingsError
 
-from mlx_mcp.errors import ConfigError
+from mlx_mcp.errors import ConfigError, nearest
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PREFIX = "MLX_MCP_"
+# What the environment may say beside settings: where things are, and what the tests of this package set.
+PLACES = frozenset(("MLX_MCP_CONFIG", "MLX_MCP_STATE_DIR"))
+FOR_TESTS = frozenset(("MLX_MCP_TEST_MODE", "MLX_MCP_FAULT"))
 
 
 def folders(value: Any) -> Any:
@@ -28,15 +42,27 @@ def folders(value: Any) -> Any:
     return [Path(folder).expanduser() for folder in listed if folder] if isinstance(listed, list) else listed
 
 
+def listed(value: Any) -> Any:
+    """Words with commas between, or a list."""
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
 class Config(BaseSettings):
     """What a user can set. `load` is the way to make one: it turns every fault into a ConfigError."""
 
-    model_config = SettingsConfigDict(env_prefix="MLX_MCP_", env_ignore_empty=True, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     model: str | None = Field(None, description="`embedded`, a folder, or a hub id; the embedded model if unset")
     host: str = Field("127.0.0.1", description="address for --http; any but loopback needs a token")
     port: int = Field(8080, ge=0, le=65535, description="port for --http; 0 takes a free one")
     token: SecretStr | None = Field(None, description="bearer token that --http callers must send")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)] = Field(
+        (), description="names that --http is called by, beside this machine's own; `*` for any"
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)] = Field(
+        (), description="origins whose pages may call --http, beside this machine's own, as https://name:port"
+    )
+    request_timeout_s: float = Field(30.0, gt=0, le=3600, description="how long an HTTP request may take to arrive")
     openblas: bool = Field(True, description="put an installed OpenBLAS in front on Linux CPUs")
     max_weights_bytes: int | None = Field(None, gt=0, description="memory for weights; five eighths of it if unset")
     max_kv_bytes: int | None = Field(None, gt=0, description="memory for keys and values; an eighth of it if unset")
@@ -74,6 +100,7 @@ class Config(BaseSettings):
         30 * 86400.0, gt=0, le=315_360_000, description="how long an unused persisted session stays, if it does not say"
     )
     max_wait_s: float = Field(300.0, gt=0, description="how long a call may wait for memory")
+    fetch_stall_s: float = Field(60.0, gt=0, le=3600, description="how long a download may make no progress")
     file_roots: Annotated[tuple[DirectoryPath, ...] | None, NoDecode, BeforeValidator(folders)] = Field(
         None, description="folders callers may have files read from; the project's over stdio, none over HTTP if unset"
     )
@@ -83,7 +110,39 @@ class Config(BaseSettings):
     engine_idle_s: float = Field(
         1800.0, gt=0, le=31536000, description="how long the engine process lives on without anything to do"
     )
+    engine_silence_s: float = Field(
+        30.0, ge=5, le=3600, description="how long the engine process may show no life before its calls are given up"
+    )
+    step_timeout_s: float = Field(
+        600.0, ge=10, le=86400, description="how long one step may take before the engine counts as hung and is ended"
+    )
     shutdown_timeout_s: float = Field(5.0, ge=0, le=300, description="how long running calls may take to end at exit")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `true` in config.toml for a number, which would pass for 1."""
+        if isinstance(value, bool) and info.field_name != "openblas":
+            raise ValueError(f"it cannot be {str(value).lower()}")
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse what no Host header could ever be."""
+        for host in value:
+            if not re.fullmatch(r"[^/@\s]+", host):
+                raise ValueError(f"{host!r} is no name of a host, such as studio.local")
+        return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse what no Origin header could ever be."""
+        for origin in value:
+            if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/@\s]+/?", origin, re.IGNORECASE):
+                raise ValueError(f"{origin!r} is no origin, such as https://name or http://name:8080")
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -102,14 +161,19 @@ class Config(BaseSettings):
         """The settings in force; an argument that is None counts as not given.
 
         Raises:
-            ConfigError: a value is out of range or the file is broken, with the name of the setting.
+            ConfigError: a value is out of range, the file is broken, or a setting is unknown, with its name.
         """
+        refuse_unknown(name for name, value in os.environ.items() if value)
         try:
             config = cls(**{key: value for key, value in given.items() if value is not None})
         except ValidationError as error:
+            unknown = [str(e["loc"][0]) for e in error.errors() if e["type"] == "extra_forbidden"]
+            if unknown:
+                told = "; ".join(no_setting(name, cls.model_fields) for name in unknown)
+                raise ConfigError(f"{config_path()}: {told}") from error
             faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise ConfigError(f"Bad settings (flag, MLX_MCP_* or {config_path()}): {faults}.") from error
-        except (SettingsError, ValueError) as error:
+        except (SettingsError, ValueError, OSError) as error:
             raise ConfigError(f"The settings in {config_path()} cannot be read: {error}.") from error
         if config.kv_bits not in (None, 4, 8):
             raise ConfigError(f"kv_bits is {config.kv_bits}; it must be 8 or 4, or unset for full precision.")
@@ -130,6 +194,28 @@ class Config(BaseSettings):
                 "send it as `Authorization: Bearer …`. Without one, serve on 127.0.0.1."
             )
         return config
+
+
+def refuse_unknown(names: Iterable[str]) -> None:
+    """Refuse what begins like a setting in the environment and is none: a typo must not leave a default in force.
+
+    Raises:
+        ConfigError: with the names that were probably meant.
+    """
+    known = {PREFIX + name.upper() for name in Config.model_fields} | PLACES
+    begin = (name for name in names if name.upper().startswith(PREFIX))
+    unknown = sorted(name for name in begin if name.upper() not in known | FOR_TESTS)
+    if unknown:
+        raise ConfigError("; ".join(no_setting(name, known) for name in unknown))
+
+
+def no_setting(name: str, known: Iterable[str]) -> str:
+    """That there is no such setting, and which one was probably meant."""
+    plain = {known_name.removeprefix(PREFIX).lower(): known_name for known_name in sorted(known)}
+    near = nearest(name.lower().removeprefix(PREFIX.lower()), plain)
+    if near:
+        return f"{name} is no setting; did you mean {plain[near]}?"
+    return f"{name} is no setting. There are: {', '.join(plain.values())}."
 
 
 def config_path() -> Path:

@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distributions, version
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from mlx_mcp import __version__
 from mlx_mcp.config import Config, available_memory_bytes, config_path
@@ -58,6 +59,19 @@ def examine(config: Config) -> Iterator[Finding]:
         yield asyncio.run(embedded_finding(client))
     finally:
         client.close()
+
+
+def report(config: Config, findings: list[Finding]) -> dict[str, Any]:
+    """The findings for an issue: no setting's value, no prompt, and no name of the user's folder."""
+    home = str(Path.home())
+    return {
+        "version": __version__,
+        "sound": all(finding.kind != "fault" for finding in findings),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "settings": sorted(config.model_fields_set),
+        "findings": [{"kind": finding.kind, "text": finding.text.replace(home, "~")} for finding in findings],
+    }
 
 
 def package_finding(package: str, tested: str) -> Finding:

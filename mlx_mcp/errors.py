@@ -8,21 +8,26 @@
     │   ├── UnknownModel          no such model here
     │   ├── UnknownSession        no such session of this caller, or no more
     │   ├── UnknownVersion        no version of that name of a session was persisted
+    │   ├── NotOnDisk             nothing of such a session is on disk
     │   └── SessionBusy           another turn goes on with this session
     ├── CapacityError             full for now; retry after `retry_after_s`
     ├── ModelError                a model cannot be served: broken files, unsupported, too large
     ├── GenerationFailed          this generation broke; the engine goes on
     ├── StorageError              what should be kept on disk cannot be now: full, read-only, failing
-    │   └── FolderInUse           another process keeps its cache there
+    │   ├── FolderInUse           another process keeps its cache there
+    │   └── NotKeptHere           this engine has no cache folder open
     ├── ConfigError               the server was started with settings that cannot work
     ├── EngineUnavailable         the user's engine process does not start or answer, or its place is taken
     ├── NoSharedEngine            this system can have no engine process: everything runs in one's own
-    └── EngineDead                the engine thread is gone; nothing but another process helps
+    ├── EngineDead                the engine thread is gone; nothing but another process helps
+    └── Abandoned                 nobody waits for this any more; no caller sees it
 
 Texts are written for whoever can act: the calling model for a `RequestError`, the user for the rest.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class MlxMcpError(Exception):
@@ -40,9 +45,11 @@ class InvalidRequest(RequestError):
 class PromptTooLong(RequestError):
     """The prompt, or the prompt and the wished answer, exceed the model's context."""
 
-    def __init__(self, prompt_tokens: int, max_tokens: int, context_tokens: int) -> None:
+    def __init__(self, prompt_tokens: int, max_tokens: int | None, context_tokens: int) -> None:
+        """`max_tokens` is None where the caller gave none: then the prompt alone is too long."""
         self.prompt_tokens, self.max_tokens, self.context_tokens = prompt_tokens, max_tokens, context_tokens
         room = context_tokens - prompt_tokens
+        asked = "" if max_tokens is None else f" and max_tokens is {max_tokens}"
         step = (
             f"Lower max_tokens to {room} or less, or shorten the prompt."
             if room > 0
@@ -50,8 +57,7 @@ class PromptTooLong(RequestError):
             "(list_models shows each)."
         )
         super().__init__(
-            f"The prompt has {prompt_tokens} tokens and max_tokens is {max_tokens}, but the model's context is "
-            f"{context_tokens} tokens. {step}"
+            f"The prompt has {prompt_tokens} tokens{asked}, but the model's context is {context_tokens} tokens. {step}"
         )
 
 
@@ -60,7 +66,8 @@ class RequestTooLarge(RequestError):
 
     def __init__(self, prompt_tokens: int, need_bytes: int, limit_bytes: int, max_tokens: int) -> None:
         self.need_bytes, self.limit_bytes = need_bytes, limit_bytes
-        step = f"Lower max_tokens to {max_tokens} or less" if max_tokens > 0 else "Shorten the prompt"
+        lower = f"Lower max_tokens to {max_tokens} or less (left out it is 512)"
+        step = lower if max_tokens > 0 else "Shorten the prompt"
         super().__init__(
             f"The prompt of {prompt_tokens} tokens and its answer need {need_bytes / 1e6:.1f} MB for keys and values, "
             f"and the server may use {limit_bytes / 1e6:.1f} MB. {step}, or have the server started with a larger "
@@ -101,6 +108,22 @@ class UnknownVersion(RequestError):
             f"Session {session[:80]!r} has no version {version[:80]!r} on disk; it has: {shown}. persist_session makes "
             "one."
         )
+
+
+class NotOnDisk(RequestError):
+    """Nothing of a session, or of one version of it, is on disk; for whoever is at a terminal."""
+
+    def __init__(self, session: str, version: str = "", known: tuple[str, ...] = (), in_memory: bool = False) -> None:
+        self.known = known
+        if in_memory:
+            text = f"Session {session[:80]!r} is in memory only: nothing of it is on disk until it is persisted."
+        elif known:
+            what = f"version {version[:80]!r}" if version else "current state"
+            shown = ", ".join(repr(each) for each in known[:8] if each) or "none"
+            text = f"Session {session[:80]!r} has no {what} on disk. Its versions (--version): {shown}."
+        else:
+            text = f"Session not found: {session[:80]!r}. `mlx-mcp sessions list` shows those that are on disk."
+        super().__init__(text)
 
 
 class SessionBusy(RequestError):
@@ -148,6 +171,13 @@ class FolderInUse(StorageError):
         )
 
 
+class NotKeptHere(StorageError):
+    """This engine has no cache folder open, so what is in one is none of its business."""
+
+    def __init__(self) -> None:
+        super().__init__("This engine keeps nothing on disk.")
+
+
 class ConfigError(MlxMcpError):
     """The settings cannot work together; raised before anything is served."""
 
@@ -166,3 +196,17 @@ class EngineDead(MlxMcpError):
     def __init__(self, cause: str = "it was stopped") -> None:
         self.cause = cause
         super().__init__(f"The engine is not running ({cause}). Call again; if that does not help, restart the server.")
+
+
+class Abandoned(MlxMcpError):
+    """Nobody waits for this work any more, so it was stopped; no caller sees this."""
+
+    def __init__(self) -> None:
+        super().__init__("Nobody waits for this any more.")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that was probably meant by an unknown one, for an error's text; nothing if none is alike."""
+    import difflib  # only for errors: the relay is to be up in a blink
+
+    return next(iter(difflib.get_close_matches(name.lower().replace("-", "_"), known, 1)), "")

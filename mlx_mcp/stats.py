@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class EngineStats:
     prompt_tokens: int = 0  # of all calls, since the start
     cached_tokens: int = 0  # of these were in the cache
     sessions: int = 0
+    groups: Mapping[str, int] = field(default_factory=dict)  # of the running ones, by group of callers
     models: tuple[str, ...] = ()  # in memory, least recently used first
     weights_bytes: int = 0
     storage: str = "off"  # "ok", or why nothing can be kept on disk now

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from mlx_mcp.config import Config, available_memory_bytes
 from mlx_mcp.core.kv_cache_manager import Sharing
-from mlx_mcp.core.ports import LoadedModel, ModelLoader, ModelSpec, PreparedModel
+from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelLoader, ModelSpec, PreparedModel, Report
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.engine import Engine, Keeping, Persisting
@@ -20,6 +21,7 @@ from mlx_mcp.engine.persistence import PersistenceOptions
 from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.errors import StorageError
 from mlx_mcp.mlx_backend.blas import prefer_openblas
+from mlx_mcp.mlx_backend.streams import clear_streams
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.storage.store import Store
 
@@ -30,21 +32,28 @@ class LateLoader:
     def __init__(self, config: Config) -> None:
         self._config = config
 
-    def prepare(self, spec: ModelSpec, report: Callable[[str], None]) -> PreparedModel:
-        """See MlxLoader.prepare."""
-        report("starting MLX")
-        if self._config.openblas:
-            prefer_openblas()
-        return self._loader().prepare(spec, report)
+    def prepare(self, spec: ModelSpec, report: Report) -> PreparedModel:
+        """See ModelLoader.prepare; what has to be fetched is fetched before anything of MLX is imported."""
+        try:
+            if spec.source == "hub":
+                from mlx_mcp.models.hub import fetch  # a second of imports
 
-    def materialise(self, prepared: PreparedModel) -> Generator[float, None, LoadedModel]:
-        """See MlxLoader.materialise."""
+                folder = fetch(spec.location, report, spec.may_fetch, self._config.fetch_stall_s)
+                spec = replace(spec, source="folder", location=str(folder))
+            report(LoadProgress("starting MLX for"))
+            if self._config.openblas:
+                prefer_openblas()
+            return self._loader().prepare(spec, report)
+        finally:
+            self.close()
+
+    def materialise(self, prepared: PreparedModel) -> Generator[LoadProgress, None, LoadedModel]:
+        """See ModelLoader.materialise."""
         return self._loader().materialise(prepared)
 
     def close(self) -> None:
-        """See MlxLoader.close."""
-        if "mlx.core" in sys.modules:
-            self._loader().close()
+        """See ModelLoader.close."""
+        clear_streams()
 
     def _loader(self) -> ModelLoader:
         first = "mlx_mcp.mlx_backend.loader" not in sys.modules
@@ -86,10 +95,10 @@ def wire(config: Config) -> tuple[EngineClient, Registry]:
     def make_engine() -> Engine:
         persisting = None
         if config.max_ssd_bytes:
-            persisting = Persisting(partial(open_store, config), IoThread(thread.send), options)
+            persisting = Persisting(partial(open_store, config), IoThread(thread.send, loader.close), options)
         return Engine(loader, limits, max_weights_bytes, max_kv_bytes, keeping, persisting=persisting)
 
-    thread = EngineThread(make_engine)
+    thread = EngineThread(make_engine, config.step_timeout_s)
     return EngineClient(thread, registry, loader), registry
 
 

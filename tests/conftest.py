@@ -1,18 +1,25 @@
 """Every test runs on the wheel's own BLAS, whose rows are bitwise independent; offline; with no settings of a user.
 
-Nor does any join a user's engine: those that want one share one of this test run, which ends with it.
+Nor does any join a user's engine: those that want one share one of this test run, which ends with it. `make
+test-openblas` has OpenBLAS in front instead, and bounds in place of bits (comparing.py).
 """
 
 import os
 import shutil
+import sys
 import tempfile
 
+import pytest
+
+from mlx_mcp.mlx_backend.blas import HINT, prefer_openblas
 from mlx_mcp.process.daemon import stop
 from mlx_mcp.process.place import user_place
+from tests.comparing import OPENBLAS
+from tests.effort import THOROUGH
 
 _HOME = tempfile.mkdtemp(prefix="mlx-mcp-tests-")
 os.environ.update(
-    MLX_MCP_OPENBLAS="0",
+    MLX_MCP_OPENBLAS="1" if OPENBLAS else "0",
     MLX_MCP_CONFIG=os.path.join(_HOME, "config.toml"),
     MLX_MCP_STATE_DIR=os.path.join(_HOME, "state"),
     HF_HOME=os.path.join(_HOME, "hub"),
@@ -21,8 +28,22 @@ os.environ.update(
     MLX_MCP_MAX_SSD_BYTES="0",  # what one test leaves there, another would find
     PYTHONUNBUFFERED="1",
 )
+# Tests start some hundred processes, which would each compile all that they import.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+if OPENBLAS and prefer_openblas() is None:
+    pytest.exit(f"OpenBLAS cannot be put in front: {HINT}", 2)
 
 
-def pytest_sessionfinish():
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave slow tests out of all but thorough runs."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow and not THOROUGH:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+
+
+def pytest_sessionfinish() -> None:
     stop(user_place(), 30)
     shutil.rmtree(_HOME, ignore_errors=True)

@@ -1,23 +1,35 @@
 """Stand-ins for the ports, with no MLX behind them: what they compute can be told by looking at them."""
 
+from __future__ import annotations
+
 import re
 import threading
+from collections.abc import Callable, Generator
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
-from mlx_mcp.core.durable import SessionHead
-from mlx_mcp.core.layout import Layout
+from mlx_mcp.core.durable import SessionHead, SessionRecord
+from mlx_mcp.core.layout import Layout, Logits, Payload
 from mlx_mcp.core.ports import (
+    Grammar,
     LoadedModel,
+    LoadProgress,
+    Message,
     ModelSpec,
     Piece,
     PreparedModel,
     Prompt,
+    Report,
     StepResult,
+    StoredBlock,
     TextKind,
     ToolCall,
+    never,
 )
 from mlx_mcp.core.scheduler import Limits
+from mlx_mcp.core.sequence import Constraint, Sequence
 from mlx_mcp.core.slots import KvCost
 from mlx_mcp.core.steps import Step
 from mlx_mcp.engine.client import EngineClient
@@ -27,6 +39,7 @@ from mlx_mcp.errors import InvalidRequest, UnknownModel
 from mlx_mcp.storage.memory_tier import MemoryTier
 
 STOP_ID = 0
+Tools = tuple[dict[str, Any], ...]
 MARKERS = {"[": TextKind.REASONING, "]": TextKind.ANSWER, "{": TextKind.TOOL_CALL, "}": TextKind.ANSWER}
 
 
@@ -36,35 +49,41 @@ class FakeTokenizer:
     Text in [brackets] is reasoning, which is left out of the chat if there shall be none; {name} calls a tool.
     """
 
-    def encode_chat(self, messages, tools=(), reasoning=True):
+    def encode_chat(
+        self, messages: list[Message], tools: Tools = (), reasoning: bool = True, gone: Callable[[], bool] = never
+    ) -> Prompt:
         text = "".join(message.content for message in messages)
         return Prompt(tuple(map(ord, text if reasoning else re.sub(r"\[.*?\]", "", text))))
 
-    def encode_context(self, messages, tools=()):
+    def encode_context(
+        self, messages: list[Message], tools: Tools = (), gone: Callable[[], bool] = never
+    ) -> tuple[int, ...]:
         return tuple(map(ord, "".join(message.content for message in messages)))
 
-    def encode_turn(self, text, after, tools=(), reasoning=True):
+    def encode_turn(
+        self, text: str, after: str, tools: Tools = (), reasoning: bool = True, gone: Callable[[], bool] = never
+    ) -> Prompt:
         """A turn after an answer begins with a bar."""
         return Prompt(tuple(map(ord, text if after == "user" else f"|{text}")))
 
-    def decode(self, ids):
+    def decode(self, ids: tuple[int, ...]) -> str:
         return "".join(map(chr, ids))
 
     digest = b"letters"
 
-    def transcript(self, ids):
+    def transcript(self, ids: tuple[int, ...]) -> str:
         return self.decode(ids)
 
-    def encode_transcript(self, transcript):
+    def encode_transcript(self, transcript: str) -> tuple[int, ...]:
         return tuple(map(ord, transcript))
 
-    def reader(self, prompt, tools=(), plain=False):
+    def reader(self, prompt: Prompt, tools: Tools = (), plain: bool = False) -> FakeReader:
         return FakeReader({} if plain else MARKERS)
 
-    def token_text(self, token_id):
+    def token_text(self, token_id: int) -> str:
         return chr(token_id)
 
-    def compile(self, grammar, vocab_size):
+    def compile(self, grammar: Grammar, vocab_size: int, gone: Callable[[], bool] = never) -> Constraint:
         if grammar.source == "malformed":
             raise InvalidRequest("The grammar is malformed.")
         return FakeConstraint()
@@ -72,12 +91,12 @@ class FakeTokenizer:
 
 @dataclass
 class FakeReader:
-    markers: dict
+    markers: dict[str, TextKind]
     kind: TextKind = TextKind.ANSWER
     name: str = ""
-    tool_calls: tuple = ()
+    tool_calls: tuple[ToolCall, ...] = ()
 
-    def add(self, token_id):
+    def add(self, token_id: int) -> list[Piece]:
         char = chr(token_id)
         if char in self.markers:
             self.kind = self.markers[char]
@@ -91,17 +110,17 @@ class FakeReader:
             return []
         return [Piece(self.kind, char)]
 
-    def finish(self):
+    def finish(self) -> list[Piece]:
         return [Piece(TextKind.ANSWER, "{" + self.name)] if self.kind is TextKind.TOOL_CALL else []
 
 
 class FakeConstraint:
     """Allows everything."""
 
-    def mask(self):
+    def mask(self) -> bytes:
         return b"\xff" * (0x110000 // 8)
 
-    def accept(self, token_id):
+    def accept(self, token_id: int) -> None:
         pass
 
 
@@ -109,15 +128,15 @@ class FakeConstraint:
 class FakePayload:
     """Keeps the tokens themselves: what is restored from it can be compared with what it should be."""
 
-    tokens: tuple
+    tokens: tuple[int, ...]
     window_start: int
     has_state: bool
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         return len(self.tokens)
 
-    def pack(self):
+    def pack(self) -> tuple[str, tuple[memoryview, ...]]:
         return "letters", (memoryview("".join(map(chr, self.tokens)).encode("latin-1")),)
 
 
@@ -125,8 +144,14 @@ class FakePayload:
 class FakeLogits:
     """Those after these tokens."""
 
-    tokens: tuple
+    tokens: tuple[int, ...]
     nbytes: int = 3
+
+
+def letters(kept: Payload | Logits) -> tuple[int, ...]:
+    """The tokens that a fake's payload is of, or its logits come after."""
+    assert isinstance(kept, FakePayload | FakeLogits)
+    return kept.tokens
 
 
 @dataclass
@@ -139,11 +164,11 @@ class FakeRunner:
     """
 
     gate: threading.Event = field(default_factory=threading.Event)
-    steps: list = field(default_factory=list)
-    rows: dict = field(default_factory=dict)  # sequence id → tokens computed
-    sequences: dict = field(default_factory=dict)
-    prefixes: dict = field(default_factory=dict)  # shared prefix → its tokens
-    broken: set = field(default_factory=set)
+    steps: list[Step] = field(default_factory=list)
+    rows: dict[int, int] = field(default_factory=dict)  # sequence id → tokens computed
+    sequences: dict[int, Sequence] = field(default_factory=dict)
+    prefixes: dict[int, tuple[int, ...]] = field(default_factory=dict)  # shared prefix → its tokens
+    broken: set[int] = field(default_factory=set)
     explode: Exception | None = None
     endless: bool = False
     ahead: bool = False
@@ -152,17 +177,17 @@ class FakeRunner:
     cost: KvCost = field(default_factory=lambda: KvCost(token_bytes=1))
     num_computed: int = 0  # tokens, of all rows
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.gate.set()
 
     @property
-    def num_rows(self):
+    def num_rows(self) -> int:
         return len(self.rows)
 
-    def must_wait(self, sequence):
+    def must_wait(self, sequence: Sequence) -> bool:
         return not self.ahead
 
-    def launch(self, step):
+    def launch(self, step: Step) -> FakeFlight:
         self.steps.append(step)
         assert self.gate.wait(10)
         assert all(s.slot is not None for s in step.sequences)
@@ -170,17 +195,17 @@ class FakeRunner:
             assert move.sequence.num_tokens - move.sequence.num_shared <= move.new.capacity
         for restore in step.restores:
             sequence = restore.sequence
-            tokens = tuple(t for part in restore.parts for t in part.payload.tokens[: part.num_tokens])
+            tokens = tuple(t for part in restore.parts for t in letters(part.payload)[: part.num_tokens])
             assert tokens == sequence.tokens(0, restore.num_tokens), "another prefix was restored"
             end, needed = 0, restore.num_tokens - max(self.layout.windows, default=0)
             for part in restore.parts:
                 start, end = end, end + part.num_tokens
                 assert end <= needed or part.payload.window_start <= max(start, needed), "a window with a gap"
             if self.layout.states:
-                assert restore.parts[-1].num_tokens == len(restore.parts[-1].payload.tokens)
+                assert restore.parts[-1].num_tokens == len(letters(restore.parts[-1].payload))
                 assert restore.parts[-1].payload.has_state
             if restore.logits is not None:
-                assert restore.logits.tokens == sequence.tokens(0, sequence.num_tokens), "another prompt's logits"
+                assert letters(restore.logits) == sequence.tokens(0, sequence.num_tokens), "another prompt's logits"
             if sequence.prefix is not None:
                 first = self.prefixes.setdefault(sequence.prefix.prefix_id, tokens[: sequence.num_shared])
                 assert first == tokens[: sequence.num_shared], "a prefix shared with another's"
@@ -198,7 +223,7 @@ class FakeRunner:
         assert all((cut.sequence, cut.end) in ends for cut in step.cuts if cut.state), "states of another moment"
         return FakeFlight(self, step)
 
-    def cut(self, sequence_id, start, end, state):
+    def cut(self, sequence_id: int, start: int, end: int, state: bool) -> FakePayload:
         sequence = self.sequences[sequence_id]
         assert end <= self.rows[sequence_id]
         if self.layout.states and state:
@@ -206,18 +231,18 @@ class FakeRunner:
         kept = max([start, *(self.rows[sequence_id] - window for window in self.layout.windows)])
         return FakePayload(sequence.tokens(start, end), min(kept, end), state or not self.layout.states)
 
-    def unpack(self, stored):
+    def unpack(self, stored: StoredBlock) -> Callable[[], Payload]:
         if stored.form != "letters":
             raise ValueError("no letters")
         tokens = tuple(map(ord, b"".join(stored.data).decode("latin-1")))
         return lambda: FakePayload(tokens, stored.window_start, stored.has_state)
 
-    def release(self, sequence_id):
+    def release(self, sequence_id: int) -> None:
         self.rows.pop(sequence_id, None)
         if not self.rows:
             self.prefixes.clear()
 
-    def reset(self):
+    def reset(self) -> None:
         self.rows.clear()
         self.prefixes.clear()
 
@@ -227,7 +252,7 @@ class FakeFlight:
     runner: FakeRunner
     step: Step
 
-    def collect(self):
+    def collect(self) -> StepResult:
         if self.runner.explode is not None:
             error, self.runner.explode = self.runner.explode, None
             raise error
@@ -259,24 +284,24 @@ class FakeLoader:
     fail_weights: Exception | None = None
     weights_bytes: int = 100
     context_tokens: int = 100
-    prepared: list = field(default_factory=list)
-    materialised: list = field(default_factory=list)
+    prepared: list[str] = field(default_factory=list)
+    materialised: list[str] = field(default_factory=list)
     closed: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.hold.set()
 
-    def prepare(self, spec, report):
-        report("fetching")
+    def prepare(self, spec: ModelSpec, report: Report) -> PreparedModel:
+        report(LoadProgress("fetching", 120_000_000, 500_000_000))
         self.prepared.append(spec.name)
         assert self.hold.wait(10)
         if self.fail is not None:
             raise self.fail
         return PreparedModel(spec.name, Path(spec.location), {}, FakeTokenizer(), self.weights_bytes)
 
-    def materialise(self, prepared):
-        yield 0.0
-        yield 0.5
+    def materialise(self, prepared: PreparedModel) -> Generator[LoadProgress, None, LoadedModel]:
+        yield LoadProgress("reading", 0, self.weights_bytes)
+        yield LoadProgress("reading", self.weights_bytes // 2, self.weights_bytes)
         if self.fail_weights is not None:
             raise self.fail_weights
         self.materialised.append(prepared.name)
@@ -291,62 +316,72 @@ class FakeLoader:
             prepared.name.encode(),
         )
 
-    def close(self):
+    def close(self) -> None:
         self.closed = True
 
 
 class FakeRegistry:
     """Knows `tiny` and `other`, and takes `tiny` for the default."""
 
-    def resolve(self, name):
+    def resolve(self, name: str | None) -> ModelSpec:
         name = name or "tiny"
         if name not in ("tiny", "other"):
             raise UnknownModel(name, ["tiny", "other"])
         return ModelSpec(name, "folder", f"/nowhere/{name}")
 
-    def at_hand(self, name):
+    def at_hand(self, name: str | None) -> ModelSpec | None:
         return None if name == "other" else self.resolve(name)
 
 
-def fake_client(loader=None, limits=None, max_weights_bytes=1000, max_kv_bytes=1 << 30, **keeping):
-    """A client on a real engine thread over fakes."""
-    loader, keeping = loader or FakeLoader(), Keeping(**keeping)
-    thread = EngineThread(lambda: Engine(loader, limits or Limits(), max_weights_bytes, max_kv_bytes, keeping))
-    return EngineClient(thread, FakeRegistry(), loader)
+def fake_client(
+    loader: FakeLoader | None = None,
+    limits: Limits | None = None,
+    max_weights_bytes: int = 1000,
+    max_kv_bytes: int = 1 << 30,
+    **keeping: Any,
+) -> EngineClient:
+    """A client on a real engine thread over fakes; `keeping` are the fields of Keeping."""
+    its_loader, its_keeping = loader or FakeLoader(), Keeping(**keeping)
+    thread = EngineThread(lambda: Engine(its_loader, limits or Limits(), max_weights_bytes, max_kv_bytes, its_keeping))
+    return EngineClient(thread, FakeRegistry(), its_loader)
 
 
 class FakeTier(MemoryTier):
     """Takes what is offloaded like everything else."""
 
-    def put(self, blocks, *, offload=False):
+    def put(self, blocks: Seq[StoredBlock], *, offload: bool = False) -> int:
         return super().put(blocks)
+
+
+def head(record: SessionRecord) -> SessionHead:
+    """What a store knows of a session that it has not read."""
+    known: Any = {f.name: getattr(record, f.name, len(record.tokens)) for f in fields(SessionHead)}
+    return SessionHead(**known)
 
 
 class FakeStore:
     """A store whose disk is a dict; opening it again finds what was there."""
 
-    def __init__(self, limit_bytes=1 << 30):
-        self.tier, self.sessions, self.records = FakeTier(limit_bytes), self, {}
+    def __init__(self, limit_bytes: int = 1 << 30) -> None:
+        self.tier, self.sessions = FakeTier(limit_bytes), self
+        self.records: dict[tuple[str, str], SessionRecord] = {}  # by session and version
 
-    def heads(self):
-        return [
-            SessionHead(**{f.name: getattr(r, f.name, len(r.tokens)) for f in fields(SessionHead)})
-            for r in self.records.values()
-        ]
+    def heads(self) -> list[SessionHead]:
+        return [head(record) for record in self.records.values()]
 
-    def load(self, session_id, version=""):
+    def load(self, session_id: str, version: str = "") -> SessionRecord | None:
         return self.records.get((session_id, version))
 
-    def persist(self, blocks, record):
+    def persist(self, blocks: Seq[StoredBlock], record: SessionRecord) -> int:
         written = self.tier.put(blocks)
         self.records[record.session_id, record.version] = record
         return written
 
-    def remove(self, session_id, version=None):
+    def remove(self, session_id: str, version: str | None = None) -> int:
         gone = [key for key in self.records if key[0] == session_id and version in (None, key[1])]
         for key in gone:
             del self.records[key]
         return len(gone)
 
-    def close(self):
+    def close(self) -> None:
         pass

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -11,7 +13,7 @@ TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {
         "model_type": "llama",
         "hidden_size": 64,
@@ -79,7 +81,13 @@ ARCHITECTURES = {
 }
 
 
-def make_model(folder, architecture="llama", dtype=mx.float32, template=TEMPLATE, **changes):
+def make_model(
+    folder: Path,
+    architecture: str = "llama",
+    dtype: mx.Dtype = mx.float32,
+    template: str = TEMPLATE,
+    **changes: Any,
+) -> Path:
     """Write a model of `architecture` into `folder`; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     stop_id, vocab_size = write_tokenizer(folder, template)
@@ -92,14 +100,15 @@ def make_model(folder, architecture="llama", dtype=mx.float32, template=TEMPLATE
     module = importlib.import_module("mlx_lm.models." + config["model_type"])
     mx.random.seed(7)
     model = module.Model(module.ModelArgs.from_dict(config))
-    weights = {name: initial(name, array).astype(dtype) for name, array in tree_flatten(model.parameters())}
+    parameters: Any = tree_flatten(model.parameters())
+    weights = {name: initial(name, array).astype(dtype) for name, array in parameters}
     mx.eval(weights)
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
-def initial(name, array):
+def initial(name: str, array: mx.array) -> mx.array:
     if "A_log" in name:
         return mx.log(mx.random.uniform(0.5, 8.0, array.shape))
     if array.ndim < 2:
@@ -107,7 +116,7 @@ def initial(name, array):
     return mx.random.normal(array.shape) * (1.0 if "embed" in name else 1.5 / array.shape[-1] ** 0.5)
 
 
-def write_tokenizer(folder, template):
+def write_tokenizer(folder: Path, template: str) -> tuple[int, int]:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -132,4 +141,6 @@ def write_tokenizer(folder, template):
     if template:
         config["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return tokenizer.token_to_id("<|im_end|>"), tokenizer.get_vocab_size()
+    stop_id = tokenizer.token_to_id("<|im_end|>")
+    assert stop_id is not None
+    return stop_id, tokenizer.get_vocab_size()

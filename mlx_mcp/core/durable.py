@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mlx_mcp.core.ports import BlockTier, StoredBlock
+from mlx_mcp.errors import InvalidRequest, NotOnDisk, StorageError
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,90 @@ class SessionHead:
     stored_bytes: int  # of its own file; its blocks may be shared
 
 
+def shown(head: SessionHead | SessionRecord) -> dict[str, Any]:
+    """What a user is told of a session on disk, as JSON has it; times in seconds since 1970."""
+    return {
+        "session": head.session_id,
+        "name": head.name,
+        "version": head.version,
+        "model": head.model,
+        "tokens": head.num_tokens if isinstance(head, SessionHead) else len(head.tokens),
+        "kept_tokens": head.num_kept,
+        "pinned": head.pinned,
+        "parent": head.parent_id,
+        "saved_at": head.saved_at,
+        "used_at": head.used_at,
+    }
+
+
+def transcript(record: SessionRecord) -> str:
+    """What was said, with the model's own marks."""
+    parts: list[Any] = json.loads(record.text or "[]")
+    return "".join(part if isinstance(part, str) else part[0] for part in parts)
+
+
+def find_heads(heads: Iterable[SessionHead], session: str, version: str | None = None) -> list[SessionHead]:
+    """The heads of one session by its handle or name, whoever's it is: of all versions, or of one.
+
+    Raises:
+        NotOnDisk: there is none.
+        InvalidRequest: several sessions have that name.
+    """
+    named = [head for head in heads if session in (head.session_id, head.name)]
+    found = [head for head in named if version in (None, head.version)]
+    if not found:
+        raise NotOnDisk(session, version or "", tuple(sorted(head.version for head in named)))
+    handles = sorted({head.session_id for head in found})
+    if len(handles) > 1:
+        raise InvalidRequest(f"{len(handles)} sessions are named {session[:80]!r}: give one of {', '.join(handles)}.")
+    return found
+
+
+def check_name(record: SessionRecord, owner_id: str) -> None:
+    """See that a session that is to be imported may have its name, which the session `owner_id` has.
+
+    Raises:
+        InvalidRequest: that is another session.
+    """
+    if owner_id != record.session_id:
+        raise InvalidRequest(
+            f"Another session is named {record.name!r} already: {owner_id}. Import it under another name (--name), or "
+            "remove that one first."
+        )
+
+
+class Transfer:
+    """A session on its way to a file or out of one: how far it is, and whether anybody still wants it.
+
+    The thread that reads and writes says how far it is; any thread may read that, and call `stop`.
+    """
+
+    def __init__(self, fd: int, file_name: str = "") -> None:
+        """Own a descriptor: of the folder in which a file of that name is to be written, or of the file to read."""
+        self.fd, self.file_name = fd, file_name
+        self.done_bytes = self.total_bytes = 0
+        self.stopped = False
+        self.between: Callable[[], None] = lambda: None  # called after each part, on the thread that transfers
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+    def stop(self) -> None:
+        """Have it end before its next part; nothing of it is left then."""
+        self.stopped = True
+
+    def went_on(self, num_bytes: int) -> None:
+        """Note that so many bytes more are done.
+
+        Raises:
+            StorageError: nobody wants the rest any more.
+        """
+        self.done_bytes += num_bytes
+        self.between()
+        if self.stopped:
+            raise StorageError("The transfer was stopped. Nothing of it was kept.")
+
+
 class OffloadTier(BlockTier, Protocol):
     """A tier that takes what nobody asked to be kept."""
 
@@ -101,6 +189,35 @@ class Store(Protocol):
 
         Raises:
             StorageError: it cannot be removed now.
+        """
+
+    def purge(self) -> None:
+        """Forget all sessions and all blocks.
+
+        Raises:
+            StorageError: some are there still.
+        """
+
+    def export(self, session_id: str, version: str, transfer: Transfer) -> int:
+        """Write a session with its blocks to a file in a folder; returns its bytes.
+
+        Raises:
+            StorageError: there is no such session, or it cannot be written now; then there is no such file.
+        """
+
+    def look_into(self, transfer: Transfer) -> SessionRecord:
+        """Read all of an exported file, which is whole if this returns; the session in it.
+
+        Raises:
+            StorageError: it is not whole, or cannot be read.
+        """
+
+    def import_(self, transfer: Transfer, name: str = "") -> SessionHead:
+        """Keep what was exported, in place of a session of the same handle and version, under another name if given.
+
+        Raises:
+            InvalidRequest: another session has the name.
+            StorageError: it is not whole, or cannot be kept now.
         """
 
     def close(self) -> None:

@@ -27,6 +27,7 @@ class ModelSpec:
     source: str  # "embedded", "folder" or "hub"
     location: str  # a path, or a hub id such as "mlx-community/Qwen3-4B-4bit"
     summary: str = ""
+    may_fetch: bool = False  # the user named it, so what is missing of it may be downloaded
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,27 @@ class Grammar:
     source: str  # a JSON schema as JSON text, a regular expression, or a Lark grammar
 
 
+def never() -> bool:
+    """Whoever asked for something still waits for it."""
+    return False
+
+
 class ChatTokenizer(Protocol):
-    """A model's vocabulary and chat template."""
+    """A model's vocabulary and chat template.
+
+    What may take long ends within a limit, and soon after `gone()` has become true: nobody waits for it any more.
+
+    Raises:
+        Abandoned: `gone` became true.
+        CapacityError: as much of this work as may be done at once is under way.
+    """
 
     def encode_chat(
-        self, messages: list[Message], tools: tuple[dict[str, Any], ...] = (), reasoning: bool = True
+        self,
+        messages: list[Message],
+        tools: tuple[dict[str, Any], ...] = (),
+        reasoning: bool = True,
+        gone: Callable[[], bool] = never,
     ) -> Prompt:
         """The prompt, generation prompt included; text in `messages` can never become a special token.
 
@@ -124,7 +141,9 @@ class ChatTokenizer(Protocol):
             InvalidRequest: the model's template refuses these messages, or knows no tools.
         """
 
-    def encode_context(self, messages: list[Message], tools: tuple[dict[str, Any], ...] = ()) -> tuple[int, ...]:
+    def encode_context(
+        self, messages: list[Message], tools: tuple[dict[str, Any], ...] = (), gone: Callable[[], bool] = never
+    ) -> tuple[int, ...]:
         """The ids of messages that turns go on from: the last one, if it is a user's or an assistant's, stays open.
 
         A turn's text goes on in an open user's message, with nothing put between. After any other role's message a
@@ -136,7 +155,12 @@ class ChatTokenizer(Protocol):
         """
 
     def encode_turn(
-        self, text: str, after: str, tools: tuple[dict[str, Any], ...] = (), reasoning: bool = True
+        self,
+        text: str,
+        after: str,
+        tools: tuple[dict[str, Any], ...] = (),
+        reasoning: bool = True,
+        gone: Callable[[], bool] = never,
     ) -> Prompt:
         """The ids that a user's turn appends to a log, generation prompt included; no text becomes a special token.
 
@@ -170,7 +194,7 @@ class ChatTokenizer(Protocol):
     def token_text(self, token_id: int) -> str:
         """How a single token reads."""
 
-    def compile(self, grammar: Grammar, vocab_size: int) -> Constraint:
+    def compile(self, grammar: Grammar, vocab_size: int, gone: Callable[[], bool] = never) -> Constraint:
         """A fresh constraint over a model's `vocab_size` token ids; may take long for a large grammar.
 
         Raises:
@@ -277,27 +301,41 @@ class PreparedModel:
     weights_bytes: int
 
 
+@dataclass(frozen=True)
+class LoadProgress:
+    """How far a load is: what is being done, and how many of how many bytes are done where that can be told."""
+
+    doing: str  # such as "fetching"; the model's name follows
+    done_bytes: int = 0
+    total_bytes: int | None = None
+
+
+# Takes the progress of a load. It raises Abandoned when nobody waits for the load any more.
+Report = Callable[[LoadProgress], None]
+
+
 class ModelLoader(Protocol):
     """Makes a runner of a model's files, in two parts, so that a load never stops the rows that run."""
 
-    def prepare(self, spec: ModelSpec, report: Callable[[str], None]) -> PreparedModel:
+    def prepare(self, spec: ModelSpec, report: Report) -> PreparedModel:
         """Fetch and check the files, read the tokenizer: minutes, on any thread but the engine's.
 
-        `report` takes a line on what is going on.
+        Leaves nothing on that thread that belongs to MLX.
 
         Raises:
             ModelError: the files are missing, broken or not supported.
+            Abandoned: `report` raised it. What was fetched so far is kept, and the next call goes on from there.
         """
 
-    def materialise(self, prepared: PreparedModel) -> Generator[float, None, LoadedModel]:
-        """Read the weights a slice at a time, on the engine thread; yields the share done, returns the model.
+    def materialise(self, prepared: PreparedModel) -> Generator[LoadProgress, None, LoadedModel]:
+        """Read the weights a slice at a time, on the engine thread; yields the bytes done, returns the model.
 
         Raises:
             ModelError: the weights do not fit the architecture, or cannot be read.
         """
 
     def close(self) -> None:
-        """Let go of what belongs to the engine thread, on that thread, just before it ends."""
+        """Let go of what MLX keeps for the calling thread, which is about to end."""
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,10 @@ class SessionStore:
             raise UnknownSession(session)
         return found
 
+    def owner(self, tenant: str, name: str) -> str | None:
+        """The handle of the session that has a name; None if none has."""
+        return self._names.get((tenant, name))
+
     def open(
         self, tenant: str, model: str, options: SessionOptions, tools: tuple[dict[str, Any], ...], turn: int
     ) -> Session:
@@ -263,6 +267,33 @@ class SessionStore:
         self._add(session)
         return session
 
+    def adopt_all(self, heads: list[SessionHead]) -> None:
+        """Know all sessions that rest on disk, with their versions."""
+        for head in sorted(heads, key=lambda head: head.version):  # sessions before their versions
+            session = self.sessions.get(head.session_id)
+            if session is None:
+                session = self.adopt(head)
+            if head.version:
+                session.versions |= {head.version}
+                self.note(session)
+
+    def removed(self, session: Session, left: list[SessionHead]) -> None:
+        """Note that nothing else is on disk of it any more than these."""
+        session.versions = frozenset(head.version for head in left if head.version)
+        if session.resting:
+            rest = min(left, key=lambda head: (head.version != session.resting_as, head.version), default=None)
+            if rest is None:
+                self.close(session)
+                return
+            session.resting_as, session.kept = rest.version, (rest.num_tokens, rest.num_kept)
+        elif len(session.versions) == len(left):  # none is the session itself
+            session.kept = session.saved = None
+        self.note(session)
+
+    def is_open(self, session: Session) -> bool:
+        """Whether it was not closed; another one may have come with its handle since."""
+        return self.sessions.get(session.session_id) is session
+
     def wake(self, session: Session, record: SessionRecord) -> None:
         """Have its tokens here again."""
         recall(session, record)
@@ -357,7 +388,9 @@ class SessionStore:
                 )
             if name.startswith("s_"):
                 raise InvalidRequest(f"{name[:80]!r} cannot be a session's name: handles begin with s_.")
-            if (tenant, name) in self._names or names.count(name) > 1:
+            if names.count(name) > 1:
+                raise InvalidRequest(f"`names` has a fork named {name!r} already: give each a name of its own.")
+            if (tenant, name) in self._names:
                 raise InvalidRequest(f"There is a session named {name!r} already; close it, or take another name.")
         if len(self.sessions) + count > self.max_sessions:
             raise CapacityError(

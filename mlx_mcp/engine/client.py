@@ -10,17 +10,18 @@ import asyncio
 import itertools
 import math
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
-from contextlib import aclosing, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from mlx_mcp.core.ports import (
     ChatTokenizer,
     LoadedModel,
+    LoadProgress,
     ModelLoader,
     ModelRegistry,
     ModelSpec,
@@ -35,36 +36,45 @@ from mlx_mcp.engine.messages import (
     Close,
     Command,
     Event,
+    Export,
     Failed,
     Find,
     Finish,
     Finished,
     Fork,
+    Heads,
+    Import,
     ListSessions,
     Load,
     Loaded,
     Loading,
     Moved,
+    OnDisk,
     Persist,
     Persisted,
     Prefilled,
+    Purge,
+    Read,
+    Remove,
     Sessions,
     Sink,
     Submit,
     Token,
+    Told,
     Turn,
     Unloaded,
     Waiting,
 )
 from mlx_mcp.engine.requests import GenerateRequest, Progress, Result, Update, check, sampling_params
 from mlx_mcp.engine.worker import EngineThread
-from mlx_mcp.errors import CapacityError, EngineDead, MlxMcpError, ModelError, UnknownSession
+from mlx_mcp.errors import Abandoned, EngineDead, MlxMcpError, ModelError, UnknownSession
 from mlx_mcp.stats import EngineStats
 
 KEEPALIVE_S = 5.0  # hosts cut a call that shows no life; repeat the latest progress this often
 T = TypeVar("T")
+SLOW = "; the engine's current step has taken "
 CHECK_S = 1.0  # how often a waiter looks whether the engine lives
-CLOSED_RETRY_S = 10.0
+LOADING_S = 0.25  # how often a load's progress is told
 
 
 class Mailbox:
@@ -108,22 +118,21 @@ class Mailbox:
 
 @dataclass
 class Preparation:
-    """Files being fetched for everyone who asked for the model."""
+    """Files being fetched for everyone who asked for the model, as long as one of them waits."""
 
     future: Future[PreparedModel] = field(default_factory=Future)
-    line: str = "preparing"
+    progress: LoadProgress = field(default_factory=lambda: LoadProgress("preparing"))
+    num_waiting: int = 0  # changed under the client's lock
 
-    def report(self, line: str) -> None:
-        """Take a line on what is going on; called on the fetching thread, read on the event loops."""
-        self.line = line
+    def report(self, progress: LoadProgress) -> None:
+        """Take the progress; called on the fetching thread, read on the event loops.
 
-
-@dataclass
-class Admission:
-    """Which calls are under way, and whether more are taken."""
-
-    closed: bool = False
-    calls: set[asyncio.Future[None]] = field(default_factory=set)
+        Raises:
+            Abandoned: nobody waits any more.
+        """
+        self.progress = progress
+        if not self.num_waiting:
+            raise Abandoned
 
 
 class EngineClient:
@@ -137,7 +146,6 @@ class EngineClient:
         # unloaded one goes.
         self._loaded: WeakValueDictionary[str, LoadedModel] = WeakValueDictionary()
         self._preparations: dict[str, Preparation] = {}
-        self._admission = Admission()
         self._lock = threading.Lock()
 
     @property
@@ -164,25 +172,6 @@ class EngineClient:
             EngineDead: the engine thread has ended.
         """
         check(request)
-        if self._admission.closed:
-            raise CapacityError("The server is shutting down.", CLOSED_RETRY_S)
-        ended = asyncio.get_running_loop().create_future()
-        self._admission.calls.add(ended)
-        try:
-            async with aclosing(self._generate(request)) as updates:
-                async for update in updates:
-                    yield update
-        finally:
-            self._admission.calls.remove(ended)
-            ended.set_result(None)
-
-    async def drain(self, timeout_s: float) -> None:
-        """Take no call any more, and wait until those under way have ended, for so long at most."""
-        self._admission.closed = True
-        if self._admission.calls:
-            await asyncio.wait(self._admission.calls, timeout=timeout_s)
-
-    async def _generate(self, request: GenerateRequest) -> AsyncGenerator[Update, None]:
         while True:
             # Looked up again each time round: another turn may have gone on with it.
             session = await self.session(request.tenant, request.session) if request.session else None
@@ -199,18 +188,18 @@ class EngineClient:
                         model = self._loaded[spec.name] = step
             assert model is not None, "loading ends with a model or an error"
             # On threads: templates and grammars may take long, and the loop serves everyone.
-            encoding = asyncio.wrap_future(apart(encode, model.tokenizer, request, session))
-            while not (await asyncio.wait([encoding], timeout=CHECK_S))[0]:
-                yield Progress("queued", "encoding the prompt")
-            prompt = encoding.result()
+            async with apart(encode, model.tokenizer, request, session) as encoding:
+                while not (await asyncio.wait([encoding], timeout=CHECK_S))[0]:
+                    yield Progress("queued", "encoding the prompt")
+                prompt = encoding.result()
             num_before = 0 if session is None else session.num_tokens
             params = sampling_params(request, num_before + len(prompt.ids), model)
             constraint = None
             if request.grammar is not None:
-                compiling = asyncio.wrap_future(apart(model.tokenizer.compile, request.grammar, model.vocab_size))
-                while not (await asyncio.wait([compiling], timeout=CHECK_S))[0]:
-                    yield Progress("queued", "compiling the grammar")
-                constraint = compiling.result()
+                async with apart(model.tokenizer.compile, request.grammar, model.vocab_size) as compiling:
+                    while not (await asyncio.wait([compiling], timeout=CHECK_S))[0]:
+                        yield Progress("queued", "compiling the grammar")
+                    constraint = compiling.result()
             sequence_id, mailbox = next(self._ids), Mailbox(self.thread)
             submit = Submit(
                 sequence_id,
@@ -296,6 +285,26 @@ class EngineClient:
         """
         return await self._about(lambda sink: ListSessions(tenant, sink))
 
+    async def on_disk(
+        self, what: Heads | Read | Remove | Purge | Export | Import, waiting: Callable[[], Awaitable[None]]
+    ) -> Any:
+        """Look at, or change, what is on disk of sessions; what comes back is said at `what`.
+
+        Awaits `waiting` about once a second until then. A transfer goes on if the caller is cancelled: have it stopped.
+
+        Raises:
+            NotKeptHere: nothing is kept on disk here.
+            RequestError: there is no such session, or it cannot be done with it.
+            StorageError: it cannot be read or written now.
+            EngineDead: the engine thread has ended.
+        """
+        mailbox = Mailbox(self.thread)
+        self.thread.send(OnDisk(what, mailbox.put))
+        while (event := await mailbox.get(0.9 * CHECK_S)) is None:
+            await waiting()
+        assert isinstance(event, Told), f"{event} in answer to something about the disk"
+        return event.value
+
     async def _about(self, command: Callable[[Sink], Command]) -> list[SessionInfo]:
         mailbox = Mailbox(self.thread)
         self.thread.send(command(mailbox.put))
@@ -335,8 +344,8 @@ class EngineClient:
                     case Unloaded() | Moved():
                         ended = True
                         return
-                    case _:
-                        pass  # nothing new for a while
+                    case _:  # nothing new for a while
+                        progress = self._slow(progress)
                 for delta in deltas:
                     yield delta
                 if reason is not None or (answer.stopped and not kept):
@@ -359,30 +368,40 @@ class EngineClient:
             return
         preparation = self._prepare(spec)
         future = asyncio.wrap_future(preparation.future)
-        while True:
-            done, _ = await asyncio.wait([future], timeout=CHECK_S)
-            if done:
-                break
-            check_alive(self.thread)
-            yield Progress("loading", f"loading {spec.name}: {preparation.line}")
+        try:
+            while not (await asyncio.wait([future], timeout=LOADING_S))[0]:
+                check_alive(self.thread)
+                yield loading(spec, preparation.progress)
+        finally:
+            future.cancel()  # only the waiting; the files are fetched as long as others wait
+            with self._lock:
+                preparation.num_waiting -= 1
         self.thread.send(Load(future.result(), mailbox.put))
         while True:
             match await mailbox.get(KEEPALIVE_S):
                 case Loaded(model):
                     yield model
                     return
-                case Loading(share):
-                    yield Progress("loading", f"loading {spec.name}: {share:.0%} of the weights")
+                case Loading(progress):
+                    yield loading(spec, progress)
                 case _:
-                    pass
+                    yield self._slow(Progress("loading", f"loading {spec.name}"))
+
+    def _slow(self, progress: Progress) -> Progress:
+        """The same progress, with word of a step that takes long."""
+        line = progress.message.partition(SLOW)[0]
+        step_s = self.thread.step_s
+        return replace(progress, message=f"{line}{SLOW}{step_s:.0f} s" if step_s > KEEPALIVE_S else line)
 
     def _prepare(self, spec: ModelSpec) -> Preparation:
-        """Start fetching the model's files, or join whoever does."""
+        """Start fetching the model's files, or join whoever does; the caller counts as waiting from now on."""
         with self._lock:
-            running = self._preparations.get(spec.name)
-            if running is not None:
-                return running
-            preparation = self._preparations[spec.name] = Preparation()
+            preparation = self._preparations.get(spec.name)
+            if preparation is not None:
+                preparation.num_waiting += 1
+                return preparation
+            preparation = self._preparations[spec.name] = Preparation(num_waiting=1)
+            preparation.future.set_running_or_notify_cancel()  # whoever waits may be cancelled, this cannot
         # A daemon thread of its own: a download of minutes must not hold up the process's exit.
         fetch = threading.Thread(target=self._fetch, args=(spec, preparation), name=f"fetch {spec.name}", daemon=True)
         fetch.start()
@@ -390,15 +409,19 @@ class EngineClient:
 
     def _fetch(self, spec: ModelSpec, preparation: Preparation) -> None:
         """Prepare the model on this thread and tell whoever waits, whatever happens."""
-        prepared, failure = None, None
-        try:
-            prepared = self.loader.prepare(spec, preparation.report)
-        except MlxMcpError as error:
-            failure = error
-        except BaseException as error:  # even a library's SystemExit must not leave callers waiting
-            failure = ModelError(f"Preparing {spec.name!r} failed: {error!r}.")
-        with self._lock:
-            del self._preparations[spec.name]
+        while True:
+            prepared, failure = None, None
+            try:
+                prepared = self.loader.prepare(spec, preparation.report)
+            except MlxMcpError as error:
+                failure = error
+            except BaseException as error:  # even a library's SystemExit must not leave callers waiting
+                failure = ModelError(f"Preparing {spec.name!r} failed: {error!r}.")
+            with self._lock:
+                if isinstance(failure, Abandoned) and preparation.num_waiting:
+                    continue  # somebody came just then
+                del self._preparations[spec.name]
+            break
         if prepared is not None:
             preparation.future.set_result(prepared)
         else:
@@ -409,6 +432,17 @@ class EngineClient:
         return self.thread.stop(timeout_s)
 
 
+def loading(spec: ModelSpec, progress: LoadProgress) -> Progress:
+    """The progress of a load as a call shows it."""
+    message, done, total = f"{progress.doing} {spec.name}", progress.done_bytes, progress.total_bytes
+    if total is None:
+        return Progress("loading", message, unit="bytes")
+    digits = 0 if total >= 10_000_000 else 1
+    return Progress(
+        "loading", f"{message}: {done / 1e6:.{digits}f} of {total / 1e6:.{digits}f} MB", done, total, "bytes"
+    )
+
+
 def find(infos: dict[str, SessionInfo], tenant: str, session: str) -> SessionInfo | None:
     """A tenant's session of that handle or name."""
     found = infos.get(session)
@@ -417,7 +451,9 @@ def find(infos: dict[str, SessionInfo], tenant: str, session: str) -> SessionInf
     return None if found is None or found.tenant != tenant else found
 
 
-def encode(tokenizer: ChatTokenizer, request: GenerateRequest, session: SessionInfo | None) -> Prompt:
+def encode(
+    tokenizer: ChatTokenizer, request: GenerateRequest, session: SessionInfo | None, gone: Callable[[], bool]
+) -> Prompt:
     """What a request adds to its session's tokens, or the whole prompt of one without.
 
     Raises:
@@ -425,10 +461,10 @@ def encode(tokenizer: ChatTokenizer, request: GenerateRequest, session: SessionI
     """
     reasoning = request.reasoning and request.grammar is None
     if session is not None:
-        return tokenizer.encode_turn(request.messages[-1].content, session.after, session.tools, reasoning)
+        return tokenizer.encode_turn(request.messages[-1].content, session.after, session.tools, reasoning, gone)
     if request.context:
-        return Prompt(tokenizer.encode_context(list(request.messages), request.tools))
-    return tokenizer.encode_chat(list(request.messages), request.tools, reasoning)
+        return Prompt(tokenizer.encode_context(list(request.messages), request.tools, gone))
+    return tokenizer.encode_chat(list(request.messages), request.tools, reasoning, gone)
 
 
 def turn_of(request: GenerateRequest, session: SessionInfo | None) -> Turn:
@@ -442,19 +478,29 @@ def turn_of(request: GenerateRequest, session: SessionInfo | None) -> Turn:
     return Turn(request.tenant, session.session_id, session.after, request.keep, request.queue, cut)
 
 
-def apart(function: Callable[..., T], *args: Any) -> Future[T]:
-    """Run it on a daemon thread of its own: threads of a pool hold up each other, and the process's exit."""
+@asynccontextmanager
+async def apart(function: Callable[..., T], *args: Any) -> AsyncIterator[asyncio.Future[T]]:
+    """Run it on a daemon thread of its own: threads of a pool hold up each other, and the process's exit.
+
+    It gets one more argument, which tells it whether anybody still waits; nobody does after the block.
+    """
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()  # whoever waits may be cancelled, this cannot
+    gone = threading.Event()
 
     def run() -> None:
         try:
-            future.set_result(function(*args))
+            future.set_result(function(*args, gone.is_set))
         except BaseException as error:  # it is for whoever waits
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return future
+    waiting = asyncio.wrap_future(future)
+    try:
+        yield waiting
+    finally:
+        gone.set()
+        waiting.cancel()
 
 
 def check_alive(thread: EngineThread) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +18,7 @@ from mlx_mcp.core.block_pool import BlockPool
 from mlx_mcp.core.durable import Store
 from mlx_mcp.core.kv_cache_manager import KvCacheManager, Sharing
 from mlx_mcp.core.miss import Miss, MissReason
-from mlx_mcp.core.ports import Flight, LoadedModel, ModelLoader, PreparedModel, StepResult
+from mlx_mcp.core.ports import Flight, LoadedModel, LoadProgress, ModelLoader, PreparedModel, StepResult
 from mlx_mcp.core.prefix_cache import PrefixCache
 from mlx_mcp.core.scheduler import RETRY_AFTER_S, Limits, Scheduler
 from mlx_mcp.core.sequence import FinishReason, Sequence
@@ -42,6 +42,7 @@ from mlx_mcp.engine.messages import (
     Loaded,
     Loading,
     Moved,
+    OnDisk,
     Persist,
     Prefilled,
     Sink,
@@ -53,6 +54,7 @@ from mlx_mcp.engine.messages import (
 )
 from mlx_mcp.engine.persistence import Persistence, PersistenceOptions, warn
 from mlx_mcp.engine.session_commands import SessionCommands
+from mlx_mcp.engine.session_files import SessionFiles
 from mlx_mcp.errors import (
     CapacityError,
     EngineDead,
@@ -128,7 +130,7 @@ class PendingLoad:
     """A model whose weights are being read, one slice a step."""
 
     prepared: PreparedModel
-    slices: Generator[float, None, LoadedModel]
+    slices: Generator[LoadProgress, None, LoadedModel]
     sinks: list[Sink] = field(default_factory=list)
 
 
@@ -160,6 +162,7 @@ class Engine:
                 persisting.open_store, persisting.io, self.cache, self.sessions, persisting.options, clock
             )
         self.session_commands = SessionCommands(self.sessions, self.persistence, self.handle, self._close)
+        self.session_files = SessionFiles(self.sessions, self.persistence, self._close)
         self.stopped = False
         self.looked_at = clock()  # when waiting times were last looked at
         self.num_steps = self.num_preemptions = self.num_prompt = self.num_cached = 0
@@ -188,6 +191,7 @@ class Engine:
             prompt_tokens=self.num_prompt,
             cached_tokens=self.num_cached,
             sessions=len(self.sessions.sessions),
+            groups=Counter(sequence.group for r in residents for sequence in r.scheduler.running),
             models=tuple(self.residents),
             weights_bytes=sum(r.model.weights_bytes for r in residents),
             **({} if self.persistence is None else self.persistence.counts),
@@ -219,6 +223,9 @@ class Engine:
                         self.session_commands.carry_out(command)
                     except MlxMcpError as error:
                         command.sink(Failed(error))
+            case OnDisk():
+                if not self.session_commands.too_early(command):
+                    self.session_files.carry_out(command)
             case Done(tell):
                 tell()
         if self.persistence is not None:
@@ -252,6 +259,7 @@ class Engine:
         """
         self.stopped = True
         self.session_commands.stop()
+        self.session_files.stop()
         if self.persistence is not None:
             self.persistence.engine_busy = False
         self._fail_sequences(EngineDead())
@@ -272,6 +280,7 @@ class Engine:
     def fail_all(self, error: MlxMcpError) -> None:
         """Tell every waiter that nothing more will come, and let go of everything."""
         self.session_commands.fail_all(error)
+        self.session_files.fail_all(error)
         self._fail_sequences(error)
 
     def _fail_sequences(self, error: MlxMcpError) -> None:
@@ -312,7 +321,7 @@ class Engine:
         self.residents[command.model] = resident  # now the most recently used
         session = None
         try:
-            check_ids(command, resident.model.vocab_size)
+            check_ids(command, resident.model)
             prompt, kept = command.prompt_ids, 0
             if command.turn.session:
                 session = self.sessions.get(command.turn.tenant, command.turn.session)
@@ -325,7 +334,8 @@ class Engine:
                 if command.turn.cut and 0 < room < command.params.max_tokens:
                     command = replace(command, params=replace(command.params, max_tokens=room))
                 if len(prompt) + command.params.max_tokens > resident.model.context_tokens:
-                    raise PromptTooLong(len(prompt), command.params.max_tokens, resident.model.context_tokens)
+                    asked = None if command.turn.cut else command.params.max_tokens
+                    raise PromptTooLong(len(prompt), asked, resident.model.context_tokens)
             self._begin(command, resident, session, prompt, kept)
         except (RequestError, CapacityError) as error:
             command.sink(Failed(error))
@@ -412,6 +422,8 @@ class Engine:
                 self.num_preemptions += len(step.preempted)
                 for sequence in step.preempted:
                     runner.release(sequence.sequence_id)
+                    if sequence.slot is None:  # else it has a place again already
+                        self._emit(sequence, Waiting(scheduler.num_ahead(sequence)))
                 if not step.sequences:
                     return False
                 started = self.clock()
@@ -548,7 +560,7 @@ class Engine:
         live.resident.scheduler.remove(live.sequence)
         live.resident.model.runner.release(sequence_id)
         session = live.session
-        if session is not None and session.session_id in self.sessions.sessions:
+        if session is not None and self.sessions.is_open(session):
             self.sessions.abandon(session)
             self._next_turn(session)
         return live.sink
@@ -603,7 +615,7 @@ class Engine:
         while session.turn is None and session.queue:
             command = session.queue.popleft()
             del self.queued[command.sequence_id]
-            if session.session_id in self.sessions.sessions:
+            if self.sessions.is_open(session):
                 self._submit(command)
             else:
                 command.sink(Failed(UnknownSession(session.session_id)))
@@ -672,17 +684,24 @@ class Engine:
             sink(event)
 
 
-def check_ids(command: Submit, vocab_size: int) -> None:
+def check_ids(command: Submit, model: LoadedModel) -> None:
     """Refuse tokens that the model does not have: MLX reads foreign memory for them, or dies.
 
     Raises:
-        InvalidRequest: there are such, or none at all.
+        InvalidRequest: there are none at all, or the model's own tokenizer or logit_bias gave such ids.
     """
-    ids = [*command.prompt_ids, *(token_id for token_id, _ in command.params.logit_bias)]
-    if not command.prompt_ids or not all(0 <= i < vocab_size for i in ids):
+    if not command.prompt_ids:
+        raise InvalidRequest("The prompt has no tokens. Say in `prompt` what the model should do.")
+    last = model.vocab_size - 1
+    foreign = next((i for i in command.prompt_ids if not 0 <= i <= last), None)
+    if foreign is not None:
         raise InvalidRequest(
-            f"The prompt has no tokens, or prompt or logit_bias have ids beyond the model's {vocab_size}."
+            f"The tokenizer of {model.name!r} gives the token id {foreign}, and the model's ids go up to {last}: its "
+            "files do not belong together. Convert or download it again, or choose another model (list_models)."
         )
+    biased = next((i for i, _ in command.params.logit_bias if not 0 <= i <= last), None)
+    if biased is not None:
+        raise InvalidRequest(f"logit_bias has token id {biased}; the ids of {model.name!r} go up to {last}.")
 
 
 EngineFactory = Callable[[], Engine]

@@ -1,7 +1,8 @@
 """The thread that reads and writes for the engine.
 
 Guarantees:
-    - `submit` never blocks. Work runs one piece at a time, urgent pieces first, else in order.
+    - `submit` never blocks. Work runs one piece at a time: urgent pieces first, patient ones last, else in order.
+    - A patient piece may take minutes: `breathe`, which it calls between its parts, does all that is not patient.
     - What came of a piece is told on the engine thread, by a command; nothing else of the engine is touched here.
     - After `close` nothing new is taken; what was taken is done, as far as the time allows.
 """
@@ -24,30 +25,46 @@ from mlx_mcp.errors import EngineDead, MlxMcpError, StorageError
 logger = logging.getLogger(__name__)
 
 NICE = 5  # of this thread and those it makes: where cores are few, a step must not wait for a checksum
+URGENT, USUAL, PATIENT, LAST = range(4)
 T = TypeVar("T")
 
 
 class Io(Protocol):
     """Where the engine has things done that may wait for a disk."""
 
-    def submit(self, work: Callable[[], T], tell: Callable[[T | MlxMcpError], None], urgent: bool = False) -> None:
+    def submit(
+        self,
+        work: Callable[[], T],
+        tell: Callable[[T | MlxMcpError], None],
+        urgent: bool = False,
+        patient: bool = False,
+    ) -> None:
         """Do the work elsewhere; then call `tell`, as the engine's next command, with what it gave or why not."""
+
+    def breathe(self) -> None:
+        """Do what waits and is not patient; for a patient piece of work, between its parts."""
 
     def close(self, last: Callable[[], None], timeout_s: float) -> bool:
         """Do what was submitted, then `last`, and end; returns whether that was in time."""
 
 
 class IoThread:
-    """See Io; the thread starts with the first piece of work."""
+    """See Io; the thread starts with the first piece of work, and calls `at_end` last."""
 
-    def __init__(self, post: Callable[[Command], None]) -> None:
-        self._post = post
+    def __init__(self, post: Callable[[Command], None], at_end: Callable[[], None] = lambda: None) -> None:
+        self._post, self._at_end = post, at_end
         self._queue: queue.PriorityQueue[tuple[int, int, Callable[[], None]]] = queue.PriorityQueue()
         self._count = itertools.count()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def submit(self, work: Callable[[], T], tell: Callable[[T | MlxMcpError], None], urgent: bool = False) -> None:
+    def submit(
+        self,
+        work: Callable[[], T],
+        tell: Callable[[T | MlxMcpError], None],
+        urgent: bool = False,
+        patient: bool = False,
+    ) -> None:
         """See Io.submit."""
 
         def run() -> None:
@@ -63,16 +80,28 @@ class IoThread:
                 self._post(Done(lambda: tell(outcome)))
 
         with self._lock:
-            self._queue.put((not urgent, next(self._count), run))
+            self._queue.put((URGENT if urgent else PATIENT if patient else USUAL, next(self._count), run))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._main, name="mlx-io", daemon=True)
                 self._thread.start()
 
+    def breathe(self) -> None:
+        """See Io.breathe."""
+        while True:
+            try:
+                piece = self._queue.get_nowait()
+            except queue.Empty:
+                return
+            if piece[0] >= PATIENT:
+                self._queue.put(piece)
+                return
+            piece[-1]()
+
     def close(self, last: Callable[[], None], timeout_s: float) -> bool:
         """See Io.close."""
         with self._lock:
-            self._queue.put((2, next(self._count), last))
-            self._queue.put((3, next(self._count), _end))
+            self._queue.put((LAST, next(self._count), last))
+            self._queue.put((LAST, next(self._count), _end))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._main, name="mlx-io", daemon=True)
                 self._thread.start()
@@ -86,6 +115,7 @@ class IoThread:
         while True:
             _, _, run = self._queue.get()
             if run is _end:
+                self._at_end()
                 return
             run()
 

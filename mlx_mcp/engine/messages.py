@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mlx_mcp.core.durable import Transfer
 from mlx_mcp.core.miss import Miss
-from mlx_mcp.core.ports import LoadedModel, PreparedModel
+from mlx_mcp.core.ports import LoadedModel, LoadProgress, PreparedModel
 from mlx_mcp.core.sequence import Constraint, FinishReason, SamplingParams, TokenLogprobs
 from mlx_mcp.core.session import SessionInfo, SessionOptions
 from mlx_mcp.errors import MlxMcpError
@@ -63,9 +64,9 @@ class Unloaded:
 
 @dataclass(frozen=True)
 class Loading:
-    """The model's weights are `share` (0 to 1) read."""
+    """How much of the model's weights is read."""
 
-    share: float
+    progress: LoadProgress
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,16 @@ class Persisted:
     num_bytes: int  # written for it now
 
 
-Event = Waiting | Prefilled | Token | Finished | Failed | Unloaded | Loading | Loaded | Moved | Sessions | Persisted
+@dataclass(frozen=True)
+class Told:
+    """What came of an `OnDisk`; which type that has is said there."""
+
+    value: Any
+
+
+Event = (
+    Waiting | Prefilled | Token | Finished | Failed | Unloaded | Loading | Loaded | Moved | Sessions | Persisted | Told
+)
 
 # Called on the engine thread; must not block. False means that nobody listens any more.
 Sink = Callable[[Event], bool]
@@ -211,6 +221,57 @@ class ListSessions:
 
 
 @dataclass(frozen=True)
+class Heads:
+    """What sessions are on disk: a list of SessionHead."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """All that is on disk of a session, by handle or name, or of a version of it: a SessionRecord."""
+
+    session: str
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class Remove:
+    """End a session and its turns and remove it from disk, or remove one version: how many versions went."""
+
+    session: str
+    version: str | None = None
+
+
+@dataclass(frozen=True)
+class Purge:
+    """End every session of which something is on disk, and remove all from there, cached blocks too: None."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a session, as it is on disk, to a file: its bytes."""
+
+    session: str
+    version: str
+    transfer: Transfer
+
+
+@dataclass(frozen=True)
+class Import:
+    """Take in an exported session, in place of one of the same handle: the SessionHead."""
+
+    transfer: Transfer
+    name: str = ""  # what it is called from now on, if not as it was
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """Look at, or change, what is on disk of sessions, whoever's they are: `Told` comes back."""
+
+    what: Heads | Read | Remove | Purge | Export | Import
+    sink: Sink
+
+
+@dataclass(frozen=True)
 class Done:
     """Something that the engine had done elsewhere has come to an end; `tell` takes it from there."""
 
@@ -224,4 +285,4 @@ class Stop:
     deadline: float = 0.0
 
 
-Command = Find | Load | Submit | Finish | Cancel | Fork | Persist | Close | ListSessions | Done | Stop
+Command = Find | Load | Submit | Finish | Cancel | Fork | Persist | Close | ListSessions | OnDisk | Done | Stop

@@ -137,14 +137,7 @@ class Persistence:
             logger.warning("nothing is kept on disk: %s", outcome)
         else:
             self.store = outcome
-            heads = outcome.sessions.heads()
-            for head in sorted(heads, key=lambda head: head.version):  # sessions before their versions
-                session = self.sessions.sessions.get(head.session_id)
-                if session is None:
-                    session = self.sessions.adopt(head)
-                if head.version:
-                    session.versions |= {head.version}
-                    self.sessions.note(session)
+            self.sessions.adopt_all(outcome.sessions.heads())
         while self.early:
             self.early.popleft()()
 
@@ -329,7 +322,7 @@ class Persistence:
             if held is not None:
                 self.references.remove(held)
                 self.cache.pool.release(held)
-            if not isinstance(outcome, MlxMcpError) and session.session_id in self.sessions.sessions:
+            if not isinstance(outcome, MlxMcpError) and self.sessions.is_open(session):
                 self.sessions.saved(session, outcome[0])
             told(outcome)
 
@@ -372,14 +365,18 @@ class Persistence:
         self.waking.setdefault(session, []).append(then)
         if len(self.waking[session]) > 1:
             return
-        store = self.the_store()
+        store, version = self.the_store(), session.resting_as
 
         def done(outcome: SessionRecord | MlxMcpError | None) -> None:
             waiting, error = self.waking.pop(session), None
             if isinstance(outcome, MlxMcpError):
                 error = outcome
-            elif session.session_id not in self.sessions.sessions:
+            elif not self.sessions.is_open(session):
                 error = UnknownSession(session.session_id)
+            elif outcome is None and session.resting_as != version:  # that one was removed, and there is another
+                for each in waiting:
+                    self.wake(session, each)
+                return
             elif outcome is None:
                 self.sessions.close(session)
                 error = UnknownSession(session.session_id, damaged=True)
@@ -388,7 +385,7 @@ class Persistence:
             for each in waiting:
                 each(error)
 
-        self.io.submit(lambda: store.sessions.load(session.session_id, session.resting_as), done, urgent=True)
+        self.io.submit(lambda: store.sessions.load(session.session_id, version), done, urgent=True)
 
     def version(
         self, session: Session, version: str, then: Callable[[SessionRecord | MlxMcpError | None], None]

@@ -68,12 +68,16 @@ class GenerateRequest:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the call is: `phase` is loading, queued, prefill or decode; `done` of `total` tokens once it is known."""
+    """Where the call is: `phase` is loading, queued, prefill or decode; `done` of `total` once that is known.
+
+    `unit` is "bytes" while a model is fetched or its weights are read, else "tokens".
+    """
 
     phase: str
     message: str
     done: int = 0
     total: int | None = None
+    unit: str = "tokens"
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,10 @@ def check(request: GenerateRequest) -> None:
         raise InvalidRequest(
             "`system` and `tools` belong to a session from its beginning: leave them out of its turns."
         )
+    if request.queue and not request.session:
+        raise InvalidRequest(
+            "`queue` waits for a turn of a session, and there is no `session`: give one, or no `queue`."
+        )
     for argument, (may_be, words) in RANGES.items():
         value = getattr(request, argument)
         if not may_be(value):  # as nothing is that compares with NaN
@@ -199,9 +207,10 @@ def sampling_params(request: GenerateRequest, num_prompt: int, model: LoadedMode
         InvalidRequest: logit_bias has an id that the model does not have.
     """
     room = model.context_tokens - num_prompt
+    asked = None if request.context else request.max_tokens
     max_tokens = request.max_tokens or max(1, min(DEFAULT_MAX_TOKENS, room))
     if max_tokens > room:
-        raise PromptTooLong(num_prompt, max_tokens, model.context_tokens)
+        raise PromptTooLong(num_prompt, asked, model.context_tokens)
     for token_id, _ in request.logit_bias:
         if token_id >= model.vocab_size:
             raise InvalidRequest(

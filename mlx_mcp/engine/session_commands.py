@@ -17,6 +17,7 @@ from mlx_mcp.engine.messages import (
     Failed,
     Fork,
     ListSessions,
+    OnDisk,
     Persist,
     Persisted,
     Sessions,
@@ -45,12 +46,12 @@ class SessionCommands:
         self,
         sessions: SessionStore,
         persistence: Persistence | None,
-        handle: Callable[[Submit | AboutSessions], None],
+        handle: Callable[[Submit | AboutSessions | OnDisk], None],
         close: Callable[[Session], None],
     ) -> None:
         self.sessions, self.persistence, self._handle, self._close = sessions, persistence, handle, close
         # Commands that wait for the store: turns by sequence id, others by what tells them apart.
-        self.coming: dict[int | tuple[str, int], Submit | AboutSessions] = {}
+        self.coming: dict[int | tuple[str, int], Submit | AboutSessions | OnDisk] = {}
 
     def cancel(self, sequence_id: int) -> None:
         """Forget a turn that waits."""
@@ -103,7 +104,7 @@ class SessionCommands:
                     answer = self._later(command)
                     self.persistence.remove(closing, lambda error: answer(Failed(error) if error else event))
 
-    def too_early(self, command: Submit | AboutSessions) -> bool:
+    def too_early(self, command: Submit | AboutSessions | OnDisk) -> bool:
         """Whether a command waits until the sessions on disk are known."""
         if self.persistence is None or not self.persistence.opening:
             return False
@@ -111,7 +112,7 @@ class SessionCommands:
         self.persistence.when_open(lambda: answer(None))
         return True
 
-    def _later(self, command: Submit | AboutSessions) -> Callable[[Event | None], None]:
+    def _later(self, command: Submit | AboutSessions | OnDisk) -> Callable[[Event | None], None]:
         """What takes the answer to a command that has to wait, or None to handle it again; not if it was cancelled."""
         key = command.sequence_id if isinstance(command, Submit) else ("about sessions", id(command))
         self.coming[key] = command
@@ -152,7 +153,7 @@ class SessionCommands:
 
         def read(outcome: SessionRecord | MlxMcpError | None) -> None:
             try:
-                if outcome is None or session.session_id not in self.sessions.sessions:
+                if outcome is None or not self.sessions.is_open(session):
                     raise UnknownSession(command.session, damaged=outcome is None)
                 if isinstance(outcome, MlxMcpError):
                     raise outcome

@@ -6,11 +6,14 @@ Guarantees:
     - `send` never blocks. What was sent before the thread died is failed, what is sent after raises EngineDead: no
       waiter is left without an answer.
     - The thread blocks, using no processor, while there is nothing to do.
+    - `step_s` says for how long the thread has been at one command or step. Long steps are no fault, since a model may
+      be large; after `step_timeout_s` the thread counts as dead, for it may never come back.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -29,8 +32,9 @@ IDLE_S = 0.02
 class EngineThread:
     """Runs one Engine on one thread, which starts with the first command."""
 
-    def __init__(self, make_engine: EngineFactory) -> None:
-        self._make_engine = make_engine
+    def __init__(self, make_engine: EngineFactory, step_timeout_s: float = math.inf) -> None:
+        self._make_engine, self._step_timeout_s = make_engine, step_timeout_s
+        self._step_began = math.inf  # infinite while the thread waits
         self._inbox: deque[Command] = deque()
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -52,17 +56,24 @@ class EngineThread:
     @property
     def dead(self) -> EngineDead | None:
         """Why the engine will never answer again; None while it lives or has not started."""
+        if self._dead is None and (step_s := self.step_s) > self._step_timeout_s:
+            return EngineDead(f"one step has taken {step_s:.0f} s, longer than step_timeout_s")
         return self._dead
+
+    @property
+    def step_s(self) -> float:
+        """For how many seconds the thread has been at what it does now; 0 while it waits."""
+        return max(0.0, time.monotonic() - self._step_began)
 
     def send(self, command: Command) -> None:
         """Give the engine a command.
 
         Raises:
-            EngineDead: the thread has ended.
+            EngineDead: the thread has ended, or counts as dead.
         """
         with self._wake:
-            if self._dead is not None:
-                raise EngineDead(self._dead.cause)
+            if (dead := self.dead) is not None:
+                raise EngineDead(dead.cause)
             if self._thread is None:
                 # A daemon: a host that is killed must not leave a process waiting for a step.
                 self._thread = threading.Thread(target=self._main, name="mlx-engine", daemon=True)
@@ -84,6 +95,7 @@ class EngineThread:
     def _main(self) -> None:
         engine: Engine | None = None
         dead = EngineDead()
+        self._step_began = time.monotonic()
         try:
             engine = self._make_engine()
             self._sessions = engine.sessions.infos
@@ -92,6 +104,7 @@ class EngineThread:
             # The one place that may catch everything: a dead thread that told nobody would hang every caller.
             logger.exception("the engine thread died")
             dead = EngineDead(repr(error))
+        self._step_began = math.inf
         with self._wake:
             self._dead = dead
             left, self._inbox = self._inbox, deque()
@@ -106,11 +119,13 @@ class EngineThread:
     def _loop(self, engine: Engine) -> None:
         while True:
             with self._wake:
+                self._step_began = math.inf
                 while not self._inbox and not engine.has_work and not self._stopping:
                     if not self._wake.wait(engine.patience_s):
                         break  # something may be due
                 commands, self._inbox = self._inbox, deque()
             while commands:
+                self._step_began = time.monotonic()
                 command = commands.popleft()
                 if isinstance(command, Stop):
                     self._stopping, self._deadline = True, command.deadline
@@ -119,8 +134,10 @@ class EngineThread:
                     engine.handle(command)
             if self._stopping and (engine.saved or time.monotonic() >= self._deadline):
                 return
+            self._step_began = time.monotonic()
             engine.look_at_the_clock()
             if not (engine.has_work and engine.step()) and (engine.has_work or self._stopping):
+                self._step_began = math.inf
                 with self._wake:  # everything waits for time to pass, or for a command
                     self._wake.wait_for(lambda: bool(self._inbox), IDLE_S)
             self._stats = engine.stats

@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from copy import copy
@@ -23,13 +24,16 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from mlx_mcp.core.ports import Grammar, GrammarKind
-from mlx_mcp.errors import CapacityError, GenerationFailed, InvalidRequest
+from mlx_mcp.core.ports import Grammar, GrammarKind, never
+from mlx_mcp.errors import Abandoned, CapacityError, GenerationFailed, InvalidRequest
 
 MAX_SOURCE_BYTES = 256 * 1024
 NOTHING_NEXT = "nothing can come next"
 NUM_KEPT = 16  # compiled grammars per model
 TRIAL_TIMEOUT_S = 10
+MAX_TRIALS = 4  # of one model's grammars at once
+WAIT_S = 60.0  # for a place among them
+LOOK_S = 0.05  # how often to look whether anybody still waits
 TRIAL_BYTES = 1 << 30
 TRIAL_STACK_BYTES = 2 << 20  # a quarter of a thread's: what passes the trial has room to spare
 
@@ -87,32 +91,56 @@ class Grammars:
         self._vocabulary: Vocabulary | None = None
         self._kept: OrderedDict[tuple[Grammar, int], tuple[LLMatcher, Vocabulary]] = OrderedDict()
         self._lock = threading.Lock()  # of _kept
-        self._compiling = threading.Lock()  # one at a time: who waits for the same grammar finds it made
+        self._making = threading.Lock()  # of what is made in this process, once its trial has shown that it ends soon
+        self._compiling: set[tuple[Grammar, int]] = set()
+        self._compiled = threading.Condition()  # of _compiling
 
-    def compile(self, grammar: Grammar, vocab_size: int) -> GrammarConstraint:
+    def compile(self, grammar: Grammar, vocab_size: int, gone: Callable[[], bool] = never) -> GrammarConstraint:
         """A fresh constraint over `vocab_size` token ids: 0.1 s or more if the grammar is new, microseconds if not.
 
         Constraints of one grammar share llguidance's lexer: what it has learnt, and its limits.
 
         Raises:
             InvalidRequest: the grammar is malformed, unsupported, too large or too complex, or allows no answer.
+            CapacityError: as many others are being tried as may be at once.
+            Abandoned: nobody waits for it any more.
         """
         key = (grammar, vocab_size)
         found = self._recall(key)
         if found is None:
-            with self._compiling:
-                found = self._recall(key) or self._compile(key)
+            with self._turn(key, gone):
+                found = self._recall(key) or self._compile(key, gone)
         return GrammarConstraint(found[0].deep_copy(), found[1], lambda: self._forget(key))
 
-    def _compile(self, key: tuple[Grammar, int]) -> tuple[LLMatcher, Vocabulary]:
+    @contextlib.contextmanager
+    def _turn(self, key: tuple[Grammar, int], gone: Callable[[], bool]) -> Iterator[None]:
+        """Alone with this grammar, since who waits for it finds it made, and beside few others."""
+        began = time.monotonic()
+        with self._compiled:
+            while key in self._compiling or len(self._compiling) >= MAX_TRIALS:
+                if gone():
+                    raise Abandoned
+                if time.monotonic() - began > WAIT_S:
+                    raise CapacityError("Many grammars that take long are being tried.", TRIAL_TIMEOUT_S)
+                self._compiled.wait(LOOK_S)
+            self._compiling.add(key)
+        try:
+            yield
+        finally:
+            with self._compiled:
+                self._compiling.discard(key)
+                self._compiled.notify_all()
+
+    def _compile(self, key: tuple[Grammar, int], gone: Callable[[], bool]) -> tuple[LLMatcher, Vocabulary]:
         grammar, vocab_size = key
         try:
             source = translate(grammar)
-            try_apart(source)
-            if self._vocabulary is None or self._vocabulary.size != vocab_size:
-                self._vocabulary = make_vocabulary(self._tokenizer, self._stop_ids, vocab_size)
-            made = LLMatcher(self._vocabulary.tokens, source, log_level=0, limits=LIMITS), self._vocabulary
-            begin(GrammarConstraint(made[0].deep_copy(), made[1], lambda: None))
+            try_apart(source, gone)
+            with self._making:
+                if self._vocabulary is None or self._vocabulary.size != vocab_size:
+                    self._vocabulary = make_vocabulary(self._tokenizer, self._stop_ids, vocab_size)
+                made = LLMatcher(self._vocabulary.tokens, source, log_level=0, limits=LIMITS), self._vocabulary
+                begin(GrammarConstraint(made[0].deep_copy(), made[1], lambda: None))
         except (ValueError, RecursionError, GenerationFailed) as error:
             name, next_step = KINDS[grammar.kind]
             why = shortened(str(error), grammar.kind)
@@ -270,30 +298,47 @@ def exact(digits: str) -> int:
     return int(digits)
 
 
-def try_apart(source: str) -> None:
+def try_apart(source: str, gone: Callable[[], bool] = never) -> None:
     """Compile a translated grammar in another process, within bounds of time, memory and stack.
 
     Raises:
         ValueError: it does not compile, or not within the bounds.
+        Abandoned: nobody waits for it any more.
     """
     try:
-        trial = subprocess.run(
+        child = subprocess.Popen(
             [sys.executable, "-P", "-X", "utf8", "-m", __name__],
-            input=source,
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             encoding="utf-8",
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
             close_fds=False,  # so that Python spawns and need not fork a process that holds a model; no fd is inherited
-            timeout=TRIAL_TIMEOUT_S,
         )
-    except subprocess.TimeoutExpired:
-        raise ValueError(f"it takes more than {TRIAL_TIMEOUT_S} s to compile.") from None
     except OSError as error:
         raise CapacityError(f"The grammar could not be tried: {error}.", 5) from error
-    assert trial.returncode <= 0, f"a grammar could not be tried: {trial.stderr}"
-    if trial.returncode < 0 or not trial.stdout:
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(LOOK_S):
+            if gone():
+                child.kill()
+
+    threading.Thread(target=watch, daemon=True).start()
+    with child:
+        try:
+            out, errors = child.communicate(source, timeout=TRIAL_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            raise ValueError(f"it takes more than {TRIAL_TIMEOUT_S} s to compile.") from None
+        finally:
+            ended.set()
+    if gone():
+        raise Abandoned
+    assert child.returncode <= 0, f"a grammar could not be tried: {errors}"
+    if child.returncode < 0 or not out:
         raise ValueError("it is too deeply nested, or takes too much memory to compile.")
-    if message := json.loads(trial.stdout):
+    if message := json.loads(out):
         raise ValueError(message)
 
 

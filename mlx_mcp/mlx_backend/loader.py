@@ -1,8 +1,8 @@
-"""Turns a folder or a hub id into a running model.
+"""Turns a folder into a running model.
 
-Two parts: `prepare` fetches and checks files on any thread; `materialise` builds the model on the engine thread, a
-slice of the weights at a time, so that rows of other models go on meanwhile. Never runs code that comes with a model,
-and reads no weights but safetensors.
+Two parts: `prepare` checks files and reads the tokenizer on any thread; `materialise` builds the model on the engine
+thread, a slice of the weights at a time, so that rows of other models go on meanwhile. Never runs code that comes with
+a model, and reads no weights but safetensors.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from hashlib import blake2b
 from importlib.metadata import version
@@ -18,19 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
-from tqdm.auto import tqdm
 
-from mlx_mcp.core.ports import LoadedModel, ModelSpec, PreparedModel
-from mlx_mcp.errors import ModelError
+from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelSpec, PreparedModel, Report
+from mlx_mcp.errors import MlxMcpError, ModelError
 from mlx_mcp.mlx_backend.runner import SPARE_BYTES, Runner
+from mlx_mcp.mlx_backend.streams import clear_streams
 from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
 
-# What mlx_lm reads of a repository, less Python files: those are never run here.
-HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja"]
 SLICE_BYTES = 64 << 20
 HASHED_BYTES = 64 << 20  # weights of so many bytes are told apart by what is in them
 FALLBACK_CONTEXT_TOKENS = 4096  # where neither config nor tokenizer says
@@ -45,26 +41,31 @@ class MlxLoader:
     def __init__(self, kv_bits: int | None = None, chunk_tokens: int = 128) -> None:
         self.kv_bits, self.chunk_tokens = kv_bits, chunk_tokens
 
-    def prepare(self, spec: ModelSpec, report: Callable[[str], None]) -> PreparedModel:
-        """Fetch and check the files, read the tokenizer.
+    def prepare(self, spec: ModelSpec, report: Report) -> PreparedModel:
+        """Check the files in the folder that `spec` names, and read the tokenizer; see the port.
 
         Raises:
             ModelError: with what is wrong and what to do.
         """
-        folder = download(spec.location, report) if spec.source == "hub" else Path(spec.location)
-        report("reading the tokenizer")
+        assert spec.source != "hub", "what is on the hub is fetched elsewhere"
+        folder = Path(spec.location)
+        report(LoadProgress("reading the tokenizer of"))
         config = read_config(folder)
         weights_bytes = sum(checked_size(path) for path in weight_files(folder))
         try:
-            tokenizer = ChatTokenizer(folder, config.get("eos_token_id"))
+            tokenizer = ChatTokenizer(folder, config.get("eos_token_id"), foreign=spec.source != "embedded")
+        except MlxMcpError:
+            raise
         except Exception as error:  # transformers raises of every kind for a folder it cannot read
-            raise ModelError(f"The tokenizer in {folder} cannot be read: {error}") from error
+            raise ModelError(
+                f"The tokenizer in {folder} cannot be read: {error}. Download the model again, or choose another."
+            ) from error
         if mx.default_device() == mx.cpu and not is_quantized(config):
             weights_bytes *= 2  # halves become singles, see materialise
         return PreparedModel(spec.name, folder, config, tokenizer, weights_bytes)
 
-    def materialise(self, prepared: PreparedModel) -> Generator[float, None, LoadedModel]:
-        """Build the model and read its weights a slice at a time; yields the share done.
+    def materialise(self, prepared: PreparedModel) -> Generator[LoadProgress, None, LoadedModel]:
+        """Build the model and read its weights a slice at a time; yields the bytes done.
 
         On a CPU half-precision weights become float32: products of halves run there at a fraction of the speed.
 
@@ -80,11 +81,11 @@ class MlxLoader:
             mx.set_cache_limit(SPARE_BYTES)  # there MLX keeps 32 MB, less than a row of some thousand tokens
         weights = list(dict(tree_flatten(model.parameters())).values())
         total, done = sum(array.nbytes for array in weights), 0
-        yield 0.0
+        yield LoadProgress("reading", 0, total)
         for some in slices(weights):
             mx.eval(some)
             done += sum(array.nbytes for array in some)
-            yield done / total
+            yield LoadProgress("reading", done, total)
         assert isinstance(prepared.tokenizer, ChatTokenizer)
         return LoadedModel(
             name=prepared.name,
@@ -98,55 +99,8 @@ class MlxLoader:
         )
 
     def close(self) -> None:
-        """Destroy this thread's streams; without this the process now and then aborts at its exit."""
-        mx.clear_streams()
-
-
-def download(repo: str, report: Callable[[str], None]) -> Path:
-    """The local folder of a hub repository, downloaded unless HF_HOME holds it; offline mode is respected.
-
-    Raises:
-        ModelError: it is not here and cannot be fetched.
-    """
-
-    class Reported(tqdm):  # type: ignore[misc]  # tqdm has no types
-        """Tells the progress of the whole download; draws nothing, since stdout and stderr belong to others."""
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            kwargs.pop("name", None)
-            super().__init__(*args, **{**kwargs, "file": _Nowhere()})
-
-        def update(self, n: float | None = 1) -> Any:
-            shown = super().update(n)
-            if self.total and self.unit == "B":
-                report(f"downloading {repo}: {self.n / 1e6:.0f} of {self.total / 1e6:.0f} MB")
-            return shown
-
-    try:
-        return Path(snapshot_download(repo, allow_patterns=HUB_FILES, local_files_only=True))
-    except HFValidationError as error:
-        raise ModelError(f"{repo!r} is neither a folder nor a hub id such as 'owner/name'.") from error
-    except LocalEntryNotFoundError:
-        report(f"downloading {repo}")
-    try:
-        return Path(snapshot_download(repo, allow_patterns=HUB_FILES, tqdm_class=Reported))
-    except OfflineModeIsEnabled as error:
-        raise ModelError(f"{repo!r} is not downloaded, and HF_HUB_OFFLINE forbids to fetch it.") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(
-            f"{repo!r} is not in the local hub cache and could not be downloaded: {str(error).splitlines()[0]} "
-            "Check the name and the network, or give the path of a local folder."
-        ) from error
-
-
-class _Nowhere:
-    """A file that takes everything and shows nothing."""
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        pass
+        """See ModelLoader.close."""
+        clear_streams()
 
 
 def read_config(folder: Path) -> dict[str, Any]:

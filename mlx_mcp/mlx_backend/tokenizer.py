@@ -5,27 +5,38 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from mlx_lm import tokenizer_utils
 from mlx_lm.generate import TextStateMachine, make_text_state_machine
 from mlx_lm.utils import load_tokenizer
 
-from mlx_mcp.core.ports import Grammar, Message, Piece, Prompt, TextKind, ToolCall
+from mlx_mcp.core.ports import Grammar, Message, Piece, Prompt, TextKind, ToolCall, never
 from mlx_mcp.core.sequence import Constraint
-from mlx_mcp.errors import InvalidRequest
+from mlx_mcp.errors import InvalidRequest, MlxMcpError
 from mlx_mcp.mlx_backend.constraint import Grammars
+from mlx_mcp.mlx_backend.text_processes import Failed, Overdue, TextProcesses
 
 # mlx_lm has no types.
 _load: Any = load_tokenizer
 _StateMachine: Any = TextStateMachine
+_tokenizer_utils: Any = tokenizer_utils
 _make_state_machine: Any = make_text_state_machine
 
 # While the template is rendered, one of these stands for each control token in the callers' text, and one where a turn
 # begins.
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
+
+# What is told where a template takes a chat once all messages of this role are left out.
+_LEAVE_OUT = {
+    "system": " It takes no system prompt: leave `system` out and say it in `prompt`.",
+    "assistant": " It takes no answers, so there are no sessions with it: call without one.",
+}
 
 _MAX_HELD = 16  # tokens that show nothing before they pass for broken; a character has at most four
 
@@ -171,9 +182,21 @@ class AnswerReader:
 
 
 class ChatTokenizer:
-    """The tokenizer of a model folder."""
+    """The tokenizer of a model folder.
 
-    def __init__(self, folder: Path, eos_token_ids: Any) -> None:
+    A chat template is a program, and a tokenizer may be one that never ends: those that are `foreign`, and not this
+    package's own, are at work in processes of their own (see text_processes).
+
+    Raises:
+        Failed or Overdue: a process that tried to read it could not.
+        Exception: transformers cannot read it, and raises errors of every kind.
+    """
+
+    def __init__(self, folder: Path, eos_token_ids: Any, foreign: bool = True) -> None:
+        self._folder = folder
+        self._apart = TextProcesses() if foreign else None
+        if self._apart is not None and (folder / "tokenizer.json").is_file():
+            self._apart.try_reading(folder / "tokenizer.json")
         self._tokenizer = _load(folder, {"trust_remote_code": False}, eos_token_ids=eos_token_ids)
         # transformers changes its tokenizer's state while it encodes on its own, on any thread.
         self._lock = threading.Lock()
@@ -189,6 +212,9 @@ class ChatTokenizer:
         self._control = re.compile("|".join(map(re.escape, self._controls)) or r"(?!)")
         self._letter = self._tokenizer.encode("a", add_special_tokens=False)
         self._newline = self._tokenizer.encode("\n", add_special_tokens=False)
+        self._backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if self._apart is not None and self._backend is not None:
+            self._apart.use(self._backend.to_str().encode())
 
     @property
     def vocab_size(self) -> int:
@@ -207,7 +233,11 @@ class ChatTokenizer:
         return int(claimed) if claimed and claimed < 10**9 else None
 
     def encode_chat(
-        self, messages: list[Message], tools: tuple[dict[str, Any], ...] = (), reasoning: bool = True
+        self,
+        messages: list[Message],
+        tools: tuple[dict[str, Any], ...] = (),
+        reasoning: bool = True,
+        gone: Callable[[], bool] = never,
     ) -> Prompt:
         """The prompt, generation prompt included; no text in `messages` or `tools` becomes a control token.
 
@@ -218,11 +248,12 @@ class ChatTokenizer:
         Raises:
             InvalidRequest: the model's template refuses these messages, or knows no tools.
         """
-        with self._lock:
-            rendered, _, marks = self._render(messages, tools, reasoning)
-        return Prompt(tuple(self._encode(rendered, marks, begins=True)), self._opens_reasoning(rendered))
+        rendered, _, marks = self._render(messages, tools, reasoning, gone)
+        return Prompt(tuple(self._encode(rendered, marks, gone, begins=True)), self._opens_reasoning(rendered))
 
-    def encode_context(self, messages: list[Message], tools: tuple[dict[str, Any], ...] = ()) -> tuple[int, ...]:
+    def encode_context(
+        self, messages: list[Message], tools: tuple[dict[str, Any], ...] = (), gone: Callable[[], bool] = never
+    ) -> tuple[int, ...]:
         """The ids of messages that turns go on from: the last one, if it is a user's or an assistant's, stays open.
 
         A turn's text goes on in an open user's message, with nothing put between. After any other role's message a
@@ -234,18 +265,22 @@ class ChatTokenizer:
         """
         if messages[-1].role not in ("user", "assistant"):
             messages = [*messages, Message("user", "")]
-        with self._lock:
-            context, turn, marks = self._cut(messages, "x", tools)
-            if turn != self._turn("x", messages[-1].role, tools)[0]:
-                raise InvalidRequest(
-                    "The model's chat template moves a part of this context (the system prompt or tools) into the turn "
-                    "that follows, so that turns cannot go on from it. Let the context end with a user's message, or "
-                    "leave that part out."
-                )
-        return tuple(self._encode(context, marks, begins=True))
+        context, turn, marks = self._cut(messages, "x", tools, True, gone)
+        if turn != self._turn("x", messages[-1].role, tools, True, gone)[0]:
+            raise InvalidRequest(
+                "The model's chat template moves a part of this context (the system prompt or tools) into the turn "
+                "that follows, so that turns cannot go on from it. Let the context end with a user's message, or "
+                "leave that part out."
+            )
+        return tuple(self._encode(context, marks, gone, begins=True))
 
     def encode_turn(
-        self, text: str, after: str, tools: tuple[dict[str, Any], ...] = (), reasoning: bool = True
+        self,
+        text: str,
+        after: str,
+        tools: tuple[dict[str, Any], ...] = (),
+        reasoning: bool = True,
+        gone: Callable[[], bool] = never,
     ) -> Prompt:
         """The ids that a user's turn appends to a log, generation prompt included; control tokens stay text.
 
@@ -255,9 +290,8 @@ class ChatTokenizer:
         Raises:
             InvalidRequest: the model's template does not let a chat be gone on from.
         """
-        with self._lock:
-            turn, marks = self._turn(text, after, tools, reasoning)
-        return Prompt(tuple(self._encode(turn, marks, begins=False)), self._opens_reasoning(turn))
+        turn, marks = self._turn(text, after, tools, reasoning, gone)
+        return Prompt(tuple(self._encode(turn, marks, gone, begins=False)), self._opens_reasoning(turn))
 
     def decode(self, ids: tuple[int, ...]) -> str:
         """How tokens read, control tokens included."""
@@ -300,8 +334,11 @@ class ChatTokenizer:
             elif part:
                 # Cut within each control token that the text spells, so that it stays text.
                 ends = [found.start() + 1 for found in self._control.finditer(part)]
-                for start, end in zip([0, *ends], [*ends, len(part)], strict=True):
-                    ids += self._encode_amid(part[start:end]) if ids else self._ids(part[start:end])
+                texts = [part[start:end] for start, end in zip([0, *ends], [*ends, len(part)], strict=True)]
+                if not ids:
+                    (ids,) = self._ids(texts[:1], never)
+                    texts = texts[1:]
+                ids += self._encode_amid(texts, never)
         return tuple(ids)
 
     def reader(self, prompt: Prompt, tools: tuple[dict[str, Any], ...] = (), plain: bool = False) -> AnswerReader:
@@ -315,39 +352,44 @@ class ChatTokenizer:
         with_letter: str = self._tokenizer.decode([*self._letter, token_id], clean_up_tokenization_spaces=False)
         return with_letter.removeprefix("a")
 
-    def compile(self, grammar: Grammar, vocab_size: int) -> Constraint:
+    def compile(self, grammar: Grammar, vocab_size: int, gone: Callable[[], bool] = never) -> Constraint:
         """A fresh constraint over a model's `vocab_size` token ids; may take long for a large grammar.
 
         Raises:
             InvalidRequest: the grammar is malformed, or too large; with the place.
         """
-        return self._grammars.compile(grammar, vocab_size)
+        return self._grammars.compile(grammar, vocab_size, gone)
 
     def _opens_reasoning(self, rendered: str) -> bool:
         # Only the template can have written the marker: in the callers' text it would be a mark.
         return bool(self._tokenizer.has_thinking and rendered.rstrip().endswith(self._tokenizer.think_start))
 
     def _turn(
-        self, text: str, after: str, tools: tuple[dict[str, Any], ...], reasoning: bool = True
+        self, text: str, after: str, tools: tuple[dict[str, Any], ...], reasoning: bool, gone: Callable[[], bool]
     ) -> tuple[str, dict[str, str]]:
         """A turn's text after any log that ends in a message of the role `after`; and the marks of control tokens."""
         log = ending_in(after)
         try:  # Mistral's templates put tools before the last user's message: without any, so as not to tell them again
-            _, turn, marks = self._cut(log, text, (), reasoning)
+            _, turn, marks = self._cut(log, text, (), reasoning, gone)
         except InvalidRequest:  # but Hermes's cannot do without
             if not tools:
                 raise
-            _, turn, marks = self._cut(log, text, tools, reasoning)
+            _, turn, marks = self._cut(log, text, tools, reasoning, gone)
         return turn, marks
 
     def _cut(
-        self, messages: list[Message], text: str, tools: tuple[dict[str, Any], ...], reasoning: bool = True
+        self,
+        messages: list[Message],
+        text: str,
+        tools: tuple[dict[str, Any], ...],
+        reasoning: bool,
+        gone: Callable[[], bool],
     ) -> tuple[str, str, dict[str, str]]:
         """Render `messages` and a user's turn that goes on from them with `text`, and cut where the turn begins.
 
         Returns what is before and what is after, and the marks of control tokens.
         """
-        rendered, mark, marks = self._render(messages, tools, reasoning, text)
+        rendered, mark, marks = self._render(messages, tools, reasoning, gone, text)
         context, found, turn = rendered.partition(mark)
         if not found or mark in turn:
             raise InvalidRequest(
@@ -361,6 +403,7 @@ class ChatTokenizer:
         messages: list[Message],
         tools: tuple[dict[str, Any], ...],
         reasoning: bool,
+        gone: Callable[[], bool],
         turn: str | None = None,
     ) -> tuple[str, str, dict[str, str]]:
         """The chat's text, with a private-use character where `turn` begins, and one for each of the callers' controls.
@@ -381,22 +424,52 @@ class ChatTokenizer:
             mark, marks = next(unused), dict(zip(self._controls, unused, strict=False))
             if turn is not None:
                 chat["messages"] = continued(chat["messages"], mark, turn)
-            return self._apply_template(self._marked(chat, marks), reasoning), mark, marks
+            return self._apply_template(self._marked(chat, marks), reasoning, len(text), gone), mark, marks
+        except Overdue as error:
+            raise InvalidRequest(
+                f"The model's chat template ({self._folder}) cannot be used with these messages: {error}. Change them, "
+                "choose another model (list_models shows them), or have the template mended."
+            ) from error
+        except MlxMcpError:
+            raise
         except Exception as error:  # a template is foreign code, and what it does not expect breaks it in any way
             raise InvalidRequest(
-                f"These messages{' or tools' if tools else ''} do not fit the model's chat template: {error}. If it "
-                "takes no system prompt, leave `system` out and say it in `prompt`."
-                + ("" if turn is None else " If it takes no answers, there are no sessions with it: call without one.")
+                f"These messages{' or tools' if tools else ''} do not fit the model's chat template: "
+                f"{str(error).rstrip('.')}.{self._advice(messages, tools, reasoning, gone, turn)}"
             ) from error
 
-    def _apply_template(self, chat: dict[str, Any], reasoning: bool) -> str:
+    def _advice(
+        self,
+        messages: list[Message],
+        tools: tuple[dict[str, Any], ...],
+        reasoning: bool,
+        gone: Callable[[], bool],
+        turn: str | None,
+    ) -> str:
+        """What to leave out of messages that the template refused; nothing unless it takes the others."""
+        for role, words in _LEAVE_OUT.items():
+            rest = [message for message in messages if message.role != role]
+            if 0 < len(rest) < len(messages):
+                with suppress(InvalidRequest):
+                    self._render(rest, tools, reasoning, gone, turn)
+                    return words
+        return ""
+
+    def _apply_template(self, chat: dict[str, Any], reasoning: bool, num_chars: int, gone: Callable[[], bool]) -> str:
         if not self._tokenizer.has_chat_template:
             return "\n\n".join(message["content"] for message in chat["messages"])
-        options = {} if reasoning else {"enable_thinking": False}
-        rendered: str = self._tokenizer.apply_chat_template(
-            chat["messages"], tools=chat["tools"] or None, tokenize=False, add_generation_prompt=True, **options
-        )
-        return rendered
+        messages, tools = chat["messages"], chat["tools"] or None
+        thinking = bool(reasoning and self._tokenizer.has_thinking)
+        if self._apart is None or has_own_renderer(self._tokenizer):
+            options = {} if reasoning else {"enable_thinking": False}
+            with self._lock:
+                rendered: str = self._tokenizer.apply_chat_template(
+                    messages, tools=tools, tokenize=False, add_generation_prompt=True, **options
+                )
+            return rendered
+        given = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}
+        given |= {**self._tokenizer.special_tokens_map, "enable_thinking": thinking}
+        return self._apart.render(self._tokenizer.get_chat_template(tools=tools), given, num_chars, gone)
 
     def _marked(self, value: Any, marks: dict[str, str]) -> Any:
         """The value with each control token in its strings replaced by its mark."""
@@ -410,7 +483,7 @@ class ChatTokenizer:
             case _:
                 return value
 
-    def _encode(self, text: str, marks: dict[str, str], begins: bool) -> list[int]:
+    def _encode(self, text: str, marks: dict[str, str], gone: Callable[[], bool], begins: bool) -> list[int]:
         """Encode rendered text, with each mark as the plain text of its control token, cut so that it stays text.
 
         `begins` says whether a log begins with it, or it goes on from other text.
@@ -424,24 +497,47 @@ class ChatTokenizer:
         pieces.append(text[start:])
         ids: list[int] = []
         if begins:
-            ids += self._ids(pieces.pop(0), add_special_tokens=not self._tokenizer.has_chat_template)
-        for piece in filter(None, pieces):
-            ids += self._encode_amid(piece)
-        return ids
+            (ids,) = self._ids([pieces.pop(0)], gone, add_special_tokens=not self._tokenizer.has_chat_template)
+        return ids + self._encode_amid(list(filter(None, pieces)), gone)
 
-    def _encode_amid(self, text: str) -> list[int]:
-        """Encode text that goes on from other text: without the space that sentencepiece puts before a text."""
-        ids, num_newline = self._ids(f"\n{text}"), len(self._newline)
-        return ids[num_newline:] if ids[:num_newline] == self._newline else self._ids(text)
+    def _encode_amid(self, texts: list[str], gone: Callable[[], bool]) -> list[int]:
+        """Encode texts that go on from other text: without the space that sentencepiece puts before a text."""
+        num_newline = len(self._newline)
+        encoded = self._ids([f"\n{text}" for text in texts], gone)
+        apart = [text for text, ids in zip(texts, encoded, strict=True) if ids[:num_newline] != self._newline]
+        others = iter(self._ids(apart, gone))
+        parts = (ids[num_newline:] if ids[:num_newline] == self._newline else next(others) for ids in encoded)
+        return [token_id for ids in parts for token_id in ids]
 
-    def _ids(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """Encode text as it stands; megabytes take seconds, and must not hold up another call's few words."""
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        if backend is not None:  # in a batch, other than alone, it lets other threads run; "fast" is without offsets
-            (encoding,) = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-            return list(encoding.ids)
-        with self._lock:
-            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+    def _ids(self, texts: list[str], gone: Callable[[], bool], add_special_tokens: bool = False) -> list[list[int]]:
+        """Encode texts as they stand; megabytes take seconds, and must not hold up another call's few words.
+
+        Raises:
+            InvalidRequest: the tokenizer cannot, or not in time.
+        """
+        if not texts:
+            return []
+        if self._backend is None:
+            with self._lock:
+                return [list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens)) for text in texts]
+        if self._apart is None:  # in a batch, other than alone, it lets other threads run; "fast" is without offsets
+            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+            return [list(encoding.ids) for encoding in encodings]
+        try:
+            return self._apart.encode(texts, add_special_tokens, gone)
+        except (Overdue, Failed) as error:
+            raise InvalidRequest(
+                f"The model's tokenizer ({self._folder}) cannot encode this text: {error}. Change or shorten it, or "
+                "choose another model (list_models shows them)."
+            ) from error
+
+
+def has_own_renderer(tokenizer: Any) -> bool:
+    """Whether mlx_lm or transformers renders its chats with code of theirs rather than with the model's template."""
+    inner: Any = tokenizer._tokenizer
+    return tokenizer._chat_template is not None or (
+        type(inner).apply_chat_template is not _tokenizer_utils.PreTrainedTokenizerBase.apply_chat_template
+    )
 
 
 def ending_in(role: str) -> list[Message]:

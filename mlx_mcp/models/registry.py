@@ -16,6 +16,7 @@ from huggingface_hub import constants
 
 from mlx_mcp.core.ports import ModelSpec
 from mlx_mcp.errors import ConfigError, UnknownModel
+from mlx_mcp.models.hub_cache import find_weights
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "assets" / "embedded"
@@ -80,7 +81,7 @@ class Registry:
         } | {s.name: s for s in first}
 
     def _entry(self, spec: ModelSpec) -> Entry:
-        folder = snapshot(self._hub_cache, spec.location) if spec.source == "hub" else Path(spec.location)
+        folder = find_weights(self._hub_cache, spec.location) if spec.source == "hub" else Path(spec.location)
         config = read_json(folder / "config.json") if folder else {}
         return Entry(
             spec,
@@ -102,7 +103,8 @@ def configured(name: str) -> ModelSpec:
         return ModelSpec(path.resolve().name, "folder", str(path.resolve()), f"The folder {path.resolve()}.")
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ConfigError(f"No model at {name!r}: give `embedded`, a folder, or a hub id such as 'owner/name'.")
-    return ModelSpec(name, "hub", name, "From the Hugging Face hub; downloaded at its first use.")
+    summary = "From the Hugging Face hub; downloaded at its first use."
+    return ModelSpec(name, "hub", name, summary, may_fetch=True)
 
 
 def cached(hub_cache: Path) -> list[ModelSpec]:
@@ -111,19 +113,10 @@ def cached(hub_cache: Path) -> list[ModelSpec]:
     specs = []
     for folder in sorted(hub_cache.glob("models--*--*")):
         repo = folder.name.removeprefix("models--").replace("--", "/", 1)
-        files = snapshot(hub_cache, repo)
-        if files is None or not any(files.glob("model*.safetensors")):
-            continue
-        if str(read_json(files / "config.json").get("model_type")).replace("-", "_") in supported:
+        files = find_weights(hub_cache, repo)
+        if files is not None and str(read_json(files / "config.json").get("model_type")).replace("-", "_") in supported:
             specs.append(ModelSpec(repo, "hub", repo, "In the local hub cache."))
     return specs
-
-
-def snapshot(hub_cache: Path, repo: str) -> Path | None:
-    """The folder of a repository's newest cached revision; None where there is none."""
-    snapshots = hub_cache / f"models--{repo.replace('/', '--')}" / "snapshots"
-    found = sorted(snapshots.glob("*/config.json"), key=lambda path: path.stat().st_mtime)
-    return found[-1].parent if found else None
 
 
 def architectures() -> set[str]:

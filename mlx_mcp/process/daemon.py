@@ -29,14 +29,32 @@ from mlx_mcp.process.place import Place, peer, project_folder, user_folder
 
 START_S = 90.0  # the imports take 3 s on a quiet machine
 ANSWER_S = 15.0
+SAY_S = 3.0  # after how long is told of an engine that does not answer
+SAY_START_S = 10.0  # and of one that has to start or to end first
 POLL_S = 0.02
 LOOK_S = 0.2
 MAX_LOG_BYTES = 1 << 20
 NO_SOCKETS = 3  # the exit status of an engine that cannot listen here
+FORCE_S = 5.0  # how long an engine that is to be killed may take to answer first
+
+# All that an engine is given of the environment of whoever starts it, for it outlives that and serves others: a host's
+# keys, tokens and sockets are none of its business.
+HANDED_ON = frozenset(
+    "PATH HOME USER LOGNAME SHELL LANG LANGUAGE TZ TMPDIR TMP TEMP VIRTUAL_ENV LD_LIBRARY_PATH LD_PRELOAD "
+    "HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy "
+    "SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NO_COLOR TOKENIZERS_PARALLELISM".split()
+)
+HANDED_ON_PREFIXES = (
+    *("LC_", "XDG_", "HF_", "MLX_", "OPENBLAS_", "OMP_", "GOTO_", "PYTHON", "DYLD_", "MALLOC_"),
+    *("MTL_", "METAL_", "CUDA_", "NVIDIA_", "NCCL_"),
+)
+
 OWN_FOLDER = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 # Settings that belong to a window or a listener; all others belong to the engine.
-PER_WINDOW = frozenset(f"MLX_MCP_{name}" for name in ("MODEL", "FILE_ROOTS", "HOST", "PORT", "TOKEN"))
+PER_WINDOW = frozenset(
+    f"MLX_MCP_{name}" for name in ("MODEL", "FILE_ROOTS", "HOST", "PORT", "TOKEN", "ALLOWED_HOSTS", "ALLOWED_ORIGINS")
+)
 PLACES = frozenset(("MLX_MCP_CONFIG", "MLX_MCP_STATE_DIR"))
 HUB = frozenset(("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"))
 
@@ -74,7 +92,25 @@ def window(kind: str, model: str | None) -> dict[str, object]:
         or None,
         "folder": project_folder(),
         "parent": os.getppid(),
+        "notices": True,  # of the engine's, as process/lines.py has them
     }
+
+
+def engine_environment(place: Place) -> dict[str, str]:
+    """The environment of an engine that this process starts."""
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if (name in HANDED_ON or name.startswith(HANDED_ON_PREFIXES)) and name not in PER_WINDOW
+    }
+    # The engine runs elsewhere, and relative paths would mean something else there.
+    env["MLX_MCP_STATE_DIR"] = place.folder
+    if env.get("MLX_MCP_CONFIG"):
+        env["MLX_MCP_CONFIG"] = os.path.abspath(env["MLX_MCP_CONFIG"])
+    given = env.get("PYTHONPATH", "")
+    if os.path.abspath(sys.path[0] or ".") == OWN_FOLDER and OWN_FOLDER not in given.split(os.pathsep):
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, (OWN_FOLDER, given)))  # run from a checkout
+    return env
 
 
 def absolute(folder: str) -> str:
@@ -86,16 +122,18 @@ def absolute(folder: str) -> str:
 def join(place: Place, hello: dict[str, object], say: Callable[[str], None], fds: tuple[int, ...] = ()) -> Joined:
     """Have the engine take us on; start it if there is none, and wait for one that gives way to ours.
 
+    `say` is told what is waited for, once that takes long, and what the engine has to say.
+
     Raises:
         NoSharedEngine: there can be no such process here.
         EngineUnavailable: it does not start or answer, or its place is taken by something else.
         ConfigError: it refuses us as we are.
     """
     place.prepare()
-    deadline = time.monotonic() + START_S
-    told = ""
+    began = time.monotonic()
+    told, slow = "", False
     while True:
-        joined = greet(place, hello, fds)
+        joined = greet(place, hello, fds, say)
         if joined is not None:
             if "leaving" not in joined.reply:
                 for note in list(joined.reply.get("notes") or ()):  # type: ignore[call-overload]
@@ -107,15 +145,27 @@ def join(place: Place, hello: dict[str, object], say: Callable[[str], None], fds
                 say(told)
         with lock(place.start_lock) as held:
             if held and listening(place) is None:
-                start(place, deadline)
+                start(place, began + START_S, say)
                 continue
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > START_S:
             raise EngineUnavailable(f"The engine was not ready within {START_S:g} s. {tail(place)}")
+        if waited > SAY_START_S and not slow:
+            slow = True
+            say("waiting for the engine that another process starts, or that is about to end")
         time.sleep(POLL_S)
 
 
-def greet(place: Place, hello: dict[str, object], fds: tuple[int, ...] = ()) -> Joined | None:
+def greet(
+    place: Place,
+    hello: dict[str, object],
+    fds: tuple[int, ...] = (),
+    say: Callable[[str], None] = lambda _: None,
+    answer_s: float | None = None,
+) -> Joined | None:
     """Say hello to a running engine, with descriptors for it; None if there is none, or it is about to end.
+
+    It has `answer_s` to answer, ANSWER_S if that is not given; `say` is told if it takes longer than SAY_S.
 
     Raises:
         EngineUnavailable: it does not answer, or its place is taken by something else.
@@ -124,12 +174,19 @@ def greet(place: Place, hello: dict[str, object], fds: tuple[int, ...] = ()) -> 
     connection = place.connect()
     if connection is None:
         return None
-    connection.settimeout(ANSWER_S)
+    answer_s = ANSWER_S if answer_s is None else answer_s
+    connection.settimeout(answer_s)
     line = json.dumps(hello).encode() + b"\n"
     answer = b""
+    pid = 0
     try:
+        pid = peer(connection)[0]
         sent = socket.send_fds(connection, [line], fds) if fds else 0
-        connection.sendall(line[sent:])
+        if sent < len(line):  # to send nothing fails, too, once the engine has answered and hung up
+            connection.sendall(line[sent:])
+        if answer_s > SAY_S and not select.select([connection], [], [], SAY_S)[0]:
+            say(f"waiting for the engine, process {pid or '?'}, which does not answer")
+            connection.settimeout(answer_s - SAY_S)
         while not answer.endswith(b"\n"):
             # To the end of the line and no further: what comes after is for whoever gets the connection.
             piece = connection.recv(65536, socket.MSG_PEEK)
@@ -140,8 +197,8 @@ def greet(place: Place, hello: dict[str, object], fds: tuple[int, ...] = ()) -> 
     except TimeoutError as error:
         connection.close()
         raise EngineUnavailable(
-            f"The engine does not answer within {ANSWER_S:g} s. `mlx-mcp engine status` says whether it lives, "
-            f"`mlx-mcp engine stop` ends it. {tail(place)}"
+            f"The engine, process {pid or '?'}, does not answer within {answer_s:g} s: it was stopped, or it hangs. "
+            f"`mlx-mcp engine stop --force` ends it; then try again, and another is started. {tail(place)}"
         ) from error
     except (OSError, ValueError):
         connection.close()
@@ -151,6 +208,47 @@ def greet(place: Place, hello: dict[str, object], fds: tuple[int, ...] = ()) -> 
         connection.close()
         raise ConfigError(str(reply["error"]))
     return Joined(connection, reply)
+
+
+def kill(place: Place, timeout_s: float) -> int | None:
+    """End the engine even if it hangs or was stopped, by SIGKILL if it does not answer; its id, None if there is none.
+
+    Sessions that were persisted and blocks on disk are there again when the next one starts.
+
+    Raises:
+        EngineUnavailable: it cannot be told which process it is, or that did not end within `timeout_s`.
+    """
+    import signal
+
+    with contextlib.suppress(EngineUnavailable):
+        if (pid := stop(place, timeout_s, FORCE_S)) is not None:
+            return pid
+    pid = life_holder(place)
+    if pid is None:
+        return None
+    if not pid:
+        raise EngineUnavailable(f"The system does not say which process holds {place.life_lock}; end it by its id.")
+    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + timeout_s
+    while life_holder(place) is not None:
+        if time.monotonic() > deadline:
+            raise EngineUnavailable(f"Process {pid} was killed and has not ended within {timeout_s:g} s.")
+        time.sleep(POLL_S)
+    return pid
+
+
+def life_holder(place: Place) -> int | None:
+    """The process that holds the life lock, 0 if it cannot be told which; None if nobody does."""
+    try:
+        fd = os.open(place.life_lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    with open(fd, "rb") as file:
+        if locked(fd):
+            return None
+        written = file.read(32)
+    return int(written) if written.isdigit() else listening(place) or 0
 
 
 def ask(place: Place, kind: str) -> dict[str, object] | None:
@@ -166,13 +264,13 @@ def ask(place: Place, kind: str) -> dict[str, object] | None:
     return joined.reply
 
 
-def stop(place: Place, timeout_s: float) -> int | None:
+def stop(place: Place, timeout_s: float, answer_s: float | None = None) -> int | None:
     """End the running engine, and wait until its process has let go of everything; its id, None if there was none.
 
     Raises:
         EngineUnavailable: it did not answer or did not end within `timeout_s`.
     """
-    joined = greet(place, {"kind": "stop", "version": __version__})
+    joined = greet(place, {"kind": "stop", "version": __version__}, answer_s=answer_s)
     if joined is None:
         return None
     pid = int(str(joined.reply["pid"]))
@@ -181,13 +279,16 @@ def stop(place: Place, timeout_s: float) -> int | None:
         try:
             connection.recv(1)  # the system closes it when the process has ended
         except TimeoutError as error:
-            raise EngineUnavailable(f"Process {pid} did not end within {timeout_s:g} s. {tail(place)}") from error
+            raise EngineUnavailable(
+                f"Process {pid} did not end within {timeout_s:g} s. `mlx-mcp engine stop --force` ends it at once. "
+                f"{tail(place)}"
+            ) from error
         except ConnectionResetError:
             pass
     return pid
 
 
-def start_if_needed(place: Place) -> int:
+def start_if_needed(place: Place, say: Callable[[str], None] = lambda _: None) -> int:
     """The process of the running engine, which is started if there is none.
 
     Raises:
@@ -199,7 +300,7 @@ def start_if_needed(place: Place) -> int:
     while (reply := ask(place, "status")) is None:
         with lock(place.start_lock) as held:
             if held and listening(place) is None:
-                start(place, deadline)
+                start(place, deadline, say)
                 continue
         if time.monotonic() > deadline:
             raise EngineUnavailable(f"The engine was not ready within {START_S:g} s. {tail(place)}")
@@ -219,8 +320,10 @@ def listening(place: Place) -> int | None:
             return 0
 
 
-def start(place: Place, deadline: float) -> None:
+def start(place: Place, deadline: float, say: Callable[[str], None]) -> None:
     """Start an engine process and wait until it listens; only for the holder of the start lock.
+
+    `say` is told if that takes longer than SAY_START_S.
 
     Raises:
         NoSharedEngine: there can be no such process here.
@@ -231,14 +334,6 @@ def start(place: Place, deadline: float) -> None:
     log = open_log(place)
     began = os.fstat(log).st_size
     ready, tell = os.pipe()
-    env = {name: value for name, value in os.environ.items() if name not in PER_WINDOW and name != "CLAUDE_PROJECT_DIR"}
-    # The engine runs elsewhere, and relative paths would mean something else there.
-    env["MLX_MCP_STATE_DIR"] = place.folder
-    if env.get("MLX_MCP_CONFIG"):
-        env["MLX_MCP_CONFIG"] = os.path.abspath(env["MLX_MCP_CONFIG"])
-    given = env.get("PYTHONPATH", "")
-    if os.path.abspath(sys.path[0] or ".") == OWN_FOLDER and OWN_FOLDER not in given.split(os.pathsep):
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, (OWN_FOLDER, given)))  # run from a checkout
     command = [sys.executable, "-m", "mlx_mcp", "engine", "run", "--ready-fd", str(tell)]
     try:
         # A new program, never a fork: threads and MLX do not survive one. Not in the window's folder, which would come
@@ -249,7 +344,7 @@ def start(place: Place, deadline: float) -> None:
             stdout=log,
             stderr=log,
             cwd=place.folder,
-            env=env,
+            env=engine_environment(place),
             start_new_session=True,
             pass_fds=(tell,),
         )
@@ -259,8 +354,12 @@ def start(place: Place, deadline: float) -> None:
     finally:
         os.close(tell)
         os.close(log)
+    tell_at = time.monotonic() + SAY_START_S
     try:
         while not select.select([ready], [], [], LOOK_S)[0]:
+            if time.monotonic() > tell_at:
+                tell_at = deadline + LOOK_S  # once
+                say(f"waiting for the engine, process {engine.pid}, to start; it writes to {place.log}")
             # One whose starter was killed may have come up meanwhile; ours waits for that one's end.
             late, useless = time.monotonic() > deadline, listening(place) not in (None, 0, engine.pid)
             if late or useless:
@@ -345,6 +444,10 @@ def take_life_lock(place: Place, timeout_s: float) -> None:
     while not locked(fd):
         if time.monotonic() > deadline:
             os.close(fd)
-            raise EngineUnavailable(f"Another engine holds {place.life_lock}. `mlx-mcp engine stop` ends it.")
+            raise EngineUnavailable(
+                f"Another engine holds {place.life_lock}. `mlx-mcp engine stop` ends it, with --force even if it hangs."
+            )
         time.sleep(POLL_S)
+    os.ftruncate(fd, 0)
+    os.write(fd, str(os.getpid()).encode())  # for whoever has to kill us
     # Never closed: the system does that once the process's memory is free, and so nobody loads weights too early.

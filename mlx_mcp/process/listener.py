@@ -1,21 +1,31 @@
 """`mlx-mcp serve --http`: holds a TCP socket that the user's engine process serves, as long as this process lives.
 
 The engine gets the listening socket itself, so that there is one copy of the weights and nothing is pumped. If the
-engine ends, who connects waits in the socket's queue, and the first who does has another engine started.
+engine ends, who connects waits in the socket's queue, and the first who does has another engine started. While the
+engine shows no sign of life, who connects is told so.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import select
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
-from mlx_mcp.errors import ConfigError
-from mlx_mcp.process.daemon import join
+from mlx_mcp.errors import ConfigError, MlxMcpError
+from mlx_mcp.process.daemon import Joined, join
+from mlx_mcp.process.link import TICK_S
 from mlx_mcp.process.place import Place
+
+HUNG = (
+    "The engine (process {pid}) has shown no sign of life for {seconds:.0f} s: it was stopped, or it hangs. "
+    "`mlx-mcp engine stop --force` ends it, and the next request starts another."
+)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -27,10 +37,12 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         # With its protocol: asyncio turns Nagle's delay off only where it is told that this is TCP (40 ms a call).
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(128)
+        with ExitStack() as opened:
+            listener = opened.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(128)
+            opened.pop_all()  # it is the caller's
     except OSError as error:
         raise ConfigError(f"Cannot listen on {host}:{port}: {error.strerror}. Choose another with --port.") from error
     return listener
@@ -55,12 +67,16 @@ def hold(
     again = False
     while True:
         on_signals(lambda *_: sys.exit(0))  # an engine that starts can be left to it
-        joined = join(place, hello | {"family": int(listener.family), "again": again}, say, (listener.fileno(),))
+        try:
+            joined = join(place, hello | {"family": int(listener.family), "again": again}, say, (listener.fileno(),))
+        except MlxMcpError:
+            signal.set_wakeup_fd(-1)  # this process may serve alone, and then its number may be another descriptor's
+            raise
         if not again:
             serving(joined.reply)
         again, connection = True, joined.connection
         on_signals(lambda *_: None)
-        select.select([connection, woken], [], [])
+        until_ended(joined, woken, listener, say)
         if is_ready(woken):
             break
         connection.close()  # the engine has ended
@@ -71,6 +87,50 @@ def hold(
     connection.shutdown(socket.SHUT_WR)
     deadline = time.monotonic() + timeout_s
     while select.select([connection], [], [], max(0.0, deadline - time.monotonic()))[0] and connection.recv(4096):
+        pass
+
+
+def until_ended(joined: Joined, woken: socket.socket, listener: socket.socket, say: Callable[[str], None]) -> None:
+    """Wait until the engine ends or a signal comes.
+
+    While it has shown no sign of life for as long as it may, whoever connects gets status 503.
+    """
+    limit = joined.reply.get("silence_s")
+    limit_s = float(limit) if isinstance(limit, int | float) else math.inf
+    silent_s, hung, text = 0.0, False, ""
+    while True:
+        ready = select.select([joined.connection, woken, *([listener] if hung else [])], [], [], TICK_S)[0]
+        if woken in ready:
+            return
+        if joined.connection in ready:
+            if not joined.connection.recv(4096):
+                return
+            if hung:
+                say(f"the engine, process {joined.reply['pid']}, shows life again")
+            silent_s, hung = 0.0, False
+        elif listener in ready:
+            refuse(listener, text)
+        else:
+            silent_s += TICK_S
+            if silent_s >= limit_s and not hung:
+                hung, text = True, HUNG.format(pid=joined.reply["pid"], seconds=silent_s)
+                say(text)
+
+
+def refuse(listener: socket.socket, text: str) -> None:
+    """Answer the next who connects that nothing can be served now."""
+    try:
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(TICK_S)
+            connection.recv(1 << 16)  # or the system would take back the answer
+            body = json.dumps({"error": text}).encode()
+            head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 10\r\n"
+            connection.sendall(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(1 << 16):
+                pass
+    except OSError:  # it has gone, says nothing, or the engine has taken it after all
         pass
 
 

@@ -4,11 +4,14 @@ Guarantees:
     - Whole lines go through as they are, in order, and nothing else reaches stdout; the engine checks them. Of each
       only the top level is looked at. One that is longer than LONGEST_LINE goes through in pieces, of which the first
       is looked at: memory for a line is bounded.
-    - Every request that the engine has not answered when it ends is answered here, once, and says to try again.
+    - Every request that the engine has not answered when it ends is answered here, once, and says to try again; one
+      that it says it has not taken up goes to the next engine instead.
+    - While the engine shows no life, calls that wait are told so in their progress, and after the time that the engine
+      has stated each is answered with an error. A request whose id is no string and no integer is answered at once.
     - After the engine has ended the next request finds or starts another, which has been shaken hands with first.
       Nobody starts one without need: `engine stop` and an idle exit last until then.
     - The end of stdin ends the engine's work for this host, and this process within EXIT_S.
-    - One lock guards each link's requests, another stdout; neither is held while the engine is written to.
+    - One lock guards each link's requests, another stdout, and a third has one line at a time sent on.
 
 Knows ids, methods and the handshake of MCP, and nothing else of it. Standard library only, and little of that: it is
 what every window of every host keeps in memory.
@@ -19,155 +22,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
 
 from mlx_mcp.errors import MlxMcpError
 from mlx_mcp.process.daemon import join, window
+from mlx_mcp.process.lines import BAD_ID, Envelope, Id, envelope, pieces
+from mlx_mcp.process.link import Link
 from mlx_mcp.process.place import Place, user_place
 
-LONGEST_LINE = (4 << 20) + 1024  # a little more than the engine takes, unless it was set to take more
-CHUNK = 1 << 16
 HANDSHAKE_S = 30.0
 EXIT_S = 10.0
 TRIES = 3  # engines that end before they are asked anything
-INTERNAL_ERROR = -32603
-
-# A string, or a bracket; possessive, so that a long string takes no memory.
-_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[][{}]', re.DOTALL)
-_MEMBER = re.compile(rb'"(id|method|result|error)"\s*:\s*("(?:[^"\\]++|\\.)*+"|-?[0-9]+(?![0-9.eE]))?', re.DOTALL)
-
-Id = int | str
-
-
-class Envelope:
-    """What the top level of a line says: a request has method and id, a notification a method, an answer an id.
-
-    An answer has a result or an error, too; a line with an id and nothing else is for the engine to complain about.
-    """
-
-    __slots__ = ("answers", "id", "method")
-
-    def __init__(self, id: Id | None, method: str, answers: bool) -> None:
-        self.id, self.method, self.answers = id, method, answers
-
-
-def envelope(line: bytes) -> Envelope:
-    """Look at a line; one that is no message has neither id nor method."""
-    depth, id_, method, answers = 0, None, "", False
-    for token in _TOKEN.finditer(line):
-        first = line[token.start()]
-        if first in b"{[":
-            depth += 1
-        elif first in b"}]":
-            depth -= 1
-        elif depth == 1 and (member := _MEMBER.match(line, token.start())) is not None:
-            if member[1] in (b"result", b"error"):
-                answers = True
-            if member[2] is None:
-                continue
-            try:
-                value = json.loads(member[2])
-            except ValueError:
-                continue
-            if member[1] == b"id":
-                id_ = value
-            elif member[1] == b"method" and isinstance(value, str):
-                method = value
-    return Envelope(id_, method, answers and not method)
-
-
-def pieces(read: Callable[[int], bytes]) -> Iterator[tuple[bytes, bool, bool]]:
-    """What is read, line by line: (data, whether a line begins with it, whether a line ends with it).
-
-    A line of at most LONGEST_LINE comes whole.
-    """
-    buffer, first = bytearray(), True
-    while chunk := read(CHUNK):
-        start = 0
-        while (end := chunk.find(b"\n", start) + 1) > 0:
-            yield bytes(buffer) + chunk[start:end], first, True
-            buffer.clear()
-            first, start = True, end
-        buffer += chunk[start:]
-        if len(buffer) > LONGEST_LINE:
-            yield bytes(buffer), first, False
-            buffer.clear()
-            first = False
-    if buffer:
-        yield bytes(buffer), first, True
-
-
-class Link:
-    """A connection to one engine process, and the requests that it has not answered."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection = connection
-        self.dead = False
-        self.waiting: dict[Id, str] = {}  # the host's requests: id → method
-        self.asked: set[Id] = set()  # the engine's own requests, which the host has not answered
-        self.swallow: Id | None = None  # the answer to this is the relay's own
-        self.greeted = threading.Event()
-        self._lock = threading.Lock()
-
-    def expect(self, id_: Id, method: str) -> bool:
-        """Note a request before it is sent; False if nobody would answer it any more."""
-        with self._lock:
-            if not self.dead:
-                self.waiting[id_] = method
-            return not self.dead
-
-    def forget(self, id_: Id) -> None:
-        """The host does not wait for this one any more."""
-        with self._lock:
-            self.waiting.pop(id_, None)
-
-    def answered(self, id_: Id) -> bool:
-        """Whether this engine had asked the host that, who answers now."""
-        with self._lock:
-            known = id_ in self.asked
-            self.asked.discard(id_)
-        return known
-
-    def passes(self, line: bytes) -> bool:
-        """Note what the engine says; False if it is not for the host."""
-        seen = envelope(line)
-        if seen.id is None:
-            return True
-        with self._lock:
-            if seen.method:
-                self.asked.add(seen.id)
-            elif seen.id == self.swallow:
-                self.swallow = None
-                self.greeted.set()
-                return False
-            else:
-                self.waiting.pop(seen.id, None)
-        return True
-
-    def end(self) -> dict[Id, str]:
-        """Nothing comes any more: what was not answered."""
-        with self._lock:
-            self.dead = True
-            left, self.waiting = self.waiting, {}
-        self.greeted.set()
-        return left
-
-    def send(self, data: bytes) -> None:
-        """Send; that it does not arrive is found out where answers are read."""
-        try:
-            self.connection.sendall(data)
-        except OSError:
-            self.hang_up()
-
-    def hang_up(self, how: int = socket.SHUT_RDWR) -> None:
-        """Close one direction or both; what was not answered is found where answers are read."""
-        with contextlib.suppress(OSError):  # it is gone already
-            self.connection.shutdown(how)
+TELL_S = 5.0  # how often the host is told of an engine that shows no life
+INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR = -32603, -32600, -32700
 
 
 class Relay:
@@ -176,6 +46,7 @@ class Relay:
     def __init__(self, place: Place, hello: dict[str, object], host_in: int = 0, host_out: int = 1) -> None:
         self._place, self._hello, self._in, self._out = place, hello, host_in, host_out
         self._out_lock = threading.Lock()
+        self._sending = threading.RLock()
         self._link: Link | None = None
         self._listener: threading.Thread | None = None
         self._to: Link | None = None  # where the pieces of a long line go
@@ -191,10 +62,11 @@ class Relay:
         """
         self._connect()
         for data, first, last in pieces(self._read):
-            if first and last:
-                self._line(data)
-            else:
-                self._piece(data, first)
+            with self._sending:
+                if first and last:
+                    self._line(data)
+                else:
+                    self._piece(data, first)
         self._leaving = True
         if self._link is not None and self._listener is not None:
             self._link.hang_up(socket.SHUT_WR)
@@ -206,10 +78,12 @@ class Relay:
         except OSError:
             return b""
 
-    # The host's lines, on the main thread
+    # The host's lines, by whoever holds the lock for sending
 
     def _line(self, line: bytes) -> None:
         seen = envelope(line)
+        if self._refused(seen):
+            return
         if not seen.method or seen.id is None:
             self._tell(line, seen)
             return
@@ -223,17 +97,23 @@ class Relay:
                 except MlxMcpError as error:
                     self._say(self._failure(seen.id, seen.method, f"There is no engine: {error} Then call again."))
                     return
-            if link.expect(seen.id, seen.method):
+            if link.expect(seen.id, seen.method, line):
                 link.send(line)
                 return
         self._say(self._failure(seen.id, seen.method, LOST))
+
+    def _refused(self, seen: Envelope) -> bool:
+        """Answer a request that nobody else could answer to its sender; whether it was one."""
+        if seen.bad_request:
+            self._say(protocol_error(None, INVALID_REQUEST, BAD_ID))
+        return seen.bad_request
 
     def _piece(self, data: bytes, first: bool) -> None:
         """Pass on a piece of a line that is too long to look at, to the engine that its beginning went to."""
         if first:
             seen, link = envelope(data), self._link
-            self._to = link if link is not None and not link.dead else None
-            if seen.method and seen.id is not None and (link is None or not link.expect(seen.id, seen.method)):
+            self._to = link if link is not None and not link.dead and not self._refused(seen) else None
+            if seen.method and seen.id is not None and (link is None or not link.expect(seen.id, seen.method, None)):
                 self._say(self._failure(seen.id, seen.method, LOST))
         if self._to is not None:
             self._to.send(data)
@@ -245,9 +125,7 @@ class Relay:
             self._initialized = line
         if link is None or link.dead:
             if line.strip() and not seen.method and not seen.answers:  # no message: the engine would have said so
-                self._say(
-                    {"jsonrpc": "2.0", "id": seen.id, "error": {"code": -32700, "message": "Not a JSON-RPC message."}}
-                )
+                self._say(protocol_error(seen.id, PARSE_ERROR, "Not a JSON-RPC message."))
             return
         if seen.method == "notifications/cancelled":
             with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
@@ -259,7 +137,7 @@ class Relay:
     def _connect(self, again: bool = False) -> Link:
         """Find or start an engine, and shake hands with it as the host did."""
         joined = join(self._place, self._hello | {"again": again}, tell)
-        link = Link(joined.connection)
+        link = Link(joined.connection, joined.reply)
         handshake = again and bool(self._initialize)
         if handshake:
             link.swallow = self._initialize_id
@@ -276,14 +154,9 @@ class Relay:
     # The engine's lines, on a thread for each link
 
     def _listen(self, link: Link) -> None:
-        def read(num_bytes: int) -> bytes:
-            try:
-                return link.connection.recv(num_bytes)
-            except OSError:
-                return b""
-
         ended = True
-        for data, first, last in pieces(read):
+        for data, first, last in pieces(lambda num_bytes: link.read(num_bytes, self._silent)):
+            self._take_back(link)
             if first and last:
                 if not data.endswith(b"\n"):  # the engine ended within it
                     break
@@ -293,14 +166,41 @@ class Relay:
             ended = data.endswith(b"\n")
         if not ended:
             self._write(b"\n")
-        left = link.end()
+        left, again = link.end()
         link.connection.close()
         if self._leaving:
             return
         for id_ in link.asked:
             self._say({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id_}})
-        for id_, method in left.items():
-            self._say(self._failure(id_, method, LOST))
+        for id_, asked in left.items():
+            self._say(self._failure(id_, asked.method, LOST))
+        for line in again:  # nobody has carried these out, so they can be asked again
+            with self._sending:
+                self._line(line)
+
+    def _silent(self, link: Link) -> None:
+        """Tell whoever waits that the engine shows no life, and in the end that nobody waits for it any more."""
+        assert link.limit_s is not None
+        if link.silent_s >= link.limit_s:
+            for id_, asked in link.give_up().items():
+                self._say(self._failure(id_, asked.method, HUNG.format(pid=link.pid, seconds=link.silent_s)))
+        elif link.silent_s % TELL_S == 0:
+            for asked in list(link.waiting.values()):
+                if (token := asked.progress_token) is not None:
+                    value = link.progress[token] = link.progress.get(token, 0.0) + 1e-3
+                    text = SILENT.format(pid=link.pid, seconds=link.silent_s)
+                    params = {"progressToken": token, "progress": value, "message": text}
+                    self._say({"jsonrpc": "2.0", "method": "notifications/progress", "params": params})
+
+    def _take_back(self, link: Link) -> None:
+        """Cancel what was given up of an engine that shows life again: its answers would go nowhere."""
+        if link.late and self._sending.acquire(blocking=False):  # else with its next line
+            try:
+                for id_ in link.take_late():
+                    cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id_}}
+                    link.send(json.dumps(cancel).encode() + b"\n")
+            finally:
+                self._sending.release()
 
     def _failure(self, id_: Id, method: str, text: str) -> dict[str, object]:
         """The answer to a request that came to nothing.
@@ -308,7 +208,7 @@ class Relay:
         To a tool call it is a tool's error: hosts show their model its text, and of a protocol error hardly anything.
         """
         if method != "tools/call":
-            return {"jsonrpc": "2.0", "id": id_, "error": {"code": INTERNAL_ERROR, "message": text}}
+            return protocol_error(id_, INTERNAL_ERROR, text)
         result: dict[str, object] = {"content": [{"type": "text", "text": text}], "isError": True}
         if not self._initialize:  # only the newer era has no handshake, and has this
             result["resultType"] = "complete"
@@ -334,9 +234,35 @@ LOST = (
 )
 
 
+SILENT = "the engine (process {pid}) has shown no sign of life for {seconds:.0f} s"
+
+HUNG = (
+    "The engine (process {pid}) has shown no sign of life for {seconds:.0f} s: it was stopped, or it hangs. "
+    "`mlx-mcp engine stop --force` ends it; then call again, and another is started. Sessions that were persisted are "
+    "there again then."
+)
+
+
+def protocol_error(id_: Id | None, code: int, message: str) -> dict[str, object]:
+    """A JSON-RPC error."""
+    return {"jsonrpc": "2.0", "id": id_, "error": {"code": code, "message": message}}
+
+
 def tell(note: str) -> None:
     """Say something to the user; hosts keep stderr in their logs."""
     print(f"mlx-mcp: {note}", file=sys.stderr, flush=True)
+
+
+def tell_a_terminal() -> None:
+    """Say to a user who started this by hand what it waits for; a host starts it with a pipe."""
+    if sys.stdin is not None and sys.stdin.isatty():
+        tell(
+            "waiting for an MCP host, which starts this command itself.\n"
+            "  Claude Code does so after:  claude mcp add mlx -- mlx-mcp serve\n"
+            "  For other hosts see the README.\n"
+            '  To ask a model right here:  mlx-mcp run "Hello"\n'
+            "  Ctrl-D ends this."
+        )
 
 
 def serve_options(arguments: list[str]) -> dict[str, str] | None:
@@ -367,4 +293,5 @@ def serve(model: str | None = None, openblas: bool | None = None) -> None:
         os.environ["MLX_MCP_OPENBLAS"] = "1" if openblas else "0"
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
+    tell_a_terminal()
     Relay(user_place(), window("stdio", model)).run()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import anyio
 from mcp import MCPError
@@ -23,12 +23,18 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.requests import Delta, GenerateRequest, Progress, Result
-from mlx_mcp.errors import EngineDead, MlxMcpError
+from mlx_mcp.errors import CapacityError, EngineDead, GenerationFailed, MlxMcpError, nearest
 
 PROGRESS_INTERVAL_S = 0.1  # each notification costs about 0.5 ms of the event loop
 PROGRESS_CHARS = 160  # hosts cut the message at 200
+CLOSED_RETRY_S = 10.0
+CUT_OFF = (
+    "The server was stopped before this call had ended, and gives calls no more time (setting shutdown_timeout_s). A "
+    "turn that was cut off leaves its session as it was. Call again."
+)
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T", bound="HasActivity")
 
 
 class LeanSchema(GenerateJsonSchema):
@@ -88,27 +94,52 @@ class StrictTool(Tool):
             return await super().run(arguments, context, convert_result)
         except ToolError as error:
             if isinstance(error.__cause__, ValidationError) and not isinstance(error, UnexpectedToolError):
-                raise ToolError(f"{self.name} was not called right: {advice(error.__cause__)}") from error
+                raise ToolError(f"{self.name} was not called right: {self._advice(error.__cause__)}") from error
             raise
 
+    def _advice(self, error: ValidationError) -> str:
+        """What is wrong with which argument, in one line; long values are cut."""
+        faults, there_are = [], dict[str, str]()
+        for fault in error.errors(include_url=False):
+            *place, name = map(str, fault["loc"])
+            given = "" if fault["type"] == "missing" else f" (given: {fault['input']!r:.80})"
+            meant = ""
+            if fault["type"] == "extra_forbidden":
+                known = self._names(fault["loc"][:-1])
+                near = nearest(name, known)
+                meant = f"; did you mean `{near}`?" if near else ""
+                there_are[".".join([self.name, *place])] = ", ".join(known) or "nothing"
+            faults.append(f"{'.'.join([*place, name])}: {fault['msg']}{given}{meant}")
+        told = "; ".join(faults)
+        takes = "".join(f" {place} takes {names}." for place, names in there_are.items())
+        return f"{told}{'' if told.endswith('?') else '.'}{takes} Correct the arguments and call again."
 
-def advice(error: ValidationError) -> str:
-    """What is wrong with which argument, in one line; long values are cut."""
-    faults = []
-    for fault in error.errors(include_url=False):
-        name = ".".join(map(str, fault["loc"]))
-        given = "" if fault["type"] == "missing" else f" (given: {fault['input']!r:.80})"
-        faults.append(f"{name}: {fault['msg']}{given}")
-    return "; ".join(faults) + ". Correct the arguments and call again."
+    def _names(self, place: tuple[int | str, ...]) -> list[str]:
+        """What there can be at a place in the arguments."""
+        schema = self.parameters
+        for step in place:
+            schema = schema["items"] if isinstance(step, int) else schema["properties"][step]
+            if "$ref" in schema:
+                schema = self.parameters["$defs"][schema["$ref"].rpartition("/")[2]]
+        return list(schema.get("properties", ()))
 
 
-def translated(tool: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Turn this package's errors into the protocol's; the one place where that is done."""
+class HasActivity(Protocol):
+    """What tools belong to."""
+
+    activity: Activity
+
+
+def translated(
+    tool: Callable[Concatenate[T, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[T, P], Coroutine[Any, Any, R]]:
+    """Note a call as under way, and turn this package's errors into the protocol's, here and nowhere else."""
 
     @wraps(tool)
-    async def run(*args: P.args, **kwargs: P.kwargs) -> R:
+    async def run(self: T, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return await tool(*args, **kwargs)
+            with self.activity.under_way():
+                return await tool(self, *args, **kwargs)
         except EngineDead as error:
             raise MCPError(INTERNAL_ERROR, str(error)) from error  # no other arguments could help
         except MlxMcpError as error:
@@ -144,8 +175,9 @@ class Meter:
             self.done, self.phase = self.read + update.num_tokens, "decode"
             self.text = (self.text + update.text)[-PROGRESS_CHARS:]
         else:
-            self.done, self.total, self.line = update.done, update.total, update.message
-            self.phase = update.phase
+            self.line, self.phase = update.message, update.phase
+            if update.unit == "tokens":  # bytes are told in words: what hosts are told must never go down
+                self.done, self.total = update.done, update.total
             if update.phase == "prefill":
                 self.read = update.done
 
@@ -154,8 +186,39 @@ class Meter:
 class Activity:
     """What one connection's callers are doing, and with which sessions."""
 
-    calls: dict[int, Meter] = field(default_factory=dict)  # in order of arrival
+    calls: dict[int, Meter] = field(default_factory=dict)  # generations, in order of arrival
     sessions: set[str] = field(default_factory=set)  # handles; some may have ended
+    closed: bool = False  # whether further calls are refused
+    _scopes: set[anyio.CancelScope] = field(default_factory=set)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a tool runs."""
+        return bool(self._scopes)
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """A tool that runs until the end of the block, or until it is cut off.
+
+        Raises:
+            CapacityError: the server takes no call any more.
+            GenerationFailed: it was cut off.
+        """
+        if self.closed:
+            raise CapacityError("The server is shutting down.", CLOSED_RETRY_S)
+        with anyio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                yield
+            finally:
+                self._scopes.remove(scope)
+        if scope.cancelled_caught:
+            raise GenerationFailed(CUT_OFF)
+
+    def cut_off(self) -> None:
+        """End whatever runs with an error that says why."""
+        for scope in self._scopes:
+            scope.cancel()
 
     @contextmanager
     def watching(self, meter: Meter) -> Iterator[None]:

@@ -4,7 +4,9 @@ Guarantees:
     - Only this user's processes are heard: the kernel says who is at the other end.
     - Every connection is a group of callers of its own: however many calls one has, the others get their turns.
     - The end of a connection cancels its calls and no others.
-    - When this process is to end, nobody new is taken on; running calls have `shutdown_timeout_s` to end.
+    - When this process is to end, nobody new is taken on. Calls that run have `shutdown_timeout_s` to end, and each
+      request that was read is answered on the wire, or is named to its relay as one for the next engine.
+    - A relay hears from this process every ALIVE_S, however long a step takes.
 
 One event loop serves all connections; nothing here is touched by another thread.
 """
@@ -27,25 +29,27 @@ from mcp_types import CLIENT_INFO_META_KEY, JSONRPCMessage
 from starlette.types import Receive, Scope, Send
 
 from mlx_mcp import __version__
-from mlx_mcp.config import Config
+from mlx_mcp.config import Config, refuse_unknown
 from mlx_mcp.core.ports import ModelSpec
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.errors import ConfigError, MlxMcpError
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.process.daemon import engine_settings
+from mlx_mcp.process.lines import ALIVE, ALIVE_S, ENDING, notice
 from mlx_mcp.process.place import peer
 from mlx_mcp.server.app import build_server
 from mlx_mcp.server.calls import Activity
-from mlx_mcp.server.files import FileReader, default_roots
-from mlx_mcp.server.http import HttpServer, auth_settings, http_app, http_server
-from mlx_mcp.server.stdio import StreamLines, serve_lines
+from mlx_mcp.server.files import FileReader
+from mlx_mcp.server.http import HttpServer, auth_settings, end, http_app
+from mlx_mcp.server.lifetime import CUT_OFF_S, let_end
+from mlx_mcp.server.session_files import SessionFiles
+from mlx_mcp.server.stdio import OpenRequests, StreamLines, serve_lines
 
 logger = logging.getLogger(__name__)
 
 HELLO_S = 10.0
 MAX_HELLO_BYTES = 1 << 16
 CLOSE_S = 2.0
-POLL_S = 0.02
 LOOK_S = 0.25  # how often is looked whether the process may end
 
 
@@ -61,6 +65,17 @@ class Connection:
     host: str = ""  # the client's name, as it says itself
     since: float = field(default_factory=time.monotonic)
     activity: Activity = field(default_factory=Activity)
+    requests: OpenRequests = field(default_factory=OpenRequests)  # of a window
+
+    @property
+    def busy(self) -> bool:
+        """Whether anybody waits for an answer."""
+        return self.requests.waiting or self.activity.busy
+
+    @property
+    def takes_notices(self) -> bool:
+        """Whether it knows what is not for its host."""
+        return bool(self.hello.get("notices"))
 
 
 class Connections:
@@ -71,6 +86,7 @@ class Connections:
         self._path = str(listener.getsockname())
         self._inode = os.stat(self._path).st_ino
         self._settings = engine_settings()
+        self._session_files = SessionFiles(client, config, reply)
         self._connections: dict[int, Connection] = {}
         self._named: dict[str, ModelSpec] = {}  # the windows' models, which sessions may be taken up with by others
         self._https: list[HttpServer] = []
@@ -115,17 +131,22 @@ class Connections:
             ending()
             accepting.cancel()
             for server in self._https:
-                server.should_exit = True
-            with anyio.move_on_after(self._config.shutdown_timeout_s):
-                # What has come of the calls has no event.
-                while self._busy or self._https:  # noqa: ASYNC110
-                    await anyio.sleep(POLL_S)
+                server.stop_accepting()
+            for connection in self._connections.values():
+                if connection.takes_notices:
+                    connection.requests.return_others()
+            activities = [connection.activity for connection in self._connections.values()]
+            await let_end(lambda: self._busy, activities, self._config.shutdown_timeout_s)
+            for server in self._https:
+                server.hang_up()
+            await let_end(lambda: bool(self._https), (), CUT_OFF_S)
             tasks.cancel_scope.cancel()
         self._listener.close()
 
     @property
     def _busy(self) -> bool:
-        return any(connection.activity.calls for connection in self._connections.values())
+        windows = any(connection.busy for connection in self._connections.values())
+        return windows or self._session_files.busy or any(server.busy for server in self._https)
 
     def _may_end(self) -> bool:
         """Whether nobody would miss this process: no call runs, and no open window has a session that ends with it."""
@@ -193,9 +214,14 @@ class Connections:
             self.stop()
             self._until_the_end.append(connection)
             await reply(connection, {"pid": os.getpid()})
+        elif kind == "sessions":
+            if not self._stopping.is_set():  # else no reply: it waits for the end, and does it itself
+                await self._session_files.answer(connection, hello, fds)
         elif kind in ("stdio", "http") and isinstance(hello.get("version"), str):
             if self._stopping.is_set():
                 return  # no reply: it starts another
+            if hello["version"] == __version__:  # another one may have other settings
+                refuse_unknown(hello.get("settings") or {})
             notes, leaving = self._compare(hello)
             if leaving:
                 self.stop()
@@ -208,7 +234,8 @@ class Connections:
             self._connections[joined.number] = joined
             self._used = time.monotonic()
             try:
-                await reply(connection, {"pid": os.getpid(), "model": joined.model, "notes": notes})
+                told = {"pid": os.getpid(), "model": joined.model, "notes": notes}
+                await reply(connection, told | {"silence_s": self._config.engine_silence_s})
                 if kind == "stdio":
                     await self._serve_window(connection, joined, config, client, registry)
                 else:
@@ -250,7 +277,7 @@ class Connections:
         Raises:
             ConfigError: its settings cannot work, or its model's name stands for another one here.
         """
-        names = ("model", "file_roots", "host", "port", "token")
+        names = ("model", "file_roots", "host", "port", "token", "allowed_hosts", "allowed_origins")
         config = Config.load(**{name: joined.hello.get(name) for name in names})
         registry = Registry(config.model, named=self._named)
         spec = registry.resolve(None)
@@ -266,8 +293,8 @@ class Connections:
         self, connection: socket.socket, joined: Connection, config: Config, client: EngineClient, registry: Registry
     ) -> None:
         """Serve one host's lines until its end."""
-        roots = default_roots(joined.hello.get("folder")) if config.file_roots is None else config.file_roots
-        files = FileReader(roots, config.max_file_bytes, config.max_files_bytes)
+        folder = joined.hello.get("folder")
+        files = FileReader.of_window(config.file_roots, folder, config.max_file_bytes, config.max_files_bytes)
         server = build_server(client, registry, files, joined.activity)
         lines, stream = await asyncio.open_connection(sock=connection)
 
@@ -279,10 +306,23 @@ class Connections:
             self._used = time.monotonic()
             joined.host = joined.host or client_name(message)
 
+        async def show_life() -> None:
+            while True:
+                await anyio.sleep(ALIVE_S)
+                if not stream.transport.get_write_buffer_size():  # else there is enough to read
+                    stream.write(notice(ALIVE))
+
         try:
             limit = self._config.max_request_bytes
-            await serve_lines(server, StreamLines(lines, limit).next, write, limit, seen)
+            async with anyio.create_task_group() as tasks:
+                if joined.takes_notices:
+                    tasks.start_soon(show_life)
+                await serve_lines(server, StreamLines(lines, limit).next, write, limit, joined.requests, seen)
+                tasks.cancel_scope.cancel()
         finally:
+            if joined.takes_notices and self._stopping.is_set():
+                requests = joined.requests
+                stream.write(notice(ENDING, num_read=requests.num_read, returned=requests.returned))
             stream.close()
             # What was said last is on its way still; but nobody is waited for who does not read.
             with anyio.move_on_after(CLOSE_S, shield=True), suppress(OSError):
@@ -310,7 +350,7 @@ class Connections:
             self._used = time.monotonic()
             await app(scope, receive, send)
 
-        server = http_server(used, config)
+        server = HttpServer(used, config)
         self._https.append(server)
         try:
             async with anyio.create_task_group() as tasks:
@@ -318,9 +358,17 @@ class Connections:
                 async def until_closed() -> None:
                     with suppress(OSError):
                         await asyncio.get_running_loop().sock_recv(connection, 1)
-                    server.should_exit = True
+                    await end(server, joined.activity, self._config.shutdown_timeout_s)
+
+                async def show_life() -> None:
+                    with suppress(OSError):
+                        while True:
+                            await anyio.sleep(ALIVE_S)
+                            await asyncio.get_running_loop().sock_sendall(connection, notice(ALIVE))
 
                 tasks.start_soon(until_closed)
+                if joined.takes_notices:
+                    tasks.start_soon(show_life)
                 await server.serve(sockets=[listener])
                 tasks.cancel_scope.cancel()
         finally:
@@ -334,7 +382,8 @@ class Connections:
 
         def shown(joined: Connection) -> dict[str, Any]:
             calls = list(joined.activity.calls.values())
-            running = [call for call in calls if call.phase in ("prefill", "decode")]
+            running = min(len(calls), stats.groups.get(str(joined.number), 0))
+            waiting = [call for call in calls if call.phase not in ("prefill", "decode")]
             held = [sessions[handle] for handle in joined.activity.sessions if handle in sessions]
             return {
                 "number": joined.number,
@@ -345,9 +394,9 @@ class Connections:
                 "folder": joined.hello.get("folder") or "",
                 "model": joined.model,
                 "since_s": now - joined.since,
-                "running": len(running),
-                "waiting": len(calls) - len(running),
-                "waits_for": next((call.line or call.phase for call in calls if call not in running), ""),
+                "running": running,
+                "waiting": len(calls) - running,
+                "waits_for": next((call.line or call.phase for call in waiting), "") if running < len(calls) else "",
                 "sessions": [session.name or session.session_id for session in held],
             }
 
@@ -356,6 +405,7 @@ class Connections:
             "version": __version__,
             "up_s": now - self._began,
             "retiring": self._retiring,
+            "step_s": self._client.thread.step_s,
             "models": list(stats.models),
             "weights_bytes": stats.weights_bytes,
             "kv_bytes": stats.kv_bytes,

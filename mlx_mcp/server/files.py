@@ -17,9 +17,26 @@ FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe would wait 
 class FileReader:
     """Reads what lies inside `roots`; a link is followed if what it leads to lies there too."""
 
-    def __init__(self, roots: tuple[Path, ...], max_file_bytes: int, max_total_bytes: int) -> None:
+    def __init__(self, roots: tuple[Path, ...], max_file_bytes: int, max_total_bytes: int, why_none: str = "") -> None:
+        """`why_none` is what callers are told where there are no roots."""
         self._roots = tuple(root.absolute() for root in roots)
-        self._max_file_bytes, self._max_total_bytes = max_file_bytes, max_total_bytes
+        self._max_file_bytes, self._max_total_bytes, self._why_none = max_file_bytes, max_total_bytes, why_none
+
+    @classmethod
+    def of_window(
+        cls, roots: tuple[Path, ...] | None, folder: str | None, max_file_bytes: int, max_total_bytes: int
+    ) -> FileReader:
+        """The reader for a host that starts the server in `folder`: that is read unless `roots` were set."""
+        why_none = ""
+        if roots is None:
+            roots = default_roots(folder)
+            if folder is None:
+                why_none = " The folder that it was started in is gone."
+            elif not roots:
+                why_none = (
+                    f" It was started in {folder}, which is or holds your home folder: such a folder is never read."
+                )
+        return cls(roots, max_file_bytes, max_total_bytes, why_none)
 
     def read(self, paths: list[str]) -> str:
         """The files as `<file path="…">` (relative to its root), their text, `</file>`; an empty line between two.
@@ -33,7 +50,7 @@ class FileReader:
         """
         if paths and not self._roots:
             raise InvalidRequest(
-                "This server reads no files: give their text in `prompt`, or have it started with "
+                f"This server reads no files.{self._why_none} Give their text in `prompt`, or have it started with "
                 "MLX_MCP_FILE_ROOTS, the folders that it may read."
             )
         if len(paths) > MAX_FILES:
@@ -56,9 +73,7 @@ class FileReader:
                     f"The files up to {shown(path)} have {total} bytes, and a call may have {self._max_total_bytes} "
                     "read. Give fewer, or have the server started with a larger MLX_MCP_MAX_FILES_BYTES."
                 )
-            text = decoded(path, data)
-            end = "" if text.endswith("\n") or not text else "\n"
-            files[root / below] = f'<file path="{attribute(str(below))}">\n{text}{end}</file>'
+            files[root / below] = framed(str(below), decoded(path, data))
         return "\n\n".join(files.values())
 
     def _open(self, path: str) -> tuple[int, Path, Path]:
@@ -130,6 +145,12 @@ def open_below(root: Path, names: tuple[str, ...]) -> int:
         finally:
             os.close(folder)
     return fd
+
+
+def framed(path: str, text: str) -> str:
+    """A file as a model sees it."""
+    end = "" if text.endswith("\n") or not text else "\n"
+    return f'<file path="{attribute(path)}">\n{text}{end}</file>'
 
 
 def decoded(path: str, data: bytes) -> str:

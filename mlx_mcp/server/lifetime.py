@@ -6,9 +6,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import anyio
+
+from mlx_mcp.server.calls import Activity
+
+CUT_OFF_S = 2.0  # for the answers of calls that were cut off to reach the wire
+POLL_S = 0.02
 
 
 async def until_signal(
@@ -30,6 +35,17 @@ async def until_signal(
         tasks.start_soon(watch)
         await serve()
         tasks.cancel_scope.cancel()
+
+
+async def let_end(is_busy: Callable[[], bool], activities: Iterable[Activity], timeout_s: float) -> None:
+    """Wait until `is_busy` says no; calls that go on after `timeout_s` are cut off, and answered with an error."""
+    for limit_s in (timeout_s, CUT_OFF_S):
+        with anyio.move_on_after(limit_s):
+            # What has come of the calls has no event.
+            while is_busy():  # noqa: ASYNC110
+                await anyio.sleep(POLL_S)
+        for activity in activities:
+            activity.cut_off()
 
 
 def exit_within(timeout_s: float) -> None:

@@ -1,4 +1,7 @@
-"""What the tools return. Hosts show a model this and nothing else, so it is small: what is not there is left out."""
+"""What the tools return. Hosts show a model this and nothing else, so it is small: what is not there is left out.
+
+Some hosts show the structured result, some the text blocks, some both: each must have all of it.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from mlx_mcp.engine.messages import Persisted
 from mlx_mcp.engine.requests import CacheMiss, Result
 
 MAX_LISTED = 100
+NO_TEXT = "(no text)"  # an answer in a batch that failed, or is nothing but tool calls
 
 
 class CalledTool(BaseModel):
@@ -168,11 +172,35 @@ class ModelList(BaseModel):
     models: list[ModelEntry]
 
 
-def reply(result: BaseModel, *texts: str) -> CallToolResult:
-    """A tool's result; `texts` are for hosts that show a model text only, which else see it as JSON."""
+def reply(result: BaseModel) -> CallToolResult:
+    """A tool's result: structured, and as text for hosts that show their model nothing else.
+
+    The texts of answers are blocks of their own, as they are. A last block says as JSON what these do not: it has no
+    text again, since some hosts show everything.
+    """
     structured = result.model_dump(mode="json", exclude_none=True)
-    content = [TextContent(type="text", text=text) for text in texts or [json.dumps(structured)]]
+    texts, rest = apart(structured)
+    content = [TextContent(type="text", text=text) for text in (*texts, compact(rest))]
     return CallToolResult(content=list(content), structured_content=structured)
+
+
+def apart(structured: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """The texts of a result's answers, and the rest of it.
+
+    A single answer without text has no block, in a batch every answer has one. Counts of 0 are left out of a batch's
+    rest, which has many.
+    """
+    rest = {key: value for key, value in structured.items() if key != "text"}
+    if "results" not in rest:
+        return [structured["text"]] if structured.get("text") else [], rest
+    branches = rest["results"]
+    rest["results"] = [{key: value for key, value in b.items() if key != "text" and value != 0} for b in branches]
+    return [branch.get("text") or NO_TEXT for branch in branches], rest
+
+
+def compact(value: Any) -> str:
+    """As JSON that is cheap to read."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def counts(result: Result) -> dict[str, Any]:

@@ -5,6 +5,8 @@ Guarantees:
     - Every line is answered or obeyed: one that is too long, not UTF-8 or not a message gets an error, under its own id
       where that can be read, and the server goes on.
     - Memory for a line is bounded by `max_request_bytes`.
+    - `OpenRequests` says at any time which requests were read and are not answered on the wire: a server that waits
+      until there are none loses no answer.
 """
 
 from __future__ import annotations
@@ -14,15 +16,29 @@ import json
 import os
 import re
 import threading
-from collections.abc import Awaitable, Callable
-from typing import Any, BinaryIO, cast
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any, BinaryIO
 
 import anyio
 import anyio.to_thread
 from mcp.server.mcpserver import MCPServer
-from mcp.server.stdio import stdio_server
-from mcp_types import INVALID_REQUEST, PARSE_ERROR, JSONRPCMessage, jsonrpc_message_adapter
+from mcp.shared.message import ServerMessageMetadata, SessionMessage
+from mcp_types import (
+    INVALID_REQUEST,
+    PARSE_ERROR,
+    JSONRPCError,
+    JSONRPCMessage,
+    JSONRPCNotification,
+    JSONRPCRequest,
+    JSONRPCResponse,
+    RequestId,
+    jsonrpc_message_adapter,
+)
 from pydantic import ValidationError
+
+from mlx_mcp.process.lines import BAD_ID, LISTENING, envelope
 
 NextLine = Callable[[], Awaitable[bytes]]  # nothing at the end
 Write = Callable[[bytes], Awaitable[None]]  # all of it, even if it is cancelled; raises OSError once nobody reads
@@ -43,14 +59,53 @@ def take_stdio() -> tuple[BinaryIO, BinaryIO]:
     return wire_in, wire_out
 
 
-async def serve_stdio(server: MCPServer[Any], wire_in: BinaryIO, wire_out: BinaryIO, max_request_bytes: int) -> None:
+class OpenRequests:
+    """One client's requests that were read and are not answered on the wire; those that only listen do not count.
+
+    One event loop touches it.
+    """
+
+    def __init__(self) -> None:
+        self.num_read = 0  # lines
+        self.returned: list[RequestId] = []  # read after `return_others`, and not taken up
+        self.returning = False
+        self._open: Counter[RequestId] = Counter()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the client waits for an answer."""
+        return self._open.total() > 0
+
+    def return_others(self) -> None:
+        """From now on take up no request: the client has another server do it."""
+        self.returning = True
+
+    def take(self, request: JSONRPCRequest) -> bool:
+        """Note a request that was read; whether it is to be taken up."""
+        if self.returning:
+            self.returned.append(request.id)
+        elif request.method not in LISTENING:
+            self._open[request.id] += 1
+        return not self.returning
+
+    def settle(self, id_: RequestId) -> None:
+        """Note that the request was answered, or was cancelled and will not be."""
+        if self._open[id_] > 1:
+            self._open[id_] -= 1
+        else:
+            del self._open[id_]
+
+
+async def serve_stdio(
+    server: MCPServer[Any], wire_in: BinaryIO, wire_out: BinaryIO, max_request_bytes: int, requests: OpenRequests
+) -> None:
     """Serve one client until it closes its end, or our stdout breaks; calls still running then are cancelled."""
 
     async def write(data: bytes) -> None:
         # Not abandoned on cancel: half a line would spoil every line after it.
         await anyio.to_thread.run_sync(write_all, wire_out, data)
 
-    await serve_lines(server, FileLines(wire_in, max_request_bytes).next, write, max_request_bytes)
+    await serve_lines(server, FileLines(wire_in, max_request_bytes).next, write, max_request_bytes, requests)
 
 
 async def serve_lines(
@@ -58,21 +113,48 @@ async def serve_lines(
     next_line: NextLine,
     write: Write,
     max_request_bytes: int,
+    requests: OpenRequests,
     seen: Callable[[JSONRPCMessage], None] = lambda _: None,
 ) -> None:
     """Serve one client whose lines come from `next_line` until there are no more, or until `write` fails.
 
-    `seen` is told of every message.
+    `requests` is kept true all the while, and `seen` is told of every message.
     """
     writer = LineWriter(write)
-    reader = LineReader(next_line, writer, max_request_bytes, seen)
+    to_server, read_stream = anyio.create_memory_object_stream[SessionMessage | Exception]()
+    write_stream, from_server = anyio.create_memory_object_stream[SessionMessage]()
+
+    async def read() -> None:
+        async with to_server:
+            async for message in messages(next_line, writer, max_request_bytes, requests):
+                seen(message)
+                settled = None
+                if isinstance(message, JSONRPCRequest):
+                    if not requests.take(message):
+                        continue
+                    settled = ServerMessageMetadata(on_request_unanswered=partial(settle, requests, message.id))
+                await to_server.send(SessionMessage(message, settled))
+
+    async def answer() -> None:
+        async with from_server:
+            async for sent in from_server:
+                await writer.write(sent.message.model_dump_json(by_alias=True, exclude_unset=True) + "\n")
+                if isinstance(sent.message, JSONRPCResponse | JSONRPCError) and sent.message.id is not None:
+                    requests.settle(sent.message.id)
+
     lowlevel = server._lowlevel_server  # MCPServer has no public way to run on given streams (mcp 2.3)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(writer.cancel_when_broken, tasks.cancel_scope)
-        # The transport asks of its files no more than iteration, write and flush.
-        async with stdio_server(cast(Any, reader), cast(Any, writer)) as (read, write_stream):
-            await lowlevel.run(read, write_stream, lowlevel.create_initialization_options())
+        async with anyio.create_task_group() as transport:
+            transport.start_soon(read)
+            transport.start_soon(answer)
+            await lowlevel.run(read_stream, write_stream, lowlevel.create_initialization_options())
         tasks.cancel_scope.cancel()
+
+
+async def settle(requests: OpenRequests, id_: RequestId) -> None:
+    """What the SDK calls for a request that it leaves unanswered."""
+    requests.settle(id_)
 
 
 class LineWriter:
@@ -92,9 +174,6 @@ class LineWriter:
                 except OSError:
                     self._broken.set()
 
-    async def flush(self) -> None:
-        """Nothing: `write` leaves nothing behind."""
-
     async def cancel_when_broken(self, scope: anyio.CancelScope) -> None:
         """Cancel `scope` when the reader is gone: nobody would ever read an answer."""
         await self._broken.wait()
@@ -108,39 +187,50 @@ def write_all(file: BinaryIO, data: bytes) -> None:
         view = view[file.write(view) or 0 :]
 
 
-class LineReader:
-    """Hands over lines that are sound messages; answers the others itself."""
+async def messages(
+    next_line: NextLine, writer: LineWriter, max_bytes: int, requests: OpenRequests
+) -> AsyncIterator[JSONRPCMessage]:
+    """Yield what is sound of the lines; answer the others, and count all."""
+    while line := await next_line():
+        requests.num_read += 1
+        if not line.strip():
+            continue
+        try:
+            yield message_of(line, max_bytes)
+        except BadLine as error:
+            await writer.write(error_line(request_id(line), error.code, str(error)))
 
-    def __init__(
-        self, next_line: NextLine, writer: LineWriter, max_bytes: int, seen: Callable[[JSONRPCMessage], None]
-    ) -> None:
-        self._next_line, self._writer, self._max_bytes, self._seen = next_line, writer, max_bytes, seen
 
-    def __aiter__(self) -> LineReader:
-        """Itself."""
-        return self
+class BadLine(Exception):
+    """A line that is no sound message; the text says why."""
 
-    async def __anext__(self) -> str:
-        """The next sound line."""
-        while True:
-            line = await self._next_line()
-            if not line:
-                raise StopAsyncIteration
-            if not line.strip():
-                continue
-            if len(line) > self._max_bytes:
-                fault, code = f"The line is longer than {self._max_bytes} bytes; send less.", INVALID_REQUEST
-            else:
-                try:
-                    text = line.decode("utf-8")
-                    self._seen(jsonrpc_message_adapter.validate_json(text, by_name=False))
-                    return text
-                except UnicodeDecodeError as error:
-                    fault, code = f"The line is not UTF-8 at byte {error.start}; send JSON as UTF-8.", PARSE_ERROR
-                except ValidationError as error:
-                    why = error.errors(include_url=False, include_input=False)[0]["msg"]
-                    fault, code = f"The line is not a JSON-RPC message: {why}. Send one message per line.", PARSE_ERROR
-            await self._writer.write(error_line(request_id(line), code, fault))
+    def __init__(self, code: int, fault: str) -> None:
+        self.code = code
+        super().__init__(fault)
+
+
+def message_of(line: bytes, max_bytes: int) -> JSONRPCMessage:
+    """The message that a line is.
+
+    Raises:
+        BadLine: it is none, or longer than `max_bytes`.
+    """
+    if len(line) > max_bytes:
+        raise BadLine(INVALID_REQUEST, f"The line is longer than {max_bytes} bytes; send less.")
+    try:
+        text = line.decode("utf-8")
+        message = jsonrpc_message_adapter.validate_json(text, by_name=False)
+    except UnicodeDecodeError as error:
+        fault = f"The line is not UTF-8 at byte {error.start}; send JSON as UTF-8."
+        raise BadLine(PARSE_ERROR, fault) from error
+    except ValidationError as error:
+        why = error.errors(include_url=False, include_input=False)[0]["msg"]
+        fault = f"The line is not a JSON-RPC message: {why}. Send one message per line."
+        raise BadLine(PARSE_ERROR, fault) from error
+    # The SDK takes a request whose id is neither a string nor an integer for a notification, and would not answer.
+    if isinstance(message, JSONRPCNotification) and envelope(line).bad_request:
+        raise BadLine(INVALID_REQUEST, BAD_ID)
+    return message
 
 
 class FileLines:

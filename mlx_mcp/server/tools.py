@@ -57,6 +57,10 @@ EMBEDDED_NOTE = (
     "No model is configured, so the built-in one of 0.9M parameters serves: it recalls what it is told and no more. "
     "For real work have the server started as `mlx-mcp serve --model FOLDER_OR_HUB_ID`."
 )
+UNPINNED_NOTE = (
+    "It is not pinned: pinned sessions may take half of the memory for keys and values. Close some of them, or have "
+    "the server started with a larger max_kv_bytes."
+)
 
 
 def make_tools(
@@ -90,7 +94,7 @@ class Tools:
     """Each method is a tool; its docstring is what a calling model reads of it."""
 
     def __init__(self, client: EngineClient, registry: Registry, files: FileReader, activity: Activity) -> None:
-        self._client, self._registry, self._files, self._activity = client, registry, files, activity
+        self._client, self._registry, self._files, self.activity = client, registry, files, activity
 
     @translated
     async def generate(self, given: GenerateArguments, ctx: Context) -> Annotated[CallToolResult, Generation]:
@@ -126,7 +130,7 @@ class Tools:
             opens=SessionOptions() if keep and not given.session else None,
         )
         result = await self._run(ctx, request)
-        return reply(generation(result, self._note(given.model or given.session)), result.text)
+        return reply(generation(result, self._note(given.model or given.session)))
 
     @translated
     async def generate_batch(self, given: BatchArguments, ctx: Context) -> Annotated[CallToolResult, Batch]:
@@ -173,14 +177,14 @@ class Tools:
             for i in range(given.n)
         ]
         run = self._run_forks if given.keep and branched else self._run_all
-        outcomes = await while_connected(ctx, run(requests, ProgressReporter(ctx, self._activity, count)))
+        outcomes = await while_connected(ctx, run(requests, ProgressReporter(ctx, self.activity, count)))
         failed = [outcome for outcome in outcomes if isinstance(outcome, MlxMcpError)]
         answered = [outcome for outcome in outcomes if isinstance(outcome, Result)]
         if not answered:
             raise failed[0]
         results = [branch(o) if isinstance(o, Result) else Branch(error=str(o)) for o in outcomes]
-        batch = Batch(results=results, model=answered[0].model, note=self._note(given.model or given.session))
-        return reply(batch, *(result.text or result.error or "" for result in results))
+        note = self._note(given.model or given.session)
+        return reply(Batch(results=results, model=answered[0].model, note=note))
 
     @translated
     async def create_session(self, given: CreateArguments, ctx: Context) -> Annotated[CallToolResult, NewSession]:
@@ -214,6 +218,7 @@ class Tools:
         result = await self._run(ctx, request)
         session = result.session
         assert session is not None, "a context ends in its session"
+        unpinned = given.pinned and not session.pinned
         created = NewSession(
             session=session.session_id,
             name=session.name or None,
@@ -221,7 +226,7 @@ class Tools:
             tokens=session.num_tokens,
             **counts(result),
             miss=miss(result.miss),
-            note=self._note(given.model),
+            note=" ".join(filter(None, (self._note(given.model), UNPINNED_NOTE if unpinned else None))) or None,
         )
         return reply(created)
 
@@ -240,7 +245,7 @@ class Tools:
         names = tuple(given.names or ())
         count = given.count or len(names) or 1
         forks = await self._client.fork(tenant(), given.session, count, names, given.version)
-        self._activity.sessions.update(fork.session_id for fork in forks)
+        self.activity.sessions.update(fork.session_id for fork in forks)
         return reply(
             Forks(
                 sessions=[fork.session_id for fork in forks],
@@ -314,7 +319,7 @@ class Tools:
         )
 
     async def _run(self, ctx: Context, request: GenerateRequest) -> Result:
-        return await while_connected(ctx, ProgressReporter(ctx, self._activity).follow(self._client, request))
+        return await while_connected(ctx, ProgressReporter(ctx, self.activity).follow(self._client, request))
 
     async def _run_all(self, requests: list[GenerateRequest], progress: ProgressReporter) -> list[Result | MlxMcpError]:
         """Run requests at once; one's failure is its own, unless the engine is gone."""

@@ -129,12 +129,21 @@ def reading(calls: Calls, name: str | Path, dir_fd: int | None = None) -> Iterat
     # O_NONBLOCK: opening a FIFO would wait for somebody to write to it.
     fd = calls.open(name, os.O_RDONLY | os.O_NONBLOCK, dir_fd)
     try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        yield OpenFile(calls, fd, found.st_size, found.st_mtime)
+        yield opened(calls, fd)
     finally:
         calls.close(fd)
+
+
+def opened(calls: Calls, fd: int) -> OpenFile:
+    """The regular file that was opened as `fd`.
+
+    Raises:
+        OSError: it is something else.
+    """
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    return OpenFile(calls, fd, found.st_size, found.st_mtime)
 
 
 def write_durably(calls: Calls, dir_fd: int, name: str, pieces: Iterable[Piece]) -> int:

@@ -9,19 +9,18 @@ One thread at a time calls it; only `tier.find` may be called from any.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from pathlib import Path
 
-from mlx_mcp.core.durable import SessionHead, SessionRecord
+from mlx_mcp.core.durable import SessionHead, SessionRecord, Transfer, check_name
 from mlx_mcp.core.ports import StoredBlock
 from mlx_mcp.errors import StorageError
 from mlx_mcp.storage import session_log
 from mlx_mcp.storage.faults import point
-from mlx_mcp.storage.folder import Calls, Folder, Piece, reading, storage_error, write_durably
+from mlx_mcp.storage.folder import Calls, Folder, Piece, opened, write_durably
 from mlx_mcp.storage.sealed import Unsound, digest, encode, head_nbytes, seal, unseal
 from mlx_mcp.storage.session_log import SessionLog
 from mlx_mcp.storage.ssd_tier import MAX_SEGMENT_BLOCKS, Record, SsdTier, describe, records_of
@@ -138,8 +137,11 @@ class Store:
         self.sessions.clear()
         self.tier.clear()
 
-    def export(self, session_id: str, path: Path, version: str = "") -> int:
+    def export(self, session_id: str, version: str, transfer: Transfer) -> int:
         """Write a session and the blocks that are there to a file, which other folders can import; returns its bytes.
+
+        Other calls may come between the parts: none of them takes away the blocks that are still to be written, but
+        `purge`.
 
         Raises:
             StorageError: there is no such session, or the file cannot be written.
@@ -153,68 +155,107 @@ class Store:
         described, payload = session_log.describe(record)
         meta = encode({"session": described, "blocks": [describe(known) for known in records]})
         digests = [digest((payload,)), *(known.digest for known in records)]
+        transfer.total_bytes = sum(known.nbytes for known in records)
 
         def pieces() -> Iterator[Piece]:
             yield 0, (seal(EXPORT_MAGIC, b"", meta, digests), payload)
             offset = head_nbytes(meta, len(digests)) + len(payload)
             for batch in _batches(records):
-                blocks = self.tier.get([known.key for known in batch])
-                if len(blocks) < len(batch):
-                    raise StorageError(
-                        "A block of the session turned out to be damaged. Export it again, without that."
-                    )
+                keys = [known.key for known in batch]
+                blocks = self.tier.get(keys)
+                if [known.digest for known in self.tier.records(keys)] != [known.digest for known in batch]:
+                    raise StorageError("A block of the session is damaged, or was changed meanwhile. Export it again.")
                 for block in blocks:
                     yield offset, block.data
                     offset += block.nbytes
+                transfer.went_on(sum(block.nbytes for block in blocks))
 
         try:
-            dir_fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                return write_durably(self._folder.calls, dir_fd, path.name, pieces())
-            finally:
-                os.close(dir_fd)
+            with self._holding(record.blocks):
+                return write_durably(self._folder.calls, transfer.fd, transfer.file_name, pieces())
         except OSError as exc:
-            raise storage_error(exc, f"Writing {path}") from exc
+            raise StorageError(
+                f"Writing {transfer.file_name} failed: {exc.strerror}. Make room, or choose another place for it."
+            ) from exc
+        finally:
+            with contextlib.suppress(StorageError):  # what was held back; else the next start does it
+                self._finish_removals()
 
-    def import_(self, path: Path) -> SessionHead:
+    def look_into(self, transfer: Transfer) -> SessionRecord:
+        """Read an exported file from end to end, and return the session in it.
+
+        Raises:
+            StorageError: the file is not whole, or cannot be read.
+        """
+        with self._exported(transfer) as (record, batches):
+            for blocks in batches:
+                transfer.went_on(sum(block.nbytes for block in blocks))
+        transfer.done_bytes = 0
+        return record
+
+    def import_(self, transfer: Transfer, name: str = "") -> SessionHead:
         """Make durable what another folder exported, in place of a session of the same handle and version.
 
         Digests say that the file is whole, not who made it: import only what you trust.
 
+        Args:
+            transfer: the file.
+            name: what the session is called from now on; as it was if not given.
+
         Raises:
+            InvalidRequest: another session has the name.
             StorageError: the file is damaged, or cannot be read; or its session cannot be kept now.
         """
         keys: list[bytes] = []
-        try:
-            with reading(self._folder.calls, path) as file:
-                head = unseal(EXPORT_MAGIC, b"", file)
-                said = head.meta.get("session")
-                if not isinstance(said, dict):
-                    raise Unsound("no session")
-                record = session_log.read_record(said, head, file)
-                begin = head.nbytes + session_log.payload_bytes(said)
-                records = records_of(head.meta.get("blocks"), head.digests[1:], begin)
-                if record.blocks != tuple(known.key for known in records):
-                    raise Unsound("other blocks than the session's")
-                if any(
-                    other.session_id == record.session_id and other.tenant != record.tenant
-                    for other in self.sessions.heads()
-                ):
-                    raise StorageError("Another tenant has a session of that handle. Remove it first.")
+        with self._exported(transfer) as (record, batches):
+            record = replace(record, name=name or record.name)
+            check_import(record, self.sessions.heads())
+            try:
                 with self._holding(record.blocks):
-                    for batch in _batches(records):
-                        blocks = [known.restored(file.read(known.nbytes, known.offset)) for known in batch]
-                        if any(digest(block.data) != known.digest for block, known in zip(blocks, batch, strict=True)):
-                            raise Unsound("changed since it was written")
+                    for blocks in batches:
                         keys += [block.key for block in blocks]
                         self.tier.put(blocks)
+                        transfer.went_on(sum(block.nbytes for block in blocks))
                     self.persist((), record)
-        except Unsound as exc:
-            self.tier.delete([key for key in keys if not self._is_wanted(key)])
-            raise StorageError(f"{path} is not a whole export of a session ({exc}). Export it again.") from exc
-        except OSError as exc:
-            raise storage_error(exc, f"Reading {path}") from exc
+            except (Unsound, StorageError):
+                self.tier.delete([key for key in keys if not self._is_wanted(key)])
+                raise
         return next(head for head in self.sessions.heads() if _is_of(head, record))
+
+    @contextlib.contextmanager
+    def _exported(self, transfer: Transfer) -> Iterator[tuple[SessionRecord, Iterator[list[StoredBlock]]]]:
+        """The session in an exported file, and its blocks, a few at a time, checked as they are read.
+
+        Raises:
+            StorageError: the file is not whole, or cannot be read.
+        """
+        try:
+            file = opened(self._folder.calls, transfer.fd)
+            head = unseal(EXPORT_MAGIC, b"", file)
+            said = head.meta.get("session")
+            if not isinstance(said, dict):
+                raise Unsound("no session")
+            record = session_log.read_record(said, head, file)
+            begin = head.nbytes + session_log.payload_bytes(said)
+            records = records_of(head.meta.get("blocks"), head.digests[1:], begin)
+            if record.blocks != tuple(known.key for known in records):
+                raise Unsound("other blocks than the session's")
+            transfer.total_bytes = sum(known.nbytes for known in records)
+
+            def batches() -> Iterator[list[StoredBlock]]:
+                for batch in _batches(records):
+                    blocks = [known.restored(file.read(known.nbytes, known.offset)) for known in batch]
+                    if any(digest(block.data) != known.digest for block, known in zip(blocks, batch, strict=True)):
+                        raise Unsound("changed since it was written")
+                    yield blocks
+
+            yield record, batches()
+        except Unsound as exc:
+            raise StorageError(
+                f"{transfer.file_name} is not a whole export of a session ({exc}). Export it again."
+            ) from exc
+        except OSError as exc:
+            raise StorageError(f"Reading {transfer.file_name} failed: {exc.strerror}. Export it again.") from exc
 
     def _is_wanted(self, key: bytes) -> bool:
         return key in self._held or self.sessions.is_referenced(key)
@@ -229,9 +270,25 @@ class Store:
             self._held = before
 
     def _finish_removals(self) -> None:
-        self.tier.delete(self.sessions.let_go())
+        let_go = self.sessions.let_go()
+        self.tier.delete([key for key in let_go if key not in self._held])
         point("remove.blocks_deleted")
-        self.sessions.forget()
+        if self._held.isdisjoint(let_go):  # else whoever holds them comes here afterwards
+            self.sessions.forget()
+
+
+def check_import(record: SessionRecord, heads: Seq[SessionHead]) -> None:
+    """See that an imported session takes nothing from another one.
+
+    Raises:
+        InvalidRequest: another session has its name.
+        StorageError: another tenant has a session of its handle.
+    """
+    for head in heads:
+        if head.session_id == record.session_id and head.tenant != record.tenant:
+            raise StorageError("Another tenant has a session of that handle. Remove it first.")
+        if record.name and (head.tenant, head.name) == (record.tenant, record.name):
+            check_name(record, head.session_id)
 
 
 def _is_of(head: SessionHead, record: SessionRecord) -> bool:

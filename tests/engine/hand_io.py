@@ -1,34 +1,54 @@
 """Reading and writing by hand, so that a test decides when a disk is done."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 from mlx_mcp.errors import MlxMcpError
+
+T = TypeVar("T")
 
 
 class HandIo:
     """Does what the engine gave it when it is told to."""
 
-    def __init__(self):
-        self.work, self.closed = [], False
+    def __init__(self) -> None:
+        self.work: list[tuple[Callable[[], Any], Callable[[Any], None]]] = []
+        self.closed = False
+        self.num_patient = 0  # the last pieces of the work, which others pass
 
-    def submit(self, work, tell, urgent=False):
-        self.work.insert(0, (work, tell)) if urgent else self.work.append((work, tell))
+    def submit(
+        self,
+        work: Callable[[], T],
+        tell: Callable[[T | MlxMcpError], None],
+        urgent: bool = False,
+        patient: bool = False,
+    ) -> None:
+        self.num_patient += patient
+        at = 0 if urgent else len(self.work) + 1 if patient else len(self.work) - self.num_patient
+        self.work.insert(at, (work, tell))
 
-    def run(self):
+    def breathe(self) -> None:
+        while len(self.work) > self.num_patient:
+            self.run()()
+
+    def run(self) -> Callable[[], None]:
         """Do one piece; returns what tells the engine."""
+        self.num_patient -= len(self.work) == self.num_patient
         work, tell = self.work.pop(0)
         try:
-            outcome = work()
+            outcome: Any = work()
         except MlxMcpError as error:
             outcome = error
         return lambda: tell(outcome)
 
-    def close(self, last, timeout_s):
+    def close(self, last: Callable[[], None], timeout_s: float) -> bool:
         while self.work:
             self.run()
         last()
         self.closed = True
         return True
 
-    def run_all(self):
+    def run_all(self) -> None:
         """Do everything there is, and what comes of it."""
         while self.work:
             self.run()()

@@ -1,21 +1,26 @@
 """Everything that can befall sessions, in any order, against lists of plain tokens."""
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.strategies import DataObject
 
+from mlx_mcp.core.durable import Store
 from mlx_mcp.core.kv_cache_manager import Sharing
-from mlx_mcp.core.ports import ModelSpec
+from mlx_mcp.core.ports import ModelLoader, ModelSpec
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import SamplingParams
-from mlx_mcp.core.session import SessionOptions
+from mlx_mcp.core.session import Session, SessionOptions
 from mlx_mcp.engine.engine import Engine, Keeping, Persisting
 from mlx_mcp.engine.messages import (
     Cancel,
     Close,
+    Event,
     Failed,
     Finish,
     Finished,
@@ -33,7 +38,7 @@ from mlx_mcp.engine.messages import (
     Unloaded,
 )
 from mlx_mcp.engine.persistence import PersistenceOptions
-from mlx_mcp.errors import CapacityError, InvalidRequest, RequestError, SessionBusy, UnknownSession
+from mlx_mcp.errors import CapacityError, InvalidRequest, MlxMcpError, RequestError, SessionBusy, UnknownSession
 from tests.engine.hand_io import HandIo
 
 LIMITS = Limits(max_running=4, chunk_tokens=8, prefill_tokens_idle=16, prefill_tokens_busy=8)
@@ -45,14 +50,30 @@ TEXTS.append(TEXTS[0][:13] + TEXTS[1][13:])
 LENGTHS = st.integers(1, 30) | st.integers(110, 150)  # on both sides of the smallest slot's length
 
 
+Tokens = tuple[int, ...]
+
+
+class Heard(list[Event]):
+    """What a command was answered."""
+
+    def __call__(self, event: Event) -> bool:
+        self.append(event)
+        return True
+
+
 class Call:
     """A generation under way, and what has been heard of it."""
 
-    def __init__(self, submit, prompt, session, opens):
-        self.submit, self.prompt, self.session, self.opens = submit, prompt, session, opens
-        self.output, self.ended, self.error, self.cut, self.repeats = [], None, None, None, False
+    def __init__(self, prompt: Tokens, session: str, opens: bool) -> None:
+        self.submit: Submit
+        self.prompt, self.session, self.opens = prompt, session, opens
+        self.output: list[int] = []
+        self.ended: Event | None = None
+        self.error: MlxMcpError | None = None
+        self.cut: int | None = None  # so many tokens were wanted in the end
+        self.repeats = False
 
-    def __call__(self, event):
+    def __call__(self, event: Event) -> bool:
         assert self.ended is None, f"{event} after the end"
         match event:
             case Prefilled(num_tokens, num_cached):
@@ -71,35 +92,35 @@ class Call:
 class SessionMachine(RuleBasedStateMachine):
     """The engine beside an oracle: each session's tokens, and each generation's."""
 
-    def make_loader(self):
+    def make_loader(self) -> ModelLoader:
         """The models `tiny` and `other`, of which there is room for one."""
         raise NotImplementedError
 
-    def expected(self, model, prompt, output, params, finished):
+    def expected(self, model: str, prompt: Tokens, output: Tokens, params: SamplingParams, finished: bool) -> None:
         """Prove that the model alone says this after the prompt."""
         raise NotImplementedError
 
-    def check_kept(self, session):
+    def check_kept(self, session: Session) -> None:
         """Prove that what is cached of a session is what its tokens give."""
 
-    open_store = None  # opens what outlives an engine
+    open_store: Callable[[], Store] | None = None  # opens what outlives an engine
     max_kv_bytes = 1 << 30
     max_weights_bytes = 150
     hash_bytes = 32
-    seen: ClassVar = Counter()  # what befell all machines; each kind of machine has its own
+    seen: ClassVar[Counter[str]] = Counter()  # what befell all machines; each kind of machine has its own
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.now, self.number = 0.0, 0
         self.model = "tiny"
         self.begin_engine()
-        self.calls = {}
-        self.saved = {}  # handle → tokens and role, as they are on disk
-        self.logs = {}  # handle → tokens, as far as the oracle knows
-        self.after = {}
-        self.busy = {}  # handle → the call that goes on with it
+        self.calls: dict[int, Call] = {}
+        self.saved: dict[str, tuple[Tokens, str]] = {}  # handle → tokens and role, as they are on disk
+        self.logs: dict[str, Tokens] = {}  # handle → tokens, as far as the oracle knows
+        self.after: dict[str, str] = {}
+        self.busy: dict[str, Call] = {}  # handle → the call that goes on with it
 
-    def begin_engine(self):
+    def begin_engine(self) -> None:
         self.io, persisting = HandIo(), None
         if self.open_store is not None:
             persisting = Persisting(self.open_store, self.io, PersistenceOptions(keep_s=1))
@@ -110,7 +131,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.io.run_all()
         self.load(self.model)
 
-    def advance(self):
+    def advance(self) -> bool:
         """One step, or one piece of reading and writing if there is nothing to do; returns whether there was either."""
         if self.engine.step():
             return True
@@ -119,23 +140,23 @@ class SessionMachine(RuleBasedStateMachine):
             return True
         return False
 
-    def load(self, name):
-        heard = []
+    def load(self, name: str) -> None:
+        heard = Heard()
         spec = ModelSpec(name, "folder", f"/nowhere/{name}")
         prepared = self.engine.loader.prepare(spec, lambda line: None)
-        self.engine.handle(Load(prepared, lambda event: heard.append(event) or True))
+        self.engine.handle(Load(prepared, heard))
         for _ in range(100):
             if heard and isinstance(heard[-1], Loaded | Failed):
                 break
             self.engine.step()
         assert isinstance(heard[-1], Loaded), heard[-1]
 
-    def submit(self, prompt, max_tokens, turn, seed=0):
+    def submit(self, prompt: Tokens, max_tokens: int, turn: Turn, seed: int = 0) -> Call:
         self.number += 1
         session = self.engine.sessions.sessions.get(turn.session)
         before = self.logs[turn.session] if session is not None else ()
         params = SamplingParams(max_tokens, temperature=0.0, seed=seed)
-        call = Call(None, before + prompt, turn.session if turn.keep else "", turn.opens is not None)
+        call = Call(before + prompt, turn.session if turn.keep else "", turn.opens is not None)
         model = session.model if session is not None else self.model
         call.submit = Submit(self.number, model, prompt, params, call, turn=turn)
         self.engine.handle(call.submit)
@@ -150,7 +171,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.settle()
         return call
 
-    def settle(self):
+    def settle(self) -> None:
         """Bring the oracle up to date with what has ended."""
         for number, call in list(self.calls.items()):
             if call.ended is None:
@@ -173,11 +194,12 @@ class SessionMachine(RuleBasedStateMachine):
         for handle in [h for h in self.saved if h not in self.logs]:
             del self.saved[handle]
 
-    def forget(self, handle):
+    def forget(self, handle: str) -> None:
         self.logs.pop(handle, None)
         self.after.pop(handle, None)
 
-    def finished(self, call):
+    def finished(self, call: Call) -> None:
+        assert isinstance(call.ended, Finished)
         turn, info = call.submit.turn, call.ended.session
         prompt = call.prompt
         if call.session and not call.opens:
@@ -193,13 +215,17 @@ class SessionMachine(RuleBasedStateMachine):
         if info is not None and call.session in self.logs:
             self.logs[call.session], self.after[call.session] = log, after
 
-    def idle_sessions(self):
+    def idle_sessions(self) -> list[str]:
         return [h for h in self.logs if self.logs[h]]
+
+    def pick(self, data: DataObject | None, handles: list[str]) -> str:
+        """One that Hypothesis draws; the first where a story is scripted."""
+        return handles[0] if data is None else data.draw(st.sampled_from(handles))
 
     # What can happen
 
     @initialize(n=LENGTHS, count=st.integers(1, 3))
-    def begin(self, n, count):
+    def begin(self, n: int, count: int) -> None:
         self.submit(TEXTS[0][:n], 4, Turn(TENANTS[0], opens=SessionOptions()))
         self.repeat(0, 1 + n % 20, 1, TENANTS[0])
         self.drain()
@@ -209,11 +235,11 @@ class SessionMachine(RuleBasedStateMachine):
             self.logs[other], self.after[other] = self.logs[handle], self.after[handle]
 
     @rule(text=st.integers(0, 2), n=LENGTHS, most=st.integers(1, 30) | st.just(120), tenant=st.sampled_from(TENANTS))
-    def generate(self, text, n, most, tenant):
+    def generate(self, text: int, n: int, most: int, tenant: str) -> None:
         self.submit(TEXTS[text][:n], most, Turn(tenant))
 
     @rule(text=st.integers(0, 2), n=st.integers(1, 20), most=st.integers(1, 8), tenant=st.sampled_from(TENANTS))
-    def repeat(self, text, n, most, tenant):
+    def repeat(self, text: int, n: int, most: int, tenant: str) -> None:
         """A prompt that is still there with the logits after it, if there was room."""
         self.generate(text, n, 1, tenant)
         self.drain()
@@ -221,7 +247,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.calls)
     @rule(text=st.integers(0, 2), tenant=st.sampled_from(TENANTS))
-    def crowd(self, text, tenant):
+    def crowd(self, text: int, tenant: str) -> None:
         """More rows that grow than there may be room for."""
         for i in range(3):
             self.submit(TEXTS[(text + i) % 3][: 112 + i], 60, Turn(tenant))
@@ -236,7 +262,17 @@ class SessionMachine(RuleBasedStateMachine):
         pinned=st.sampled_from([False, False, False, True]),
         ttl=st.sampled_from([None, 5]),
     )
-    def open(self, text, n, most, tenant, context, ephemeral, pinned, ttl):
+    def open(
+        self,
+        text: int,
+        n: int,
+        most: int,
+        tenant: str,
+        context: bool,
+        ephemeral: bool,
+        pinned: bool,
+        ttl: float | None,
+    ) -> None:
         options = SessionOptions(ephemeral=ephemeral, pinned=pinned, ttl_s=ttl)
         self.submit(
             TEXTS[text][:n], 1 if context else most, Turn(tenant, opens=options, context="user" if context else "")
@@ -251,8 +287,8 @@ class SessionMachine(RuleBasedStateMachine):
         keep=st.booleans(),
         queue=st.booleans(),
     )
-    def turn(self, data, text, n, most, keep, queue):
-        handle = data.draw(st.sampled_from(self.idle_sessions()))
+    def turn(self, data: DataObject | None, text: int, n: int, most: int, keep: bool, queue: bool) -> None:
+        handle = self.pick(data, self.idle_sessions())
         session = self.engine.sessions.sessions[handle]
         if session.model not in self.engine.residents:
             return
@@ -265,17 +301,17 @@ class SessionMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.idle_sessions())
     @rule(data=st.data(), text=st.integers(0, 2), n=st.integers(1, 10) | st.integers(60, 90), most=st.integers(1, 30))
-    def converse(self, data, text, n, most):
+    def converse(self, data: DataObject | None, text: int, n: int, most: int) -> None:
         self.turn(data, text, n, most, True, True)
         self.drain()
 
     @precondition(lambda self: self.idle_sessions())
     @rule(data=st.data(), count=st.integers(1, 3))
-    def fork(self, data, count):
-        handle = data.draw(st.sampled_from(self.idle_sessions()))
-        heard, tenant = [], self.engine.sessions.sessions[handle].tenant
+    def fork(self, data: DataObject | None, count: int) -> None:
+        handle = self.pick(data, self.idle_sessions())
+        heard, tenant = Heard(), self.engine.sessions.sessions[handle].tenant
         before, rested = self.engine.ledger.used_bytes, self.engine.sessions.sessions[handle].resting
-        self.engine.handle(Fork(tenant, handle, count, (), lambda event: heard.append(event) or True))
+        self.engine.handle(Fork(tenant, handle, count, (), heard))
         while not heard:  # its tokens come from disk
             self.io.run()()
         if isinstance(heard[0], Failed):
@@ -289,10 +325,10 @@ class SessionMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.logs)
     @rule(data=st.data())
-    def close(self, data):
-        handle = data.draw(st.sampled_from(list(self.logs)))
-        heard, tenant = [], self.engine.sessions.sessions[handle].tenant
-        self.engine.handle(Close(tenant, (handle,), lambda event: heard.append(event) or True))
+    def close(self, data: DataObject | None) -> None:
+        handle = self.pick(data, list(self.logs))
+        heard, tenant = Heard(), self.engine.sessions.sessions[handle].tenant
+        self.engine.handle(Close(tenant, (handle,), heard))
         while not heard:
             self.io.run()()
         self.saved.pop(handle, None)
@@ -302,7 +338,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.calls)
     @rule(data=st.data())
-    def cancel(self, data):
+    def cancel(self, data: DataObject) -> None:
         number = data.draw(st.sampled_from(sorted(self.calls)))
         call = self.calls.pop(number)
         self.engine.handle(Cancel(number))
@@ -314,7 +350,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: any(len(c.output) > 1 and c.cut is None for c in self.calls.values()))
     @rule(data=st.data())
-    def stop(self, data):
+    def stop(self, data: DataObject) -> None:
         ready = [n for n, c in self.calls.items() if len(c.output) > 1 and c.cut is None]
         call = self.calls[data.draw(st.sampled_from(ready))]
         call.cut = len(call.output) - data.draw(st.integers(0, 1))
@@ -323,13 +359,13 @@ class SessionMachine(RuleBasedStateMachine):
         self.settle()
 
     @rule(n=st.integers(1, 6))
-    def step(self, n):
+    def step(self, n: int) -> None:
         for _ in range(n):
             self.advance()
             self.settle()
 
     @rule()
-    def drain(self):
+    def drain(self) -> None:
         for _ in range(50_000):  # tight memory runs calls one after another, and computes some again
             if not self.calls:
                 return
@@ -340,13 +376,13 @@ class SessionMachine(RuleBasedStateMachine):
         raise AssertionError(f"{len(self.calls)} calls never end")
 
     @rule(seconds=st.sampled_from([1, 10, 60]))
-    def wait(self, seconds):
+    def wait(self, seconds: float) -> None:
         self.now += seconds
         self.engine.step()
         self.settle()
 
     @rule(share=st.floats(0, 1))
-    def evict(self, share):
+    def evict(self, share: float) -> None:
         pool = self.engine.cache.pool
         before = pool.used_bytes
         free = before - pool.protected_bytes
@@ -355,7 +391,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.calls)
     @rule()
-    def change_model(self):
+    def change_model(self) -> None:
         for resident in self.engine.residents.values():
             if resident.has_work:
                 self.engine.step()
@@ -367,16 +403,17 @@ class SessionMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.open_store is not None and self.idle_sessions())
     @rule(data=st.data(), wait=st.booleans())
-    def persist(self, data, wait):
-        handle = data.draw(st.sampled_from(self.idle_sessions()))
+    def persist(self, data: DataObject | None, wait: bool) -> None:
+        handle = self.pick(data, self.idle_sessions())
         session, state = self.engine.sessions.sessions[handle], (self.logs[handle], self.after[handle])
 
-        def told(event):
+        def told(event: Event) -> bool:
             if isinstance(event, Persisted):
                 self.seen["persisted"] += 1
                 if handle in self.logs:
                     self.saved[handle] = state
             else:
+                assert isinstance(event, Failed)
                 assert isinstance(event.error, InvalidRequest | UnknownSession), event.error
             return True
 
@@ -387,10 +424,11 @@ class SessionMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.open_store is not None)
     @rule()
-    def restart(self):
+    def restart(self) -> None:
         """As after a kill: what was not acknowledged may be there or not, so here nothing is under way."""
         self.io.run_all()
         self.settle()
+        self.take_stats()
         self.engine.close(0.0)
         self.calls, self.busy = {}, {}
         self.begin_engine()
@@ -402,17 +440,57 @@ class SessionMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.open_store is not None and self.idle_sessions())
     @rule(data=st.data(), text=st.integers(0, 2), n=st.integers(1, 10), most=st.integers(1, 30))
-    def come_back(self, data, text, n, most):
+    def come_back(self, data: DataObject | None, text: int, n: int, most: int) -> None:
         self.persist(data, True)
         self.restart()
         if self.idle_sessions():
             self.turn(data, text, n, most, True, True)
             self.drain()
 
+    def take_stats(self) -> None:
+        stats = self.engine.stats
+        self.seen.update(restored=stats.restored, offloaded=stats.offloaded)
+        self.seen.update(evictions=stats.evictions, preemptions=stats.preemptions, cached=stats.cached_tokens)
+        caches = [resident.scheduler.cache for resident in self.engine.residents.values()]
+        self.seen.update(shared=sum(cache.num_prefixes for cache in caches if cache is not None))
+
+    # All of it once, where chance is not to be relied on
+
+    def story(self) -> None:
+        """Every event that these machines prove something of, in an order that brings it about; ends the machine."""
+        for event in self.events():
+            event()
+            self.nothing_is_lost_or_mistaken()
+        self.teardown()
+
+    def events(self) -> Iterator[Callable[[], object]]:
+        yield lambda: self.begin(5, 1)
+        for i in range(4):  # more rows that grow than tight memory has room for
+            yield partial(self.submit, TEXTS[i % 3][: 60 + i], 100, Turn("ann"))
+        yield partial(self.step, 6)
+        yield self.drain
+        yield lambda: self.repeat(1, 12, 4, "bob")
+        yield lambda: self.converse(None, 2, 9, 6)
+        yield lambda: self.converse(None, 1, 70, 20)
+        yield lambda: self.fork(None, 2)
+        yield lambda: self.turn(None, 0, 7, 20, keep=True, queue=True)
+        yield partial(self.step, 6)
+        yield lambda: self.fork(None, 1)  # while it generates
+        yield self.drain
+        if self.open_store is not None:
+            yield lambda: self.come_back(None, 0, 8, 5)
+            yield lambda: self.converse(None, 2, 9, 6)
+        yield lambda: self.evict(1.0)
+        yield lambda: self.converse(None, 2, 9, 6)
+        yield lambda: self.close(None)
+        yield self.change_model
+        yield lambda: self.generate(0, 20, 5, "ann")
+        yield self.drain
+
     # What always holds
 
     @invariant()
-    def nothing_is_lost_or_mistaken(self):
+    def nothing_is_lost_or_mistaken(self) -> None:
         self.engine.check_integrity()
         sessions = self.engine.sessions.sessions
         assert {h: s.log or self.logs[h] for h, s in sessions.items()} == self.logs
@@ -422,7 +500,7 @@ class SessionMachine(RuleBasedStateMachine):
             if session.leaf is not None and session.leaf.resident:
                 self.check_kept(session)
 
-    def teardown(self):
+    def teardown(self) -> None:
         for _ in range(50_000):  # tight memory runs calls one after another, and computes some again
             if not self.engine.has_work and not self.io.work:
                 break
@@ -437,10 +515,7 @@ class SessionMachine(RuleBasedStateMachine):
         if persistence is not None:
             on_its_way = (persistence.queue_bytes, persistence.num_saving, persistence.references, persistence.fetches)
             assert not any(on_its_way), f"something never came to the disk: {on_its_way}"
-        stats = self.engine.stats
-        self.seen.update(restored=stats.restored, offloaded=stats.offloaded)
-        self.seen.update(evictions=stats.evictions, preemptions=stats.preemptions, cached=stats.cached_tokens)
-        self.seen.update(shared=sum(r.scheduler.cache.num_prefixes for r in self.engine.residents.values()))
+        self.take_stats()
         self.engine.check_integrity()
         assert self.engine.cache.pool.reclaim(self.engine.cache.pool.used_bytes)
         assert self.engine.ledger.used_bytes == 0

@@ -1,17 +1,29 @@
 import asyncio
 import contextlib
 import threading
+import time
+from contextlib import aclosing
 
 import pytest
 
-from mlx_mcp.core.ports import Grammar, GrammarKind, LoadedModel, Message, Piece, Prompt, TextKind, ToolCall
+from mlx_mcp.core.ports import (
+    Grammar,
+    GrammarKind,
+    LoadedModel,
+    LoadProgress,
+    Message,
+    Piece,
+    Prompt,
+    TextKind,
+    ToolCall,
+)
 from mlx_mcp.core.sequence import SamplingParams, TokenLogprobs
 from mlx_mcp.engine import client as client_module
 from mlx_mcp.engine.answer import Answer
 from mlx_mcp.engine.client import EngineClient, Mailbox
 from mlx_mcp.engine.messages import Find, Load, Loaded, Submit, Token, Unloaded
 from mlx_mcp.engine.requests import Delta, GenerateRequest, Progress, Result, TokenChoice
-from mlx_mcp.errors import EngineDead, InvalidRequest, ModelError, PromptTooLong, UnknownModel
+from mlx_mcp.errors import Abandoned, EngineDead, InvalidRequest, ModelError, PromptTooLong, UnknownModel
 from tests.fakes import FakeConstraint, FakeFlight, FakeLoader, FakeRegistry, FakeRunner, FakeTokenizer, fake_client
 
 LOOK = ({"type": "function", "function": {"name": "look", "parameters": {}}},)
@@ -57,6 +69,74 @@ async def test_progress_is_told_in_every_phase(client):
     # A token that lets no text be shown is told as progress: here the marker of reasoning.
     phases = [u.phase for u in await collect(client, asking("[hm]")) if isinstance(u, Progress)]
     assert list(dict.fromkeys(phases)) == ["queued", "prefill", "decode"]
+
+
+async def test_a_load_is_told_in_bytes_while_files_are_fetched_and_weights_are_read(client):
+    client.loader.hold.clear()
+    told = []
+    async with aclosing(client.generate(asking("hello"))) as updates:
+        async for update in updates:
+            told.append(update)
+            client.loader.hold.set()
+    assert told[0] == Progress("loading", "fetching tiny: 120 of 500 MB", 120_000_000, 500_000_000, "bytes")
+    loading = [u for u in told if isinstance(u, Progress) and u.phase == "loading"]
+    assert Progress("loading", "reading tiny: 0.0 of 0.0 MB", 50, 100, "bytes") in loading
+    assert {u.unit for u in told if isinstance(u, Progress) and u not in loading} == {"tokens"}
+
+
+async def test_a_load_that_nobody_waits_for_any_more_is_stopped(client):
+    stopped = threading.Event()
+
+    def prepare(spec, report):
+        try:
+            while True:
+                report(LoadProgress("fetching"))
+                client.loader.prepared.append(spec.name)
+                time.sleep(0.001)
+        except Abandoned:
+            stopped.set()
+            raise
+
+    usual, client.loader.prepare = client.loader.prepare, prepare
+    calls = [asyncio.create_task(answer(client, asking("hello"))) for _ in range(2)]
+    await until(lambda: len(client.loader.prepared) > 9)
+    calls[0].cancel()
+    seen = len(client.loader.prepared)
+    await until(lambda: len(client.loader.prepared) > seen + 9)
+    assert not stopped.is_set()  # the other one still waits
+    calls[1].cancel()
+    await until(stopped.is_set)
+    client.loader.prepare = usual
+    await until(lambda: not client._preparations)
+    assert (await answer(client, asking("hello"))).text == "hello"
+
+
+async def test_who_comes_when_a_load_is_being_stopped_has_it_go_on(client):
+    come, usual = threading.Event(), client.loader.prepare
+    rounds = []
+
+    def prepare(spec, report):
+        rounds.append(spec.name)
+        if len(rounds) > 1:
+            return usual(spec, report)
+        while True:
+            try:
+                report(LoadProgress("fetching"))
+            except Abandoned:
+                assert come.wait(10)
+                raise
+            time.sleep(0.001)
+
+    client.loader.prepare = prepare
+    first = asyncio.create_task(answer(client, asking("hello")))
+    await until(lambda: rounds)
+    first.cancel()
+    await until(lambda: first.done())
+    second = asyncio.create_task(answer(client, asking("hello")))
+    await until(lambda: any(p.num_waiting for p in client._preparations.values()))
+    come.set()
+    assert (await second).text == "hello"
+    assert len(rounds) == 2
 
 
 async def test_a_loaded_model_is_not_loaded_again(client):
@@ -158,7 +238,7 @@ async def test_slow_grammars_hold_up_no_call_without_one(client, monkeypatch):
     await collect(client, asking("a"))
     held = threading.Event()
 
-    def compile_slowly(self, grammar, vocab_size):
+    def compile_slowly(self, grammar, vocab_size, gone):
         assert held.wait(10)
         return FakeConstraint()
 
@@ -264,12 +344,14 @@ async def test_a_long_wait_shows_signs_of_life(client, monkeypatch):
     monkeypatch.setattr(client_module, "KEEPALIVE_S", 0.01)
     await answer(client, asking("a"))
     client.loader.runner.gate.clear()
-    signs = 0
+    signs = []
     async for update in client.generate(asking("abc")):
-        signs += isinstance(update, Progress)
-        if signs == 5:
+        signs += [update.message] if isinstance(update, Progress) else []
+        if len(signs) == 5:
             client.loader.runner.gate.set()
-    assert signs >= 5
+    assert len(signs) >= 5
+    assert "the engine's current step has taken" in signs[4]
+    assert signs[4].count(";") == 1
 
 
 @pytest.mark.parametrize(

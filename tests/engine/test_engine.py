@@ -256,6 +256,12 @@ def test_token_ids_beyond_the_vocabulary_never_reach_the_model():
         engine.handle(Submit(1, "tiny", prompt_ids, SamplingParams(5), events))
     engine.handle(Submit(1, "tiny", (1,), SamplingParams(5, logit_bias=((0x110000, 1.0),)), events))
     assert [type(e.error) for e in events] == [InvalidRequest] * 4
+    beyond, below, none, biased = (str(e.error) for e in events)
+    assert "The tokenizer of 'tiny' gives the token id 1114112, and the model's ids go up to 1114111" in beyond
+    assert "token id -1" in below
+    assert "no tokens" not in beyond + below + biased
+    assert "The prompt has no tokens" in none
+    assert "logit_bias has token id 1114112" in biased
     assert engine.loader.runner.steps == []
 
 

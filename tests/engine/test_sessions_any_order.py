@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from mlx_mcp.core.layout import Layout
-from tests.effort import EFFORT
+from tests.effort import THOROUGH, drawn
 from tests.engine.machine import SessionMachine
 from tests.fakes import STOP_ID, FakeLoader, FakeRunner, FakeStore
 
@@ -53,9 +53,10 @@ def test_no_order_of_events_mistakes_one_prefix_for_another(layout, kv_bytes, ah
                 assert block.payload.tokens == block.tokens
 
     assert STOP_ID not in range(2, 31)
-    run_state_machine_as_test(
-        Machine, settings=settings(max_examples=12 * EFFORT, stateful_step_count=50, deadline=None)
-    )
     events = ("repeats", "persisted", "restarts") if outlives else ("repeats", "Finished")
-    missing = [event for event in events if not Machine.seen[event]]
-    assert not missing, f"no {missing} in all these runs"
+    Machine().story()
+    assert [event for event in events if not Machine.seen[event]] == []
+    Machine.seen.clear()
+    run_state_machine_as_test(Machine, settings=settings(max_examples=drawn(12), stateful_step_count=50, deadline=None))
+    if THOROUGH:  # so many orders that chance must have brought these about
+        assert [event for event in events if not Machine.seen[event]] == []

@@ -18,6 +18,7 @@ from mlx_mcp.errors import GenerationFailed, InvalidRequest, RequestTooLarge
 from mlx_mcp.mlx_backend.loader import MlxLoader
 from mlx_mcp.mlx_backend.runner import Runner
 from mlx_mcp.models.registry import Registry
+from tests.effort import drawn
 from tests.engine.test_client import until
 
 SCHEMA = {
@@ -61,10 +62,11 @@ async def answer(client, request):
     raise AssertionError("no result")
 
 
-async def test_two_hundred_answers_at_temperature_1_all_obey_the_schema(client):
+async def test_answers_at_temperature_1_all_obey_the_schema(client):
     grammar = Grammar(GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA))
+    count = drawn(200, least=20)
     requests = [
-        ask(f"Tell me about thing {i}.", temperature=1.0, seed=i, grammar=grammar, max_tokens=400) for i in range(200)
+        ask(f"Tell me about thing {i}.", temperature=1.0, seed=i, grammar=grammar, max_tokens=400) for i in range(count)
     ]
     results = await asyncio.gather(*(answer(client, request) for request in requests))
     texts = set()
@@ -72,7 +74,7 @@ async def test_two_hundred_answers_at_temperature_1_all_obey_the_schema(client):
         assert result.finish_reason is FinishReason.STOP
         jsonschema.validate(json.loads(result.text), SCHEMA)
         texts.add(result.text)
-    assert len(texts) > 150
+    assert len(texts) > 0.75 * count
 
 
 async def test_an_answer_that_max_tokens_cuts_says_so(client):

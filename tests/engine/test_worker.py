@@ -11,10 +11,11 @@ from mlx_mcp.engine.messages import Cancel, Failed, Find, Load, Loaded, Submit, 
 from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.errors import EngineDead
 from tests.fakes import FakeLoader
+from tests.process.windows import wait_until
 
 
-def started(loader):
-    thread = EngineThread(lambda: Engine(loader, Limits(), 1000, 1 << 30))
+def started(loader, **options):
+    thread = EngineThread(lambda: Engine(loader, Limits(), 1000, 1 << 30), **options)
     events = queue.SimpleQueue()
 
     def sink(event):
@@ -111,4 +112,28 @@ def test_an_idle_thread_takes_no_steps():
     thread.send(Find("tiny", sink))
     until(events, Loaded)
     assert thread.stats.steps - steps <= 2
+    thread.stop(5)
+
+
+def test_a_step_that_takes_long_is_seen_and_one_that_takes_longer_than_it_may_counts_as_the_threads_death():
+    loader = FakeLoader()
+    loader.runner.endless = True
+    thread, _, sink = started(loader, step_timeout_s=0.2)
+    assert thread.dead is None
+    loader.runner.gate.clear()
+    submit(thread, 1, sink)
+    wait_until(lambda: thread.step_s > 0)
+    wait_until(lambda: thread.dead is not None)
+    assert "step_timeout_s" in str(thread.dead)
+    with pytest.raises(EngineDead, match="step_timeout_s"):
+        thread.send(Find("tiny", sink))
+    loader.runner.gate.set()
+    thread.stop(5)
+
+
+def test_a_thread_that_waits_is_at_no_step():
+    thread, events, sink = started(FakeLoader())
+    thread.send(Find("tiny", sink))
+    until(events, Loaded)
+    wait_until(lambda: thread.step_s == 0)
     thread.stop(5)

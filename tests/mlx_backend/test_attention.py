@@ -28,7 +28,7 @@ from mlx_mcp.mlx_backend.attention import (
     plan,
 )
 from mlx_mcp.mlx_backend.blas import find_openblas
-from tests.effort import EFFORT
+from tests.effort import drawn
 from tests.models_made import make_model
 
 FIRST, SECOND = Slab(0, 256, 8), Slab(1, 256, 8)
@@ -96,14 +96,14 @@ def test_rows_that_share_a_prefix_are_bit_by_bit_what_they_are_whole(kv_heads, w
     assert (shared == whole).all()
 
 
-@settings(max_examples=25 * EFFORT, deadline=None)
+@settings(max_examples=drawn(25, least=5), deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from([None, LONG, SHORT]), st.integers(1, 130)), min_size=1, max_size=8), st.data()
 )
-def test_rows_of_any_lengths_in_any_slots_are_what_they_are_whole(drawn, data):
+def test_rows_of_any_lengths_in_any_slots_are_what_they_are_whole(rows, data):
     slots = [Slot(slab, i) for slab in (FIRST, SECOND) for i in range(8)]
-    chosen = sorted(data.draw(st.permutations(range(16)))[: len(drawn)])
-    shared, whole = Rows([(slots[i], *row) for i, row in zip(chosen, drawn, strict=True)]).both()
+    chosen = sorted(data.draw(st.permutations(range(16)))[: len(rows)])
+    shared, whole = Rows([(slots[i], *row) for i, row in zip(chosen, rows, strict=True)]).both()
     assert (shared == whole).all()
 
 

@@ -19,7 +19,7 @@ from mlx_mcp.errors import ModelError
 from mlx_mcp.mlx_backend import runner as runner_module
 from mlx_mcp.mlx_backend.attention import FullLayer
 from mlx_mcp.mlx_backend.runner import Runner
-from tests.effort import EFFORT
+from tests.effort import drawn
 from tests.mlx_backend.test_architectures import build
 from tests.models_made import ARCHITECTURES, make_model
 
@@ -163,7 +163,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=12 * EFFORT, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=drawn(12, least=2), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(EVENTS, st.permutations(range(len(ROWS))), st.sampled_from([1 << 40, 2.2, 3.0]), st.integers(0, 1 << 32))
 def test_every_row_of_a_batch_is_bit_by_bit_what_it_is_alone(kind, alone, events, order, memory, seed):
     model, kv_bits, bound = kind

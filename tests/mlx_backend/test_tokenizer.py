@@ -181,6 +181,29 @@ def test_a_template_that_refuses_says_so(tmp_path, template):
         tokenizer.encode_chat(HI)
 
 
+REFUSES_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('user must come first') }}{% endif %}"
+
+
+def test_advice_to_leave_the_system_prompt_out_is_given_only_where_that_helps(tmp_path):
+    refuses = make_tokenizer(tmp_path, REFUSES_SYSTEM + TEMPLATE)
+    with pytest.raises(
+        InvalidRequest, match=r"come first\. It takes no system prompt: leave `system` out and say it in"
+    ):
+        refuses.encode_chat([SYSTEM, *HI])
+    (tmp_path / "other").mkdir()
+    broken = make_tokenizer(tmp_path / "other", "{{ raise_exception('no dates here') }}")
+    for unrelated in (
+        lambda: broken.encode_chat([SYSTEM, *HI]),
+        lambda: broken.encode_chat(HI),
+        lambda: broken.encode_context([SYSTEM, ASKED, ANSWERED]),
+        lambda: refuses.encode_chat([SYSTEM, Message("user", "half \ud83d")]),
+    ):
+        with pytest.raises(InvalidRequest, match="do not fit") as refused:
+            unrelated()
+        assert "system" not in str(refused.value)
+        assert "no sessions" not in str(refused.value)
+
+
 def test_text_that_is_none_is_refused(tokenizer):
     with pytest.raises(InvalidRequest, match="surrogates not allowed"):
         tokenizer.encode_chat([Message("user", "half \ud83d")])

@@ -89,6 +89,33 @@ def test_no_descriptor_of_the_host_reaches_the_engine():
         os.close(read)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at the environment through /proc")
+def test_the_engine_keeps_nothing_of_its_hosts_environment_but_what_it_needs(tmp_path):
+    canary = "canary-a7f3"
+    names = "ANTHROPIC_API_KEY OPENAI_API_KEY AWS_SECRET_ACCESS_KEY GITHUB_TOKEN SSH_AUTH_SOCK CLAUDE_CODE_SESSION_ID "
+    names += "CLAUDE_CODE_SSE_PORT CLAUDE_PROJECT_DIR MLX_MCP_TOKEN SECRET"
+    secrets = dict.fromkeys(names.split(), canary)
+    needed = {"HF_HUB_OFFLINE": "1", "LC_TIME": "C", "https_proxy": "http://localhost:1", "OMP_NUM_THREADS": "1"}
+    store = tmp_path / "store"
+    with (
+        state_folder(**secrets, **needed, MLX_MCP_STORE_DIR=str(store), MLX_MCP_MAX_SSD_BYTES=str(1 << 30)) as (
+            place,
+            env,
+        ),
+        Window(env) as window,
+    ):
+        window.generate(keep=True)
+        session = window.ask("list_sessions")["sessions"][0]["session"]
+        window.ask("persist_session", session=session)
+        engine = status(place)["pid"]
+        kept = Path(f"/proc/{engine}/environ").read_bytes()
+        assert canary.encode() not in kept
+        assert all(f"{name}={value}".encode() in kept.split(b"\0") for name, value in needed.items())
+        written = [path for folder in (store, Path(place.folder)) for path in folder.rglob("*") if path.is_file()]
+        assert len(written) > 3
+        assert not [path for path in written if canary.encode() in path.read_bytes()]
+
+
 def test_two_engines_never_live_in_one_folder(running):
     place, env = running
     with pytest.raises(EngineUnavailable, match="Another engine"):
@@ -237,6 +264,7 @@ def test_settings_of_a_window_are_no_reason(running, tmp_path):
     place, env = running
     engine = status(place)["pid"]
     mine = {"MLX_MCP_MODEL": "embedded", "MLX_MCP_FILE_ROOTS": str(tmp_path), "MLX_MCP_PORT": "0"}
+    mine |= {"MLX_MCP_ALLOWED_HOSTS": "mine.example", "MLX_MCP_ALLOWED_ORIGINS": "https://page.example"}
     with Window(env | mine):
         assert status(place)["pid"] == engine
 
@@ -262,6 +290,22 @@ def test_settings_that_cannot_work_end_the_window_with_one_clear_line():
             done = run(env, "serve", *arguments)
             assert (done.returncode, done.stdout) == (2, "")
             assert words in done.stderr
+
+
+@pytest.mark.parametrize("engine", [False, True], ids=["no engine", "an engine in use"])
+def test_a_typo_in_a_windows_settings_ends_it_with_the_name_that_was_meant(engine, tmp_path):
+    config = tmp_path / "config.toml"
+    with state_folder(MLX_MCP_CONFIG=str(config)) as (_, env), contextlib.ExitStack() as windows:
+        if engine:
+            windows.enter_context(Window(env))
+        typo = run(env | {"MLX_MCP_MAX_KV_BYTE": "1"}, "serve")
+        config.write_text('modle = "x"\n')
+        in_the_file = run(env, "serve")
+    for done in (typo, in_the_file):
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "Traceback" not in done.stderr
+    assert "MLX_MCP_MAX_KV_BYTE is no setting; did you mean MLX_MCP_MAX_KV_BYTES?" in typo.stderr
+    assert f"{config}: modle is no setting; did you mean model?" in in_the_file.stderr
 
 
 def test_file_roots_that_are_no_folders_are_named():

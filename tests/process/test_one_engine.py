@@ -8,21 +8,24 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx2
 import pytest
 from mcp import Client, StdioServerParameters
 
 from mlx_mcp.models.registry import EMBEDDED_FOLDER
 from mlx_mcp.process import daemon
-from tests.effort import EFFORT
+from tests.effort import THOROUGH, drawn
 from tests.process.windows import (
     ERAS,
     INITIALIZE,
     LONG,
+    WAIT_S,
     Window,
     command,
     is_alive,
@@ -45,6 +48,19 @@ def shared():
         yield place, env
 
 
+def said(stream, words):
+    """Read a stream until a line has these words."""
+    timer = threading.Timer(WAIT_S, stream.close)
+    timer.start()
+    try:
+        for line in stream:
+            if words in line:
+                return line
+    finally:
+        timer.cancel()
+    raise AssertionError(f"nothing was said of {words!r}")
+
+
 class HttpListener:
     """`mlx-mcp serve --http`, and its address."""
 
@@ -52,7 +68,7 @@ class HttpListener:
         self.process = subprocess.Popen(
             command("serve", "--http", "--port", "0", *arguments), env=env, stderr=subprocess.PIPE, text=True
         )
-        self.address = self.process.stderr.readline().split(" at ")[1].strip()
+        self.address = said(self.process.stderr, " serving ").split(" at ")[1].strip()
 
     def __enter__(self):
         return self
@@ -121,6 +137,16 @@ def test_a_client_that_is_killed_frees_its_rows_and_disturbs_no_other(shared):
     wait_until(lambda: status(place)["connections"] == [])
 
 
+def test_the_names_that_a_listener_was_allowed_are_its_own(shared):
+    _, env = shared
+    allowed = env | {"MLX_MCP_ALLOWED_HOSTS": "mine.example", "MLX_MCP_ALLOWED_ORIGINS": "https://page.example"}
+    with Window(env), HttpListener(allowed) as mine, HttpListener(env) as other:
+        for listener, host, page in ((mine, 200, 200), (other, 421, 403)):
+            health = listener.address.removesuffix("/mcp") + "/health"
+            assert httpx2.get(health, headers={"host": "mine.example"}).status_code == host
+            assert httpx2.get(health, headers={"origin": "https://page.example"}).status_code == page
+
+
 def test_a_listener_that_is_killed_disturbs_no_window(shared):
     place, env = shared
     with Window(env) as stays:
@@ -133,7 +159,7 @@ def test_a_listener_that_is_killed_disturbs_no_window(shared):
         assert "structuredContent" in stays.answer(staying)["result"]
 
 
-@pytest.mark.parametrize("count", range(max(3, EFFORT)))
+@pytest.mark.parametrize("count", range(drawn(3)))
 def test_twenty_windows_at_once_start_one_engine(count):
     with state_folder() as (place, env), ExitStack() as stack:
         windows = [stack.enter_context(Window(env, handshake=False)) for _ in range(20)]
@@ -163,7 +189,7 @@ def test_an_engine_that_is_killed_fails_its_calls_and_the_windows_go_on_with_ano
         windows = [stack.enter_context(Window(env, era=era)) for era in ERAS for _ in range(2)]
         windows[0].ask("create_session", messages=[{"role": "user", "content": FACTS}], name="facts")
         windows[0].ask("persist_session", session="facts")
-        for _ in range(2 * max(1, EFFORT // 5)):
+        for _ in range(drawn(0.4, least=2 if THOROUGH else 1)):
             windows[0].generate()
             calls = [(window, window.call("generate", **LONG)) for window in windows for _ in range(2)]
             wait_until(lambda: status(place)["rows"] == 8)

@@ -14,10 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_mcp.process import link as link_module
 from mlx_mcp.process import relay as relay_module
 from mlx_mcp.process.daemon import window
-from mlx_mcp.process.relay import LONGEST_LINE, Relay, envelope, pieces, serve_options
-from tests.effort import EFFORT
+from mlx_mcp.process.lines import ALIVE, ENDING, LONGEST_LINE, envelope, notice, pieces
+from mlx_mcp.process.relay import Relay, serve_options
+from tests.effort import drawn
 from tests.process.windows import WAIT_S, state_folder
 
 
@@ -80,7 +82,7 @@ MEMBERS = {
 }
 
 
-@settings(max_examples=200 * EFFORT, deadline=None)
+@settings(max_examples=drawn(200, least=50), deadline=None)
 @given(st.fixed_dictionaries({}, optional=MEMBERS), st.randoms(), st.booleans(), st.sampled_from([None, 1]))
 def test_a_line_is_understood_as_a_parser_does(message, random, ascii, indent):
     members = list(message.items())
@@ -92,7 +94,7 @@ def test_a_line_is_understood_as_a_parser_does(message, random, ascii, indent):
     assert seen.method == parsed.get("method", "")
 
 
-@settings(max_examples=100 * EFFORT, deadline=None)
+@settings(max_examples=drawn(100, least=50), deadline=None)
 @given(st.lists(st.binary(max_size=30) | st.just(b"\n"), max_size=30))
 def test_whatever_is_read_comes_out_in_whole_lines(chunks):
     got = list(pieces(read_from(*filter(None, chunks))))
@@ -143,14 +145,15 @@ def test_the_relay_imports_the_standard_library_only():
 def test_a_link_knows_what_its_engine_has_not_answered():
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        link = relay_module.Link(ours)
+        link = relay_module.Link(ours, {})
         for id_ in (1, "two", 3):
-            assert link.expect(id_, "tools/call")
+            assert link.expect(id_, "tools/call", b"")
         link.passes(b'{"jsonrpc":"2.0","id":1,"result":{}}\n')
         link.forget(3)
-        assert link.end() == {"two": "tools/call"}
-        assert not link.expect(4, "tools/call")
-        assert link.end() == {}
+        left, again = link.end()
+        assert ({id_: asked.method for id_, asked in left.items()}, again) == ({"two": "tools/call"}, [])
+        assert not link.expect(4, "tools/call", b"")
+        assert link.end() == ({}, [])
 
 
 class Engine:
@@ -160,12 +163,12 @@ class Engine:
         self.listener = place.listen()
         self.listener.settimeout(WAIT_S)
 
-    def accept(self):
+    def accept(self, **reply):
         connection, _ = self.listener.accept()
         connection.settimeout(WAIT_S)
         wire = connection.makefile("rwb", buffering=0)
         hello = json.loads(wire.readline())
-        wire.write(b'{"pid": 1}\n')
+        wire.write(json.dumps({"pid": 1} | reply).encode() + b"\n")
         return connection, wire, hello
 
 
@@ -367,7 +370,7 @@ def test_an_engine_that_ends_again_and_again_is_given_up_and_the_call_answered()
 
 
 def test_whenever_engines_end_every_request_is_answered_once():
-    rng, count = random.Random(6), 50 * EFFORT
+    rng, count = random.Random(6), drawn(50, least=10)
     with relaying() as (engine, to_relay, lines):
 
         def serve():
@@ -387,6 +390,128 @@ def test_whenever_engines_end_every_request_is_answered_once():
             to_relay.write(b"".join(message(id_, "tools/list") for id_ in range(first, first + 8)))
             answered = sorted(json.loads(lines.next())["id"] for _ in range(8))
             assert answered == list(range(first, first + 8))
+
+
+def test_requests_that_an_engine_has_not_taken_up_go_to_the_next_one_and_others_do_not():
+    with relaying() as (engine, to_relay, lines):
+        connection, wire, hello = engine.accept()
+        assert hello["notices"] is True
+        for line in (message(1, "tools/call"), message(2, "tools/call"), message(3, "tools/list")):
+            to_relay.write(line)
+            wire.readline()
+        to_relay.write(message("four", "tools/call"))
+        wire.readline()
+        wire.write(notice(ENDING, num_read=3, returned=[2]))
+        hang_up(connection, wire)
+        lost = [json.loads(lines.next()) for _ in range(2)]
+        assert (lost[0]["id"], lost[0]["result"]["isError"], lost[1]["id"]) == (1, True, 3)
+        connection, wire, _ = engine.accept()
+        assert [wire.readline(), wire.readline()] == [message(2, "tools/call"), message("four", "tools/call")]
+        for id_ in (2, "four"):
+            wire.write(json.dumps({"jsonrpc": "2.0", "id": id_, "result": {}}).encode() + b"\n")
+            assert json.loads(lines.next()) == {"jsonrpc": "2.0", "id": id_, "result": {}}
+        hang_up(connection, wire)
+
+
+def test_a_request_that_was_cancelled_is_not_asked_again():
+    cancel = b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}\n'
+    with relaying() as (engine, to_relay, lines):
+        connection, wire, _ = engine.accept()
+        for line in (message(1, "tools/call"), message(2, "tools/call"), cancel):
+            to_relay.write(line)
+            wire.readline()
+        wire.write(notice(ENDING, num_read=0, returned=[]))
+        hang_up(connection, wire)
+        connection, wire, _ = engine.accept()
+        assert wire.readline() == message(2, "tools/call")
+        hang_up(connection, wire)
+        assert json.loads(lines.next())["id"] == 2
+
+
+@pytest.fixture
+def fast_clock(monkeypatch):
+    """A relay that looks four times a second whether its engine lives, and tells of it twice."""
+    monkeypatch.setattr(link_module, "TICK_S", 0.25)
+    monkeypatch.setattr(relay_module, "TELL_S", 0.5)
+
+
+def test_an_engine_that_shows_no_life_is_told_of_in_progress_and_then_in_an_error(fast_clock):
+    with relaying() as (engine, to_relay, lines):
+        connection, wire, _ = engine.accept(silence_s=1.5)
+        to_relay.write(message(1, "tools/call", _meta={"progressToken": "p"}))
+        to_relay.write(message(2, "tools/list"))
+        to_relay.write(message(3, "subscriptions/listen"))
+        progress = {"progressToken": "p", "progress": 7.5, "message": "8 tokens"}
+        wire.write(notice("notifications/progress", **progress))
+        assert json.loads(lines.next())["params"] == progress
+        for value in (7.501, 7.502):
+            told = json.loads(lines.next())["params"]
+            assert told["progress"] == pytest.approx(value)
+            assert "no sign of life" in told["message"]
+        failed, other = json.loads(lines.next()), json.loads(lines.next())
+        assert (failed["id"], failed["result"]["isError"]) == (1, True)
+        assert "mlx-mcp engine stop --force" in failed["result"]["content"][0]["text"]
+        assert other["id"] == 2
+        assert "mlx-mcp engine stop --force" in other["error"]["message"]
+
+        # One that is asked now is answered too, and so is every later one.
+        to_relay.write(message(4, "ping"))
+        assert "no sign of life" in json.loads(lines.next())["error"]["message"]
+
+        # It lives after all: it hears what to drop, what it says of that goes nowhere, and others are answered again.
+        asked = [wire.readline() for _ in range(4)]
+        assert len(asked) == 4
+        wire.write(b'{"jsonrpc":"2.0","id":1,"result":{}}\n')
+        dropped = [json.loads(wire.readline())["params"]["requestId"] for _ in range(3)]
+        assert dropped == [1, 2, 4]
+        to_relay.write(message(5, "ping"))
+        assert wire.readline() == message(5, "ping")
+        wire.write(b'{"jsonrpc":"2.0","id":5,"result":{}}\n')
+        assert json.loads(lines.next()) == {"jsonrpc": "2.0", "id": 5, "result": {}}
+        hang_up(connection, wire)
+        assert json.loads(lines.next())["id"] == 3
+
+
+def test_an_engine_that_shows_life_is_waited_for_however_long_a_call_takes(fast_clock):
+    with relaying() as (engine, to_relay, lines):
+        connection, wire, _ = engine.accept(silence_s=0.5)
+        to_relay.write(message(1, "tools/call"))
+        wire.readline()
+        for _ in range(8):
+            wire.write(notice(ALIVE))
+            threading.Event().wait(0.2)
+        wire.write(b'{"jsonrpc":"2.0","id":1,"result":{"late":true}}\n')
+        assert json.loads(lines.next())["result"] == {"late": True}
+        hang_up(connection, wire)
+
+
+def test_an_engine_that_takes_nothing_and_shows_no_life_does_not_hold_up_the_relay(fast_clock):
+    with relaying() as (engine, to_relay, lines):
+        connection, wire, _ = engine.accept(silence_s=1.0)
+        long = message(1, "tools/call", text="x" * (1 << 20))
+        writing = threading.Thread(target=lambda: [to_relay.write(long), to_relay.write(message(2, "ping"))])
+        writing.start()
+        assert json.loads(lines.next())["id"] == 1
+        hang_up(connection, wire)
+        connection, wire, _ = engine.accept()  # the other one is hung up on: half a line lies in its way
+        assert wire.readline() == message(2, "ping")
+        writing.join()
+        hang_up(connection, wire)
+        assert json.loads(lines.next())["id"] == 2
+
+
+@pytest.mark.parametrize("bad", ["null", "1.5", "true", "[1]", "{}"])
+def test_a_request_whose_id_is_no_string_and_no_integer_is_answered_with_or_without_an_engine(bad):
+    line = b'{"jsonrpc":"2.0","id":%s,"method":"tools/list"}\n' % bad.encode()
+    with relaying() as (engine, to_relay, lines):
+        connection, wire, _ = engine.accept()
+        for _ in range(2):
+            to_relay.write(line)
+            answer = json.loads(lines.next())
+            assert (answer["id"], answer["error"]["code"]) == (None, -32600)
+            if connection is not None:
+                end_during_a_call(connection, wire, to_relay, lines)
+                connection = None
 
 
 def test_the_end_of_stdin_is_passed_on_and_what_still_comes_is_too():

@@ -11,6 +11,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from mlx_mcp.process.daemon import ask, lock, stop
 from mlx_mcp.process.place import Place
@@ -32,7 +34,7 @@ LONG = {"prompt": "Count from 1 to 99.", "max_tokens": 400, "regex": "[0-9, ]{80
 
 
 @contextlib.contextmanager
-def state_folder(**settings):
+def state_folder(**settings: str) -> Iterator[tuple[Place, dict[str, str]]]:
     """A place for one engine, which is ended with the test; and the environment that leads there."""
     folder = tempfile.mkdtemp(prefix="mlx-")  # short: a socket's path has a limit
     place = Place(folder)
@@ -43,18 +45,18 @@ def state_folder(**settings):
         shutil.rmtree(folder)
 
 
-def ended(place):
+def ended(place: Place) -> bool:
     """End the place's engine, also one that is only just starting; whether there is none."""
     stop(place, 30)
     with lock(place.life_lock) as free:
         return free
 
 
-def command(*arguments):
+def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "mlx_mcp", *arguments]
 
 
-def run(env, *arguments, **options):
+def run(env: Mapping[str, str], *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(*arguments),
         env=env,
@@ -69,9 +71,17 @@ def run(env, *arguments, **options):
 class Window:
     """One host and its relay. Answers are read as they come, and waited for with a bound."""
 
-    def __init__(self, env, *arguments, era="legacy", handshake=True, program=None, **options):
+    def __init__(
+        self,
+        env: Mapping[str, str],
+        *arguments: str,
+        era: str = "legacy",
+        handshake: bool = True,
+        program: list[str] | None = None,
+        **options: Any,
+    ) -> None:
         self.era = era
-        self.process = subprocess.Popen(
+        self.process: Any = subprocess.Popen(  # whose pipes are there
             program or command("serve", *arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -79,30 +89,31 @@ class Window:
             env=env,
             **options,
         )
-        self.lines = queue.Queue()
-        self.others = []  # what is no answer
-        self.answers = {}
+        self.lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self.others: list[dict[str, Any]] = []  # what is no answer
+        self.answers: dict[Any, dict[str, Any]] = {}
         self.id = 0
-        threading.Thread(target=self._read, daemon=True).start()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
         if handshake:
             self.handshake()
 
-    def _read(self):
+    def _read(self) -> None:
         with contextlib.suppress(ValueError):
             for line in self.process.stdout:
                 self.lines.put(json.loads(line))
         self.lines.put(None)
 
-    def send(self, message):
+    def send(self, message: bytes | dict[str, Any]) -> None:
         self.process.stdin.write((message if isinstance(message, bytes) else json.dumps(message).encode()) + b"\n")
         self.process.stdin.flush()
 
-    def handshake(self):
+    def handshake(self) -> None:
         if self.era == "legacy":
             assert "result" in self.answer(self.request("initialize", **INITIALIZE))
             self.send({"jsonrpc": "2.0", "method": "notifications/initialized"})
 
-    def request(self, method, **params):
+    def request(self, method: str, **params: Any) -> int:
         """Send a request; returns its id."""
         self.id += 1
         if self.era == "modern":
@@ -110,10 +121,10 @@ class Window:
         self.send({"jsonrpc": "2.0", "id": self.id, "method": method, "params": params})
         return self.id
 
-    def call(self, tool, **arguments):
+    def call(self, tool: str, **arguments: Any) -> int:
         return self.request("tools/call", name=tool, arguments=arguments)
 
-    def answer(self, id_):
+    def answer(self, id_: Any) -> dict[str, Any]:
         """The answer to a request; there is no second one."""
         deadline = time.monotonic() + WAIT_S
         while id_ not in self.answers:
@@ -126,48 +137,53 @@ class Window:
                 self.answers[message["id"]] = message
         return self.answers[id_]
 
-    def ask(self, tool, **arguments):
+    def ask(self, tool: str, **arguments: Any) -> dict[str, Any]:
         """A tool's structured result."""
         result = self.answer(self.call(tool, **arguments))["result"]
         assert not result.get("isError"), result
-        return result["structuredContent"]
+        structured: dict[str, Any] = result["structuredContent"]
+        return structured
 
-    def generate(self, prompt="Alice's badge is 771. What is Alice's badge?", **arguments):
+    def generate(
+        self, prompt: str = "Alice's badge is 771. What is Alice's badge?", **arguments: Any
+    ) -> dict[str, Any]:
         return self.ask("generate", prompt=prompt, **arguments)
 
-    def serves(self):
+    def serves(self) -> bool:
         """Whether a call is answered; no model is loaded for that."""
         return "sessions" in self.ask("list_sessions")
 
-    def kill(self):
+    def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(WAIT_S)
 
-    def close(self):
+    def close(self) -> int:
         """Close as a host does, with the end of stdin; returns the exit status."""
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         try:
-            return self.process.wait(WAIT_S)
+            return int(self.process.wait(WAIT_S))
         finally:
             self.process.kill()
+            self.reader.join(WAIT_S)  # another process may hold the other end of stdout for a moment
+            self.process.stdout.close()
             self.process.stderr.close()
 
-    def __enter__(self):
+    def __enter__(self) -> "Window":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def status(place):
+def status(place: Place) -> dict[str, Any]:
     """What the engine says of itself; it must be there."""
     state = ask(place, "status")
     assert state is not None
     return state
 
 
-def wait_until(condition, timeout_s=WAIT_S):
+def wait_until(condition: Callable[[], bool], timeout_s: float = WAIT_S) -> None:
     """Look again and again: what another process makes true has no event here."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -175,15 +191,15 @@ def wait_until(condition, timeout_s=WAIT_S):
         time.sleep(0.01)
 
 
-def is_alive(pid):
+def is_alive(pid: int) -> bool:
     """Whether the process runs; one that has ended and was not waited for does not."""
     return ps("stat", pid)[:1] not in ("", "Z")
 
 
-def resident_mb(pid):
+def resident_mb(pid: int) -> float:
     return int(ps("rss", pid)) / 1000
 
 
-def ps(what, pid):
+def ps(what: str, pid: int) -> str:
     """What the system says of a process; nothing if there is none."""
     return subprocess.run(["ps", "-o", f"{what}=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()

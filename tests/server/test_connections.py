@@ -13,9 +13,12 @@ from mlx_mcp.config import Config
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.process.daemon import window
 from mlx_mcp.process.place import Place
+from mlx_mcp.server import connections as connections_module
 from mlx_mcp.server.connections import Connections, client_name
+from tests.effort import drawn
 from tests.engine.test_client import until
 from tests.fakes import fake_client
+from tests.process.windows import META
 from tests.server.test_stdio import BAD_LINES, INITIALIZE, INITIALIZED
 
 
@@ -56,10 +59,14 @@ class Served:
 
     def __init__(self, place, engine, connections):
         self.place, self.engine, self.connections = place, engine, connections
+        self.peers = []
+        self.ending = asyncio.Event()
+        self.task = asyncio.create_task(connections.serve(self.ending.set))
 
     async def greet(self, **changes):
         """A connection that has said hello, and what it was told."""
         peer = Peer(*await asyncio.open_unix_connection(self.place.socket))
+        self.peers.append(peer)
         await peer.send(window("stdio", None) | {"again": False} | changes)
         return peer, await peer.line()
 
@@ -77,14 +84,16 @@ async def serving(limits=None, **settings):
     folder = tempfile.mkdtemp(prefix="mlx-")
     place, engine = Place(folder), fake_client(limits=limits)
     connections = Connections(engine, Config.load(**settings), place.listen())
-    task = asyncio.create_task(connections.serve(lambda: None))
+    served = Served(place, engine, connections)
     try:
-        yield Served(place, engine, connections)
+        yield served
         connections.stop()
         engine.loader.runner.gate.set()
         async with asyncio.timeout(10):
-            await task
+            await served.task
     finally:
+        for peer in served.peers:
+            peer.writer.close()
         engine.close()
         shutil.rmtree(folder)
 
@@ -166,6 +175,27 @@ async def test_status_says_what_each_connection_waits_for():
         assert (a["folder"], b["folder"], a["host"]) == ("/first", "/second", "test 1")
 
 
+async def test_a_call_whose_place_another_window_got_is_shown_as_waiting():
+    async with serving(Limits(max_running=4)) as served:
+        many, one = await served.join(), await served.join()
+        runner = await held(many, served.engine, max_tokens=90)
+        await many.send(*(call(i, max_tokens=90) for i in range(3, 6)))
+        await until(lambda: len(served.engine.thread._inbox) == 3)
+        runner.gate.allow(2)
+        await until(lambda: len(runner.steps) == 3)
+        await one.send(call(1, max_tokens=90))
+        await until(lambda: served.engine.thread._inbox)
+        runner.gate.allow(2)
+        await until(lambda: len(runner.steps) == 5)
+        async with asyncio.timeout(10):
+            while True:
+                state = await served.status()
+                a, b = state["connections"]
+                if (a["waiting"], b["running"], a["waits_for"][:12]) == (1, 1, "queued behin"):
+                    break
+        assert (a["running"], b["waiting"], b["waits_for"], state["rows"]) == (3, 0, "", 4)
+
+
 @pytest.mark.parametrize(("line", "id_", "words"), BAD_LINES, ids=[str(line[:30]) for line, _, _ in BAD_LINES])
 async def test_a_bad_line_is_answered_and_the_connection_goes_on(line, id_, words):
     async with serving(max_request_bytes=100_000) as served:
@@ -216,7 +246,8 @@ async def test_a_process_whose_engine_thread_has_died_ends_so_that_another_is_st
         peer = await served.join()
         served.engine.close()
         async with asyncio.timeout(10):
-            assert await peer.reader.read() == b""
+            rest = await peer.reader.read()
+        assert [json.loads(line)["method"] for line in rest.splitlines()] == ["mlx-mcp/ending"]
         assert served.place.connect() is None
 
 
@@ -231,3 +262,109 @@ async def test_what_was_said_last_reaches_a_peer_that_reads_late():
         assert len(answers) == 10
         assert all(json.loads(line) for line in rest.splitlines())
         assert rest.endswith(b"\n") or not rest
+
+
+async def rest(peer):
+    """What is still said to a peer, to the end of the connection: answers by id, and how it ended."""
+    async with asyncio.timeout(10):
+        lines = [json.loads(line) for line in (await peer.reader.read()).splitlines()]
+    ending = [line["params"] for line in lines if line.get("method") == "mlx-mcp/ending"]
+    return {line["id"]: line for line in lines if "id" in line}, ending
+
+
+async def all_held(served, peer, count, **arguments):
+    """The runner, which is held while so many calls of the peer's are under way."""
+    runner = await held(peer, served.engine, **arguments)
+    await peer.send(*(call(i, **arguments) for i in range(3, 2 + count)))
+    await until(lambda: len(served.engine.thread._inbox) == count - 1)
+    return runner
+
+
+@pytest.mark.parametrize("repetition", range(drawn(12, least=3)))
+async def test_a_process_that_is_stopped_answers_every_call_on_the_wire_before_it_ends(repetition):
+    async with serving() as served:
+        peer = await served.join()
+        runner = await all_held(served, peer, 8, max_tokens=3)
+        served.connections.stop()
+        runner.gate.set()
+        answers, ending = await rest(peer)
+        assert {i: answers[i]["result"]["structuredContent"]["completion_tokens"] for i in answers} == dict.fromkeys(
+            range(2, 10), 3
+        )
+        assert ending[0]["returned"] == []
+
+
+async def test_what_is_read_after_the_stop_is_left_to_the_next_engine_but_a_cancel_is_heard():
+    async with serving() as served:
+        peer = await served.join()
+        runner = await held(peer, served.engine, max_tokens=90)
+        served.connections.stop()
+        await served.ending.wait()
+        await peer.send(call(3), {"jsonrpc": "2.0", "id": "four", "method": "tools/list"})
+        await peer.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 2}})
+        await until(lambda: served.engine.thread._inbox)  # the cancel
+        runner.gate.set()
+        answers, ending = await rest(peer)
+        assert answers == {}
+        assert ending == [{"num_read": 7, "returned": [3, "four"]}]
+
+
+async def test_a_peer_that_knows_no_notices_gets_none_and_is_served_to_the_end():
+    async with serving() as served:
+        peer = await served.join(notices=False)
+        runner = await held(peer, served.engine, max_tokens=3)
+        served.connections.stop()
+        await served.ending.wait()
+        await peer.send({"jsonrpc": "2.0", "id": 3, "method": "tools/list"})
+        assert "result" in await peer.answer(3)
+        runner.gate.set()
+        answers, ending = await rest(peer)
+        assert "result" in answers[2]
+        assert ending == []
+
+
+async def test_a_call_that_outlasts_the_shutdown_is_answered_with_an_error_that_says_so():
+    async with serving(shutdown_timeout_s=0.2) as served:
+        peer = await served.join()
+        await held(peer, served.engine, max_tokens=90)
+        served.connections.stop()
+        answers, _ = await rest(peer)
+        assert answers[2]["result"]["isError"]
+        assert "shutdown_timeout_s" in answers[2]["result"]["content"][0]["text"]
+
+
+async def test_a_subscription_keeps_no_process_from_ending():
+    async with serving() as served:
+        peer, _ = await served.greet()
+        listen = {"jsonrpc": "2.0", "id": 1, "method": "subscriptions/listen", "params": {"_meta": META}}
+        listen["params"]["notifications"] = {"toolsListChanged": True}
+        await peer.send(listen)
+        async with asyncio.timeout(10):
+            assert "method" in await peer.line()  # it is acknowledged
+        assert served.connections._may_end()
+        served.connections.stop()
+        async with asyncio.timeout(2):
+            await served.task
+
+
+async def test_a_peer_hears_that_the_process_lives_while_a_step_takes_long(monkeypatch):
+    monkeypatch.setattr(connections_module, "ALIVE_S", 0.01)
+    async with serving() as served:
+        peer = await served.join()
+        runner = await held(peer, served.engine)
+        for _ in range(3):
+            assert (await peer.line())["method"] == "mlx-mcp/alive"
+        assert served.engine.thread.step_s > 0
+        runner.gate.set()
+
+
+@pytest.mark.parametrize("bad", ["null", "1.5", "true", "false", "[1]", "{}", "1e3", "2.0"])
+async def test_a_request_whose_id_is_no_string_and_no_integer_is_answered_with_an_error(bad):
+    async with serving() as served:
+        peer = await served.join()
+        await peer.send(b'{"jsonrpc":"2.0","id":%s,"method":"tools/list"}\n' % bad.encode())
+        answer = await peer.answer(None)
+        assert answer["error"]["code"] == -32600
+        assert "string or an integer" in answer["error"]["message"]
+        await peer.send({"jsonrpc": "2.0", "id": None, "method": "notifications/initialized"}, call(11))
+        assert "result" in await peer.line()

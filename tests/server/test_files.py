@@ -291,3 +291,27 @@ def test_a_working_directory_that_is_gone_is_no_root(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     assert default_roots(project_folder()) == ()
+
+
+@pytest.mark.parametrize(
+    ("roots", "folder", "words"),
+    [
+        (None, "{home}", "It was started in {home}, which is or holds your home folder"),
+        (None, "/", "It was started in /, which is or holds your home folder"),
+        (None, None, "The folder that it was started in is gone"),
+        ((), "{home}/src", "reads no files. Give"),
+    ],
+)
+def test_a_window_that_reads_no_files_says_why_and_what_to_set(root, monkeypatch, roots, folder, words):
+    monkeypatch.setenv("HOME", str(root))
+    folder = folder and folder.format(home=root)
+    with pytest.raises(InvalidRequest, match="MLX_MCP_FILE_ROOTS") as refused:
+        FileReader.of_window(roots, folder, 1000, 1000).read(["a.py"])
+    assert words.format(home=root) in str(refused.value)
+
+
+def test_a_window_reads_its_projects_folder_or_what_was_set(root, monkeypatch):
+    monkeypatch.setenv("HOME", str(root.parent))
+    write(root / "src" / "b.py", "one")
+    assert "one" in FileReader.of_window(None, str(root / "src"), 1000, 1000).read(["b.py"])
+    assert "one" in FileReader.of_window((root / "src",), "/", 1000, 1000).read(["b.py"])

@@ -19,7 +19,7 @@ from mlx_mcp.errors import ConfigError
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.process.listener import listen
 from mlx_mcp.server.app import build_server
-from mlx_mcp.server.http import auth_settings, http_app, http_server
+from mlx_mcp.server.http import HttpServer, auth_settings, http_app
 from tests.engine.test_client import until
 from tests.fakes import fake_client
 from tests.server.test_tools import generate, held
@@ -34,7 +34,7 @@ async def serving(engine, verifier=None, **settings):
     listener = listen(config.host, config.port)
     auth = auth_settings(config) | ({"token_verifier": verifier} if verifier else {})
     mcp = build_server(engine, Registry(None), **auth)
-    server = http_server(http_app(mcp, engine, config), config)
+    server = HttpServer(http_app(mcp, engine, config), config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await until(lambda: server.started)

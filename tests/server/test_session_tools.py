@@ -167,6 +167,20 @@ async def test_a_session_is_made_as_it_is_wished(engine):
         assert "parent" not in a
 
 
+async def test_a_session_that_there_is_no_room_to_pin_says_that_it_is_not_pinned():
+    engine = fake_client(FakeLoader(context_tokens=2000), block_tokens=16, max_kv_bytes=2000)
+    try:
+        async with connect(engine) as client:
+            first = await call(client, "create_session", system="a" * 600, pinned=True, model="tiny")
+            second = await call(client, "create_session", system="b" * 600, pinned=True, model="tiny")
+            listed = (await call(client, "list_sessions"))["sessions"]
+    finally:
+        assert engine.close()
+    assert "note" not in first
+    assert "It is not pinned" in second["note"]
+    assert [session["pinned"] for session in listed] == [False, True]
+
+
 async def test_a_list_that_no_host_would_take_is_cut(engine, monkeypatch):
     async with connect(engine) as client:
         monkeypatch.setattr(results, "MAX_LISTED", 2)
@@ -198,7 +212,12 @@ async def test_a_list_that_no_host_would_take_is_cut(engine, monkeypatch):
         ("fork_session", {"session": "nobody"}, "Session not found"),
         ("fork_session", {"session": "root", "count": 65}, "count"),
         ("fork_session", {"session": "root", "count": 3, "names": ["a", "b"]}, "one for each"),
-        ("fork_session", {"session": "root", "names": ["a", "a"]}, "already"),
+        (
+            "fork_session",
+            {"session": "root", "names": ["a", "a"]},
+            "`names` has a fork named 'a' already: give each a name",
+        ),
+        ("fork_session", {"session": "root", "names": ["a", "root"]}, "There is a session named 'root' already"),
         ("close_session", {}, "all=true"),
         ("close_session", {"sessions": []}, "all=true"),
         ("close_session", {"sessions": ["root"], "all": True}, "one of the two"),
@@ -221,6 +240,14 @@ async def test_a_bad_call_is_told_what_to_change_and_changes_nothing(engine, too
         assert words in await refusal(client, tool, **arguments)
         after = (await call(client, "list_sessions"))["sessions"]
         assert [(s["session"], s["tokens"]) for s in after] == [(s["session"], s["tokens"]) for s in before]
+
+
+async def test_a_session_that_leaves_no_room_for_a_turn_says_nothing_of_a_max_tokens_that_nobody_gave(engine):
+    async with connect(engine) as client:
+        await call(client, "create_session", system="x" * 1990, name="full")
+        text = await refusal(client, "generate", prompt="y" * 20, session="full")
+    assert "context is 2000 tokens" in text
+    assert "max_tokens" not in text
 
 
 async def test_a_session_that_was_closed_or_has_expired_is_unknown(engine):

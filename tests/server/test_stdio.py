@@ -19,7 +19,7 @@ from mcp import Client, StdioServerParameters
 
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.server.app import build_server
-from mlx_mcp.server.stdio import request_id, serve_stdio
+from mlx_mcp.server.stdio import OpenRequests, request_id, serve_stdio
 from tests.engine.test_client import until
 from tests.fakes import fake_client
 
@@ -81,7 +81,7 @@ async def serving(engine, max_request_bytes=100_000):
         os.fdopen(out_read, "rb") as from_server,
     ):
         server = build_server(engine, Registry(None))
-        task = asyncio.create_task(serve_stdio(server, wire_in, wire_out, max_request_bytes))
+        task = asyncio.create_task(serve_stdio(server, wire_in, wire_out, max_request_bytes, OpenRequests()))
         yield Wire(to_server, from_server), task
         to_server.close()
         async with asyncio.timeout(10):

@@ -36,10 +36,16 @@ async def generate(client, prompt="hello", **arguments):
     return await client.call_tool("generate", {"prompt": prompt, "model": "tiny"} | arguments)
 
 
-async def test_generate_returns_the_text_alone_and_a_small_structured_result(engine, mode):
+def told(result):
+    """What a host's model sees that is shown the text blocks only: the answers, and all else that the result says."""
+    *texts, rest = [block.text for block in result.content]
+    return texts, json.loads(rest)
+
+
+async def test_generate_returns_the_text_and_a_small_structured_result(engine, mode):
     async with connect(engine, mode) as client:
         result = await generate(client)
-    assert [block.text for block in result.content] == ["hello"]
+    assert told(result)[0] == ["hello"]
     assert result.structured_content == {
         "text": "hello",
         "finish_reason": "stop",
@@ -56,7 +62,7 @@ async def test_reasoning_and_tool_calls_come_apart_from_the_text(engine, mode):
     look = {"type": "function", "function": {"name": "look"}}
     async with connect(engine, mode) as client:
         result = await generate(client, "[hm]yes{look}", tools=[look])
-    assert [block.text for block in result.content] == ["yes"]
+    assert told(result)[0] == ["yes"]
     assert result.structured_content == {
         "text": "yes",
         "finish_reason": "tool_calls",
@@ -69,6 +75,60 @@ async def test_reasoning_and_tool_calls_come_apart_from_the_text(engine, mode):
         "reasoning": "hm",
         "tool_calls": [{"name": "look", "arguments": {}}],
     }
+
+
+LOOK = {"type": "function", "function": {"name": "look"}}
+CALLS = {
+    "an answer": ({"prompt": "hello"}, ["hello"]),
+    "a kept one": ({"prompt": "hello", "keep": True}, ["hello"]),
+    "one that was cut off": ({"prompt": "hello", "max_tokens": 2}, ["he"]),
+    "one beside a call": ({"prompt": "[hm]yes{look}", "tools": [LOOK]}, ["yes"]),
+    "a lone call": ({"prompt": "{look}", "tools": [LOOK]}, []),
+    "one of the built-in model": ({"prompt": "hello", "model": None}, ["hello"]),
+    "one with log-probabilities": ({"prompt": "hello", "logprobs": 1}, ["hello"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "texts"), CALLS.values(), ids=CALLS)
+async def test_text_blocks_alone_say_all_that_the_structured_result_says_and_the_text_once(
+    engine, mode, arguments, texts
+):
+    async with connect(engine, mode) as client:
+        result = await generate(client, **arguments)
+    seen, rest = told(result)
+    assert seen == texts
+    assert rest | {"text": "".join(texts)} == result.structured_content
+    assert all(block.text for block in result.content)
+    assert "text" not in rest
+
+
+async def test_a_model_that_sees_text_blocks_only_can_go_on_from_every_answer_of_a_batch(engine, mode):
+    async with connect(engine, mode) as client:
+        batch = {"prompts": ["one", "a" * 101, "{look}"], "keep": True, "model": "tiny"}
+        result = await client.call_tool("generate_batch", batch)
+        texts, rest = told(result)
+        assert texts == ["one", "(no text)", "(no text)"]
+        one, failed, called = rest["results"]
+        assert one["finish_reason"] == "stop"
+        assert "Shorten the prompt" in failed["error"]
+        assert called["tool_calls"] == [{"name": "look", "arguments": {}}]
+        assert (await generate(client, "two", session=one["session"])).structured_content["text"] == "two"
+    for told_, whole in zip(rest["results"], result.structured_content["results"], strict=True):
+        assert {key: value for key, value in whole.items() if key != "text" and value != 0} == told_
+
+
+async def test_every_other_tool_says_in_a_text_block_what_its_structured_result_says(engine, mode):
+    async with connect(engine, mode) as client:
+        for tool, arguments in (
+            ("create_session", {"system": "S", "name": "root", "model": "tiny"}),
+            ("fork_session", {"session": "root", "names": ["a", "b"]}),
+            ("list_sessions", {}),
+            ("list_models", {}),
+            ("close_session", {"all": True}),
+        ):
+            result = await client.call_tool(tool, arguments)
+            (block,) = result.content
+            assert json.loads(block.text) == result.structured_content
 
 
 async def test_progress_counts_the_prompt_and_then_the_tokens_of_the_answer(engine, mode, monkeypatch):
@@ -135,6 +195,8 @@ async def test_text_that_reads_as_json_stays_text_and_null_is_as_good_as_nothing
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"5": 101}}, "logit_bias"),
         ({"logit_bias": {"2000000": 1}}, "logit_bias"),
+        ({"queue": True}, "`queue` waits for a turn of a session, and there is no `session`"),
+        ({"queue": True, "keep": True}, "`queue`"),
     ],
 )
 async def test_what_cannot_be_done_is_refused_with_the_arguments_name(engine, arguments, words):
@@ -245,6 +307,86 @@ async def test_a_bad_call_is_told_what_to_change_and_the_server_goes_on(engine, 
         assert words in result.content[0].text
         assert "pydantic" not in result.content[0].text
         assert (await generate(client)).structured_content["text"] == "hello"
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "words"),
+    [
+        (
+            "generate",
+            {"prompt": "x", "max_token": 5},
+            ["max_token", "did you mean `max_tokens`?", "generate takes prompt,"],
+        ),
+        ("generate", {"prompt": "x", "maxTokens": 5}, ["did you mean `max_tokens`?"]),
+        ("generate", {"promt": "x"}, ["prompt: Field required", "did you mean `prompt`?"]),
+        ("generate", {"prompt": "x", "zzz": 1}, ["zzz: Extra inputs", "takes prompt, session, keep"]),
+        ("generate_batch", {"prompt": "x"}, ["did you mean `prompts`?", "prompts, n, session"]),
+        ("fork_session", {"session": "s", "nmaes": ["a"]}, ["did you mean `names`?"]),
+        (
+            "create_session",
+            {"messages": [{"role": "user", "contents": "S"}]},
+            ["did you mean `content`?", "role, content"],
+        ),
+        ("list_models", {"name": "x"}, ["list_models takes nothing"]),
+    ],
+)
+async def test_an_unknown_argument_is_told_what_was_probably_meant_and_what_there_is(
+    engine, mode, tool, arguments, words
+):
+    async with connect(engine, mode) as client:
+        result = await client.call_tool(tool, arguments)
+    assert result.is_error
+    assert [word for word in words if word not in result.content[0].text] == []
+    assert "\n" not in result.content[0].text
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("generate", {"prompt": "a" * 101, "model": "tiny"}),
+        ("generate", {"prompt": "a" * 100, "model": "tiny"}),
+        ("generate_batch", {"prompts": ["a" * 101], "model": "tiny"}),
+        ("create_session", {"system": "a" * 101, "model": "tiny"}),
+    ],
+)
+async def test_a_prompt_that_is_too_long_alone_says_nothing_of_a_max_tokens_that_nobody_gave(
+    engine, mode, tool, arguments
+):
+    async with connect(engine, mode) as client:
+        text = (await client.call_tool(tool, arguments)).content[0].text
+        given = (await generate(client, "a" * 99, max_tokens=2)).content[0].text
+    assert "tokens, but the model's context is 100 tokens. Shorten the prompt" in text
+    assert "max_tokens" not in text
+    assert "and max_tokens is 2, but" in given
+
+
+async def test_prompts_and_resources_are_not_advertised_while_there_are_none(engine, mode):
+    async with connect(engine, mode) as client:
+        capabilities = client.server_capabilities
+        assert (capabilities.prompts, capabilities.resources) == (None, None)
+        assert capabilities.tools is not None
+        assert (await client.list_prompts()).prompts == (await client.list_resources()).resources == []
+    server = build_server(engine, Registry(None))
+    server.prompt("told")(lambda: "Say so.")
+    server.resource("mlx://told", name="told")(lambda: "so")
+    async with Client(server, mode=mode) as client:
+        capabilities = client.server_capabilities
+        assert capabilities.prompts is not None
+        assert capabilities.resources is not None
+        assert (await client.get_prompt("told")).messages[0].content.text == "Say so."
+        assert (await client.read_resource("mlx://told")).contents[0].text == "so"
+
+
+async def test_an_unknown_prompt_or_resource_is_answered_with_the_code_of_the_protocols_version(engine, mode, caplog):
+    async with connect(engine, mode) as client:
+        with pytest.raises(MCPError, match="Unknown prompt: 'nobody'") as prompt:
+            await client.get_prompt("nobody")
+        with pytest.raises(MCPError, match="mlx://nobody") as resource:
+            await client.read_resource("mlx://nobody")
+    assert prompt.value.error.code == -32602
+    assert resource.value.error.code == (-32602 if mode == "auto" else -32002)
+    assert resource.value.error.data == {"uri": "mlx://nobody"}
+    assert [record for record in caplog.records if record.exc_info] == []
 
 
 async def test_a_missing_prompt_is_named(engine, mode):

@@ -130,7 +130,8 @@ def plant(name):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--kills", type=int, required=True)
+    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--each-point", action="store_true", help="kill at every point once instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plant", default="")
     options = parser.parse_args()
@@ -139,13 +140,23 @@ def main():
     named = itertools.cycle(itertools.product(range(1, MAX_OCCURRENCE + 1), faults.POINTS))
     killed = {"at a point": 0, "at random": 0}
     points, violations, seed, began = set(), [], options.seed, time.process_time()
-    while sum(killed.values()) < options.kills:
+
+    def left():
+        if violations and options.plant:  # one is enough to say that it was caught
+            return False
+        if options.each_point:  # some points are on few children's way
+            return len(points) < len(faults.POINTS) and seed < options.seed + 100 * len(faults.POINTS)
+        return sum(killed.values()) < options.kills
+
+    while left():
         with scratch() as parent:
             path, state, here = parent / "cache", State(), 0
-            while here < KILLS_PER_FOLDER and sum(killed.values()) < options.kills:
+            while here < KILLS_PER_FOLDER and left():
                 seed += 1
                 nth, point = next(named)
-                at_random = rng.random() < 0.5
+                at_random = not options.each_point and rng.random() < 0.5
+                if options.each_point:
+                    nth, point = 1, next(each for each in faults.POINTS if each not in points)
                 spec = None if at_random else f"{point}:kill@{nth}"
                 try:
                     was_killed, states = one_life(

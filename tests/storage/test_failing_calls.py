@@ -110,7 +110,11 @@ def check_error(exc, error):
     assert any(step in str(exc) for step in ("Free", "Check", "Raise"))
 
 
-@pytest.mark.parametrize(("error", "lasting"), [*((error, False) for error in ERRNOS), (errno.EIO, True)])
+WAYS = [(errno.ENOSPC, False), (errno.EIO, False), (errno.EIO, True)]
+WAYS += [pytest.param(error, False, marks=pytest.mark.slow) for error in (errno.EDQUOT, errno.EFBIG)]  # like ENOSPC
+
+
+@pytest.mark.parametrize(("error", "lasting"), WAYS)
 @pytest.mark.parametrize("quota_bytes", [10**9, TIGHT_BYTES], ids=["roomy", "tight"])
 @pytest.mark.parametrize("what", OPS)
 def test_whichever_call_fails_the_error_is_typed_and_the_earlier_state_whole(

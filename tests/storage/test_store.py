@@ -5,6 +5,7 @@ import os
 import pytest
 
 from mlx_mcp.errors import FolderInUse, StorageError
+from mlx_mcp.storage.transfer import from_file, to_file
 from tests.storage.world import T0, Op, block, check_session, content, key_of, open_store, perform, record
 
 ROOMY = {"quota_bytes": 10**9}
@@ -130,10 +131,10 @@ def test_a_session_travels_in_one_file(tmp_path):
     saved = record("s", blocks)
     here, there_ = open_store(tmp_path / "here", **ROOMY), open_store(tmp_path / "there", **ROOMY)
     here.persist(blocks, saved)
-    nbytes = here.export("s", tmp_path / "s.mlx-session")
+    nbytes = here.export("s", "", to_file(tmp_path / "s.mlx-session"))
     assert (tmp_path / "s.mlx-session").stat().st_size == nbytes
     assert (tmp_path / "s.mlx-session").stat().st_mode & 0o777 == 0o600
-    assert there_.import_(tmp_path / "s.mlx-session").session_id == "s"
+    assert there_.import_(from_file(tmp_path / "s.mlx-session")).session_id == "s"
     here.close()
     there_.close()
     store = open_store(tmp_path / "there", **ROOMY)
@@ -145,7 +146,7 @@ def test_a_session_travels_in_one_file(tmp_path):
 def test_an_export_without_a_session_names_the_next_step(tmp_path):
     store = open_store(tmp_path / "cache")
     with pytest.raises(StorageError, match="Persist it first"):
-        store.export("nobody", tmp_path / "out")
+        store.export("nobody", "", to_file(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     store.close()
 
@@ -154,14 +155,14 @@ def test_a_damaged_export_is_refused_wherever_the_damage_is_and_nothing_of_it_st
     blocks = [block("a", 90), block("tail", 50)]
     here, there_ = open_store(tmp_path / "here"), open_store(tmp_path / "there")
     here.persist(blocks, record("s", blocks))
-    here.export("s", tmp_path / "out")
+    here.export("s", "", to_file(tmp_path / "out"))
     whole = (tmp_path / "out").read_bytes()
     damaged = [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(0, len(whole), 7)]
     damaged += [whole[:end] for end in range(0, len(whole), 11)]
     for data in damaged:
         (tmp_path / "out").write_bytes(data)
         with pytest.raises(StorageError, match="not a whole export"):
-            there_.import_(tmp_path / "out")
+            there_.import_(from_file(tmp_path / "out"))
     assert there_.sessions.heads() == []
     assert there_.tier.stats.blocks == 0
     here.close()
@@ -171,10 +172,10 @@ def test_a_damaged_export_is_refused_wherever_the_damage_is_and_nothing_of_it_st
 def test_an_import_never_takes_over_another_tenants_session(tmp_path):
     here, there_ = open_store(tmp_path / "here"), open_store(tmp_path / "there")
     here.persist([block("a")], record("s", [block("a")]))
-    here.export("s", tmp_path / "out")
+    here.export("s", "", to_file(tmp_path / "out"))
     there_.persist([], record("s", [], tenant="bob"))
     with pytest.raises(StorageError, match="Another tenant"):
-        there_.import_(tmp_path / "out")
+        there_.import_(from_file(tmp_path / "out"))
     assert there_.sessions.load("s").tenant == "bob"
     here.close()
     there_.close()

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mlx_mcp.errors import StorageError
-from tests.effort import EFFORT
+from mlx_mcp.storage.transfer import from_file, to_file
+from tests.effort import drawn
 from tests.storage.world import T0, block, content, open_store, record
 
 QUOTA_BYTES = 12_000
@@ -125,7 +126,7 @@ class StoreMachine(RuleBasedStateMachine):
         session, version = data.draw(st.sampled_from(sorted(self.sessions)))
         path = self.parent / "exported"
         try:
-            self.store.export(session, path, version)
+            self.store.export(session, version, to_file(path))
         except StorageError as exc:
             check_error(exc, "damaged")
             assert self.damaged
@@ -140,7 +141,7 @@ class StoreMachine(RuleBasedStateMachine):
         at = self.exported.session_id, self.exported.version
         missing = {key for key in self.exported.blocks if not self.store.tier.find(key)}
         try:
-            self.store.import_(self.parent / "exported")
+            self.store.import_(from_file(self.parent / "exported"))
         except StorageError as exc:
             check_error(exc, "do not fit")
             return
@@ -192,4 +193,4 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStore = StoreMachine.TestCase
-TestStore.settings = settings(max_examples=150 * EFFORT, stateful_step_count=40, deadline=None)
+TestStore.settings = settings(max_examples=drawn(150), stateful_step_count=40, deadline=None)

@@ -4,6 +4,7 @@ Storage alone is imported here, no MLX: the kill loop forks.
 """
 
 import hashlib
+import random
 import shutil
 import tempfile
 from array import array
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from mlx_mcp.core.durable import SessionRecord
 from mlx_mcp.core.ports import StoredBlock
@@ -21,11 +23,11 @@ QUOTA_BYTES = 8_000  # durable sessions fit, as a rule, and offloads have to go
 T0 = 1_700_000_000.0
 
 
-def key_of(name):
+def key_of(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
-def block(name, nbytes=300, parent="root", start=0, **changes):
+def block(name: str, nbytes: int = 300, parent: str = "root", start: int = 0, **changes: Any) -> StoredBlock:
     """The block of that name: its tokens and bytes follow from it."""
     key = key_of(name)
     data = hashlib.shake_128(key).digest(nbytes)
@@ -37,13 +39,13 @@ def block(name, nbytes=300, parent="root", start=0, **changes):
     return replace(made, **changes)
 
 
-def content(stored):
+def content(stored: StoredBlock) -> tuple[Any, ...]:
     """What of a block must come back."""
     data = b"".join(stored.data)
     return stored.key, stored.parent, stored.start, stored.tokens, stored.form, data
 
 
-def record(session_id, blocks, **changes):
+def record(session_id: str, blocks: list[StoredBlock], **changes: Any) -> SessionRecord:
     return replace(
         SessionRecord(
             session_id=session_id,
@@ -70,7 +72,7 @@ def record(session_id, blocks, **changes):
     )
 
 
-def open_store(path, **changes):
+def open_store(path: Path, **changes: Any) -> Store:
     return Store.open(path, **{"quota_bytes": QUOTA_BYTES, "daily_bytes": 10**9, "wall": lambda: T0, **changes})
 
 
@@ -96,26 +98,26 @@ class Op:
     turn: int = 0
     version: str = ""
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.kind} {self.session} {self.turn} {self.version or '-'}"
 
     @classmethod
-    def parse(cls, line):
+    def parse(cls, line: str) -> "Op":
         kind, session, turn, version = line.split()
         return cls(kind, session, int(turn), version.replace("-", ""))
 
 
-def blocks_of(session, turn):
+def blocks_of(session: str, turn: int) -> list[StoredBlock]:
     names = [f"family {session[0]}", *(f"{session} {at}" for at in range(turn)), f"{session} tail {turn}"]
     parents = ["root", *names]
     return [block(name, 200 + 40 * at, parents[at], at * BLOCK_TOKENS) for at, name in enumerate(names)]
 
 
-def record_of(session, turn, version):
+def record_of(session: str, turn: int, version: str) -> SessionRecord:
     return record(session, blocks_of(session, turn), version=version, name=f"turn-{turn}")
 
 
-def perform(store, op):
+def perform(store: Store, op: Op) -> None:
     """Do it; what is loaded must be as it was persisted."""
     match op.kind:
         case "persist":
@@ -135,7 +137,7 @@ class State:
     sessions: dict[tuple[str, str], int] = field(default_factory=dict)  # → turn
     cached: frozenset[bytes] = frozenset()  # keys that offloads may have left
 
-    def after(self, op):
+    def after(self, op: Op) -> "State":
         match op.kind:
             case "persist":
                 new = {**self.sessions, (op.session, op.version): op.turn}
@@ -147,11 +149,11 @@ class State:
                 return replace(self, cached=self.cached | {one.key for one in blocks_of(op.session, op.turn)})
         return self
 
-    def after_refusing(self, op):
+    def after_refusing(self, op: Op) -> "State":
         """Nothing is lost, and some of its blocks may be there."""
         return replace(self, cached=self.cached | _referenced({(op.session, ""): op.turn}))
 
-    def during(self, op):
+    def during(self, op: Op) -> list["State"]:
         """All that may be while it is under way. Versions of a session go one by one."""
         states = [self, self.after(op)]
         if op.kind == "remove":
@@ -160,16 +162,16 @@ class State:
                     states.append(self._without_unreferenced({k: v for k, v in self.sessions.items() if k != at}))
         return states
 
-    def _without_unreferenced(self, new):
+    def _without_unreferenced(self, new: dict[tuple[str, str], int]) -> "State":
         """What a session let go is gone, even if it was offloaded once."""
         return State(new, self.cached - (_referenced(self.sessions) - _referenced(new)))
 
 
-def _referenced(sessions):
+def _referenced(sessions: dict[tuple[str, str], int]) -> set[bytes]:
     return {one.key for (session, _), turn in sessions.items() for one in blocks_of(session, turn)}
 
 
-def check_session(store, session, version):
+def check_session(store: Store, session: str, version: str) -> int | None:
     """The turn that a session is at, all of which must be sound; None if there is none."""
     found = store.sessions.load(session, version)
     if found is None:
@@ -181,14 +183,16 @@ def check_session(store, session, version):
     return turn
 
 
-def check_folder(path, states):
+def check_folder(path: Path, states: list[State]) -> State:
     """Open what an ended process left, and find one of these states, whole, and nothing else."""
     store = open_store(path)
     try:
-        found = {
+        turns = {
             (head.session_id, head.version): check_session(store, head.session_id, head.version)
             for head in store.sessions.heads()
         }
+        found = {at: turn for at, turn in turns.items() if turn is not None}
+        assert found == turns, "a session that is listed is not there"
         matching = [state for state in states if state.sessions == found]
         assert matching, f"found {found}, and not one of {[state.sessions for state in states]}"
         keys = set(store.tier._index)
@@ -207,7 +211,7 @@ def check_folder(path, states):
         store.close()
 
 
-def next_op(rng, state):
+def next_op(rng: random.Random, state: State) -> Op:
     """Something that a process in this state would do."""
     session = rng.choice(["a0", "a1", "b0", "b1"])
     turn = state.sessions.get((session, ""))

@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from mlx_mcp.cli import app
+from mlx_mcp.cli.main import app
 from mlx_mcp.core.durable import SessionRecord
 from mlx_mcp.core.ports import StoredBlock
 from mlx_mcp.storage.store import Store
@@ -22,14 +22,14 @@ def opened(folder):
     return Store.open(folder, quota_bytes=1 << 30, daily_bytes=1 << 30)
 
 
-def keep(folder, name="facts", version="", text="Alice's badge is 771."):
+def keep(folder, name="facts", version="", text="Alice's badge is 771.", session_id="", model="embedded"):
     block = StoredBlock(
         name.encode(), b"root", 0, (1, 2, 3), 0, True, "bytes", (memoryview(b"CANARY" + name.encode()),)
     )
     record = SessionRecord(
-        session_id=f"s_{name}",
+        session_id=session_id or f"s_{name}",
         tenant="",
-        model="embedded",
+        model=model,
         name=name,
         version=version,
         fingerprint=b"f",

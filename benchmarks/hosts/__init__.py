@@ -1,0 +1,1 @@
+"""Real hosts and client libraries against this tree. Run with `make hosts`."""

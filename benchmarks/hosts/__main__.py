@@ -1,0 +1,104 @@
+"""Real hosts and client libraries against this tree, as their users run them.
+
+Run with `make hosts`, or `python -m benchmarks.hosts [--short]` once that has installed them in build/hosts. The
+conformance suite asks for everything that two revisions of the protocol require; MCP Inspector looks for faults in the
+tools' schemas; client libraries and Inspector list and call the tools over stdio and HTTP; Claude Code connects. All
+but the suite's server are windows on one engine process, which is not the user's and ends with the checks.
+
+Prints a line for each check, does them all, and ends with 1 if one failed. `--short` leaves out Claude Code and all of
+Inspector but the schemas.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from benchmarks.hosts import claude_code, conformance
+from benchmarks.hosts.inspector import Inspector
+from benchmarks.hosts.libraries import PYTHON, tells
+from benchmarks.hosts.place import SERVE, TOKEN, WORK, move_in, served
+from mlx_mcp.errors import EngineUnavailable
+from mlx_mcp.process.daemon import start_if_needed, stop
+from mlx_mcp.process.place import user_place
+
+Check = tuple[str, Callable[[], str]]  # its name; it returns what is worth saying, and raises if it fails
+STOP_S = 20.0
+
+
+def checks(url: str, guarded: str, suite: str, short: bool) -> Iterator[Check]:
+    """Every check, given three servers: without a token, with one, and with the suite's fixtures."""
+    bearer = f"Authorization: Bearer {TOKEN}"
+    http, tokened = [url, "--transport", "http"], [guarded, "--transport", "http", "--header", bearer]
+    entries = {
+        "stdio": {"command": SERVE[0], "args": SERVE[1:]},
+        "HTTP with a token": {"url": guarded, "headers": {"Authorization": f"Bearer {TOKEN}"}},
+    }
+    for revision in ("2025-11-25", "2026-07-28"):
+        yield f"conformance {revision}", partial(conformance.passes, revision, suite)
+    for era in ("legacy", "modern"):
+        for transport, target in {"stdio": SERVE, "HTTP": http}.items():
+            inspector = Inspector(target, era)
+            yield f"Inspector, {era}, {transport}", inspector.finds_no_fault if short else inspector.lists_and_calls
+        if not short:
+            yield f"Inspector's sessions, {era}, HTTP with a token", Inspector(tokened, era).goes_on_in_sessions
+    for library in [*PYTHON, "typescript"]:
+        for transport, entry in entries.items():
+            yield f"{library}, {transport}", partial(tells, library, entry)
+    if not short:
+        yield "Claude Code", partial(claude_code.connects, url, guarded)
+        yield "Claude Code, two at once", claude_code.two_at_once
+
+
+def passed(name: str, check: Callable[[], str]) -> bool:
+    """Do a check and print how it went; whatever it raises is its failure."""
+    began = time.monotonic()
+    try:
+        said, word = check().strip(), "ok"
+    except Exception as error:
+        said, word = f"{type(error).__name__}: {error}", "FAILED"
+    print(f"{word:6} {time.monotonic() - began:5.1f} s  {name}: {said}", flush=True)
+    return word == "ok"
+
+
+@contextmanager
+def engine() -> Iterator[None]:
+    """An engine for the block; if it does not end when asked to, it is ended by its id."""
+    pid = start_if_needed(user_place())
+    try:
+        yield
+    finally:
+        try:
+            stop(user_place(), STOP_S)
+        except EngineUnavailable:
+            os.kill(pid, signal.SIGKILL)
+            raise
+
+
+def main() -> None:
+    """Start the engine and the servers, do every check, and end with 1 if one failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.hosts", description="Checks with real hosts.")
+    parser.add_argument("--short", action="store_true", help="without Claude Code and Inspector's calls")
+    short = parser.parse_args().short
+    move_in()
+    alone = [sys.executable, str(Path(__file__).with_name("fixtures.py")), "serve", "--standalone"]
+    with (
+        engine(),
+        served("plain", *SERVE) as url,
+        served("guarded", *SERVE, MLX_MCP_TOKEN=TOKEN) as guarded,
+        served("suite", *alone, MLX_MCP_STORE_DIR=str(WORK / "suite-store")) as suite,
+    ):
+        outcomes = [passed(name, check) for name, check in checks(url, guarded, suite, short)]
+    print(f"{outcomes.count(True)} of {len(outcomes)} checks passed")
+    sys.exit(not all(outcomes))
+
+
+if __name__ == "__main__":
+    main()

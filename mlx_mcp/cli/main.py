@@ -1,0 +1,178 @@
+"""The command line: flags → Config → wiring. Only this folder sees every layer.
+
+Imports little at the top: a host waits three seconds for the first answer of `serve`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mlx_mcp import __version__
+from mlx_mcp.cli.completion import PROGRAM, Commands
+from mlx_mcp.cli.engine import engine
+from mlx_mcp.cli.options import Json, Model, OpenBlas
+from mlx_mcp.cli.output import Column, show_json, show_marked, show_table
+from mlx_mcp.cli.reporting import NOTHING, never_fail_to_print, note, reporting_errors
+from mlx_mcp.cli.sessions import sessions
+from mlx_mcp.errors import InvalidRequest, NoSharedEngine
+
+app = typer.Typer(
+    name=PROGRAM,
+    cls=Commands,
+    help="Local MLX language models for agent hosts, over MCP.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(engine, name="engine")
+app.add_typer(sessions, name="sessions")
+
+
+def main() -> None:
+    """Carry out the process's arguments, and exit."""
+    never_fail_to_print()
+    app(prog_name=PROGRAM)
+
+
+@app.callback(invoke_without_command=True)
+def options(show: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    """Local MLX language models for agent hosts, over MCP."""
+    if show:
+        version()
+        raise typer.Exit
+
+
+@app.command()
+@reporting_errors
+def version() -> None:
+    """Show the version."""
+    typer.echo(f"mlx-mcp {__version__}")
+
+
+@app.command()
+@reporting_errors
+def serve(
+    model: Model = None,
+    http: Annotated[bool, typer.Option("--http", help="Serve streamable HTTP at /mcp instead of stdio.")] = False,
+    host: Annotated[str | None, typer.Option(help="Address for --http; 127.0.0.1 if not given.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port for --http; 8080 if not given, 0 for a free one.")] = None,
+    openblas: OpenBlas = None,
+    standalone: Annotated[
+        bool, typer.Option("--standalone", help="Keep the engine in this process, and share it with nobody.")
+    ] = False,
+) -> None:
+    """Serve MCP over stdio (for hosts that start it) or HTTP (for hosts that connect), on one engine for all."""
+    if not http and (host or port is not None):
+        raise InvalidRequest("--host and --port go with --http; over stdio there is nothing to connect to.")
+    if not standalone:
+        try:
+            if http:
+                from mlx_mcp.cli.serving import share_http
+
+                share_http(model, host, port, openblas)
+            else:
+                from mlx_mcp.process.relay import serve
+
+                serve(model, openblas)
+            return
+        except NoSharedEngine as error:
+            note(f"No engine can be shared here, since {error}; serving in this process alone, as with --standalone.")
+    from mlx_mcp.cli.serving import serve_http, serve_stdio
+    from mlx_mcp.config import Config
+
+    config = Config.load(model=model, host=host, port=port, openblas=openblas)
+    if http:
+        serve_http(config)
+    else:
+        from mlx_mcp.process.relay import tell_a_terminal
+
+        tell_a_terminal()
+        serve_stdio(config)
+
+
+@app.command()
+@reporting_errors
+def run(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="What the model should do. What is piped in comes before it, or is it; `-` reads stdin."),
+    ] = None,
+    model: Model = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt.")] = None,
+    files: Annotated[
+        list[str] | None,
+        typer.Option("--file", "-f", help="A text file that comes before the prompt; repeatable."),
+    ] = None,
+    schema: Annotated[
+        str | None, typer.Option(help="A JSON schema that the answer obeys: a file, or the JSON itself.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that together reach this.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="A string that ends the answer; may be given again.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    as_json: Json = False,
+    openblas: OpenBlas = None,
+) -> None:
+    """Answer one prompt in the terminal, as it is generated."""
+    from mlx_mcp.cli.run import generate, request_of
+    from mlx_mcp.config import Config
+
+    config = Config.load(model=model, openblas=openblas, max_ssd_bytes=0)
+    sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    request = request_of(config, prompt, files, schema, system, stop=tuple(stop or ()), **sampling)
+    generate(config, request, as_json)
+
+
+@app.command()
+@reporting_errors
+def models(model: Model = None, as_json: Json = False) -> None:
+    """List the models that can be served: the embedded one, the configured one, the hub cache."""
+    from mlx_mcp.config import Config
+    from mlx_mcp.models.registry import Registry
+
+    entries = Registry(Config.load(model=model).model).entries()
+    if as_json:
+        show_json(
+            [
+                {
+                    "name": entry.spec.name,
+                    "default": entry.default,
+                    "weights_bytes": entry.weights_bytes,
+                    "context_tokens": entry.context_tokens,
+                    "about": entry.spec.summary,
+                }
+                for entry in entries
+            ]
+        )
+        return
+    rows = []
+    for entry in entries:
+        size = "not downloaded" if entry.weights_bytes is None else f"{entry.weights_bytes / 1e6:,.1f} MB"
+        name = f"{entry.spec.name} (default)" if entry.default else entry.spec.name
+        rows.append([name, size, f"{entry.context_tokens or '?'}", entry.spec.summary])
+    show_table(MODELS, rows)
+
+
+@app.command()
+@reporting_errors
+def doctor(model: Model = None, openblas: OpenBlas = None, as_json: Json = False) -> None:
+    """Check the installation: versions, device, BLAS, settings, and whether the embedded model answers right."""
+    from mlx_mcp.config import Config
+    from mlx_mcp.doctor import examine, report
+
+    config, findings = Config.load(model=model, openblas=openblas, max_ssd_bytes=0), []
+    for finding in examine(config):
+        findings.append(finding)
+        if not as_json:
+            show_marked(*MARKS[finding.kind], finding.text)
+    if as_json:
+        show_json(report(Config.load(), findings))
+    if any(finding.kind == "fault" for finding in findings):
+        raise typer.Exit(NOTHING)
+
+
+MODELS = (Column("name", whole=True), Column("weights", rank=1), Column("context", rank=2), Column("about", rank=3))
+MARKS = {"ok": ("ok", "green"), "hint": ("hint", "yellow"), "fault": ("FAULT", "red")}

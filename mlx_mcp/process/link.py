@@ -1,0 +1,184 @@
+"""One connection of a relay to one engine process: what was asked over it, and whether the engine shows life.
+
+Its lock guards what was asked; it is not held while the engine is written to. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import select
+import socket
+import threading
+from collections.abc import Callable
+
+from mlx_mcp.process.lines import ALIVE, ENDING, LISTENING, Id, envelope
+
+TICK_S = 1.0
+MAX_TOKENS = 1024  # progress tokens whose latest value is remembered
+
+
+class Asked:
+    """A request of the host's that the engine has not answered; `line` is None if it was too long to be kept."""
+
+    __slots__ = ("line", "method", "number")
+
+    def __init__(self, method: str, line: bytes | None, number: int) -> None:
+        self.method, self.line, self.number = method, line, number
+
+    @property
+    def progress_token(self) -> Id | None:
+        """The token under which its sender takes progress; None if it takes none."""
+        try:
+            token = json.loads(self.line or b"")["params"]["_meta"]["progressToken"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return None
+        return token if isinstance(token, int | str) else None
+
+
+class Link:
+    """A connection to one engine process, and the requests that it has not answered."""
+
+    def __init__(self, connection: socket.socket, reply: dict[str, object]) -> None:
+        self.connection = connection
+        self.pid = reply.get("pid")
+        # For how long the engine may say nothing before its calls are given up; None if it sends no signs of life.
+        limit = reply.get("silence_s")
+        self.limit_s = float(limit) if isinstance(limit, int | float) else None
+        self.silent_s = 0.0
+        self.dead = False
+        self.waiting: dict[Id, Asked] = {}  # the host's requests
+        self.asked: set[Id] = set()  # the engine's own requests, which the host has not answered
+        self.progress: dict[Id, float] = {}  # the latest value for each token, to go on from
+        self.swallow: Id | None = None  # the answer to this is the relay's own
+        self.greeted = threading.Event()
+        self.late: list[Id] = []  # given up, which the engine has to be told of if it lives after all
+        self._given_up: set[Id] = set()  # answered by the relay; what the engine says of them comes too late
+        self._num_sent = 0  # lines
+        self._taken: tuple[int, list[Id]] | None = None  # as the engine's last notice has it
+        self._lock = threading.Lock()
+
+    def expect(self, id_: Id, method: str, line: bytes | None) -> bool:
+        """Note a request before it is sent; False if nobody would answer it any more."""
+        with self._lock:
+            if not self.dead:
+                self.waiting[id_] = Asked(method, line, self._num_sent + 1)
+                self._given_up.discard(id_)
+            return not self.dead
+
+    def forget(self, id_: Id) -> None:
+        """The host does not wait for this one any more."""
+        with self._lock:
+            self.waiting.pop(id_, None)
+
+    def answered(self, id_: Id) -> bool:
+        """Whether this engine had asked the host that, who answers now."""
+        with self._lock:
+            known = id_ in self.asked
+            self.asked.discard(id_)
+        return known
+
+    def passes(self, line: bytes) -> bool:
+        """Note what the engine says; False if it is not for the host."""
+        seen = envelope(line)
+        if seen.id is None:
+            return self._passes_notification(line, seen.method)
+        with self._lock:
+            if seen.method:
+                self.asked.add(seen.id)
+            elif seen.id == self.swallow:
+                self.swallow = None
+                self.greeted.set()
+                return False
+            elif seen.id in self._given_up:
+                self._given_up.discard(seen.id)
+                return False
+            else:
+                self.waiting.pop(seen.id, None)
+        return True
+
+    def _passes_notification(self, line: bytes, method: str) -> bool:
+        if method == ALIVE:
+            return False
+        if method == ENDING:
+            params = json.loads(line)["params"]
+            self._taken = params["num_read"], params["returned"]
+            return False
+        if method == "notifications/progress":
+            with contextlib.suppress(ValueError, LookupError, TypeError):
+                params = json.loads(line)["params"]
+                self.progress[params["progressToken"]] = float(params["progress"])
+                while len(self.progress) > MAX_TOKENS:
+                    del self.progress[next(iter(self.progress))]
+        return True
+
+    def read(self, num_bytes: int, silent: Callable[[Link], None]) -> bytes:
+        """What the engine says, nothing at its end; calls `silent` for every TICK_S without a word.
+
+        Time is counted in ticks that were waited for: a relay that was stopped itself, or whose host does not read, has
+        not waited for the engine.
+        """
+        try:
+            while not select.select([self.connection], [], [], TICK_S)[0]:
+                if self.limit_s is not None:
+                    self.silent_s += TICK_S
+                    silent(self)
+            self.silent_s = 0.0
+            return self.connection.recv(num_bytes)
+        except (OSError, ValueError):  # a descriptor that was closed meanwhile
+            return b""
+
+    def give_up(self) -> dict[Id, Asked]:
+        """The calls that wait for an engine which shows no life; what it still says of them goes nowhere."""
+        with self._lock:
+            left = {id_: asked for id_, asked in self.waiting.items() if asked.method not in LISTENING}
+            for id_ in left:
+                del self.waiting[id_]
+            self._given_up.update(left)
+            self.late.extend(left)
+        return left
+
+    def take_late(self) -> list[Id]:
+        """Take the requests that the engine has to be told of."""
+        with self._lock:
+            late, self.late = self.late, []
+        return late
+
+    def end(self) -> tuple[dict[Id, Asked], list[bytes]]:
+        """Nothing comes any more: what was taken up and not answered, and the lines that no engine has taken up."""
+        with self._lock:
+            self.dead = True
+            left, self.waiting = self.waiting, {}
+        self.greeted.set()
+        again = []
+        if self._taken is not None:
+            num_read, returned = self._taken
+            for id_, asked in list(left.items()):
+                if asked.line is not None and (asked.number > num_read or id_ in returned):
+                    again.append(asked.line)
+                    del left[id_]
+        return left, again
+
+    def send(self, data: bytes) -> None:
+        """Send; that it does not arrive is found out where answers are read.
+
+        An engine that takes nothing and has shown no life for as long as it may is hung up on.
+        """
+        self._num_sent += data.count(b"\n")
+        view = memoryview(data)
+        try:
+            while view:
+                if select.select([], [self.connection], [], TICK_S)[1]:
+                    with contextlib.suppress(BlockingIOError):
+                        view = view[self.connection.send(view, socket.MSG_DONTWAIT) :]
+                elif self.limit_s is not None and self.silent_s > self.limit_s:
+                    self.dead = True  # half a line lies in its way
+                    self.hang_up()
+                    return
+        except (OSError, ValueError):
+            self.hang_up()
+
+    def hang_up(self, how: int = socket.SHUT_RDWR) -> None:
+        """Close one direction or both; what was not answered is found where answers are read."""
+        with contextlib.suppress(OSError):  # it is gone already
+            self.connection.shutdown(how)

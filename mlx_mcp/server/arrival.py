@@ -1,0 +1,85 @@
+"""How long a request may take to arrive over HTTP: uvicorn waits for ever. Knows nothing of what it asks for.
+
+Guarantees:
+    - A request's head is there within HEAD_S of its first byte, or of the connection; all of it within `timeout_s`.
+      Else it is answered with 408, unless it was answered already, and the connection ends.
+    - Of a body that comes after the answer to it nothing is read: the connection ends.
+    - Once a request is there its answer may take as long as it likes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEAD_S = 10.0
+TOLD = b"The request did not arrive in time."
+LATE = (
+    b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/plain; charset=utf-8\r\nconnection: close\r\n"
+    b"content-length: %d\r\n\r\n%s" % (len(TOLD), TOLD)
+)
+
+
+class TimedProtocol(H11Protocol):
+    """One connection."""
+
+    def __init__(self, timeout_s: float, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self._timeout_s = timeout_s
+        self._began: float | None = None  # since when a request is on its way
+        self._due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """See asyncio.Protocol."""
+        super().connection_made(transport)
+        self._watch(arriving=True)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        super().data_received(data)
+        self._look()
+
+    def on_response_complete(self) -> None:
+        """Called by uvicorn once an answer was sent; the next request may have begun already."""
+        unread = self.conn.their_state is h11.SEND_BODY
+        super().on_response_complete()
+        if unread:
+            self.transport.close()
+        else:
+            self._look()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self._watch(arriving=False)
+        super().connection_lost(exc)
+
+    def _look(self) -> None:
+        state = self.conn.their_state
+        begun = state is h11.IDLE and bool(self.conn.trailing_data[0])
+        self._watch(arriving=(begun or state is h11.SEND_BODY) and not self.transport.is_closing())
+
+    def _watch(self, arriving: bool) -> None:
+        """Have the request that is on its way be there in time, if there is one."""
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        if not arriving:
+            self._began = None
+            return
+        if self._began is None:
+            self._began = self.loop.time()
+        limit_s = self._timeout_s if self.conn.their_state is h11.SEND_BODY else min(HEAD_S, self._timeout_s)
+        self._due = self.loop.call_at(self._began + limit_s, self._end)
+
+    def _end(self) -> None:
+        answering = self.cycle is not None and not self.cycle.response_complete
+        begun = self.conn.their_state is h11.SEND_BODY or bool(self.conn.trailing_data[0])
+        if begun and not (answering and self.cycle.response_started):
+            self.transport.write(LATE)
+        if answering:  # from now on the app sends to nobody
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.close()

@@ -1,0 +1,123 @@
+"""The engine's side of `mlx-mcp sessions`: one question a connection, told how far it is until the answer comes.
+
+hello   {"kind": "sessions", "do": "export", "folder": …, "session": …, "at": version} and one descriptor
+reply   {"pid": …}, then about once a second {"done": bytes, "total": bytes}, and last {"result": …} or {"error": …};
+{"elsewhere": true} where the engine does not have that folder open: what is in it is not its business
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from mlx_mcp.config import Config
+from mlx_mcp.core.durable import SessionRecord, Transfer, shown, transcript
+from mlx_mcp.engine.client import EngineClient
+from mlx_mcp.engine.messages import Export, Heads, Import, Purge, Read, Remove
+from mlx_mcp.errors import ConfigError, MlxMcpError, NotKeptHere
+
+
+class SessionFiles:
+    """Answers them; `busy` is whether any is under way."""
+
+    def __init__(
+        self,
+        client: EngineClient,
+        config: Config,
+        reply: Callable[[socket.socket, dict[str, Any]], Awaitable[None]],
+    ) -> None:
+        self._client, self._config, self._reply = client, config, reply
+        self._count = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is under way that ends with this process."""
+        return self._count > 0
+
+    async def answer(self, connection: socket.socket, hello: dict[str, Any], fds: list[int]) -> None:
+        """Do what a hello asks for; a transfer ends when whoever asked goes away.
+
+        Raises:
+            ConfigError: it asks for nothing that there is.
+        """
+        if not self._config.max_ssd_bytes or not is_same(str(hello.get("folder")), self._config.store_dir):
+            await self._reply(connection, {"elsewhere": True})
+            return
+        transfer = Transfer(fds.pop(), str(hello.get("file_name"))) if fds else None
+        what = asked(hello, transfer)
+        await self._reply(connection, {"pid": os.getpid()})
+
+        async def waiting() -> None:
+            done, total = (0, 0) if transfer is None else (transfer.done_bytes, transfer.total_bytes)
+            await self._reply(connection, {"done": done, "total": total})
+
+        self._count += 1
+        try:
+            async with anyio.create_task_group() as tasks:
+
+                async def until_it_goes() -> None:
+                    with suppress(OSError):
+                        await asyncio.get_running_loop().sock_recv(connection, 1)
+                    tasks.cancel_scope.cancel()
+
+                tasks.start_soon(until_it_goes)
+                try:
+                    message = {"result": said(await self._client.on_disk(what, waiting))}
+                except NotKeptHere:
+                    message = {"elsewhere": True}
+                except MlxMcpError as error:
+                    message = {"error": str(error)}
+                await self._reply(connection, message)
+                tasks.cancel_scope.cancel()
+        finally:
+            self._count -= 1
+            if transfer is not None:
+                transfer.stop()
+
+
+def is_same(folder: str, other: Path) -> bool:
+    """Whether two paths lead to one folder."""
+    return os.path.realpath(folder) == os.path.realpath(other)
+
+
+def asked(hello: dict[str, Any], transfer: Transfer | None) -> Heads | Read | Remove | Purge | Export | Import:
+    """What a hello asks for.
+
+    Raises:
+        ConfigError: nothing that there is.
+    """
+    do, session, at, name = hello.get("do"), hello.get("session"), hello.get("at"), hello.get("name") or ""
+    file_name = "" if transfer is None else transfer.file_name
+    match do:
+        case "list":
+            return Heads()
+        case "show" if isinstance(session, str):
+            return Read(session, at or "")
+        case "rm" if isinstance(session, str):
+            return Remove(session, at)
+        case "purge":
+            return Purge()
+        case "export" if isinstance(session, str) and transfer and os.path.basename(file_name) == file_name:
+            return Export(session, at or "", transfer)
+        case "import" if transfer and isinstance(name, str):
+            return Import(transfer, name)
+    raise ConfigError(f"The engine cannot {str(do)[:80]!r} sessions so; `mlx-mcp engine stop` ends it.")
+
+
+def said(value: Any) -> Any:
+    """What came of it, as JSON has it."""
+    match value:
+        case list():
+            return [shown(head) for head in value]
+        case int() | None:
+            return value
+        case SessionRecord():
+            return shown(value) | {"text": transcript(value)}
+    return shown(value)

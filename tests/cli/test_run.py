@@ -1,0 +1,158 @@
+"""`mlx-mcp run`: what it reads, and how it answers."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+
+import pytest
+
+from mlx_mcp.cli import progress
+from mlx_mcp.cli.reporting import at_a_terminal
+from mlx_mcp.core.ports import Message
+from mlx_mcp.engine.requests import GenerateRequest, Progress
+from mlx_mcp.errors import NotOnDisk, PromptTooLong, UnknownModel
+from mlx_mcp.server.calls import Meter
+from tests.cli.test_main import OPTIONS, mlx_mcp_command
+from tests.fakes import fake_client
+from tests.process.windows import WAIT_S, command, wait_until
+
+FACT = "The port of the server is 8931."
+QUESTION = "What is the server's port?"
+SCHEMA = {"type": "object", "properties": {"ok": {"enum": [True]}}, "required": ["ok"], "additionalProperties": False}
+
+
+def test_what_is_piped_in_comes_before_the_prompt_or_is_the_prompt(tmp_path):
+    assert mlx_mcp_command("run", QUESTION, stdin=FACT).stdout == "8931\n"
+    assert mlx_mcp_command("run", stdin=f"{FACT} {QUESTION}\n").stdout == "8931\n"
+    (tmp_path / "fact").write_text(FACT)
+    with open(tmp_path / "fact") as stdin:
+        done = subprocess.run(command("run", QUESTION), stdin=stdin, **OPTIONS)
+    assert done.stdout == "8931\n"
+
+
+def test_files_come_before_the_prompt_whoever_writes_them(tmp_path):
+    (tmp_path / "fact.txt").write_text(FACT)
+    assert mlx_mcp_command("run", QUESTION, "--file", str(tmp_path / "fact.txt")).stdout == "8931\n"
+    end, begin = os.pipe()
+    os.write(begin, FACT.encode())
+    os.close(begin)
+    done = subprocess.run(
+        command("run", QUESTION, "-f", f"/dev/fd/{end}"), pass_fds=(end,), stdin=subprocess.DEVNULL, **OPTIONS
+    )
+    os.close(end)
+    assert done.stdout == "8931\n"
+
+
+def test_json_is_the_whole_result_and_nothing_else_is_on_stdout():
+    done = mlx_mcp_command("run", f"{FACT} {QUESTION}", "--json")
+    result = json.loads(done.stdout)
+    assert (result["text"], result["finish_reason"], result["model"]) == ("8931", "stop", "embedded")
+    assert result["prompt_tokens"] == result["computed_tokens"] > 10
+    assert done.stderr == ""
+
+
+def test_an_answer_obeys_a_schema_from_a_file_or_the_command_line(tmp_path):
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
+    for given in (json.dumps(SCHEMA), str(tmp_path / "schema.json")):
+        done = mlx_mcp_command("run", "Is it?", "--schema", given)
+        assert json.loads(done.stdout) == {"ok": True}, done.stderr
+    done = mlx_mcp_command("run", "Is it?", "--schema", json.dumps(SCHEMA), "--max-tokens", "2")
+    assert "cut off by --max-tokens" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "words"),
+    [
+        (["x", "--file", "{0}/nowhere"], b"", "There is no file"),
+        (["x", "--file", "{0}"], b"", "is a folder"),
+        (["x", "--file", "{0}/latin"], b"", "no UTF-8 text: byte 3 is 0xe9"),
+        (["x", "--file", "{0}/long"], b"", "more than 10000 bytes"),
+        (["x", *["--file", "{0}/half"] * 4], b"", "20000 are read at most"),
+        (["x", *["--file", "{0}/half"] * 65], b"", "at most 64"),
+        (["x"], b"\xff", "'stdin' is no UTF-8 text"),
+        (["x"], b"x" * 20_001, "More than 20000 bytes come through stdin"),
+        ([], b" \n", "The prompt is empty"),
+        (["x", "--schema", "{0}/nowhere"], b"", "neither a JSON object nor a file"),
+        (["x", "--schema", "{{"], b"", "is no JSON"),
+        (["x", "--schema", "{0}/half"], b"", "is no JSON"),
+        (["x", "--model", "nobody"], b"", "hub id"),
+    ],
+)
+def test_what_cannot_be_read_is_told_with_the_next_step(tmp_path, arguments, stdin, words):
+    (tmp_path / "latin").write_bytes("café".encode("latin-1"))
+    (tmp_path / "long").write_bytes(b"x" * 10_001)
+    (tmp_path / "half").write_bytes(b"x" * 6000)
+    env = os.environ | {"MLX_MCP_MAX_FILE_BYTES": "10000", "MLX_MCP_MAX_FILES_BYTES": "20000"}
+    filled = [argument.format(tmp_path) for argument in arguments]
+    done = subprocess.run(command("run", *filled), input=stdin, env=env, capture_output=True, timeout=WAIT_S)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert words in done.stderr.decode()
+    assert "Traceback" not in done.stderr.decode()
+
+
+def test_a_pipe_that_stays_open_is_spoken_of(monkeypatch):
+    running = subprocess.Popen(
+        command("run", QUESTION), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert b"waiting for the end of stdin" in running.stderr.readline()
+    out, _ = running.communicate(FACT.encode(), timeout=WAIT_S)
+    assert out == b"8931\n"
+
+
+def test_errors_speak_of_commands_and_not_of_tools():
+    done = mlx_mcp_command("run", "x" * 9000)
+    assert "(`mlx-mcp models` shows each)" in done.stderr
+    for error in (UnknownModel("x", ["embedded"]), NotOnDisk("x"), PromptTooLong(9, 1, 5)):
+        assert not re.search(r"list_\w+|create_session|`prompt`|call ", at_a_terminal(error))
+
+
+def test_who_stops_reading_ends_a_run_without_a_word():
+    running = subprocess.Popen(
+        command("run", "Count from 1 to 99.", "--max-tokens", "1900"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert running.stdout.read(1)
+    running.stdout.close()
+    assert running.wait(WAIT_S) == 141
+    assert running.stderr.read() == b""
+
+
+def test_an_interrupt_ends_a_run_at_once(tmp_path):
+    running = subprocess.Popen(
+        command("run", "Count from 1 to 99.", "--max-tokens", "1900"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert running.stdout.read(1)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(WAIT_S) == 130
+    assert running.stderr.read() == b""
+
+
+async def test_a_load_counts_bytes_and_a_call_of_a_host_tokens():
+    client = fake_client()
+    updates = [update async for update in client.generate(GenerateRequest((Message("user", "hello"),)))]
+    client.close()
+    loads = [update for update in updates if isinstance(update, Progress) and update.unit == "bytes"]
+    assert [load.phase for load in loads] == ["loading"] * len(loads) != []
+    assert {load.total for load in loads} == {100}
+    meter = Meter()
+    meter.take(loads[-1])
+    assert (meter.done, meter.total) == (0, None), "bytes are not on the scale of the tokens to come"
+
+
+def test_a_bar_counts_bytes_and_pulses_while_it_does_not_know(monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    display = progress.Display()
+    updates = (
+        (Progress("loading", "fetching x"), None, ""),
+        (Progress("loading", "fetching x", 1_500_000, 4_000_000, "bytes"), 4_000_000, "1.5 of 4.0 MB"),
+        (Progress("loading", "fetching x", 2_500_000, None, "bytes"), None, "2.5 MB"),
+        (Progress("queued", "queued"), None, ""),
+        (Progress("prefill", "reading", 5, 20), 20, ""),
+    )
+    with display:
+        for update, total, amount in updates:
+            display.show(update)
+            (task,) = display._bar[0].tasks
+            assert (task.total, task.fields["amount"], task.description) == (total, amount, update.message)
+    wait_until(lambda: display._bar is None)

@@ -1,0 +1,143 @@
+"""`mlx-mcp sessions` beside real engine processes."""
+
+import contextlib
+import json
+import os
+import subprocess
+import threading
+
+import pytest
+
+from mlx_mcp.process.daemon import lock
+from mlx_mcp.storage.store import Store
+from tests.cli.test_sessions import keep
+from tests.process.windows import WAIT_S, Window, command, run, state_folder, status
+
+FACT = "Alice's badge is 771."
+
+
+def settings(folder):
+    return {"MLX_MCP_STORE_DIR": str(folder), "MLX_MCP_MAX_SSD_BYTES": str(1 << 30)}
+
+
+def test_every_command_works_while_an_engine_runs_and_the_same_without(tmp_path):
+    with state_folder(**settings(tmp_path / "store")) as (place, env), Window(env) as window:
+
+        def sessions(*arguments, expect=0):
+            done = run(env, "sessions", *arguments, cwd=tmp_path)
+            assert done.returncode == expect, done.stderr
+            return done.stdout if expect == 0 else done.stderr
+
+        session = window.ask("create_session", system=FACT, name="facts")["session"]
+        assert "in memory only" in sessions("export", "facts", "facts.kv", expect=2)
+        window.ask("persist_session", session="facts", version="v1")
+        assert {head["version"] for head in json.loads(sessions("list", "--json"))} == {"", "v1"}
+        assert session in sessions("list")
+        assert FACT in sessions("show", "facts")
+        # Where the user is, not where the engine is:
+        assert sessions("export", "facts", "facts.kv").startswith("facts.kv: ")
+        assert (tmp_path / "facts.kv").stat().st_size > 1000
+        assert sessions("rm", "facts", "--version", "v1") == "removed 1\n"
+        assert sessions("rm", "facts") == "removed 1\n"
+        assert window.ask("list_sessions")["sessions"] == []
+        assert f"There is no file {tmp_path}/nofile" in sessions("import", "nofile", expect=2)
+        assert sessions("import", "facts.kv") == f"{session} facts\n"
+        answer = window.generate("What is Alice's badge?", session="facts")
+        assert answer["text"] == "771"
+        assert answer["restored_tokens"] > 0
+        assert "gone on since" in sessions("import", "facts.kv", expect=2)
+        assert sessions("purge", "--yes") == "purged\n"
+        assert json.loads(sessions("list", "--json")) == []
+        assert window.ask("list_sessions")["sessions"] == []
+        assert status(place)["connections"], "the engine and its window live on"
+        assert run(env, "engine", "stop").returncode == 0
+        assert sessions("import", "facts.kv") == f"{session} facts\n"
+        assert FACT in sessions("show", "facts")
+        assert sessions("rm", "facts") == "removed 1\n"
+        assert "not found" in sessions("show", "facts", expect=2)
+        assert window.ask("list_sessions")["sessions"] == [], "the window has another engine started"
+
+
+def test_an_engine_that_is_just_ending_is_waited_for(tmp_path):
+    """It holds the folder until it has written everything, and cannot be asked any more."""
+    keep(tmp_path / "store")
+    with state_folder(**settings(tmp_path / "store")) as (place, env):
+        place.prepare()
+        store = Store.open(tmp_path / "store", quota_bytes=1 << 30, daily_bytes=1 << 30)
+        with lock(place.life_lock) as held:
+            assert held
+            asked = subprocess.Popen(
+                command("sessions", "rm", "facts"), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            with pytest.raises(subprocess.TimeoutExpired):
+                asked.wait(3)
+            store.close()
+        assert asked.communicate(timeout=WAIT_S) == ("removed 1\n", "")
+
+
+def test_no_engine_starts_on_the_folder_while_a_command_changes_it(tmp_path):
+    """It would find the folder locked, and keep nothing on disk for as long as it lives."""
+    keep(tmp_path / "store")
+    with state_folder(**settings(tmp_path / "store")) as (_, env):
+        asked = subprocess.Popen(
+            command("sessions", "purge"), env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        windows = [Window(env, handshake=False) for _ in range(2)]
+        out, _ = asked.communicate("y\n", timeout=WAIT_S)
+        assert out.endswith("purged\n")
+        for window in windows:
+            with window:
+                window.handshake()
+                session = window.ask("create_session", system=FACT)["session"]
+                window.ask("persist_session", session=session)
+
+
+def test_an_engine_that_has_another_folder_open_is_none_of_the_commands_business(tmp_path):
+    keep(tmp_path / "other")
+    with state_folder(**settings(tmp_path / "store")) as (_, env):
+        assert run(env, "engine", "start").returncode == 0
+        done = run(env | settings(tmp_path / "other"), "sessions", "rm", "facts")
+        assert (done.stdout, done.returncode) == ("removed 1\n", 0), done.stderr
+
+
+@contextlib.contextmanager
+def answering(place, *lines):
+    """Something at the engine's place that answers the first hello with these lines and hangs up."""
+    place.prepare()
+    listener = place.listen()
+    listener.setblocking(True)
+
+    def answer():
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    yield
+    thread.join(WAIT_S)
+    listener.close()
+    os.unlink(place.socket)
+
+
+def test_an_engine_that_ends_meanwhile_is_told(tmp_path):
+    keep(tmp_path / "store")
+    with state_folder(**settings(tmp_path / "store")) as (place, env):
+        with answering(place, {"pid": 1}, {"done": 1, "total": 2}):
+            done = run(env, "sessions", "export", "facts", str(tmp_path / "x"))
+        assert done.returncode == 2
+        assert "The engine ended before that was done" in done.stderr
+        assert not (tmp_path / "x").exists()
+
+
+def test_looking_is_possible_beside_an_engine_that_is_too_old_for_the_question(tmp_path):
+    keep(tmp_path / "store")
+    old = {"error": "The engine (0.1.0) knows no 'sessions'; `mlx-mcp engine stop` ends it."}
+    with state_folder(**settings(tmp_path / "store")) as (place, env):
+        with answering(place, old):
+            assert "facts" in run(env, "sessions", "list").stdout
+        with answering(place, old):
+            done = run(env, "sessions", "rm", "facts")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "`mlx-mcp engine stop`" in done.stderr
