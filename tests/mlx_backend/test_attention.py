@@ -123,6 +123,17 @@ def test_a_window_reaches_as_far_back_into_a_prefix_as_into_a_slot(window, bits)
     assert np.abs(shared - whole).max() <= (1e-6 if bits else 0)
 
 
+@pytest.mark.parametrize("window", [1, 5, 60])
+def test_a_window_holds_the_last_tokens_and_no_other(window):
+    rows = Rows(kv_heads=4)
+    found = rows.decode(rows.whole, window)
+    for out, query, pair in zip(found, np.array(rows.queries), rows.tokens, strict=True):
+        keys, values = (np.array(x)[0, :, -window:] for x in pair)
+        weights = np.exp(rows.scale * query @ keys.swapaxes(-1, -2))
+        expected = weights / weights.sum(axis=-1, keepdims=True) @ values
+        assert np.abs(out - expected).max() < 1e-5
+
+
 @pytest.mark.parametrize("window", [None, 30])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_sinks_take_as_much_weight_of_rows_that_share_a_prefix(kv_heads, window):

@@ -316,6 +316,13 @@ def test_penalties_and_biases_change_what_they_name(data):
     assert (np.array(given_logits) == logits).all()
 
 
+def test_a_token_is_penalised_once_for_its_presence_and_for_every_time_that_it_came():
+    logits = mx.array([[3.0, 1.0]] * 4)
+    output = (0, 0, 0)
+    penalties = [{}, {"presence_penalty": 1.9}, {"frequency_penalty": 0.6}, {"frequency_penalty": 0.7}]
+    assert drawn(logits, [row(output=output, **penalty) for penalty in penalties]) == [0, 0, 0, 1]
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_bias_bans_and_forces(temperature):
     assert drawn(log(PROBS), [row(logit_bias=((3, 100.0),), temperature=temperature)]) == [3]

@@ -38,8 +38,6 @@ MUTANTS = [
         "                self.cache.pool.release(held)\n",
         "                pass\n",
         "test_persistence.py::test_a_session_on_its_way_to_the_disk_keeps_its_blocks_until_it_is_there",
-        "test_sessions_any_order.py::test_no_order_of_events_mistakes_one_prefix_for_another"
-        "[on disk-1073741824-every token-False-256]",
     ),
     fault(
         "reference not taken for a session on its way to the disk",

@@ -50,7 +50,7 @@ MUTANTS = [
         "mlx_backend/sampler.py",
         "p.presence_penalty + p.frequency_penalty * count",
         "p.presence_penalty + p.frequency_penalty",
-        "test_sampler.py::test_penalties_and_biases_change_what_they_name",
+        "test_sampler.py::test_a_token_is_penalised_once_for_its_presence_and_for_every_time_that_it_came",
     ),
     fault(
         "mask on the wrong row",
@@ -158,14 +158,14 @@ MUTANTS = [
         "mlx_backend/attention.py",
         "        for planes in self.slabs.get(slot.slab.slab_id, ()):\n",
         "        for planes in ():\n",
-        "test_runner.py::test_a_row_whose_logits_are_no_numbers_fails_alone_and_poisons_no_later_row",
+        "test_layers.py::test_a_row_put_where_another_was_has_nothing_of_it_and_changes_nothing_that_was_cut_out_of_it",
     ),
     fault(
         "window one token too long",
         "mlx_backend/attention.py",
         "(tokens <= last) & (tokens > last - window)",
         "(tokens <= last) & (tokens >= last - window)",
-        "test_attention.py::test_a_window_reaches_as_far_back_into_a_prefix_as_into_a_slot",
+        "test_attention.py::test_a_window_holds_the_last_tokens_and_no_other",
     ),
     fault(
         "row moved without its last token",
@@ -186,7 +186,7 @@ MUTANTS = [
         "mlx_backend/attention.py",
         "row.append(keys[i : i + 1, :, :size], values[i : i + 1, :, :size])",
         "row.append(keys[i : i + 1], values[i : i + 1])",
-        "test_architectures.py::test_the_ends_of_prompts_read_in_one_pass_are_what_they_are_alone[llama]",
+        "test_architectures.py::test_the_ends_of_prompts_read_in_one_pass_are_what_they_are_alone[qwen3]",
     ),
     fault(
         "payload kept of a row that failed",
