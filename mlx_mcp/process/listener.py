@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import select
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -66,7 +66,9 @@ def hold(
     signal.set_wakeup_fd(wake.fileno())
     again = False
     while True:
-        on_signals(lambda *_: sys.exit(0))  # an engine that starts can be left to it
+        # An engine that starts can be left to it. No SystemExit: where Python is just then, as at the end of an object,
+        # that may be lost, and the signal with it.
+        on_signals(lambda *_: os._exit(0))
         try:
             joined = join(place, hello | {"family": int(listener.family), "again": again}, say, (listener.fileno(),))
         except MlxMcpError:

@@ -503,6 +503,29 @@ def test_http_is_served_alone_where_no_engine_can_be_shared():
         assert server.wait(WAIT_S) == 0
 
 
+SIGNALLED = """
+import os, signal
+from mlx_mcp.process import listener
+
+class Ending:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.getpid()
+
+def join(*_):
+    Ending()
+    os._exit(7)
+
+listener.join = join
+listener.hold(None, {}, listener.listen("127.0.0.1", 0), print, print, 1)
+"""
+
+
+def test_a_signal_that_comes_at_the_end_of_an_object_ends_a_listener_that_looks_for_an_engine():
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, timeout=WAIT_S)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_engine_that_cannot_listen_leaves_its_window_alone():
     # The child may not make sockets where its parent could not either: here only the child is told so.
     with state_folder() as (place, env):
