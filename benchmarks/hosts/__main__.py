@@ -71,6 +71,7 @@ def passed(name: str, check: Callable[[], str]) -> bool:
 @contextmanager
 def engine() -> Iterator[None]:
     """An engine for the block; if it does not end when asked to, it is ended by its id."""
+    stop(user_place(), STOP_S)  # one that an earlier run could not end is of an earlier tree
     pid = start_if_needed(user_place())
     try:
         yield
