@@ -12,6 +12,7 @@ from mlx_mcp.cli.output import Column, show_json, show_table
 from mlx_mcp.cli.reporting import NOTHING, note, reporting_errors
 from mlx_mcp.errors import NoSharedEngine
 
+SLOW_STEP_S = 5.0
 KILL_S = 30.0  # for the system to take back the process's memory
 
 CONNECTIONS = (
@@ -84,6 +85,7 @@ def show_status(state: dict[str, Any]) -> None:
         f"calls: {state['rows']} in the batch, {state['waiting']} waiting",
         f"sessions: {state['sessions']}, {kept_bytes / 1e6:,.1f} MB of keys and values",
         f"It ends when it is idle: {state['retiring']}." if state["retiring"] else "",
+        f"Its current step has taken {state['step_s']:.0f} s." if state["step_s"] > SLOW_STEP_S else "",
     ):
         if line:
             typer.echo(line)

@@ -405,6 +405,7 @@ class Connections:
             "version": __version__,
             "up_s": now - self._began,
             "retiring": self._retiring,
+            "step_s": self._client.thread.step_s,
             "models": list(stats.models),
             "weights_bytes": stats.weights_bytes,
             "kv_bytes": stats.kv_bytes,

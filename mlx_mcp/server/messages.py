@@ -92,8 +92,11 @@ def fault_of(body: bytes) -> dict[str, Any] | None:
     if not isinstance(message, dict):
         return failure(None, INVALID_REQUEST, "The body must be one JSON-RPC message, which is an object; no batch.")
     id_ = message.get("id")
-    nobodys = id_ is None and "error" in message and "method" not in message  # what could not be read had no id
-    if "id" in message and not nobodys and (not isinstance(id_, int | str) or isinstance(id_, bool)):
+    method = message.get("method")
+    # What could not be read had no id, and some clients give notifications a null.
+    may_be_null = ("error" in message and method is None) or str(method).startswith("notifications/")
+    is_id = (isinstance(id_, int | str) and not isinstance(id_, bool)) or (id_ is None and may_be_null)
+    if "id" in message and not is_id:
         return failure(
             None, INVALID_REQUEST, f"The id of a request is a string or an integer, not {json.dumps(id_):.80}."
         )
