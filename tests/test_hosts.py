@@ -1,5 +1,7 @@
 """The harness of `make hosts`: what it asks of every host holds of this server, and it says so where it does not."""
 
+import io
+
 import pytest
 from mcp import Client
 
@@ -75,10 +77,12 @@ def test_conformance_fails_where_anything_else_does(output):
 
 def test_a_check_that_fails_is_one_line_and_no_end(capsys):
     def fail():
-        raise RuntimeError("no such host")
+        raise RuntimeError("a traceback\nno such host")
 
-    assert [passed("first", fail), passed("second", lambda: "fine")] == [False, True]
+    log = io.StringIO()
+    assert [passed("first", fail, log), passed("second", lambda: "fine", log)] == [False, True]
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("FAILED")
-    assert first.endswith("first: RuntimeError: no such host")
+    assert first.endswith("first: no such host")
     assert second.startswith("ok")
+    assert log.getvalue() == "first: RuntimeError: a traceback\nno such host\n\n"

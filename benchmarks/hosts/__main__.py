@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 from benchmarks.hosts import claude_code, conformance
 from benchmarks.hosts.inspector import Inspector
@@ -57,20 +58,22 @@ def checks(url: str, guarded: str, suite: str, short: bool) -> Iterator[Check]:
         yield "Claude Code, two at once", claude_code.two_at_once
 
 
-def passed(name: str, check: Callable[[], str]) -> bool:
-    """Do a check and print how it went; whatever it raises is its failure."""
+def passed(name: str, check: Callable[[], str], log: TextIO) -> bool:
+    """Do a check and print a line on how it went; whatever it raises is its failure, and goes to the log as a whole."""
     began = time.monotonic()
     try:
         said, word = check().strip(), "ok"
     except Exception as error:
-        said, word = f"{type(error).__name__}: {error}", "FAILED"
-    print(f"{word:6} {time.monotonic() - began:5.1f} s  {name}: {said}", flush=True)
+        said, word = f"{type(error).__name__}: {error}".strip(), "FAILED"
+        log.write(f"{name}: {said}\n\n")
+    print(f"{word:6} {time.monotonic() - began:5.1f} s  {name}: {said.splitlines()[-1]}", flush=True)
     return word == "ok"
 
 
 @contextmanager
 def engine() -> Iterator[None]:
     """An engine for the block; if it does not end when asked to, it is ended by its id."""
+    stop(user_place(), STOP_S)  # one that an earlier run could not end is of an earlier tree
     pid = start_if_needed(user_place())
     try:
         yield
@@ -94,9 +97,12 @@ def main() -> None:
         served("plain", *SERVE) as url,
         served("guarded", *SERVE, MLX_MCP_TOKEN=TOKEN) as guarded,
         served("suite", *alone, MLX_MCP_STORE_DIR=str(WORK / "suite-store")) as suite,
+        (WORK / "failures.log").open("w") as log,
     ):
-        outcomes = [passed(name, check) for name, check in checks(url, guarded, suite, short)]
+        outcomes = [passed(name, check, log) for name, check in checks(url, guarded, suite, short)]
     print(f"{outcomes.count(True)} of {len(outcomes)} checks passed")
+    if not all(outcomes):
+        print(f"What the others said is in {log.name}")
     sys.exit(not all(outcomes))
 
 
