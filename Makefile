@@ -9,6 +9,8 @@ UV     := $(shell command -v uv 2>/dev/null)
 # The versions that are installed with the tests; `make test LOCK=` takes the newest that pyproject.toml allows.
 LOCK   ?= requirements/ci.txt
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
+COMPUTING := tests/mlx_backend/test_runner.py tests/mlx_backend/test_architectures.py tests/engine tests/server \
+  tests/process/test_one_engine.py
 
 # Where it is set, every one of the hundreds of processes that tests start compiles all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
@@ -35,7 +37,7 @@ test-all: $(VENV)/installed-dev
 # What computes, with OpenBLAS in front, as it is wherever one is installed; with bounds in place of bits.
 test-openblas: $(VENV)/installed-dev
 	@if $(BIN)/python -c 'from mlx_mcp.mlx_backend.blas import find_openblas; raise SystemExit(not find_openblas())'; \
-	  then TEST_BLAS=openblas $(PYTEST) tests/mlx_backend tests/engine tests/server tests/process/test_one_engine.py; \
+	  then TEST_BLAS=openblas $(PYTEST) $(COMPUTING); \
 	  else echo 'Skipped: there is no OpenBLAS. On Debian and Ubuntu: apt-get install libopenblas0'; fi
 
 # What of the package the tests run, in every process that they start; fails under the floor in pyproject.toml.

@@ -5,6 +5,7 @@ sums in another order for other shapes, so where it is in front there is a bound
 """
 
 import os
+from collections.abc import Sequence as Seq
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,24 @@ def within(bound: float = 0.0) -> float:
     return max(bound, ROUNDING) if OPENBLAS else bound
 
 
-def assert_same(found: Any, expected: Any, bound: float = 0.0) -> None:
+def assert_same(found: Any, expected: Any, bound: float = 0.0, what: str = "they") -> None:
     """Two arrays differ by no more than is allowed."""
     difference = np.abs(np.array(found) - np.array(expected)).max(initial=0)
-    assert difference <= within(bound), f"they differ by {difference}"
+    assert difference <= within(bound), f"{what}: {difference} apart"
+
+
+def assert_same_answer(found: Seq[int], expected: Seq[int], logits: Seq[Any], bound: float = 0.0) -> int:
+    """Two answers have the same tokens; where rounding is allowed, until two tokens were as likely but for rounding.
+
+    `logits` are those that the expected tokens were drawn from, greedily where they may differ. Returns for how many
+    tokens the logits can be compared, which is all unless the answers part.
+    """
+    assert len(found) == len(expected)
+    at = next((i for i, (one, other) in enumerate(zip(found, expected, strict=True)) if one != other), None)
+    if at is None:
+        return len(found)
+    row = np.array(logits[at])
+    gap = float(row[expected[at]] - row[found[at]])
+    assert OPENBLAS, f"token {at} is another one"
+    assert abs(gap) <= 2 * within(bound), f"token {at} is another one, {gap} less likely"
+    return at + 1

@@ -21,6 +21,7 @@ from mlx_mcp.mlx_backend import runner as runner_module
 from mlx_mcp.mlx_backend.head import Head
 from mlx_mcp.mlx_backend.rows import ALLOWED, ALONE, PaddedRows, SlottedRows, SoloRows, leaves, regroup
 from mlx_mcp.mlx_backend.runner import Runner
+from tests.comparing import assert_same, assert_same_answer
 from tests.effort import THOROUGH
 from tests.models_made import initial
 
@@ -545,7 +546,13 @@ def plain(model, caches, s):
 
 def assert_close(found, expected, bound):
     for key in expected:
-        assert np.abs(found[key] - expected[key]).max() <= bound, f"prompt of {len(key[0])}, token {key[1]}"
+        assert_same(found[key], expected[key], bound, f"prompt of {len(key[0])}, token {key[1]}")
+
+
+def assert_same_row(s, found, tokens, logits, bound):
+    expected = [logits[s.prompt_ids, i] for i in range(len(tokens))]
+    for i in range(assert_same_answer(s.output_ids, tokens, expected, bound)):
+        assert_same(found[s.prompt_ids, i], expected[i], bound, f"prompt of {len(s.prompt_ids)}, token {i}")
 
 
 def assert_right(model, runner, run, rows=ROWS, bound=0.0, caches=make_prompt_cache, limits=LIMITS):
@@ -554,12 +561,11 @@ def assert_right(model, runner, run, rows=ROWS, bound=0.0, caches=make_prompt_ca
     found = run(runner, zip(together, (step for _, _, step in rows), strict=True), limits)
     assert len(found) == sum(most for _, most, _ in rows)
     for s, alone in zip(together, sequences(rows), strict=True):
-        assert_close(found, run(runner, [(alone, 0)]), bound)
-        assert s.output_ids == alone.output_ids
+        logits = run(runner, [(alone, 0)])
+        assert_same_row(s, found, alone.output_ids, logits, bound)
         if caches is not None:
             logits, tokens = plain(model, caches(model), alone)
-            assert_close(found, logits, bound)
-            assert s.output_ids == tokens
+            assert_same_row(s, found, tokens, logits, bound)
 
 
 @pytest.mark.parametrize("name", CASES)

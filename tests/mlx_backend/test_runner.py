@@ -19,6 +19,7 @@ from mlx_mcp.errors import ModelError
 from mlx_mcp.mlx_backend import runner as runner_module
 from mlx_mcp.mlx_backend.attention import FullLayer
 from mlx_mcp.mlx_backend.runner import Runner
+from tests.comparing import assert_same, assert_same_answer
 from tests.effort import drawn
 from tests.mlx_backend.test_architectures import build
 from tests.models_made import ARCHITECTURES, make_model
@@ -150,11 +151,10 @@ def alone(kind):
 def assert_as_alone(alone, bound, machine, sequences):
     for s in sequences:
         tokens, logits = alone[s.sequence_id]
-        within = bound if s.sequence_id in machine.again else 0.0
-        for i in range(len(s.output_ids)):
-            difference = np.abs(np.array(machine.logits[s.sequence_id, i]) - logits[i]).max()
-            assert difference <= within, f"row {s.sequence_id}, token {i}: {difference}"
-        assert s.output_ids == tokens[: len(s.output_ids)]
+        allowed = bound if s.sequence_id in machine.again else 0.0
+        same = assert_same_answer(s.output_ids, tokens[: len(s.output_ids)], logits, allowed)
+        for i in range(same):
+            assert_same(machine.logits[s.sequence_id, i], logits[i], allowed, f"row {s.sequence_id}, token {i}")
 
 
 # What happens before each step: a row joins, one is cancelled, all are computed again, or nothing.
@@ -199,7 +199,7 @@ def test_a_row_alone_is_what_mlx_lm_itself_computes(kind):
     for start in range(0, 90, 16):
         logits = model(mx.array([s.prompt_ids[start : min(start + 16, 90)]]), cache=caches)
     for i, token_id in enumerate(s.output_ids):
-        assert (np.array(logits[0, -1]) == np.array(machine.logits[5, i])).all()
+        assert_same(machine.logits[5, i], logits[0, -1])
         logits = model(mx.array([[token_id]]), cache=caches)
 
 

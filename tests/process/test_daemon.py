@@ -72,7 +72,7 @@ def test_the_engine_is_detached_from_whoever_started_it(running):
         starter = Window(env)
         starter.kill()
         assert stays.serves()
-        starter.process.stderr.close()
+        starter.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at descriptors through /proc")

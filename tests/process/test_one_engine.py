@@ -20,6 +20,7 @@ from mcp import Client, StdioServerParameters
 
 from mlx_mcp.models.registry import EMBEDDED_FOLDER
 from mlx_mcp.process import daemon
+from tests.comparing import OPENBLAS
 from tests.effort import THOROUGH, drawn
 from tests.process.windows import (
     ERAS,
@@ -120,6 +121,15 @@ def test_five_clients_have_one_copy_of_the_weights_and_one_cache():
         # A session is the user's, whichever window made it.
         made = first.ask("create_session", messages=[{"role": "user", "content": FACTS}], name="facts")
         assert others[1].generate(QUESTION, session="facts")["cached_tokens"] == made["tokens"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at libraries through /proc")
+def test_the_engine_computes_with_the_blas_that_it_was_told_to(shared):
+    place, env = shared
+    with Window(env) as window:
+        window.generate()
+        libraries = Path(f"/proc/{status(place)['pid']}/maps").read_text()
+    assert ("/libopenblas" in libraries) == OPENBLAS  # numpy's own has another name
 
 
 def test_a_client_that_is_killed_frees_its_rows_and_disturbs_no_other(shared):
