@@ -26,5 +26,4 @@ async def test_quantized_keys_and_values_are_what_mlx_lm_makes_of_them(float32, 
         errors.append(np.abs(theirs - whole))
     # A number that lies between two steps is rounded one way or the other, and with it all that go by it.
     ratio = np.concatenate(off).mean() / np.concatenate(errors).mean()
-    print(kv_bits, ratio)
     assert ratio < 0.5

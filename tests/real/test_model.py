@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.real.beside import Reference
+from tests.real.beside import BOUND, Reference
 from tests.real.smollm2 import unpack
 
 
@@ -11,6 +11,15 @@ def test_it_knows_what_an_instruct_model_of_its_size_knows(reference):
     asked = {"What is the capital of France?": "Paris", "What is the capital of Japan?": "Tokyo"}
     answers = reference.generate([reference.prompt(("user", text)) for text in asked], 16)
     assert [word in answer for word, answer in zip(asked.values(), answers, strict=True)] == [True, True], answers
+
+
+def test_an_answer_of_which_one_word_is_another_is_seen_to_be_wrong(reference):
+    prompt = reference.prompt(("user", "What is the capital of France?"))
+    (right,) = reference.generate([prompt], 16)
+    assert right == "The capital of France is Paris."
+    assert reference.gap(prompt, {"text": right, "finish_reason": "stop"}) <= BOUND
+    for text, end in ((right.replace("Paris", "Rome"), "stop"), (right + " It", "length"), (right[:-1], "stop")):
+        assert reference.gap(prompt, {"text": text, "finish_reason": end}) > 1
 
 
 def test_both_forms_hold_the_same_numbers(float32, reference):
