@@ -32,6 +32,8 @@ os.environ.update(
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+if OPENBLAS:  # as many tests run at once as there are cores
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 if OPENBLAS and not (prefer_openblas() and openblas_in_front()):
     pytest.exit(f"OpenBLAS cannot be put in front: {HINT}", 2)
 
