@@ -178,8 +178,10 @@ async def test_with_a_token_only_those_who_have_it_get_in(engine):
         for wrong in ({}, {"authorization": "Bearer nope"}, {"authorization": "Basic s3cret"}, ünï):
             assert (await http.post(f"{address}/mcp", json=body, headers=wrong)).status_code == 401
         assert (await http.post(f"{address}/mcp?token=s3cret", json=body)).status_code == 401
-        authorized = httpx2.AsyncClient(headers=headers)
-        async with Client(streamable_http_client(f"{address}/mcp", http_client=authorized)) as client:
+        async with (
+            httpx2.AsyncClient(headers=headers) as authorized,
+            Client(streamable_http_client(f"{address}/mcp", http_client=authorized)) as client,
+        ):
             assert (await generate(client)).structured_content["text"] == "hello"
 
 
