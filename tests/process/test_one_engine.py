@@ -91,6 +91,7 @@ async def over_http(address, mode, **arguments):
         return result.structured_content
 
 
+@pytest.mark.figures
 def test_five_clients_have_one_copy_of_the_weights_and_one_cache():
     with state_folder() as (place, env), ExitStack() as stack:
         first = stack.enter_context(Window(env))
@@ -371,6 +372,7 @@ def initialize_line():
     return json.dumps({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": INITIALIZE}).encode() + b"\n"
 
 
+@pytest.mark.figures
 def test_a_relay_is_small_and_up_in_a_fifth_of_a_bare_sdk_servers_time(shared):
     _, env = shared
     bare = [sys.executable, "-c", "from mcp.server.mcpserver import MCPServer; MCPServer('bare').run()"]
@@ -384,6 +386,7 @@ def test_a_relay_is_small_and_up_in_a_fifth_of_a_bare_sdk_servers_time(shared):
         assert resident_mb(window.process.pid) <= 30
 
 
+@pytest.mark.figures
 def test_a_relay_adds_less_than_a_millisecond_to_a_call(shared):
     place, env = shared
     with Window(env) as window:

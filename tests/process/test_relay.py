@@ -130,6 +130,7 @@ def test_only_what_a_relay_can_do_is_taken_from_the_command_line(arguments, give
     assert serve_options(arguments) == given
 
 
+@pytest.mark.figures
 def test_the_relay_imports_the_standard_library_only():
     code = (
         "import sys; before = set(sys.modules); import mlx_mcp.process.relay\n"

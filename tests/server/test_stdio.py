@@ -202,6 +202,7 @@ def count_up(id_, last=99):
     return call(id_, prompt=f"Count from 1 to {last}.", model="embedded")
 
 
+@pytest.mark.figures
 async def test_the_first_answer_takes_no_longer_than_a_few_bare_sdk_servers():
     bare = "from mcp.server.mcpserver import MCPServer; MCPServer('bare').run()"
 
