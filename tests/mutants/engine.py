@@ -91,8 +91,8 @@ MUTANTS = [
     fault(
         "urgent reads wait behind writes",
         "engine/io_thread.py",
-        "self._queue.put((not urgent, next(self._count), run))",
-        "self._queue.put((0, next(self._count), run))",
+        "URGENT if urgent else PATIENT if patient else USUAL",
+        "PATIENT if patient else USUAL",
         "test_io_thread.py::test_what_is_urgent_goes_first_and_the_rest_in_order",
     ),
     fault(
@@ -169,8 +169,8 @@ MUTANTS = [
     fault(
         "token beyond the vocabulary let through",
         "engine/engine.py",
-        "all(0 <= i < vocab_size for i in ids)",
-        "all(0 <= i <= vocab_size for i in ids)",
+        "    last = model.vocab_size - 1\n",
+        "    last = model.vocab_size\n",
         "test_engine.py::test_token_ids_beyond_the_vocabulary_never_reach_the_model",
     ),
     fault(

@@ -145,6 +145,7 @@ class Copy:
         report = self.folder / "report.xml"
         report.unlink(missing_ok=True)
         command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
+        command += ["-o", "filterwarnings="]  # a warning is no proof, and comes whenever garbage is collected
         command += [f"--timeout={TEST_S}", f"--junitxml={report}", *(["-x"] if stop_early else []), *tests]
         if importlib.util.find_spec("hypothesis"):
             command.insert(4, "--hypothesis-seed=0")

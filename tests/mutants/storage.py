@@ -121,8 +121,8 @@ MUTANTS = [
     fault(
         "import takes over another tenant's session",
         "storage/store.py",
-        "other.session_id == record.session_id and other.tenant != record.tenant",
-        "other.session_id == record.session_id and other.tenant == other.model",
+        "if head.session_id == record.session_id and head.tenant != record.tenant:",
+        "if False:",
         "test_store.py::test_an_import_never_takes_over_another_tenants_session",
     ),
     fault(
