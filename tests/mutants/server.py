@@ -68,10 +68,10 @@ MUTANTS = [
     ),
     fault(
         "body size check left out",
-        "server/http.py",
-        "max_request_body_size=config.max_request_bytes",
-        "max_request_body_size=1 << 40",
-        "test_http.py::test_a_message_longer_than_the_limit_is_refused_and_the_server_goes_on",
+        "server/messages.py",
+        "            if len(body) > self._max_bytes:\n",
+        "            if False:\n",
+        "test_arrival.py::test_a_long_body_is_refused_as_soon_as_it_is_too_long_and_the_connection_ends",
     ),
     fault(
         "Host check left out",
