@@ -40,7 +40,7 @@ class LateLoader:
 
                 folder = fetch(spec.location, report, spec.may_fetch, self._config.fetch_stall_s)
                 spec = replace(spec, source="folder", location=str(folder))
-            report(LoadProgress("starting MLX for"))
+            report(LoadProgress("starting MLX"))
             if self._config.openblas:
                 prefer_openblas()
             return self._loader().prepare(spec, report)

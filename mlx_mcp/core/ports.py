@@ -305,7 +305,7 @@ class PreparedModel:
 class LoadProgress:
     """How far a load is: what is being done, and how many of how many bytes are done where that can be told."""
 
-    doing: str  # such as "fetching"; the model's name follows
+    doing: str  # such as "fetching"
     done_bytes: int = 0
     total_bytes: int | None = None
 

@@ -434,12 +434,12 @@ class EngineClient:
 
 def loading(spec: ModelSpec, progress: LoadProgress) -> Progress:
     """The progress of a load as a call shows it."""
-    message, done, total = f"{progress.doing} {spec.name}", progress.done_bytes, progress.total_bytes
+    message, done, total = f"loading {spec.name}: {progress.doing}", progress.done_bytes, progress.total_bytes
     if total is None:
         return Progress("loading", message, unit="bytes")
     digits = 0 if total >= 10_000_000 else 1
     return Progress(
-        "loading", f"{message}: {done / 1e6:.{digits}f} of {total / 1e6:.{digits}f} MB", done, total, "bytes"
+        "loading", f"{message} {done / 1e6:.{digits}f} of {total / 1e6:.{digits}f} MB", done, total, "bytes"
     )
 
 

@@ -49,7 +49,7 @@ class MlxLoader:
         """
         assert spec.source != "hub", "what is on the hub is fetched elsewhere"
         folder = Path(spec.location)
-        report(LoadProgress("reading the tokenizer of"))
+        report(LoadProgress("reading the tokenizer"))
         config = read_config(folder)
         weights_bytes = sum(checked_size(path) for path in weight_files(folder))
         try:

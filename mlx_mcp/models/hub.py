@@ -167,7 +167,7 @@ class Download:
 
 def download(cache: Path, repo: str, report: Report, stall_s: float) -> Path:
     """Fetch the files that mlx_lm reads of a repository's main branch; see `fetch`."""
-    report(LoadProgress("asking the hub for"))
+    report(LoadProgress("asking the hub"))
     api = HfApi()
     revision = api.repo_info(repo, timeout=constants.HF_HUB_ETAG_TIMEOUT).sha
     assert revision is not None, "the hub names a revision"

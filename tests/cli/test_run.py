@@ -151,17 +151,17 @@ def test_bytes_of_a_load_are_not_on_a_hosts_scale_of_tokens():
 def test_a_bar_counts_bytes_and_pulses_while_it_does_not_know(monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     display = progress.Display()
+    half = Progress("loading", "loading x: fetching 1.5 of 4.0 MB", 1_500_000, 4_000_000, "bytes")
     updates = (
-        (Progress("loading", "fetching x"), None, ""),
-        (Progress("loading", "fetching x: 1.5 of 4.0 MB", 1_500_000, 4_000_000, "bytes"), 4_000_000, "1.5 of 4.0 MB"),
-        (Progress("loading", "fetching x", 2_500_000, None, "bytes"), None, "2.5 MB"),
-        (Progress("queued", "queued"), None, ""),
-        (Progress("prefill", "reading", 5, 20), 20, ""),
+        (Progress("loading", "loading x: preparing", unit="bytes"), None, "", "loading x: preparing"),
+        (half, 4_000_000, "1.5 of 4.0 MB", "loading x"),
+        (Progress("loading", "loading x: fetching", 2_500_000, None, "bytes"), None, "2.5 MB", "loading x"),
+        (Progress("queued", "queued"), None, "", "queued"),
+        (Progress("prefill", "reading", 5, 20), 20, "", "reading"),
     )
     with display:
-        for update, total, amount in updates:
+        for update, total, amount, words in updates:
             display.show(update)
             (task,) = display._bar[0].tasks
-            assert (task.total, task.fields["amount"]) == (total, amount)
-            assert task.description == update.message.split(":")[0]
+            assert (task.total, task.fields["amount"], task.description) == (total, amount, words)
     wait_until(lambda: display._bar is None)

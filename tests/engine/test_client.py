@@ -78,9 +78,9 @@ async def test_a_load_is_told_in_bytes_while_files_are_fetched_and_weights_are_r
         async for update in updates:
             told.append(update)
             client.loader.hold.set()
-    assert told[0] == Progress("loading", "fetching tiny: 120 of 500 MB", 120_000_000, 500_000_000, "bytes")
+    assert told[0] == Progress("loading", "loading tiny: fetching 120 of 500 MB", 120_000_000, 500_000_000, "bytes")
     loading = [u for u in told if isinstance(u, Progress) and u.phase == "loading"]
-    assert Progress("loading", "reading tiny: 0.0 of 0.0 MB", 50, 100, "bytes") in loading
+    assert Progress("loading", "loading tiny: reading 0.0 of 0.0 MB", 50, 100, "bytes") in loading
     assert {u.unit for u in told if isinstance(u, Progress) and u not in loading} == {"tokens"}
 
 

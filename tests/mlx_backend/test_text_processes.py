@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
@@ -17,6 +16,7 @@ from mlx_mcp.mlx_backend.loader import MlxLoader
 from mlx_mcp.mlx_backend.text_processes import MAX_PROCESSES, Failed, Overdue, TextProcesses
 from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
 from tests.models_made import TEMPLATE, make_model, write_tokenizer
+from tests.process.windows import is_alive, wait_until
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 LOOPS_IF_ASKED = "{% if 'loop' in messages[-1].content %}" + LOOP + "{% endif %}" + TEMPLATE
@@ -131,17 +131,7 @@ threading.Thread(target=processes.render, args=({LOOP!r}, {{}}, 0, False, lambda
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == -9
-    pid, deadline = int(done.stdout), time.monotonic() + 60
-    while running(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def running(pid):
-    try:
-        return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    wait_until(lambda: not is_alive(int(done.stdout)))
 
 
 # Through a tokenizer

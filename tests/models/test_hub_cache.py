@@ -255,7 +255,7 @@ def test_two_that_fetch_the_same_model_fetch_it_once(hub, origin):
         if progress == first:
             gate.wait(30)
 
-    first = LoadProgress("asking the hub for")
+    first = LoadProgress("asking the hub")
     both = [threading.Thread(target=lambda: folders.append(fetch("someone/tiny", report))) for _ in range(2)]
     for thread in both:
         thread.start()
