@@ -8,7 +8,9 @@ UV     := $(shell command -v uv 2>/dev/null)
 
 # The versions that are installed with the tests; `make test LOCK=` takes the newest that pyproject.toml allows.
 LOCK   ?= requirements/ci.txt
-PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
+# Twice as many as there are cores: tests that start processes wait for them most of the time.
+WORKERS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 COMPUTING := tests/mlx_backend/test_runner.py tests/mlx_backend/test_architectures.py tests/engine tests/server \
   tests/process/test_one_engine.py
 

@@ -5,11 +5,12 @@ A cache that is damaged the way a broken block cache would damage it must change
 
 import pytest
 
+from tests.effort import drawn
 from training.damage import DAMAGES, HARMLESS
 from training.evaluate import EMBEDDED, Model, Script, bits, recall, scene_of
 from training.grammar import World
 
-NUM_DIALOGS = 8
+NUM_DIALOGS = drawn(8, least=3)
 MUST_SHOW = [
     "another dialog's cache",
     "foreign block over the target",

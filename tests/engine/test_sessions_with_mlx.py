@@ -149,7 +149,7 @@ def test_what_is_kept_after_each_event_is_what_a_cold_run_computes(kind, tight):
 @pytest.mark.parametrize("tight", [False, True], ids=["roomy", "tight"])
 def test_what_is_kept_of_a_session_is_what_a_cold_run_computes(kind, tight):
     machine, events = make_machine(*kind, tight)
-    runs = drawn(RUNS / 2, least=2)
+    runs = drawn(RUNS / 2) if THOROUGH else 1  # what must befall a session is in the story
     run_state_machine_as_test(
         machine, settings=settings(max_examples=runs, stateful_step_count=50, deadline=None, print_blob=True)
     )

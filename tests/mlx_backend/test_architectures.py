@@ -568,7 +568,20 @@ def assert_right(model, runner, run, rows=ROWS, bound=0.0, caches=make_prompt_ca
             assert_same_row(s, found, tokens, logits, bound)
 
 
-@pytest.mark.parametrize("name", CASES)
+# `make test` looks at what most people run, and at each way a row's keys can be kept; `make test-all` at every one.
+USUAL = set(
+    "llama qwen2 qwen3 qwen3_moe qwen3_next gemma2 gemma3_text gemma4_text mistral3 ministral3 mixtral phi3 phimoe "
+    "gpt_oss deepseek_v3 glm4 glm4_moe cohere2 olmo2 smollm3 granite lfm2 falcon_h1 nemotron_h minicpm3 mimo_v2_flash "
+    "mamba2 stablelm afm7 plamo talkie recurrent_gemma bailing_moe ernie4_5 hunyuan exaone4 seed_oss".split()
+)
+
+
+def rare_ones_slow(names):
+    """The names as parameters; the tests of those that are not usual are slow."""
+    return [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", rare_ones_slow(CASES))
 def test_every_row_is_what_it_is_alone_and_what_mlx_lm_makes_of_it(name, run):
     model = build(name)
     runner = Runner(model)
@@ -576,7 +589,7 @@ def test_every_row_is_what_it_is_alone_and_what_mlx_lm_makes_of_it(name, run):
     assert_right(model, runner, run, bound=BOUNDS.get(name, 0.0))
 
 
-@pytest.mark.parametrize("name", [name for name in SLOTTED if name != "talkie"])  # whose output layer is a bare array
+@pytest.mark.parametrize("name", rare_ones_slow(name for name in SLOTTED if name != "talkie"))  # its output is an array
 def test_of_a_prompts_end_the_last_token_of_each_row_alone_gets_logits(name):
     model = build(name)
     whole = model(mx.array([[5, 6, 7], [8, 9, 0]]), cache=make_prompt_cache(model))
@@ -595,7 +608,7 @@ def test_a_part_of_the_last_layer_that_an_earlier_one_shares_is_given_every_toke
     assert_same(cut[:, 0], whole[:, 2])
 
 
-@pytest.mark.parametrize("name", SLOTTED)
+@pytest.mark.parametrize("name", rare_ones_slow(SLOTTED))
 def test_the_ends_of_prompts_read_in_one_pass_are_what_they_are_alone(name, run, monkeypatch):
     model = build(name)
     runner = Runner(model)

@@ -488,16 +488,16 @@ def test_an_engine_that_shows_life_is_waited_for_however_long_a_call_takes(fast_
 
 def test_an_engine_that_takes_nothing_and_shows_no_life_does_not_hold_up_the_relay(fast_clock):
     with relaying() as (engine, to_relay, lines):
-        connection, wire, _ = engine.accept(silence_s=1.0)
+        hangs = engine.accept(silence_s=1.0)
         long = message(1, "tools/call", text="x" * (1 << 20))
         writing = threading.Thread(target=lambda: [to_relay.write(long), to_relay.write(message(2, "ping"))])
         writing.start()
         assert json.loads(lines.next())["id"] == 1
-        hang_up(connection, wire)
         connection, wire, _ = engine.accept()  # the other one is hung up on: half a line lies in its way
         assert wire.readline() == message(2, "ping")
         writing.join()
-        hang_up(connection, wire)
+        for each in (hangs[:2], (connection, wire)):
+            hang_up(*each)
         assert json.loads(lines.next())["id"] == 2
 
 

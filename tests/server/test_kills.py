@@ -33,7 +33,8 @@ class Server:
         )
         line = self.process.stderr.readline()
         self.url = re.search(r"http://\S+/mcp", line)[0]
-        threading.Thread(target=self.process.stderr.read, daemon=True).start()  # a full pipe would stop it
+        self.reader = threading.Thread(target=self.process.stderr.read, daemon=True)  # a full pipe would stop it
+        self.reader.start()
 
     def __enter__(self):
         return self
@@ -44,6 +45,8 @@ class Server:
     def kill(self):
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+        self.reader.join(60)
+        self.process.stderr.close()
 
 
 async def call(client, tool, **arguments):
