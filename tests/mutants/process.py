@@ -87,4 +87,25 @@ MUTANTS = [
         "    while False:\n",
         "test_place.py::test_no_engine_lives_beside_another",
     ),
+    fault(
+        "request that was taken up asked again",
+        "process/link.py",
+        "if asked.line is not None and (asked.number > num_read or id_ in returned):",
+        "if asked.line is not None:",
+        "test_relay.py::test_requests_that_an_engine_has_not_taken_up_go_to_the_next_one_and_others_do_not",
+    ),
+    fault(
+        "answer to a call that was given up passed on",
+        "process/link.py",
+        "            elif seen.id in self._given_up:\n",
+        "            elif False:\n",
+        "test_relay.py::test_an_engine_that_shows_no_life_is_told_of_in_progress_and_then_in_an_error",
+    ),
+    fault(
+        "whole environment of the window handed on",
+        "process/daemon.py",
+        "if (name in HANDED_ON or name.startswith(HANDED_ON_PREFIXES)) and name not in PER_WINDOW",
+        "if name not in PER_WINDOW",
+        "test_daemon.py::test_the_engine_keeps_nothing_of_its_hosts_environment_but_what_it_needs",
+    ),
 ]

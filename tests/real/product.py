@@ -41,12 +41,16 @@ class Product:
         else:
             raise AssertionError(f"it did not start: {''.join(said)}")
         # Handed on, as a full pipe would stop it; pytest shows what a failing test's server said.
-        threading.Thread(target=sys.stderr.writelines, args=(self.process.stderr,), daemon=True).start()
+        self.reader = threading.Thread(target=sys.stderr.writelines, args=(self.process.stderr,), daemon=True)
+        self.reader.start()
 
     def kill(self) -> None:
         """End it at once, with no chance to save anything."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+        self.reader.join(60)
+        assert self.process.stderr is not None, "a pipe"
+        self.process.stderr.close()
 
     def health(self) -> dict[str, Any]:
         """What it says of itself."""

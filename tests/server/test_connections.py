@@ -19,7 +19,7 @@ from tests.effort import drawn
 from tests.engine.test_client import until
 from tests.fakes import fake_client
 from tests.process.windows import META
-from tests.server.test_stdio import BAD_LINES, INITIALIZE, INITIALIZED
+from tests.server.test_stdio import BAD_LINES, INITIALIZE, INITIALIZED, PING
 
 
 class Peer:
@@ -294,6 +294,22 @@ async def test_a_process_that_is_stopped_answers_every_call_on_the_wire_before_i
         assert ending[0]["returned"] == []
 
 
+async def test_a_process_that_is_stopped_waits_until_answers_that_are_read_late_are_on_the_wire():
+    async with serving() as served:
+        peer = await served.join()
+        (joined,) = served.connections._connections.values()
+        peer.reader._transport.pause_reading()
+        ids = range(3, 83)  # their answers are longer than all buffers together
+        await peer.send(*({"jsonrpc": "2.0", "id": id_, "method": "tools/list"} for id_ in ids))
+        await until(lambda: joined.requests.num_read == 2 + len(ids))
+        served.connections.stop()
+        await served.ending.wait()
+        peer.reader._transport.resume_reading()
+        answers, ending = await rest(peer)
+        assert sorted(answers) == list(ids)
+        assert ending[0]["returned"] == []
+
+
 async def test_what_is_read_after_the_stop_is_left_to_the_next_engine_but_a_cancel_is_heard():
     async with serving() as served:
         peer = await served.join()
@@ -362,9 +378,10 @@ async def test_a_peer_hears_that_the_process_lives_while_a_step_takes_long(monke
 async def test_a_request_whose_id_is_no_string_and_no_integer_is_answered_with_an_error(bad):
     async with serving() as served:
         peer = await served.join()
-        await peer.send(b'{"jsonrpc":"2.0","id":%s,"method":"tools/list"}\n' % bad.encode())
-        answer = await peer.answer(None)
-        assert answer["error"]["code"] == -32600
+        await peer.send(b'{"jsonrpc":"2.0","id":%s,"method":"tools/list"}\n' % bad.encode(), PING)
+        answer = await peer.answer(None, PING["id"])
+        assert (answer["id"], answer["error"]["code"]) == (None, -32600)
         assert "string or an integer" in answer["error"]["message"]
-        await peer.send({"jsonrpc": "2.0", "id": None, "method": "notifications/initialized"}, call(11))
-        assert "result" in await peer.line()
+        assert "result" in await peer.answer(PING["id"])
+        await peer.send({"jsonrpc": "2.0", "id": None, "method": "notifications/initialized"}, PING)
+        assert "result" in await peer.answer(None, PING["id"])
