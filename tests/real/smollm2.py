@@ -12,6 +12,7 @@ For tests and benchmarks alone: mlx-mcp itself reads no GGUF.
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import hashlib
 import json
@@ -202,4 +203,6 @@ def tokenizer_of(meta: dict[str, Any]) -> Tokenizer:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="where the model is made, unless it is there")
+    make(parser.parse_args().folder)
