@@ -4,6 +4,10 @@ What must happen at least once is scripted in a test of its own, so that it does
 """
 
 import os
+from collections.abc import Container, Iterable
+from typing import Any
+
+import pytest
 
 EFFORT = float(os.environ.get("EFFORT", "0.1"))
 THOROUGH = EFFORT >= 1  # enough cases to demand that chance brought about what it should
@@ -17,3 +21,8 @@ def drawn(count: float, least: int = 1) -> int:
 def seconds(count: float) -> float:
     """The time that a test may take, where it may take so long in a thorough run."""
     return count * max(1.0, EFFORT)
+
+
+def rare_ones_slow(names: Iterable[str], usual: Container[str]) -> list[Any]:
+    """The names as parameters of tests; those that are not usual are slow."""
+    return [pytest.param(name, marks=() if name in usual else pytest.mark.slow) for name in names]

@@ -22,7 +22,7 @@ from mlx_mcp.mlx_backend.head import Head
 from mlx_mcp.mlx_backend.rows import ALLOWED, ALONE, PaddedRows, SlottedRows, SoloRows, leaves, regroup
 from mlx_mcp.mlx_backend.runner import Runner
 from tests.comparing import assert_same, assert_same_answer
-from tests.effort import THOROUGH
+from tests.effort import THOROUGH, rare_ones_slow
 from tests.models_made import initial
 
 LIMITS = Limits(chunk_tokens=16, prefill_tokens_idle=32, prefill_tokens_busy=16)
@@ -576,12 +576,7 @@ USUAL = set(
 )
 
 
-def rare_ones_slow(names):
-    """The names as parameters; the tests of those that are not usual are slow."""
-    return [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in names]
-
-
-@pytest.mark.parametrize("name", rare_ones_slow(CASES))
+@pytest.mark.parametrize("name", rare_ones_slow(CASES, USUAL))
 def test_every_row_is_what_it_is_alone_and_what_mlx_lm_makes_of_it(name, run):
     model = build(name)
     runner = Runner(model)
@@ -589,7 +584,9 @@ def test_every_row_is_what_it_is_alone_and_what_mlx_lm_makes_of_it(name, run):
     assert_right(model, runner, run, bound=BOUNDS.get(name, 0.0))
 
 
-@pytest.mark.parametrize("name", rare_ones_slow(name for name in SLOTTED if name != "talkie"))  # its output is an array
+@pytest.mark.parametrize(
+    "name", rare_ones_slow((name for name in SLOTTED if name != "talkie"), USUAL)
+)  # its output is an array
 def test_of_a_prompts_end_the_last_token_of_each_row_alone_gets_logits(name):
     model = build(name)
     whole = model(mx.array([[5, 6, 7], [8, 9, 0]]), cache=make_prompt_cache(model))
@@ -608,7 +605,7 @@ def test_a_part_of_the_last_layer_that_an_earlier_one_shares_is_given_every_toke
     assert_same(cut[:, 0], whole[:, 2])
 
 
-@pytest.mark.parametrize("name", rare_ones_slow(SLOTTED))
+@pytest.mark.parametrize("name", rare_ones_slow(SLOTTED, USUAL))
 def test_the_ends_of_prompts_read_in_one_pass_are_what_they_are_alone(name, run, monkeypatch):
     model = build(name)
     runner = Runner(model)

@@ -295,8 +295,8 @@ def test_decoding_by_power_is_what_mlx_computes(by_power, heads, rows, sinks):
 
 
 @pytest.mark.parametrize("heads", [8, 2])
-@pytest.mark.parametrize("piece", [60, 3000, 1 << 19])
-@pytest.mark.parametrize(("chunk", "before"), [(1, 40), (40, 0), (37, 3), (9, 700)])
+@pytest.mark.parametrize("piece", [60, pytest.param(3000, marks=pytest.mark.slow), 1 << 19])
+@pytest.mark.parametrize(("chunk", "before"), [(1, 40), pytest.param(40, 0, marks=pytest.mark.slow), (37, 3), (9, 700)])
 @pytest.mark.parametrize("window", [None, 1, 12])
 @pytest.mark.parametrize("sinks", [False, True])
 @pytest.mark.parametrize("rows", [1, 3])

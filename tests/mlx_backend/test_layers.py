@@ -19,6 +19,7 @@ from mlx_mcp.mlx_backend import rows as rows_module
 from mlx_mcp.mlx_backend import runner as runner_module
 from mlx_mcp.mlx_backend.layers import joined
 from mlx_mcp.mlx_backend.runner import Runner
+from tests.effort import rare_ones_slow
 from tests.mlx_backend.test_architectures import CASES, build
 from tests.models_made import ARCHITECTURES, make_model
 
@@ -48,7 +49,11 @@ REFUSED = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+# One of each way of keeping keys and values; the others are slow.
+USUAL = ("llama", "llama, 8 bits", "gemma3", "qwen3_next", "deepseek_v3, padded")
+
+
+@pytest.fixture(scope="module", params=rare_ones_slow(KINDS, USUAL))
 def kind(request, tmp_path_factory):
     architecture, kv_bits, num_arrays, *bounds = KINDS[request.param]
     if architecture not in ARCHITECTURES:

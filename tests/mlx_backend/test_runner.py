@@ -20,7 +20,7 @@ from mlx_mcp.mlx_backend import runner as runner_module
 from mlx_mcp.mlx_backend.attention import FullLayer
 from mlx_mcp.mlx_backend.runner import Runner
 from tests.comparing import assert_same, assert_same_answer
-from tests.effort import drawn
+from tests.effort import drawn, rare_ones_slow
 from tests.mlx_backend.test_architectures import build
 from tests.models_made import ARCHITECTURES, make_model
 
@@ -42,7 +42,11 @@ KINDS = {
 ROWS = [(3, 30, 0.0), (16, 12, 1.0), (33, 50, 0.0), (64, 8, 0.7), (90, 45, 0.0), (120, 25, 1.0), (150, 20, 0.0)]
 
 
-@pytest.fixture(scope="module", params=KINDS)
+# One of each way of keeping keys and values; the others are slow.
+USUAL = ("llama", "llama, 8 bits", "gemma3", "qwen3_next", "deepseek_v3, padded")
+
+
+@pytest.fixture(scope="module", params=rare_ones_slow(KINDS, USUAL))
 def kind(request, tmp_path_factory):
     architecture, kv_bits, bound = KINDS[request.param]
     if architecture not in ARCHITECTURES:

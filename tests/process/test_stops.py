@@ -26,7 +26,7 @@ def ended_by(place, env, how):
     return engine
 
 
-@pytest.mark.parametrize("how", ["signal", "command"])
+@pytest.mark.parametrize("how", ["signal", pytest.param("command", marks=pytest.mark.slow)])
 def test_windows_get_every_answer_whenever_their_engine_is_stopped(how):
     rng = random.Random(how)
     with state_folder(**PATIENT) as (place, env), Window(env) as one, Window(env, era="modern") as other:

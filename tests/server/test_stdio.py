@@ -233,7 +233,7 @@ async def test_nothing_but_protocol_reaches_stdout_and_a_model_answers():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_ends_the_server_cleanly_while_it_generates(number):
-    with process() as (server, wire):
+    with process(env={**os.environ, "MLX_MCP_SHUTDOWN_TIMEOUT_S": "1"}) as (server, wire):
         await wire.handshake()
         await wire.send(count_up(1), count_up(2))
         await wire.send(call(3, prompt="Hello.", model="embedded"))
