@@ -92,7 +92,6 @@ def window(kind: str, model: str | None) -> dict[str, object]:
         or None,
         "folder": project_folder(),
         "parent": os.getppid(),
-        "notices": True,  # of the engine's, as process/lines.py has them
     }
 
 

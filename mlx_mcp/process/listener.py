@@ -70,7 +70,8 @@ def hold(
         # that may be lost, and the signal with it.
         on_signals(lambda *_: os._exit(0))
         try:
-            joined = join(place, hello | {"family": int(listener.family), "again": again}, say, (listener.fileno(),))
+            asked = hello | {"family": int(listener.family), "again": again, "notices": True}
+            joined = join(place, asked, say, (listener.fileno(),))
         except MlxMcpError:
             signal.set_wakeup_fd(-1)  # this process may serve alone, and then its number may be another descriptor's
             raise

@@ -44,7 +44,7 @@ class Relay:
     """One host's end; `host_in` and `host_out` are descriptors."""
 
     def __init__(self, place: Place, hello: dict[str, object], host_in: int = 0, host_out: int = 1) -> None:
-        self._place, self._hello, self._in, self._out = place, hello, host_in, host_out
+        self._place, self._hello, self._in, self._out = place, hello | {"notices": True}, host_in, host_out
         self._out_lock = threading.Lock()
         self._sending = threading.RLock()
         self._link: Link | None = None

@@ -584,9 +584,7 @@ def test_every_row_is_what_it_is_alone_and_what_mlx_lm_makes_of_it(name, run):
     assert_right(model, runner, run, bound=BOUNDS.get(name, 0.0))
 
 
-@pytest.mark.parametrize(
-    "name", rare_ones_slow((name for name in SLOTTED if name != "talkie"), USUAL)
-)  # its output is an array
+@pytest.mark.parametrize("name", rare_ones_slow((n for n in SLOTTED if n != "talkie"), USUAL))  # its output is an array
 def test_of_a_prompts_end_the_last_token_of_each_row_alone_gets_logits(name):
     model = build(name)
     whole = model(mx.array([[5, 6, 7], [8, 9, 0]]), cache=make_prompt_cache(model))

@@ -54,7 +54,7 @@ def test_windows_say_that_their_engine_hangs_and_go_on_with_another_once_it_was_
         assert status(place)["pid"] != engine
 
 
-@pytest.mark.slow  # test_relay.py and test_daemon.py have the same in one process
+@pytest.mark.slow  # test_relay.py has the same in one process
 def test_a_window_whose_engine_shows_life_again_uses_it():
     with state_folder(**QUICK) as (place, env), Window(env) as window:
         engine = status(place)["pid"]
@@ -78,7 +78,7 @@ def test_an_engine_that_is_ending_and_hangs_is_ended_by_force_too():
         assert run(env, "engine", "stop", "--force").stdout == "There is no engine process.\n"
 
 
-@pytest.mark.slow  # test_relay.py and test_daemon.py have the same in one process
+@pytest.mark.slow  # the test of windows ends one that does not
 def test_an_engine_that_answers_is_stopped_by_force_as_without():
     with state_folder() as (place, env), Window(env) as window:
         window.generate()

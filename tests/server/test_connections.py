@@ -67,7 +67,7 @@ class Served:
         """A connection that has said hello, and what it was told."""
         peer = Peer(*await asyncio.open_unix_connection(self.place.socket))
         self.peers.append(peer)
-        await peer.send(window("stdio", None) | {"again": False} | changes)
+        await peer.send(window("stdio", None) | {"again": False, "notices": True} | changes)
         return peer, await peer.line()
 
     async def join(self, **changes):
