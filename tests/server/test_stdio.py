@@ -216,8 +216,11 @@ async def test_the_first_answer_takes_no_longer_than_a_few_bare_sdk_servers():
             server.kill()
         return seconds
 
-    ours = min([await first_answer(command()) for _ in range(3)])
-    assert ours <= 2.5 * min([await first_answer([sys.executable, "-c", bare]) for _ in range(3)])
+    ours, theirs = [], []
+    while len(ours) < 3 or (len(ours) < 10 and min(ours) > 2.5 * min(theirs)):  # others use the machine too
+        ours.append(await first_answer(command()))
+        theirs.append(await first_answer([sys.executable, "-c", bare]))
+    assert min(ours) <= 2.5 * min(theirs), (ours, theirs)
 
 
 async def test_nothing_but_protocol_reaches_stdout_and_a_model_answers():
