@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import hmac
 import math
+import select
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -30,7 +31,7 @@ from mlx_mcp.server.gate import Gate
 from mlx_mcp.server.lifetime import CUT_OFF_S, let_end
 from mlx_mcp.server.messages import Messages
 
-LINGER_S = 0.3
+LINGER_S = 0.5
 
 
 class BearerToken:
@@ -130,10 +131,12 @@ class HttpServer(uvicorn.Server):
         connections are taken for LINGER_S more, each is closed with the answer to its last request, and those without
         any request LINGER_S later.
         """
+        transports = [c.transport for c in self._connections if c.transport is not None]
         return (
             self._num_open > 0
             or time.monotonic() < self._ending_until < math.inf
-            or any(c.transport is not None and c.transport.get_write_buffer_size() for c in self._connections)
+            or any(transport.get_write_buffer_size() for transport in transports)
+            or has_unread(transports)
         )
 
     @property
@@ -174,6 +177,15 @@ class HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Install nothing."""
         yield
+
+
+def has_unread(transports: list[asyncio.Transport]) -> bool:
+    """Whether something has come for one of the transports that was not read yet: closing it would lose a request."""
+    poll = select.poll()
+    for transport in transports:
+        if not transport.is_closing():
+            poll.register(transport.get_extra_info("socket"), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def end(server: HttpServer, activity: Activity, timeout_s: float) -> None:
