@@ -10,7 +10,7 @@ from mcp import Client
 
 from tests.effort import drawn
 from tests.process.test_one_engine import HttpListener
-from tests.process.windows import Window, run, state_folder, status, wait_until
+from tests.process.windows import Window, is_alive, run, state_folder, status, wait_until
 
 COUNT = {"prompt": "Count from 1 to 20.", "max_tokens": 30}
 PATIENT = {"MLX_MCP_SHUTDOWN_TIMEOUT_S": "60"}  # a busy machine must not be what cuts calls off
@@ -56,11 +56,13 @@ def test_http_clients_get_every_answer_whenever_the_engine_is_stopped():
             return await asyncio.gather(*tasks)
 
     with state_folder(**PATIENT) as (place, env), HttpListener(env) as listener:
+        ended = []
 
         def stop():
             wait_until(lambda: status(place)["rows"] > 0)
-            ended_by(place, env, "signal")
+            ended.append(ended_by(place, env, "signal"))
 
         for _ in range(drawn(4)):
             results = asyncio.run(calls(listener.address, stop))
+            wait_until(lambda: not is_alive(ended[-1]))  # it takes connections for a moment yet
             assert [result.is_error for result in results] == [False] * 8, results
