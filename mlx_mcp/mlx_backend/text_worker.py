@@ -52,7 +52,8 @@ class Worker:
         """Do what a message asks for."""
         match header["do"]:
             case "try":
-                self._use(open(header["path"], "rb").read())  # noqa: SIM115
+                with open(header["path"], "rb") as file:
+                    self._use(file.read())
             case "use" if blob:
                 self._use(blob)
             case "render":
