@@ -112,7 +112,7 @@ async def test_a_load_that_nobody_waits_for_any_more_is_stopped(client):
 
 
 async def test_who_comes_when_a_load_is_being_stopped_has_it_go_on(client):
-    come, usual = threading.Event(), client.loader.prepare
+    stopping, come, usual = threading.Event(), threading.Event(), client.loader.prepare
     rounds = []
 
     def prepare(spec, report):
@@ -123,6 +123,7 @@ async def test_who_comes_when_a_load_is_being_stopped_has_it_go_on(client):
             try:
                 report(LoadProgress("fetching"))
             except Abandoned:
+                stopping.set()
                 assert come.wait(10)
                 raise
             time.sleep(0.001)
@@ -131,7 +132,7 @@ async def test_who_comes_when_a_load_is_being_stopped_has_it_go_on(client):
     first = asyncio.create_task(answer(client, asking("hello")))
     await until(lambda: rounds)
     first.cancel()
-    await until(lambda: first.done())
+    await until(stopping.is_set)  # one that came before would find a load that goes on
     second = asyncio.create_task(answer(client, asking("hello")))
     await until(lambda: any(p.num_waiting for p in client._preparations.values()))
     come.set()
