@@ -18,7 +18,7 @@ TICK_S = 1.0
 MAX_TOKENS = 1024  # progress tokens whose latest value is remembered
 
 
-class Asked:
+class Unanswered:
     """A request of the host's that the engine has not answered; `line` is None if it was too long to be kept."""
 
     __slots__ = ("line", "method", "number")
@@ -47,7 +47,7 @@ class Link:
         self.limit_s = float(limit) if isinstance(limit, int | float) else None
         self.silent_s = 0.0
         self.dead = False
-        self.waiting: dict[Id, Asked] = {}  # the host's requests
+        self.waiting: dict[Id, Unanswered] = {}  # the host's requests
         self.asked: set[Id] = set()  # the engine's own requests, which the host has not answered
         self.progress: dict[Id, float] = {}  # the latest value for each token, to go on from
         self.swallow: Id | None = None  # the answer to this is the relay's own
@@ -62,7 +62,7 @@ class Link:
         """Note a request before it is sent; False if nobody would answer it any more."""
         with self._lock:
             if not self.dead:
-                self.waiting[id_] = Asked(method, line, self._num_sent + 1)
+                self.waiting[id_] = Unanswered(method, line, self._num_sent + 1)
                 self._given_up.discard(id_)
             return not self.dead
 
@@ -128,10 +128,10 @@ class Link:
         except (OSError, ValueError):  # a descriptor that was closed meanwhile
             return b""
 
-    def give_up(self) -> dict[Id, Asked]:
+    def give_up(self) -> dict[Id, Unanswered]:
         """The calls that wait for an engine which shows no life; what it still says of them goes nowhere."""
         with self._lock:
-            left = {id_: asked for id_, asked in self.waiting.items() if asked.method not in LISTENING}
+            left = {id_: request for id_, request in self.waiting.items() if request.method not in LISTENING}
             for id_ in left:
                 del self.waiting[id_]
             self._given_up.update(left)
@@ -144,7 +144,7 @@ class Link:
             late, self.late = self.late, []
         return late
 
-    def end(self) -> tuple[dict[Id, Asked], list[bytes]]:
+    def end(self) -> tuple[dict[Id, Unanswered], list[bytes]]:
         """Nothing comes any more: what was taken up and not answered, and the lines that no engine has taken up."""
         with self._lock:
             self.dead = True
@@ -153,9 +153,9 @@ class Link:
         again = []
         if self._taken is not None:
             num_read, returned = self._taken
-            for id_, asked in list(left.items()):
-                if asked.line is not None and (asked.number > num_read or id_ in returned):
-                    again.append(asked.line)
+            for id_, request in list(left.items()):
+                if request.line is not None and (request.number > num_read or id_ in returned):
+                    again.append(request.line)
                     del left[id_]
         return left, again
 

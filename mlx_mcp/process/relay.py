@@ -172,8 +172,8 @@ class Relay:
             return
         for id_ in link.asked:
             self._say({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id_}})
-        for id_, asked in left.items():
-            self._say(self._failure(id_, asked.method, LOST))
+        for id_, request in left.items():
+            self._say(self._failure(id_, request.method, LOST))
         for line in again:  # nobody has carried these out, so they can be asked again
             with self._sending:
                 self._line(line)
@@ -182,11 +182,11 @@ class Relay:
         """Tell whoever waits that the engine shows no life, and in the end that nobody waits for it any more."""
         assert link.limit_s is not None
         if link.silent_s >= link.limit_s:
-            for id_, asked in link.give_up().items():
-                self._say(self._failure(id_, asked.method, HUNG.format(pid=link.pid, seconds=link.silent_s)))
+            for id_, request in link.give_up().items():
+                self._say(self._failure(id_, request.method, HUNG.format(pid=link.pid, seconds=link.silent_s)))
         elif link.silent_s % TELL_S == 0:
-            for asked in list(link.waiting.values()):
-                if (token := asked.progress_token) is not None:
+            for request in list(link.waiting.values()):
+                if (token := request.progress_token) is not None:
                     value = link.progress[token] = link.progress.get(token, 0.0) + 1e-3
                     text = SILENT.format(pid=link.pid, seconds=link.silent_s)
                     params = {"progressToken": token, "progress": value, "message": text}

@@ -6,7 +6,7 @@ MUTANTS = [
     fault(
         "in-flight id lost by the relay",
         "process/link.py",
-        "                self.waiting[id_] = Asked(method, line, self._num_sent + 1)\n",
+        "                self.waiting[id_] = Unanswered(method, line, self._num_sent + 1)\n",
         "                pass\n",
         "test_relay.py::test_a_link_knows_what_its_engine_has_not_answered",
     ),
@@ -90,8 +90,8 @@ MUTANTS = [
     fault(
         "request that was taken up asked again",
         "process/link.py",
-        "if asked.line is not None and (asked.number > num_read or id_ in returned):",
-        "if asked.line is not None:",
+        "if request.line is not None and (request.number > num_read or id_ in returned):",
+        "if request.line is not None:",
         "test_relay.py::test_requests_that_an_engine_has_not_taken_up_go_to_the_next_one_and_others_do_not",
     ),
     fault(
