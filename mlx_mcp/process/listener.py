@@ -131,7 +131,8 @@ def refuse(listener: socket.socket, text: str) -> None:
             head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 10\r\n"
             connection.sendall(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
             connection.shutdown(socket.SHUT_WR)
-            while connection.recv(1 << 16):
+            deadline = time.monotonic() + TICK_S  # whoever goes on sending must not hold up the others
+            while time.monotonic() < deadline and connection.recv(1 << 16):
                 pass
     except OSError:  # it has gone, says nothing, or the engine has taken it after all
         pass

@@ -4,13 +4,17 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
+import threading
 import urllib.error
 import urllib.request
 
 import pytest
 
+from mlx_mcp.process import listener as listener_module
 from mlx_mcp.process.daemon import listening
+from mlx_mcp.process.listener import listen, refuse
 from tests.process.test_one_engine import HttpListener, said
 from tests.process.windows import WAIT_S, Window, command, is_alive, run, state_folder, status, wait_until
 
@@ -100,3 +104,22 @@ def test_a_listener_says_that_its_engine_hangs_and_so_does_every_new_connection(
             assert f"process {engine}" in json.load(refused.value)["error"]
         said(listener.process.stderr, "shows life again")
         assert json.load(urllib.request.urlopen(health, timeout=WAIT_S))["status"] == "ok"
+
+
+def test_who_goes_on_sending_to_a_listener_whose_engine_hangs_holds_up_nobody(monkeypatch):
+    monkeypatch.setattr(listener_module, "TICK_S", 0.2)
+    refused = threading.Event()
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()) as client:
+
+        def send():
+            with contextlib.suppress(OSError):  # it has hung up
+                while not refused.wait(0.02):
+                    client.sendall(b"x")
+
+        sending = threading.Thread(target=send)
+        sending.start()
+        refuse(listener, "It hangs.")
+        refused.set()
+        sending.join(WAIT_S)
+        with contextlib.suppress(ConnectionResetError):  # what was sent last was not read
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 503 ")
