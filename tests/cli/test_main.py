@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,20 @@ def mlx_mcp_command(*arguments, stdin="", **env):
     return subprocess.run([sys.executable, "-m", "mlx_mcp", *arguments], input=stdin, env=environment, **OPTIONS)
 
 
+def invoked(*arguments, stdin="", **env):
+    """A command in this process, which spares its start; descriptor 0 is a file of what is piped in."""
+    own = os.dup(0)
+    with tempfile.TemporaryFile() as file:
+        file.write(stdin if isinstance(stdin, bytes) else stdin.encode())
+        file.seek(0)
+        os.dup2(file.fileno(), 0)
+        try:
+            return CliRunner().invoke(app, arguments, prog_name="mlx-mcp", env=env)
+        finally:
+            os.dup2(own, 0)
+            os.close(own)
+
+
 def test_run_prints_the_answer_on_stdout_and_the_figures_on_stderr():
     done = mlx_mcp_command("run", "Alice's badge is 771. What is Alice's badge?")
     assert (done.returncode, done.stdout) == (0, "771\n")
@@ -32,15 +47,15 @@ def test_run_prints_the_answer_on_stdout_and_the_figures_on_stderr():
 
 
 def test_run_reads_the_prompt_from_stdin():
-    done = mlx_mcp_command(
+    done = invoked(
         "run", "-", "--system", "The port of the server is 8931.", stdin="What is the server's port?"
     )
-    assert (done.returncode, done.stdout) == (0, "8931\n")
+    assert (done.exit_code, done.stdout) == (0, "8931\n")
 
 
 def test_a_seed_gives_the_same_text_again():
     asked = ("run", "Tell me a story.", "--temperature", "5", "--max-tokens", "20", "--seed")
-    first, again, other = (mlx_mcp_command(*asked, seed).stdout for seed in ("3", "3", "4"))
+    first, again, other = (invoked(*asked, seed).stdout for seed in ("3", "3", "4"))
     assert first == again != other
 
 
@@ -58,8 +73,8 @@ def test_a_seed_gives_the_same_text_again():
     ],
 )
 def test_a_mistake_is_told_in_one_line_that_names_the_next_step(arguments, words):
-    done = mlx_mcp_command(*arguments)
-    assert done.returncode == 2
+    done = invoked(*arguments)
+    assert done.exit_code == 2
     assert words.lower() in done.stderr.lower()
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
@@ -81,8 +96,8 @@ def test_a_mistake_is_told_in_one_line_that_names_the_next_step(arguments, words
     ],
 )
 def test_a_setting_that_is_out_of_range_is_named(setting, value):
-    done = mlx_mcp_command("models", **{f"MLX_MCP_{setting.upper()}": value})
-    assert done.returncode == 2
+    done = invoked("models", **{f"MLX_MCP_{setting.upper()}": value})
+    assert done.exit_code == 2
     assert setting in done.stderr
 
 
@@ -147,10 +162,10 @@ def test_settings_come_from_the_file_then_the_environment_then_the_flag(tmp_path
     (tmp_path / "from-env").mkdir()
     (tmp_path / "config.toml").write_text(f'model = "{tmp_path}/from-file"\n')
     env = {"MLX_MCP_CONFIG": str(tmp_path / "config.toml")}
-    assert "from-file (default)" in mlx_mcp_command("models", **env).stdout
+    assert "from-file (default)" in invoked("models", **env).stdout
     env["MLX_MCP_MODEL"] = str(tmp_path / "from-env")
-    assert "from-env (default)" in mlx_mcp_command("models", **env).stdout
-    assert "embedded (default)" in mlx_mcp_command("models", "--model", "embedded", **env).stdout
+    assert "from-env (default)" in invoked("models", **env).stdout
+    assert "embedded (default)" in invoked("models", "--model", "embedded", **env).stdout
 
 
 def test_folders_are_written_as_in_path_or_as_a_list(tmp_path, monkeypatch):
@@ -189,14 +204,14 @@ async def test_serve_reads_the_projects_files_or_those_of_the_folders_that_are_s
 
 def test_a_broken_settings_file_is_named(tmp_path):
     (tmp_path / "config.toml").write_text("model = ")
-    done = mlx_mcp_command("models", MLX_MCP_CONFIG=str(tmp_path / "config.toml"))
-    assert done.returncode == 2
+    done = invoked("models", MLX_MCP_CONFIG=str(tmp_path / "config.toml"))
+    assert done.exit_code == 2
     assert "config.toml" in done.stderr
 
 
 def test_doctor_finds_a_sound_installation_and_says_what_would_help():
-    done = mlx_mcp_command("doctor")
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = invoked("doctor")
+    assert done.exit_code == 0, done.stdout + done.stderr
     for words in ("mcp 2.3", "mlx 0.32", "device", "embedded", "answers right", "--model"):
         assert words in done.stdout
     assert "FAULT" not in done.stdout
@@ -215,14 +230,9 @@ def test_doctor_calls_a_damaged_embedded_model_a_fault(tmp_path):
 
 
 def test_version_and_help():
-    assert mlx_mcp_command("--version").stdout == f"mlx-mcp {mlx_mcp.__version__}\n"
-    shown = mlx_mcp_command("--help").stdout
+    assert invoked("--version").stdout == f"mlx-mcp {mlx_mcp.__version__}\n"
+    shown = invoked("--help").stdout
     assert all(command in shown for command in ("serve", "run", "models", "doctor"))
-
-
-def invoked(*arguments, **env):
-    """A command in this process, which spares its start."""
-    return CliRunner().invoke(app, arguments, prog_name="mlx-mcp", env=env)
 
 
 @pytest.mark.parametrize("path", [(), ("run",), ("serve",), ("sessions",), ("sessions", "rm"), ("engine", "stop")])
@@ -233,7 +243,7 @@ def test_every_command_has_a_short_help_flag(path):
 
 
 def test_version_is_a_command_too():
-    assert mlx_mcp_command("version").stdout == f"mlx-mcp {mlx_mcp.__version__}\n"
+    assert invoked("version").stdout == f"mlx-mcp {mlx_mcp.__version__}\n"
 
 
 @pytest.mark.parametrize(
@@ -296,9 +306,9 @@ def test_a_terminal_without_unicode_gets_escapes_and_no_traceback(tmp_path):
 def test_doctor_reports_for_an_issue_without_secrets(tmp_path):
     (tmp_path / "config.toml").write_text("autosave_s = 60\n")
     env = {"MLX_MCP_TOKEN": "CANARY-TOKEN", "MLX_MCP_CONFIG": str(tmp_path / "config.toml"), "HOME": str(tmp_path)}
-    done = mlx_mcp_command("doctor", "--json", **env)
+    done = invoked("doctor", "--json", **env)
     report = json.loads(done.stdout)
-    assert done.returncode == 0
+    assert done.exit_code == 0
     assert report["sound"] is True
     assert {"token", "autosave_s"} <= set(report["settings"])
     assert {"kind", "text"} == set(report["findings"][0])
@@ -308,6 +318,6 @@ def test_doctor_reports_for_an_issue_without_secrets(tmp_path):
 
 
 def test_models_as_json_say_what_the_table_says():
-    (model,) = json.loads(mlx_mcp_command("models", "--json").stdout)
+    (model,) = json.loads(invoked("models", "--json").stdout)
     assert (model["name"], model["default"]) == ("embedded", True)
     assert model["weights_bytes"] > 1_000_000

@@ -15,7 +15,7 @@ from mlx_mcp.cli.reporting import at_a_terminal
 from mlx_mcp.engine.requests import Progress
 from mlx_mcp.errors import NotOnDisk, PromptTooLong, UnknownModel
 from mlx_mcp.server.calls import Meter
-from tests.cli.test_main import OPTIONS, mlx_mcp_command
+from tests.cli.test_main import OPTIONS, invoked
 from tests.process.windows import WAIT_S, command, wait_until
 
 FACT = "The port of the server is 8931."
@@ -28,11 +28,9 @@ def piped(*arguments, stdin=subprocess.DEVNULL):
 
 
 def test_what_is_piped_in_comes_before_the_prompt_or_is_the_prompt(tmp_path):
-    assert mlx_mcp_command("run", QUESTION, stdin=FACT).stdout == "8931\n"
-    assert mlx_mcp_command("run", stdin=f"{FACT} {QUESTION}\n").stdout == "8931\n"
-    (tmp_path / "fact").write_text(FACT)
-    with open(tmp_path / "fact") as stdin:
-        done = subprocess.run(command("run", QUESTION), stdin=stdin, **OPTIONS)
+    assert invoked("run", QUESTION, stdin=FACT).stdout == "8931\n"
+    assert invoked("run", stdin=f"{FACT} {QUESTION}\n").stdout == "8931\n"
+    done = subprocess.run(command("run", QUESTION), input=FACT, **OPTIONS)
     assert done.stdout == "8931\n"
 
 
@@ -54,19 +52,16 @@ def test_a_socket_that_a_program_left_open_is_not_waited_for():
 
 def test_files_come_before_the_prompt_whoever_writes_them(tmp_path):
     (tmp_path / "fact.txt").write_text(FACT)
-    assert mlx_mcp_command("run", QUESTION, "--file", str(tmp_path / "fact.txt")).stdout == "8931\n"
+    assert invoked("run", QUESTION, "--file", str(tmp_path / "fact.txt")).stdout == "8931\n"
     end, begin = os.pipe()
     os.write(begin, FACT.encode())
     os.close(begin)
-    done = subprocess.run(
-        command("run", QUESTION, "-f", f"/dev/fd/{end}"), pass_fds=(end,), stdin=subprocess.DEVNULL, **OPTIONS
-    )
+    assert invoked("run", QUESTION, "-f", f"/dev/fd/{end}").stdout == "8931\n"
     os.close(end)
-    assert done.stdout == "8931\n"
 
 
 def test_json_is_the_whole_result_and_nothing_else_is_on_stdout():
-    done = mlx_mcp_command("run", f"{FACT} {QUESTION}", "--json")
+    done = invoked("run", f"{FACT} {QUESTION}", "--json")
     result = json.loads(done.stdout)
     assert (result["text"], result["finish_reason"], result["model"]) == ("8931", "stop", "embedded")
     assert result["prompt_tokens"] == result["computed_tokens"] > 10
@@ -76,9 +71,9 @@ def test_json_is_the_whole_result_and_nothing_else_is_on_stdout():
 def test_an_answer_obeys_a_schema_from_a_file_or_the_command_line(tmp_path):
     (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
     for given in (json.dumps(SCHEMA), str(tmp_path / "schema.json")):
-        done = mlx_mcp_command("run", "Is it?", "--schema", given)
+        done = invoked("run", "Is it?", "--schema", given)
         assert json.loads(done.stdout) == {"ok": True}, done.stderr
-    done = mlx_mcp_command("run", "Is it?", "--schema", json.dumps(SCHEMA), "--max-tokens", "2")
+    done = invoked("run", "Is it?", "--schema", json.dumps(SCHEMA), "--max-tokens", "2")
     assert "cut off by --max-tokens" in done.stderr
 
 
@@ -104,12 +99,11 @@ def test_what_cannot_be_read_is_told_with_the_next_step(tmp_path, arguments, std
     (tmp_path / "latin").write_bytes("café".encode("latin-1"))
     (tmp_path / "long").write_bytes(b"x" * 10_001)
     (tmp_path / "half").write_bytes(b"x" * 6000)
-    env = os.environ | {"MLX_MCP_MAX_FILE_BYTES": "10000", "MLX_MCP_MAX_FILES_BYTES": "20000"}
-    filled = [argument.format(tmp_path) for argument in arguments]
-    done = subprocess.run(command("run", *filled), input=stdin, env=env, capture_output=True, timeout=WAIT_S)
-    assert (done.returncode, done.stdout) == (2, b"")
-    assert words in done.stderr.decode()
-    assert "Traceback" not in done.stderr.decode()
+    limits = {"MLX_MCP_MAX_FILE_BYTES": "10000", "MLX_MCP_MAX_FILES_BYTES": "20000"}
+    done = invoked("run", *(argument.format(tmp_path) for argument in arguments), stdin=stdin, **limits)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_pipe_that_stays_open_is_spoken_of():
@@ -120,7 +114,7 @@ def test_a_pipe_that_stays_open_is_spoken_of():
 
 
 def test_errors_speak_of_commands_and_not_of_tools():
-    done = mlx_mcp_command("run", "x" * 9000)
+    done = invoked("run", "x" * 9000)
     assert "(`mlx-mcp models` shows each)" in done.stderr
     for error in (UnknownModel("x", ["embedded"]), NotOnDisk("x"), PromptTooLong(9, 1, 5)):
         assert not re.search(r"list_\w+|create_session|`prompt`|call ", at_a_terminal(error))
