@@ -47,9 +47,7 @@ def test_run_prints_the_answer_on_stdout_and_the_figures_on_stderr():
 
 
 def test_run_reads_the_prompt_from_stdin():
-    done = invoked(
-        "run", "-", "--system", "The port of the server is 8931.", stdin="What is the server's port?"
-    )
+    done = invoked("run", "-", "--system", "The port of the server is 8931.", stdin="What is the server's port?")
     assert (done.exit_code, done.stdout) == (0, "8931\n")
 
 
