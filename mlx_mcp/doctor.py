@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_mcp import __version__
+from mlx_mcp.chat.message import Message
 from mlx_mcp.config import Config, available_memory_bytes, config_path
-from mlx_mcp.core.ports import Message
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.requests import GenerateRequest, Result
 from mlx_mcp.errors import MlxMcpError

@@ -10,22 +10,19 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from mlx_mcp.chat.answer import Piece, TextKind
+from mlx_mcp.chat.message import Message, ToolCall
+from mlx_mcp.chat.prompt import Grammar, Prompt
 from mlx_mcp.core.durable import SessionHead, SessionRecord
 from mlx_mcp.core.layout import Layout, Logits, Payload
 from mlx_mcp.core.ports import (
-    Grammar,
     LoadedModel,
     LoadProgress,
-    Message,
     ModelSpec,
-    Piece,
     PreparedModel,
-    Prompt,
     Report,
     StepResult,
     StoredBlock,
-    TextKind,
-    ToolCall,
     never,
 )
 from mlx_mcp.core.scheduler import Limits
@@ -52,13 +49,13 @@ class FakeTokenizer:
     def encode_chat(
         self, messages: list[Message], tools: Tools = (), reasoning: bool = True, gone: Callable[[], bool] = never
     ) -> Prompt:
-        text = "".join(message.content for message in messages)
+        text = "".join(message.text for message in messages)
         return Prompt(tuple(map(ord, text if reasoning else re.sub(r"\[.*?\]", "", text))))
 
     def encode_context(
         self, messages: list[Message], tools: Tools = (), gone: Callable[[], bool] = never
     ) -> tuple[int, ...]:
-        return tuple(map(ord, "".join(message.content for message in messages)))
+        return tuple(map(ord, "".join(message.text for message in messages)))
 
     def encode_turn(
         self, text: str, after: str, tools: Tools = (), reasoning: bool = True, gone: Callable[[], bool] = never

@@ -150,8 +150,8 @@ def json_schema(given: str, limits: Limits) -> str:
 
 async def answer(client: EngineClient, request: GenerateRequest, as_json: bool) -> Result:
     """Print the answer as it is generated, or all of the result as JSON; on the way there show how far it is."""
+    from mlx_mcp.chat.answer import TextKind
     from mlx_mcp.cli.progress import Display
-    from mlx_mcp.core.ports import TextKind
     from mlx_mcp.engine.requests import Delta, Progress, Result
 
     result = None
@@ -189,7 +189,8 @@ def request_of(
     Raises:
         InvalidRequest: there is no prompt, or something cannot be read.
     """
-    from mlx_mcp.core.ports import Grammar, GrammarKind, Message
+    from mlx_mcp.chat.message import Message
+    from mlx_mcp.chat.prompt import Grammar, GrammarKind
     from mlx_mcp.engine.requests import GenerateRequest
 
     limits = Limits(config.max_file_bytes, config.max_files_bytes)

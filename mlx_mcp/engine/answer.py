@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlx_mcp.core.ports import LoadedModel, Piece, Prompt, TextKind
+from mlx_mcp.chat.answer import Piece, TextKind
+from mlx_mcp.chat.prompt import Prompt
+from mlx_mcp.core.ports import LoadedModel
 from mlx_mcp.core.sequence import FinishReason
 from mlx_mcp.core.session import SessionInfo
 from mlx_mcp.core.stop_strings import StopStrings

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
+from mlx_mcp.chat.prompt import Prompt
 from mlx_mcp.core.ports import (
     ChatTokenizer,
     LoadedModel,
@@ -26,7 +27,6 @@ from mlx_mcp.core.ports import (
     ModelRegistry,
     ModelSpec,
     PreparedModel,
-    Prompt,
 )
 from mlx_mcp.core.sequence import FinishReason
 from mlx_mcp.core.session import SessionInfo
@@ -461,7 +461,7 @@ def encode(
     """
     reasoning = request.reasoning and request.grammar is None
     if session is not None:
-        return tokenizer.encode_turn(request.messages[-1].content, session.after, session.tools, reasoning, gone)
+        return tokenizer.encode_turn(request.messages[-1].text, session.after, session.tools, reasoning, gone)
     if request.context:
         return Prompt(tokenizer.encode_context(list(request.messages), request.tools, gone))
     return tokenizer.encode_chat(list(request.messages), request.tools, reasoning, gone)

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mlx_mcp.chat.answer import TextKind
+from mlx_mcp.chat.message import Message, ToolCall
+from mlx_mcp.chat.prompt import Grammar
 from mlx_mcp.core.miss import MissReason
-from mlx_mcp.core.ports import Grammar, LoadedModel, Message, TextKind, ToolCall
+from mlx_mcp.core.ports import LoadedModel
 from mlx_mcp.core.sequence import FinishReason, SamplingParams
 from mlx_mcp.core.session import SessionInfo, SessionOptions
 from mlx_mcp.errors import InvalidRequest, PromptTooLong
@@ -147,10 +150,12 @@ def check(request: GenerateRequest) -> None:
     Raises:
         InvalidRequest: with the argument's name and what it may be.
     """
+    if any(message.images for message in request.messages):
+        raise InvalidRequest("The models here cannot see: leave images out, and describe in `prompt` what they show.")
     if request.context:
-        if not any(message.content.strip() for message in request.messages):
+        if not any(message.text.strip() for message in request.messages):
             raise InvalidRequest("The context is empty. Give `system`, `files` or `messages`.")
-    elif not any(message.content.strip() for message in request.messages if message.role != "system"):
+    elif not any(message.text.strip() for message in request.messages if message.role != "system"):
         raise InvalidRequest("The prompt is empty. Say in `prompt` what the model should do.")
     if request.session and (len(request.messages) != 1 or request.tools or request.opens or request.context):
         raise InvalidRequest(

@@ -16,7 +16,10 @@ from mlx_lm import tokenizer_utils
 from mlx_lm.generate import TextStateMachine, make_text_state_machine
 from mlx_lm.utils import load_tokenizer
 
-from mlx_mcp.core.ports import Grammar, Message, Piece, Prompt, TextKind, ToolCall, never
+from mlx_mcp.chat.answer import Piece, TextKind
+from mlx_mcp.chat.message import Message, ToolCall
+from mlx_mcp.chat.prompt import Grammar, Prompt
+from mlx_mcp.core.ports import never
 from mlx_mcp.core.sequence import Constraint
 from mlx_mcp.errors import InvalidRequest, MlxMcpError
 from mlx_mcp.mlx_backend.constraint import Grammars
@@ -418,7 +421,7 @@ class ChatTokenizer:
                 "This model cannot be given tools: how it would call them is not known. Choose another model "
                 "(list_models shows them), or leave `tools` out and describe in `prompt` what to answer."
             )
-        chat = {"messages": [{"role": m.role, "content": m.content} for m in messages], "tools": list(tools)}
+        chat = {"messages": [message.to_template() for message in messages], "tools": list(tools)}
         try:
             text = json.dumps([chat, turn], ensure_ascii=False)
             text.encode()  # refuses half surrogates, for which there are no tokens
@@ -555,7 +558,7 @@ def ending_in(role: str) -> list[Message]:
     return [Message("user", "x"), Message("assistant", "")] if role == "assistant" else [Message("user", "")]
 
 
-def continued(messages: list[dict[str, str]], mark: str, turn: str) -> list[dict[str, str]]:
+def continued(messages: list[dict[str, Any]], mark: str, turn: str) -> list[dict[str, Any]]:
     """The messages with the user's `turn` after the last one, or in it if it is the user's; `mark` is where it ends."""
     *before, last = messages
     if last["role"] == "assistant":

@@ -6,17 +6,10 @@ from contextlib import aclosing
 
 import pytest
 
-from mlx_mcp.core.ports import (
-    Grammar,
-    GrammarKind,
-    LoadedModel,
-    LoadProgress,
-    Message,
-    Piece,
-    Prompt,
-    TextKind,
-    ToolCall,
-)
+from mlx_mcp.chat.answer import Piece, TextKind
+from mlx_mcp.chat.message import Message, ToolCall
+from mlx_mcp.chat.prompt import Grammar, GrammarKind, Prompt
+from mlx_mcp.core.ports import LoadedModel, LoadProgress
 from mlx_mcp.core.sequence import SamplingParams, TokenLogprobs
 from mlx_mcp.engine import client as client_module
 from mlx_mcp.engine.answer import Answer

@@ -7,7 +7,8 @@ import re
 import jsonschema
 import pytest
 
-from mlx_mcp.core.ports import Grammar, GrammarKind, Message
+from mlx_mcp.chat.message import Message
+from mlx_mcp.chat.prompt import Grammar, GrammarKind
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import FinishReason
 from mlx_mcp.engine.client import EngineClient

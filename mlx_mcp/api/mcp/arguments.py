@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from mlx_mcp.core.ports import Grammar, GrammarKind, Message
+from mlx_mcp.chat.message import Message
+from mlx_mcp.chat.prompt import Grammar, GrammarKind
 from mlx_mcp.core.session import MAX_FORKS
 from mlx_mcp.engine.requests import GenerateRequest
 from mlx_mcp.errors import InvalidRequest

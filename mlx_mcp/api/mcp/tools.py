@@ -44,7 +44,7 @@ from mlx_mcp.api.mcp.results import (
     reply,
     session_list,
 )
-from mlx_mcp.core.ports import Message
+from mlx_mcp.chat.message import Message
 from mlx_mcp.core.session import SessionOptions
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.requests import GenerateRequest, Result
@@ -206,7 +206,7 @@ class Tools:
         """
         turns = [Message(message.role, message.content) for message in given.messages or ()]
         if turns and turns[-1].role == "user":
-            turns[-1] = Message("user", turns[-1].content + BREAK)  # the prompts to come go on from here
+            turns[-1] = Message("user", turns[-1].text + BREAK)  # the prompts to come go on from here
         request = GenerateRequest(
             chat(given.system, await self._read(given.files), *turns),
             given.model or None,
@@ -366,5 +366,5 @@ def chat(system: str, files: str, *turns: Message) -> tuple[Message, ...]:
     """The messages, with the files before the user's first, so that calls with the same files begin the same."""
     if files:
         opened = bool(turns) and turns[0].role == "user"
-        turns = (Message("user", files + BREAK + (turns[0].content if opened else "")), *turns[opened:])
+        turns = (Message("user", files + BREAK + (turns[0].text if opened else "")), *turns[opened:])
     return (Message("system", system), *turns) if system else turns

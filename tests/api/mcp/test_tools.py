@@ -9,7 +9,7 @@ from mcp import Client, MCPError
 
 from mlx_mcp.api.mcp import calls
 from mlx_mcp.api.mcp.server import build_server
-from mlx_mcp.core.ports import Grammar, GrammarKind
+from mlx_mcp.chat.prompt import Grammar, GrammarKind
 from mlx_mcp.errors import ModelError
 from mlx_mcp.models.registry import Registry
 from tests.engine.test_client import until
