@@ -22,6 +22,7 @@ from mlx_mcp.hosting.stdio import OpenRequests, request_id, serve_stdio
 from mlx_mcp.models.registry import Registry
 from tests.engine.test_client import until
 from tests.fakes import fake_client
+from tests.process.windows import WAIT_S
 
 INITIALIZE = {
     "jsonrpc": "2.0",
@@ -273,7 +274,7 @@ async def test_a_blocked_stdout_cannot_hold_up_the_exit():
 async def test_bad_settings_end_the_start_with_one_clear_line():
     for arguments, words in ((["--model", "/nowhere"], b"hub id"), (["--port", "1"], b"--http")):
         with process(*arguments) as (server, _):
-            assert await asyncio.to_thread(server.wait, 10) == 2
+            assert await asyncio.to_thread(server.wait, WAIT_S) == 2
             error = server.stderr.read()
             assert words in error
             assert b"Traceback" not in error
