@@ -10,7 +10,7 @@ import stat
 import sys
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -21,6 +21,7 @@ from mlx_mcp.service.files import decoded, framed
 
 if TYPE_CHECKING:
     from mlx_mcp.config import Config
+    from mlx_mcp.core.sampling import Sampling
     from mlx_mcp.engine.client import EngineClient
     from mlx_mcp.engine.requests import GenerateRequest, Result
 
@@ -182,7 +183,7 @@ def request_of(
     files: list[str] | None,
     schema: str | None,
     system: str | None,
-    **sampling: Any,
+    sampling: Sampling,
 ) -> GenerateRequest:
     """What the arguments ask for.
 
@@ -196,7 +197,7 @@ def request_of(
     limits = Limits(config.max_file_bytes, config.max_files_bytes)
     grammar = None if schema is None else Grammar(GrammarKind.JSON_SCHEMA, json_schema(schema, limits))
     user = Message("user", whole_prompt(prompt, files or [], limits))
-    return GenerateRequest((*([Message("system", system)] if system else []), user), grammar=grammar, **sampling)
+    return GenerateRequest((*([Message("system", system)] if system else []), user), None, sampling, grammar=grammar)
 
 
 def generate(config: Config, request: GenerateRequest, as_json: bool) -> None:

@@ -28,7 +28,7 @@ class Answer:
         """`prompt` comes after `num_before` tokens of a session, which has these `tools`."""
         self._model = model
         self._reader = model.tokenizer.reader(prompt, tools, plain=request.grammar is not None)
-        self._stop = StopStrings(request.stop)
+        self._stop = StopStrings(request.sampling.stop)
         self._deltas: list[Delta] = []
         self._choices: list[TokenChoice] = []
         self._prefilled = Prefilled(0)

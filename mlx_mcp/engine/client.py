@@ -474,7 +474,7 @@ def turn_of(request: GenerateRequest, session: SessionInfo | None) -> Turn:
         context = "assistant" if request.messages[-1].role == "assistant" else "user"
     if session is None:
         return Turn(request.tenant, opens=request.opens, tools=request.tools, context=context)
-    cut = request.max_tokens is None
+    cut = request.sampling.max_tokens is None
     return Turn(request.tenant, session.session_id, session.after, request.keep, request.queue, cut)
 
 
