@@ -69,6 +69,7 @@ lint: $(VENV)/installed-dev
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
+	$(BIN)/mypy -p benchmarks.hosts
 
 # The training recipe end to end, in a few steps, and the benchmarks in their shortest form.
 smoke: $(VENV)-training/installed $(VENV)/installed
