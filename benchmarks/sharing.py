@@ -59,7 +59,7 @@ from transformers import PreTrainedTokenizerFast
 from mlx_mcp.core.block_pool import BlockHash, BlockPool
 from mlx_mcp.core.session import SessionOptions, SessionStore
 from mlx_mcp.core.slots import Ledger
-from mlx_mcp.mlx_backend.blas import find_openblas
+from mlx_mcp.mlx_backend.cpu.openblas import find_openblas
 from tests.models_made import make_model
 
 BLAS = find_openblas()
