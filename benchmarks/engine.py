@@ -27,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-from mlx_mcp.mlx_backend.blas import prefer_openblas
+from mlx_mcp.mlx_backend.cpu.openblas import prefer_openblas
 
 BLAS = prefer_openblas()  # before anything imports MLX
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_mcp.mlx_backend.blas import find_openblas
+from mlx_mcp.mlx_backend.cpu.openblas import find_openblas
 
 BLAS = find_openblas()
 START_S = 60  # how long a server may take to start
