@@ -56,7 +56,7 @@ import mlx.core as mx
 from engine import MODEL_25M  # and with it the root of this tree on the path, for the imports below
 from transformers import PreTrainedTokenizerFast
 
-from mlx_mcp.core.block_pool import BlockHash, BlockPool
+from mlx_mcp.core.cache.blocks import BlockHash, BlockPool
 from mlx_mcp.core.session import SessionOptions, SessionStore
 from mlx_mcp.core.slots import Ledger
 from mlx_mcp.mlx_backend.blas import find_openblas
