@@ -38,7 +38,7 @@ from mcp_types import (
 )
 from pydantic import BaseModel, Field
 
-import mlx_mcp.server.app
+import mlx_mcp.api.mcp.server
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8DwHwAFBQIAX8jx0gAAAABJRU5ErkJggg=="
 WAV = "UklGRiYAAABXQVZFZm10IBAAAAABAAEAQB8AAAB9AAACABAAZGF0YQIAAAA="
@@ -374,14 +374,14 @@ def add_handlers(server: MCPServer[Any]) -> None:
 
 def main() -> None:
     """Start `mlx-mcp` with the fixtures in every server."""
-    build_server = mlx_mcp.server.app.build_server
+    build_server = mlx_mcp.api.mcp.server.build_server
 
     def build_with_fixtures(*args: Any, **kwargs: Any) -> MCPServer[Any]:
         server = build_server(*args, **kwargs)
         add_fixtures(server)
         return server
 
-    mlx_mcp.server.app.build_server = build_with_fixtures  # before anything else imports it
+    mlx_mcp.api.mcp.server.build_server = build_with_fixtures  # before anything else imports it
     from mlx_mcp.__main__ import main
 
     main()
