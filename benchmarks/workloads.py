@@ -28,7 +28,7 @@ from table import (
     Sample,
 )
 
-from mlx_mcp.core.block_pool import BlockHash, BlockPool
+from mlx_mcp.core.cache.blocks import BlockHash, BlockPool
 from mlx_mcp.core.session import SessionOptions, SessionStore
 from mlx_mcp.core.slots import Ledger
 

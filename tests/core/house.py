@@ -3,10 +3,11 @@
 from functools import partial
 from typing import Any
 
-from mlx_mcp.core.block_pool import BlockPool
-from mlx_mcp.core.kv_cache_manager import KvCacheManager, Sharing
+from mlx_mcp.core.cache.blocks import BlockPool
+from mlx_mcp.core.cache.manager import KvCacheManager
+from mlx_mcp.core.cache.prefixes import PrefixCache
+from mlx_mcp.core.cache.shared_prefixes import Sharing
 from mlx_mcp.core.layout import Layout
-from mlx_mcp.core.prefix_cache import PrefixCache
 from mlx_mcp.core.scheduler import Limits, Scheduler
 from mlx_mcp.core.sequence import SamplingParams, Sequence
 from mlx_mcp.core.session import Session, SessionOptions, SessionStore
