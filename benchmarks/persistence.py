@@ -243,8 +243,8 @@ def large_session(engine: Engine, num_mib: int) -> str:
         assert engine.ledger.charge(data.nbytes), "out of memory"
         tokens = tuple(random.randrange(2048) for _ in range(64))
         payload = KvPayload(64, block.end, True, (data,), (), ())
-        made = cache.cache.insert(block, tokens, payload)
-        assert made is not None, "two blocks of one hash"
+        made = cache.cache.put(block, tokens, payload, data.nbytes, private=False)
+        assert made is not block, "two blocks of one hash"
         block = made
     log = tuple(token for each in reversed(list(block.chain())) for token in each.tokens)
     engine.sessions.finish(session, log, block, "assistant")
