@@ -11,8 +11,8 @@ LOCK   ?= requirements/ci.txt
 # Twice as many as there are cores: tests that start processes wait for them most of the time.
 WORKERS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
-COMPUTING := tests/mlx_backend/test_runner.py tests/mlx_backend/test_architectures.py tests/engine tests/server \
-  tests/process/test_one_engine.py
+COMPUTING := tests/mlx_backend/test_runner.py tests/mlx_backend/test_architectures.py tests/engine tests/service \
+  tests/api tests/hosting tests/process/test_one_engine.py
 
 # Where it is set, every one of the hundreds of processes that tests start compiles all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
@@ -69,6 +69,7 @@ lint: $(VENV)/installed-dev
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
+	$(BIN)/mypy -p benchmarks.hosts
 
 # The training recipe end to end, in a few steps, and the benchmarks in their shortest form.
 smoke: $(VENV)-training/installed $(VENV)/installed

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 from mlx_mcp.config import Config, available_memory_bytes
-from mlx_mcp.core.kv_cache_manager import Sharing
+from mlx_mcp.core.cache.shared_prefixes import Sharing
 from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelLoader, ModelSpec, PreparedModel, Report
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.engine.client import EngineClient

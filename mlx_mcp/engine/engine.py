@@ -14,12 +14,13 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from mlx_mcp.core.block_pool import BlockPool
+from mlx_mcp.core.cache.blocks import BlockPool
+from mlx_mcp.core.cache.manager import KvCacheManager
+from mlx_mcp.core.cache.misses import Miss, MissReason
+from mlx_mcp.core.cache.prefixes import PrefixCache
+from mlx_mcp.core.cache.shared_prefixes import Sharing
 from mlx_mcp.core.durable import Store
-from mlx_mcp.core.kv_cache_manager import KvCacheManager, Sharing
-from mlx_mcp.core.miss import Miss, MissReason
 from mlx_mcp.core.ports import Flight, LoadedModel, LoadProgress, ModelLoader, PreparedModel, StepResult
-from mlx_mcp.core.prefix_cache import PrefixCache
 from mlx_mcp.core.scheduler import RETRY_AFTER_S, Limits, Scheduler
 from mlx_mcp.core.sequence import FinishReason, Sequence
 from mlx_mcp.core.session import Session, SessionStore
@@ -302,7 +303,9 @@ class Engine:
             booked += scheduler.pool.used_bytes
             if cache is not None:
                 cuts = () if resident.step is None else resident.step.cuts
-                assert set(cache.building) == set(cuts), "blocks are kept for another step than the one under way"
+                assert set(cache.publishing.building) == set(cuts), (
+                    "blocks are kept for another step than the one under way"
+                )
                 booked += cache.booked_bytes
                 references += cache.references
         if self.persistence is not None:
