@@ -20,8 +20,9 @@ from mlx_mcp.core.steps import Chunk, Cut, Step
 from mlx_mcp.mlx_backend.cpu.memory import keep_freed_memory
 from mlx_mcp.mlx_backend.device import SPARE_BYTES, on_cpu
 from mlx_mcp.mlx_backend.head import Head
-from mlx_mcp.mlx_backend.rows import SlottedRows, make_rows
+from mlx_mcp.mlx_backend.make_rows import make_rows
 from mlx_mcp.mlx_backend.sampler import Drawn, Row, draw, on_host
+from mlx_mcp.mlx_backend.slotted_rows import SlottedRows
 
 async_eval: Any = mx.async_eval  # which has no types
 CLEAR_CACHE_STEPS = 512  # attention's temporaries grow with the rows, and MLX keeps a buffer of every size

@@ -169,16 +169,16 @@ MUTANTS = [
     ),
     fault(
         "row moved without its last token",
-        "mlx_backend/rows.py",
+        "mlx_backend/slotted_rows.py",
         "layer.copy(move.old, move.new, self.lengths[sequence_id] - num_shared(self.prefixes[sequence_id]))",
         "layer.copy(move.old, move.new, self.lengths[sequence_id] - num_shared(self.prefixes[sequence_id]) - 1)",
         "test_layers.py::test_a_row_that_shares_a_prefix_moves_with_what_is_its_own",
     ),
     fault(
         "one row's states for all",
-        "mlx_backend/rows.py",
-        "self.joined[i].extract(at[j])",
-        "self.joined[i].extract(0)",
+        "mlx_backend/states.py",
+        "self.caches[i].extract(rows[j])",
+        "self.caches[i].extract(0)",
         "test_runner.py::test_a_row_that_joins_others_leaves_their_states_as_they_were",
     ),
     fault(
