@@ -21,9 +21,8 @@ from mlx_lm.models.cache import (
     make_prompt_cache,
 )
 
-from mlx_mcp.core.sequence import Sequence
 from mlx_mcp.core.slots import KvCost, SharedPrefix, Slab, Slot
-from mlx_mcp.core.steps import Chunk, Move, Restore
+from mlx_mcp.core.steps import Admission, Chunk, Move, Restore
 from mlx_mcp.errors import ModelError
 from mlx_mcp.mlx_backend.attention import (
     ChunksCache,
@@ -63,7 +62,7 @@ PAD_TOKENS = 16
 async_eval: Any = mx.async_eval  # which has no types
 SPAN_TOKENS = 1024  # laid end to end at a time: a restore takes as much beside its row
 
-Batch = tuple[list[Sequence], list[Any]]  # rows that go through the model together, and the caches to go with
+Batch = tuple[list[int], list[Any]]  # rows that go through the model together, and the caches to go with
 
 
 class Rows(ABC):
@@ -90,31 +89,34 @@ class Rows(ABC):
 
     def one(self, chunk: Chunk) -> list[Any]:
         """The caches to compute a chunk with; makes the row, unless it was restored or has begun."""
-        sequence_id = chunk.sequence.sequence_id
+        sequence_id = chunk.sequence_id
         if sequence_id not in self.lengths:
-            self.begin(chunk.sequence)
+            self.begin(sequence_id)
         assert self.lengths[sequence_id] == chunk.start, f"a gap or an overlap in row {sequence_id}"
         self.lengths[sequence_id] = chunk.end
         return self.own[sequence_id]
 
-    def begin(self, sequence: Sequence, num_tokens: int = 0) -> None:
+    def admit(self, admission: Admission) -> None:  # noqa: B027  # not every way has slots
+        """Note where a row will be, which is made with its first tokens."""
+
+    def begin(self, sequence_id: int, num_tokens: int = 0) -> None:
         """Make a row of no tokens; `num_tokens` are put in it at once."""
-        self.lengths[sequence.sequence_id] = 0
-        self.own[sequence.sequence_id] = make_prompt_cache(self.model)
+        self.lengths[sequence_id] = 0
+        self.own[sequence_id] = make_prompt_cache(self.model)
 
     def restore(self, restore: Restore) -> None:
         """Make a row of what was cut out of rows.
 
         Waits for the copies: a tensor that is written to while it is being filled would be copied whole.
         """
-        sequence, num_tokens = restore.sequence, restore.num_tokens
-        self.begin(sequence, num_tokens)
+        sequence_id, num_tokens = restore.sequence_id, restore.num_tokens
+        self.begin(sequence_id, num_tokens)
         self._fill(restore)
-        own = leaves(self.own[sequence.sequence_id])
+        own = leaves(self.own[sequence_id])
         for i, planes in self.codec.latest(restore.parts, num_tokens).items():
             put(own[i], planes, num_tokens)
-        self.lengths[sequence.sequence_id] = num_tokens
-        mx.eval(self.arrays([sequence]))
+        self.lengths[sequence_id] = num_tokens
+        mx.eval(self.arrays([sequence_id]))
 
     def cut(self, sequence_id: int, start: int, end: int, state: bool) -> KvPayload:
         """Copy tokens [start, end) out of a row, with its states if these are of that moment."""
@@ -126,21 +128,21 @@ class Rows(ABC):
         return payload
 
     @abstractmethod
-    def batches(self, sequences: list[Sequence]) -> list[Batch]:
+    def batches(self, sequence_ids: list[int]) -> list[Batch]:
         """The rows, ordered and grouped as they go through the model with one more token each."""
 
-    def arrays(self, sequences: list[Sequence]) -> list[Any]:
+    def arrays(self, sequence_ids: list[int]) -> list[Any]:
         """What must be evaluated for these rows after a forward pass."""
-        own = (self.own.get(sequence.sequence_id, []) for sequence in sequences)
+        own = (self.own.get(sequence_id, []) for sequence_id in sequence_ids)
         return [cache.state for caches in own for cache in caches if cache is not None]
 
     def _fill(self, restore: Restore) -> None:
         """Put a restored row's tokens in the layers that keep all of them."""
-        own = leaves(self.own[restore.sequence.sequence_id])
+        own = leaves(self.own[restore.sequence_id])
         for start, end in spans(0, restore.num_tokens):
             for i, planes in self.codec.tokens(restore.parts, start, end).items():
                 own[i].update_and_fetch(*planes)
-            mx.eval(self.arrays([restore.sequence]))
+            mx.eval(self.arrays([restore.sequence_id]))
 
     def _read(self, sequence_id: int, i: int, start: int, end: int) -> list[mx.array]:
         """See layers.read, of the row's i-th layer."""
@@ -162,11 +164,11 @@ class Rows(ABC):
 class SoloRows(Rows):
     """Each row by itself."""
 
-    def batches(self, sequences: list[Sequence]) -> list[Batch]:
+    def batches(self, sequence_ids: list[int]) -> list[Batch]:
         """One batch for each row."""
-        for sequence in sequences:
-            self.lengths[sequence.sequence_id] += 1
-        return [([sequence], self.own[sequence.sequence_id]) for sequence in sequences]
+        for sequence_id in sequence_ids:
+            self.lengths[sequence_id] += 1
+        return [([sequence_id], self.own[sequence_id]) for sequence_id in sequence_ids]
 
 
 class PaddedRows(Rows):
@@ -174,7 +176,7 @@ class PaddedRows(Rows):
 
     def __init__(self, model: Any, cost: KvCost, codec: Codec) -> None:
         super().__init__(model, cost, codec)
-        self.members: list[Sequence] = []
+        self.members: list[int] = []  # sequence ids
         self.batch: list[Any] = []
 
     @property
@@ -182,15 +184,15 @@ class PaddedRows(Rows):
         """See Rows.nbytes."""
         return super().nbytes + sum(int(cache.nbytes) for cache in self.batch)
 
-    def batches(self, sequences: list[Sequence]) -> list[Batch]:
+    def batches(self, sequence_ids: list[int]) -> list[Batch]:
         """One batch; who left is cut out of it, who is new is merged in."""
-        if not sequences:
+        if not sequence_ids:
             return []
         for row, member in enumerate(self.members):  # who is left out may still be cut: extract computes nothing yet
-            if member not in sequences and member.sequence_id in self.lengths.keys() - self.own.keys():
-                self.own[member.sequence_id] = [cache.extract(row) for cache in self.batch]
+            if member not in sequence_ids and member in self.lengths.keys() - self.own.keys():
+                self.own[member] = [cache.extract(row) for cache in self.batch]
         # Who was computed again since has caches of its own, and is as good as new.
-        there = [member in sequences and member.sequence_id not in self.own for member in self.members]
+        there = [member in sequence_ids and member not in self.own for member in self.members]
         stay = [i for i, still in enumerate(there) if still]
         if not stay:
             self.batch = []
@@ -198,26 +200,26 @@ class PaddedRows(Rows):
             for cache in self.batch:
                 cache.filter(stay)
         self.members = [self.members[i] for i in stay]
-        new = [sequence for sequence in sequences if sequence not in self.members]
+        new = [sequence_id for sequence_id in sequence_ids if sequence_id not in self.members]
         if new:
-            rows = zip(*(self.own.pop(sequence.sequence_id) for sequence in new), strict=True)
+            rows = zip(*(self.own.pop(sequence_id) for sequence_id in new), strict=True)
             merged = [caches[0].merge(list(caches)) for caches in rows]
             for cache, more in zip(self.batch, merged, strict=bool(self.batch)):
                 cache.extend(more)
             self.batch = self.batch or merged
             self.members += new
-        for sequence in sequences:
-            self.lengths[sequence.sequence_id] += 1
+        for sequence_id in sequence_ids:
+            self.lengths[sequence_id] += 1
         return [(self.members, self.batch)]
 
-    def arrays(self, sequences: list[Sequence]) -> list[Any]:
+    def arrays(self, sequence_ids: list[int]) -> list[Any]:
         """See Rows.arrays."""
-        return super().arrays(sequences) + [cache.state for cache in self.batch]
+        return super().arrays(sequence_ids) + [cache.state for cache in self.batch]
 
     def release(self, sequence_id: int) -> bool:
         """See Rows.release; of a batch that others are in, the row is cut out at the next step."""
         there = super().release(sequence_id)
-        if not any(m.sequence_id in self.lengths and m.sequence_id not in self.own for m in self.members):
+        if not any(member in self.lengths and member not in self.own for member in self.members):
             self.members, self.batch = [], []
         return there
 
@@ -225,7 +227,7 @@ class PaddedRows(Rows):
         """See Rows._leaf."""
         if sequence_id in self.own:
             return super()._leaf(sequence_id, i)
-        row = [member.sequence_id for member in self.members].index(sequence_id)
+        row = self.members.index(sequence_id)
         cache = leaves(self.batch)[i]
         kind = type(cache)
         if kind is not BatchKVCache:
@@ -280,29 +282,30 @@ class SlottedRows(Rows):
 
     def one(self, chunk: Chunk) -> list[Any]:
         """See Rows.one."""
-        sequence_id = chunk.sequence.sequence_id
+        sequence_id = chunk.sequence_id
         caches = list(super().one(chunk))
         for i, layer in self.layers.items():
             caches[i] = RowCache(layer, self.slots[sequence_id], chunk.start, self.prefixes[sequence_id])
         return regroup(self.template, caches)
 
-    def begin(self, sequence: Sequence, num_tokens: int = 0) -> None:
+    def admit(self, admission: Admission) -> None:
+        """See Rows.admit."""
+        self.slots[admission.sequence_id], self.prefixes[admission.sequence_id] = admission.slot, admission.prefix
+
+    def begin(self, sequence_id: int, num_tokens: int = 0) -> None:
         """See Rows.begin."""
-        sequence_id, slot = sequence.sequence_id, sequence.slot
-        assert slot is not None, f"sequence {sequence_id} runs without a slot"
-        super().begin(sequence, num_tokens)
+        super().begin(sequence_id, num_tokens)
         fresh = leaves(self.own[sequence_id])
         self.own[sequence_id] = [None if i in self.layers else leaf for i, leaf in enumerate(fresh)]
-        self.slots[sequence_id], self.prefixes[sequence_id] = slot, sequence.prefix
         for layer in self.layers.values():
-            layer.scrub(slot, num_tokens - num_shared(sequence.prefix) if num_tokens else 0)
+            shared = num_shared(self.prefixes[sequence_id])
+            layer.scrub(self.slots[sequence_id], num_tokens - shared if num_tokens else 0)
 
-    def batches(self, sequences: list[Sequence]) -> list[Batch]:
+    def batches(self, sequence_ids: list[int]) -> list[Batch]:
         """One batch, in order of slab and slot."""
-        if not sequences:
+        if not sequence_ids:
             return []
-        ordered = sorted(sequences, key=lambda s: (self._slot(s).slab.slab_id, self._slot(s).index))
-        ids = [sequence.sequence_id for sequence in ordered]
+        ids = sorted(sequence_ids, key=lambda i: (self.slots[i].slab.slab_id, self.slots[i].index))
         where = plan([(self.slots[i], self.lengths[i], self.prefixes[i]) for i in ids])
         self._join(ids)
         caches: list[Any] = []
@@ -316,17 +319,17 @@ class SlottedRows(Rows):
                 caches.append(RingsCache([self.own[j][i] for j in ids]))
         for i in ids:
             self.lengths[i] += 1
-        return [(ordered, regroup(self.template, caches))]
+        return [(ids, regroup(self.template, caches))]
 
-    def arrays(self, sequences: list[Sequence]) -> list[Any]:
+    def arrays(self, sequence_ids: list[int]) -> list[Any]:
         """See Rows.arrays."""
-        slabs = {self.slots[s.sequence_id].slab.slab_id for s in sequences if s.sequence_id in self.slots}
+        slabs = {self.slots[i].slab.slab_id for i in sequence_ids if i in self.slots}
         full = [layer.slabs.get(slab_id) for layer in self.layers.values() for slab_id in slabs]
-        return [*super().arrays(sequences), *full, *(cache.state for cache in self.joined.values())]
+        return [*super().arrays(sequence_ids), *full, *(cache.state for cache in self.joined.values())]
 
     def move(self, move: Move) -> None:
         """Copy a row to its new slot."""
-        sequence_id = move.sequence.sequence_id
+        sequence_id = move.sequence_id
         self.slots[sequence_id] = move.new
         for layer in self.layers.values():
             layer.scrub(move.new)
@@ -346,12 +349,9 @@ class SlottedRows(Rows):
                 cache.filter(stay)
         return super().release(sequence_id)
 
-    def _slot(self, sequence: Sequence) -> Slot:
-        return self.slots[sequence.sequence_id]
-
     def _fill(self, restore: Restore) -> None:
         """See Rows._fill; the first row with a shared prefix brings it."""
-        sequence_id = restore.sequence.sequence_id
+        sequence_id = restore.sequence_id
         prefix, shared = self.prefixes[sequence_id], num_shared(self.prefixes[sequence_id])
         if prefix is not None and not all(prefix.prefix_id in layer.prefixes for layer in self.layers.values()):
             alone = Slab(-1, shared, num_slots=1)
