@@ -38,7 +38,7 @@ test-all: $(VENV)/installed-dev
 
 # What computes, with OpenBLAS in front, as it is wherever one is installed; with bounds in place of bits.
 test-openblas: $(VENV)/installed-dev
-	@if $(BIN)/python -c 'from mlx_mcp.mlx_backend.blas import find_openblas; raise SystemExit(not find_openblas())'; \
+	@if $(BIN)/python -c 'from mlx_mcp.mlx_backend.cpu.openblas import find_openblas; raise SystemExit(not find_openblas())'; \
 	  then TEST_BLAS=openblas $(PYTEST) $(COMPUTING); \
 	  else echo 'Skipped: there is no OpenBLAS. On Debian and Ubuntu: apt-get install libopenblas0'; fi
 
@@ -69,6 +69,7 @@ lint: $(VENV)/installed-dev
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
+	$(BIN)/mypy -p benchmarks.hosts
 
 # The training recipe end to end, in a few steps, and the benchmarks in their shortest form.
 smoke: $(VENV)-training/installed $(VENV)/installed

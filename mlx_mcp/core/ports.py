@@ -16,7 +16,7 @@ from mlx_mcp.chat.answer import Piece
 from mlx_mcp.chat.message import Message, ToolCall
 from mlx_mcp.chat.prompt import Grammar, Prompt
 from mlx_mcp.core.layout import Layout, Logits, Payload
-from mlx_mcp.core.sequence import Constraint, Sequence, TokenLogprobs
+from mlx_mcp.core.sequence import Constraint, TokenLogprobs
 from mlx_mcp.core.slots import KvCost
 from mlx_mcp.core.steps import Cut, Step
 
@@ -151,8 +151,8 @@ class ChatTokenizer(Protocol):
 class ModelRunner(Protocol):
     """Computes steps for one model, and owns the keys and values of its live rows.
 
-    Steps may overlap: the next one may be launched before this one's result is collected, as long as it only goes on
-    with rows of this one, and no row of either `must_wait`.
+    What it knows of a row is what steps have said of it. Steps may overlap: the next one may be launched before this
+    one's result is collected, if it says that its rows take their tokens from this one, of which none `must_wait`.
     """
 
     @property
@@ -171,8 +171,11 @@ class ModelRunner(Protocol):
     def layout(self) -> Layout:
         """How its rows can be cut and put back."""
 
-    def must_wait(self, sequence: Sequence) -> bool:
-        """Whether drawing this row's next token needs its last one on the host.
+    def constrain(self, sequence_id: int, constraint: Constraint) -> None:
+        """Hold a sequence to a grammar, from before its first step until it is released, preempted or not."""
+
+    def must_wait(self, sequence_id: int) -> bool:
+        """Whether drawing an admitted row's next token needs its last one on the host.
 
         Also whether the row must not be ahead of its tokens because it has windows or states, which cannot go back.
         """
@@ -195,10 +198,13 @@ class ModelRunner(Protocol):
         """Start computing every chunk and every decoding row; only a prompt's last chunk yields a token."""
 
     def release(self, sequence_id: int) -> None:
-        """Free a row; unknown ids are ignored, since a sequence may end before its first step."""
+        """Free a row of a sequence that has ended; unknown ids are ignored, since one may end before its first step."""
 
     def reset(self) -> None:
-        """Drop every row: after an exception nothing that a step may have touched is trusted."""
+        """Free every row: after an exception nothing that a step may have touched is trusted.
+
+        Sequences that were held to grammars still are, when they are admitted again.
+        """
 
 
 class Flight(Protocol):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from mlx_mcp.core.miss import Miss
+from mlx_mcp.core.cache.misses import Miss
 from mlx_mcp.core.sampling import Sampling
 from mlx_mcp.core.slots import SharedPrefix, Slot
 
@@ -61,7 +61,6 @@ class Sequence:
     num_kept: int = 0  # tokens whose keys and values its session had when they were last computed
     estranged: bool = False  # these were another model's, or computed otherwise
     ephemeral: bool = False  # what it computes never leaves memory
-    constraint: Constraint | None = None
     output_ids: list[int] = field(default_factory=list)
     num_computed: int = 0  # tokens whose keys and values are in the cache
     slot: Slot | None = None  # where these are; None while it waits

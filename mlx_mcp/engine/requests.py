@@ -9,7 +9,7 @@ from typing import Any
 from mlx_mcp.chat.answer import TextKind
 from mlx_mcp.chat.message import Message, ToolCall
 from mlx_mcp.chat.prompt import Grammar
-from mlx_mcp.core.miss import MissReason
+from mlx_mcp.core.cache.misses import MissReason
 from mlx_mcp.core.ports import LoadedModel
 from mlx_mcp.core.sampling import PARAMETERS, Sampling
 from mlx_mcp.core.sequence import FinishReason, SamplingParams

@@ -3,10 +3,11 @@
 from functools import partial
 from typing import Any
 
-from mlx_mcp.core.block_pool import BlockPool
-from mlx_mcp.core.kv_cache_manager import KvCacheManager, Sharing
+from mlx_mcp.core.cache.blocks import BlockPool
+from mlx_mcp.core.cache.manager import KvCacheManager
+from mlx_mcp.core.cache.prefixes import PrefixCache
+from mlx_mcp.core.cache.shared_prefixes import Sharing
 from mlx_mcp.core.layout import Layout
-from mlx_mcp.core.prefix_cache import PrefixCache
 from mlx_mcp.core.scheduler import Limits, Scheduler
 from mlx_mcp.core.sequence import SamplingParams, Sequence
 from mlx_mcp.core.session import Session, SessionOptions, SessionStore
@@ -64,16 +65,15 @@ class House:
 
     def step(self) -> Step:
         step = self.scheduler.schedule()
-        for s in step.preempted:
-            self.runner.release(s.sequence_id)
         self.check()
+        live = {s.sequence_id: s for s in self.scheduler.running}
         result = self.runner.launch(step).collect()
-        for s in step.drawing:
-            if s.sequence_id in result.logits:
-                self.cache.remember(s, result.logits[s.sequence_id])
-        ended = self.scheduler.commit(step, result.tokens, result.payloads, self.keep)
-        for s in ended:
-            self.runner.release(s.sequence_id)
+        for sequence_id, logits in result.logits.items():
+            self.cache.remember(live[sequence_id], logits)
+        for sequence_id in self.scheduler.commit(step, result.tokens, result.payloads):
+            self.keep(live[sequence_id])
+            self.scheduler.remove(live[sequence_id])
+            self.runner.release(sequence_id)
         self.check()
         assert not self.cache.references, "a step that was computed needs no block any more"
         return step

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mlx_mcp.mlx_backend.blas import HINT, openblas_in_front, prefer_openblas
+from mlx_mcp.mlx_backend.cpu.openblas import HINT, prefer_openblas, uses_openblas
 from tests.real.product import ANSWER_S, Product, serving
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def folder() -> Path:
 @pytest.fixture(scope="session")
 def float32(folder: Path) -> Path:
     """The same, with a BLAS that multiplies them in reasonable time."""
-    if sys.platform.startswith("linux") and not openblas_in_front():
+    if sys.platform.startswith("linux") and not uses_openblas():
         pytest.fail(f"The MLX wheel's own BLAS would take an hour. Run these tests alone, with OpenBLAS: {HINT}")
     return folder
 

@@ -363,7 +363,7 @@ async def test_a_batch_branches_off_a_session_and_leaves_it_alone(engine):
         arguments = {"prompts": [f"q{i}" for i in range(8)], "session": session}
         asking = asyncio.create_task(call(client, "generate_batch", **arguments))
         # All are in flight: in the step that the gate holds, or on their way.
-        await until(lambda: runner.steps and len(runner.steps[0].sequences) + len(engine.thread._inbox) == 8)
+        await until(lambda: runner.steps and len(runner.steps[0].rows) + len(engine.thread._inbox) == 8)
         runner.gate.set()
         batch = await asking
         assert [r["text"] for r in batch["results"]] == [SYSTEM + f"q{i}" for i in range(8)]
@@ -435,7 +435,7 @@ async def test_cancelling_a_batch_cancels_every_branch_and_leaves_no_fork(engine
         runner.gate.clear()
         arguments = {"prompts": list("abcd"), "session": session, "keep": keep, "max_tokens": 1900}
         batch = asyncio.create_task(client.call_tool("generate_batch", arguments))
-        await until(lambda: runner.steps and len(runner.steps[0].sequences) + len(engine.thread._inbox) == 4)
+        await until(lambda: runner.steps and len(runner.steps[0].rows) + len(engine.thread._inbox) == 4)
         batch.cancel()
         runner.gate.set()
         with contextlib.suppress(asyncio.CancelledError):

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from mlx_mcp.core.block_pool import BlockPool
+from mlx_mcp.core.cache.blocks import BlockPool
+from mlx_mcp.core.cache.prefixes import PrefixCache, common
 from mlx_mcp.core.layout import Layout, PromptEnd
-from mlx_mcp.core.prefix_cache import PrefixCache, common
 from mlx_mcp.core.slots import Ledger
 from tests.fakes import FakeLogits, FakePayload
 
@@ -27,14 +27,10 @@ class Table:
             piece = tuple(tokens[start : start + 4])
             end = start + len(piece)
             payload = FakePayload(piece, start if windows else end, end in state_at)
-            there = self.cache.child(block, self.cache.hash(block.hash, piece), piece)
-            if there is None:
-                assert self.cache.pool.ledger.charge(payload.nbytes)
-                there = self.cache.insert(block, piece, payload)
-                if there is None:
-                    self.cache.pool.ledger.refund(payload.nbytes)
-                    return block
-            block = there
+            assert self.cache.pool.ledger.charge(payload.nbytes)
+            before, block = block, self.cache.put(block, piece, payload, payload.nbytes, private=False)
+            if block is before:
+                return block
         return block
 
     def match(self, tokens, layout=PLAIN, root=None):
@@ -108,7 +104,7 @@ def test_of_the_longest_window_every_token_must_be_there(windows):
     block = table.put(range(8), windows=False)
     for tokens, window_start in ((range(8, 12), 10), (range(12, 16), 12)):
         assert table.cache.pool.ledger.charge(4)
-        block = table.cache.insert(block, tuple(tokens), FakePayload(tuple(tokens), window_start, True))
+        block = table.cache.put(block, tuple(tokens), FakePayload(tuple(tokens), window_start, True), 4, private=False)
     assert table.match(range(40), Layout(windows=windows)) == 16
     assert table.match(range(16), Layout(windows=windows)) == 0
 

@@ -2,7 +2,8 @@
 
 import random
 
-from mlx_mcp.core.miss import RECENT, MissReason, Recent, alike
+from mlx_mcp.core.cache.misses import RECENT, MissReason, Recent, alike
+from tests.core.house import House, words
 
 RNG = random.Random(5)
 TEXT = tuple(RNG.randrange(1000) for _ in range(900))
@@ -58,3 +59,11 @@ def test_alike_counts_tokens_of_any_length():
         n, more = rng.randrange(400), rng.randrange(3)
         same = bytes(rng.randrange(256) for _ in range(4 * n))
         assert alike(same + b"abcd" * more, same + b"wxyz" * rng.randrange(3)) == n
+
+
+def test_an_evicted_prefix_is_computed_again_and_says_so():
+    house = House()
+    house.say(words(40), max_tokens=1)
+    assert house.pool.reclaim(house.pool.used_bytes)
+    again = house.say(words(40), max_tokens=1)
+    assert (again.num_cached, again.miss.reason) == (0, MissReason.EVICTED)

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from mlx_mcp.core.block_pool import Block, BlockHash, BlockPool
+from mlx_mcp.core.cache.blocks import Block, BlockHash, BlockPool
 from mlx_mcp.core.layout import Layout, Logits, Part, Payload
 
 
@@ -61,12 +61,29 @@ class PrefixCache:
         child = parent.children.get(digest)
         return child if child is not None and child.tokens == tuple(tokens) else None
 
-    def insert(self, parent: Block, tokens: tuple[int, ...], payload: Payload) -> Block | None:
-        """A block of a payload whose bytes are charged; None, for nothing was done, where one cannot be."""
+    def put(self, parent: Block, tokens: tuple[int, ...], payload: Payload, charged: int, private: bool) -> Block:
+        """The block of a payload after `parent`, or the one that is there; `parent` itself if it cannot be.
+
+        `charged` bytes are on the ledger for it; what is not needed of them is refunded. `private` is whether an
+        ephemeral session has computed it.
+        """
+        assert payload.nbytes <= charged, f"a payload of {payload.nbytes} bytes, {charged} charged"
+        self.pool.ledger.refund(charged - payload.nbytes)
         digest = self.hash(parent.hash, tokens)
-        if not parent.resident or digest in parent.children:
-            return None
-        return self.pool.add(parent, digest, tokens, payload, self.key(parent.key, tokens))
+        there = self.child(parent, digest, tokens)
+        if there is None:
+            if not parent.resident or digest in parent.children:
+                self.pool.ledger.refund(payload.nbytes)
+                return parent
+            block = self.pool.add(parent, digest, tokens, payload, self.key(parent.key, tokens))
+            block.private = private
+            return block
+        there.private &= private
+        if richer(payload, there):
+            self.pool.replace(there, payload)
+        else:
+            self.pool.ledger.refund(payload.nbytes)
+        return there
 
     def walk(self, root: Block, tokens: Seq[int], hashes: list[BlockHash]) -> list[Block]:
         """The root and the whole blocks of `tokens` after it, as far as they are there."""
@@ -123,6 +140,15 @@ def usable(chain: list[Block], end: int, layout: Layout) -> bool:
         if block.payload.window_start > max(block.start, needed):
             return False
     return True
+
+
+def richer(payload: Payload, block: Block) -> bool:
+    """Whether a payload has something that a block of the same tokens has not."""
+    old = block.payload
+    assert old is not None, "an evicted block in a tree"
+    return (payload.has_state and not old.has_state) or (
+        payload.window_start < old.window_start and payload.has_state >= old.has_state
+    )
 
 
 def common(one: Seq[int], other: Seq[int]) -> int:

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from mlx_mcp.mlx_backend.blas import find_openblas, num_threads
+from mlx_mcp.mlx_backend.cpu.openblas import find_openblas, num_threads
 
 SCRIPT = """
 import json
-from mlx_mcp.mlx_backend.blas import num_threads, prefer_openblas
+from mlx_mcp.mlx_backend.cpu.openblas import num_threads, prefer_openblas
 assert prefer_openblas()
 import mlx.core, numpy
 from threadpoolctl import threadpool_info
@@ -23,7 +23,7 @@ print(json.dumps([num_threads(), before, pools()]))
 
 
 @pytest.mark.skipif(find_openblas() is None, reason="no OpenBLAS is installed")
-def test_openblas_in_front_keeps_its_threads_and_numpys_own_is_left_one():
+def test_uses_openblas_keeps_its_threads_and_numpys_own_is_left_one():
     env = os.environ | {"OPENBLAS_NUM_THREADS": "2"}
     out = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, check=True).stdout
     threads, before, after = json.loads(out)
@@ -33,5 +33,5 @@ def test_openblas_in_front_keeps_its_threads_and_numpys_own_is_left_one():
     assert before[numpys] == 2, "else nothing was proved"
 
 
-def test_without_openblas_in_front_one_thread_attends():
+def test_without_uses_openblas_one_thread_attends():
     assert num_threads() == 1

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from mlx_mcp.core.block_pool import BlockPool
+from mlx_mcp.core.cache.blocks import BlockPool
 from mlx_mcp.core.layout import PromptEnd
 from mlx_mcp.core.slots import Ledger
 from tests.fakes import FakeLogits

@@ -4,13 +4,10 @@ import random
 
 import pytest
 
-from mlx_mcp.core.kv_cache_manager import Sharing
+from mlx_mcp.core.cache.shared_prefixes import Sharing
 from mlx_mcp.core.layout import Layout
-from mlx_mcp.core.miss import MissReason
-from mlx_mcp.core.ports import StoredBlock, TierEntry
 from mlx_mcp.core.scheduler import Limits
 from tests.core.house import House, words
-from tests.fakes import FakePayload
 
 
 def test_a_prompt_that_comes_again_computes_nothing_but_its_last_token():
@@ -46,16 +43,6 @@ def test_the_same_block_after_another_prefix_has_another_hash_and_another_key():
     assert one.key != other.key
 
 
-def test_who_needs_a_prefix_that_another_computes_waits_for_it():
-    house = House()
-    one, other = house.add(words(40) + "x"), house.add(words(40) + "y")
-    house.step()
-    assert other.slot is None
-    house.run()
-    assert (one.num_cached, other.num_cached) == (0, 40)
-    assert house.runner.num_computed == 41 + 1 + 2 * 2
-
-
 def test_a_block_that_a_row_is_restored_from_stays_until_the_row_has_it():
     house = House(limit_bytes=400)
     house.say(words(60), max_tokens=1)
@@ -80,60 +67,11 @@ def test_a_reference_that_nobody_holds_is_a_bug_that_shows():
     house.check()
 
 
-def test_rows_that_share_a_prefix_give_it_back_with_the_last_of_them():
-    house = House(sharing=Sharing(2, 8))
-    house.say(words(40), max_tokens=1)
-    rows = [house.add(words(40) + chr(65 + i) * 3, max_tokens=5) for i in range(3)]
-    house.step()
-    assert {s.num_shared for s in rows} == {40}
-    assert house.cache.booked_bytes >= 40
-    house.run()
-    assert house.cache.booked_bytes == 0
-    assert house.ledger.used_bytes == house.pool.used_bytes
-
-
-def test_logits_that_no_block_takes_are_given_back():
-    house = House()
-    s = house.add(words(30), max_tokens=5)
-    while not s.output_ids:
-        house.step()
-    assert house.cache.booked_bytes == 3
-    house.remove(s)
-    assert house.cache.booked_bytes == 0
-
-
-def test_a_cancelled_sequence_leaves_whole_blocks_and_nothing_else():
-    house = House()
-    s = house.add(words(30))
-    house.step()
-    house.remove(s)
-    assert house.ledger.used_bytes == house.pool.used_bytes == 16
-
-
 def test_states_go_on_only_from_the_moment_they_were_kept_at():
     house = House(layout=Layout(states=True))
     house.say(words(30), max_tokens=1)
     assert house.say(words(30) + "zz").num_cached in (16, 24, 30)  # a chunk's end or the row's
     assert house.say(words(21) + "zz").num_cached % 8 == 0
-
-
-def test_a_row_whose_states_are_of_another_moment_leaves_no_tail():
-    house = House(layout=Layout(states=True))
-    s = house.add(words(13), max_tokens=9)
-    while len(s.output_ids) < 4:
-        house.step()
-    before = house.pool.used_bytes
-    assert house.cache.finish(s, None, exact=False) is None
-    assert house.pool.used_bytes == before
-    house.remove(s)
-
-
-def test_an_evicted_prefix_is_computed_again_and_says_so():
-    house = House()
-    house.say(words(40), max_tokens=1)
-    assert house.pool.reclaim(house.pool.used_bytes)
-    again = house.say(words(40), max_tokens=1)
-    assert (again.num_cached, again.miss.reason) == (0, MissReason.EVICTED)
 
 
 def test_what_is_left_after_a_cached_prefix_is_cut_where_it_would_be_anyway():
@@ -158,71 +96,6 @@ def test_a_preempted_sequence_begins_again_with_what_was_kept_of_it_and_no_token
     house.scheduler.abandon(step)
     house.run()
     assert "".join(map(chr, s.output_ids)) == words(30)[:20]
-
-
-# From a tier
-
-
-def stored(house, tokens, start, parent_key, tenant="ann"):
-    key = house.prefixes.key(parent_key, tokens)
-    return StoredBlock(key, parent_key, start, tokens, start, True, "letters", (b"",))
-
-
-def on_its_way(house, text, tenant="ann"):
-    """A sequence that waits for blocks, and what a tier has of its prompt."""
-    s = house.add(text, tenant)
-    house.cache.fetch(s)
-    key, blocks = house.cache.root(tenant).key, []
-    for start in range(0, len(text) - 4, 4):
-        tokens = s.prompt_ids[start : start + 4]
-        blocks.append((stored(house, tokens, start, key), FakePayload(tokens, start, True)))
-        key = blocks[-1][0].key
-    return s, blocks
-
-
-def test_a_sequence_waits_for_what_a_tier_brings_and_begins_with_it():
-    house = House()
-    s, blocks = on_its_way(house, words(22))
-    house.step()
-    assert s.slot is None
-    house.cache.arrived(s, blocks)
-    house.run()
-    assert (s.num_cached, s.num_restored) == (20, 20)
-
-
-def test_blocks_of_other_tokens_or_of_another_place_are_not_taken_from_a_tier():
-    for spoil in ("tokens", "parent", "start"):
-        house = House()
-        s, blocks = on_its_way(house, words(22))
-        good, _ = blocks[2]
-        other = tuple(reversed(good.tokens))
-        fields = {"tokens": (other, good.start, good.parent), "parent": (good.tokens, good.start, b"another")}
-        fields["start"] = (good.tokens, 12, good.parent)
-        tokens, start, parent = fields[spoil]
-        blocks[2] = (stored(house, tokens, start, parent), FakePayload(tokens, start, True))
-        house.cache.arrived(s, blocks)
-        assert house.pool.num_blocks == 2
-        house.run()
-        assert s.num_cached == 8
-
-
-def test_a_tier_is_asked_for_whole_blocks_and_never_for_the_last_token():
-    house = House()
-    s, blocks = on_its_way(house, words(24))
-    there = {block.key: TierEntry(4, 0, True) for block, _ in blocks}
-    there[house.prefixes.key(blocks[-1][0].key, s.prompt_ids[20:24])] = TierEntry(4, 0, True)
-    assert [(w.start, w.end) for w in house.cache.wanted(s, there.get)] == [(i, i + 4) for i in range(0, 20, 4)]
-    house.cache.arrived(s, [])
-    house.run()
-
-
-def test_what_a_tier_brings_for_one_who_is_gone_is_there_for_others():
-    house = House()
-    s, blocks = on_its_way(house, words(22))
-    house.remove(s)
-    house.cache.arrived(s, blocks)
-    house.check()
-    assert house.say(words(22)).num_cached == 20
 
 
 # Everything at once

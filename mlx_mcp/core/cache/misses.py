@@ -8,6 +8,9 @@ from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
 
+from mlx_mcp.core.cache.blocks import Block
+from mlx_mcp.core.cache.prefixes import Match
+
 RECENT = 32  # prompts that are remembered, per model and tenant
 SAMPLE = 16  # tokens that must be the same again after a difference, for two prompts to be taken for one with a change
 EXCERPT = 24  # tokens shown on each side
@@ -71,6 +74,46 @@ class Recent:
                     before, after = tokens[max(0, index - EXCERPT) : index], tokens[index : index + EXCERPT]
                     return Miss(MissReason.DIVERGED, index, before, after, earlier)
         return None
+
+
+class Misses:
+    """The latest prompts of one model, by the root of their tenant's trees."""
+
+    def __init__(self, block_tokens: int) -> None:
+        self.block_tokens = block_tokens
+        self.recent: dict[Block, Recent] = {}
+
+    def explain(
+        self,
+        root: Block,
+        prompt: Tokens,
+        match: Match,
+        num_kept: int,
+        other_model: bool = False,
+        passed_over: bool = False,
+    ) -> Miss | None:
+        """Why a prompt's tokens are computed that were computed before; None if they are not, as far as is known.
+
+        `num_kept` tokens of it are its session's, 0 if it has none; `other_model` says that these were computed by
+        another model, and `passed_over` that a tier has more than `match`, which is sooner computed than read. A prompt
+        of no session is remembered, unless an earlier one explains it.
+        """
+        recent = self.recent.setdefault(root, Recent())
+        got, most, size = match.num_tokens, len(prompt) - 1, self.block_tokens
+        kept = min(num_kept, most)
+        if not num_kept and got + size <= most:
+            kept = min(recent.known(prompt), most) // size * size
+        if got < kept:
+            if other_model:
+                return Miss(MissReason.OTHER_MODEL, got)
+            if passed_over:
+                return Miss(MissReason.RECOMPUTED, got)
+            return Miss(MissReason.NO_CHECKPOINT if match.num_whole > got else MissReason.EVICTED, got)
+        if num_kept:
+            return None
+        miss = recent.diverged(prompt) if got + size <= most else None
+        recent.remember(prompt)
+        return miss
 
 
 def alike(one: bytes, other: bytes) -> int:
