@@ -28,7 +28,7 @@ async def call(typical_p):
         result = await client.call_tool("generate", {"prompt": "a", "model": "tiny", "typical_p": typical_p})
     steps = engine.loader.runner.steps
     engine.close()
-    reached = [row.params.typical_p for row in steps[0].sequences] if steps else []
+    reached = [row.params.typical_p for row in steps[0].admitted] if steps else []
     return tool.input_schema["properties"]["typical_p"], result.content[0].text, reached
 
 asked = []
