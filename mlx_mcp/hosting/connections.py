@@ -14,71 +14,36 @@ One event loop serves all connections; nothing here is touched by another thread
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
-from mcp_types import CLIENT_INFO_META_KEY, JSONRPCMessage
-from starlette.types import Receive, Scope, Send
 
 from mlx_mcp import __version__
-from mlx_mcp.api.http.app import http_app
-from mlx_mcp.api.http.token import auth_settings
-from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.config import Config, refuse_unknown
 from mlx_mcp.core.ports import ModelSpec
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.errors import ConfigError, MlxMcpError
-from mlx_mcp.hosting.http import HttpServer, end
+from mlx_mcp.hosting.connection import Connection, serve_listener, serve_window
+from mlx_mcp.hosting.hello import receive_hello, reply
+from mlx_mcp.hosting.http import HttpServer
 from mlx_mcp.hosting.lifetime import CUT_OFF_S, let_end
 from mlx_mcp.hosting.session_files import SessionFiles
-from mlx_mcp.hosting.stdio import OpenRequests, StreamLines, serve_lines
+from mlx_mcp.hosting.status import status_of
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.process.daemon import engine_settings
-from mlx_mcp.process.lines import ALIVE, ALIVE_S, ENDING, notice
 from mlx_mcp.process.place import peer
-from mlx_mcp.service.activity import Activity
-from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.service import Service
 
 logger = logging.getLogger(__name__)
 
 HELLO_S = 10.0
-MAX_HELLO_BYTES = 1 << 16
-CLOSE_S = 2.0
 LOOK_S = 0.25  # how often is looked whether the process may end
-
-
-@dataclass(eq=False)
-class Connection:
-    """A window or a listener."""
-
-    number: int
-    kind: str  # "stdio" or "http"
-    pid: int
-    hello: dict[str, Any]
-    model: str = ""
-    host: str = ""  # the client's name, as it says itself
-    since: float = field(default_factory=time.monotonic)
-    activity: Activity = field(default_factory=Activity)
-    requests: OpenRequests = field(default_factory=OpenRequests)  # of a window
-
-    @property
-    def busy(self) -> bool:
-        """Whether anybody waits for an answer."""
-        return self.requests.waiting or self.activity.busy
-
-    @property
-    def takes_notices(self) -> bool:
-        """Whether it knows what is not for its host."""
-        return bool(self.hello.get("notices"))
 
 
 class Connections:
@@ -89,7 +54,7 @@ class Connections:
         self._path = str(listener.getsockname())
         self._inode = os.stat(self._path).st_ino
         self._settings = engine_settings()
-        self._session_files = SessionFiles(client, config, reply)
+        self._session_files = SessionFiles(client, config)
         self._connections: dict[int, Connection] = {}
         self._named: dict[str, ModelSpec] = {}  # the windows' models, which sessions may be taken up with by others
         self._https: list[HttpServer] = []
@@ -150,6 +115,9 @@ class Connections:
     def _busy(self) -> bool:
         windows = any(connection.busy for connection in self._connections.values())
         return windows or self._session_files.busy or any(server.busy for server in self._https)
+
+    def _note_use(self) -> None:
+        self._used = time.monotonic()
 
     def _may_end(self) -> bool:
         """Whether nobody would miss this process: no call runs, and no open window has a session that ends with it."""
@@ -212,7 +180,7 @@ class Connections:
     async def _welcome(self, connection: socket.socket, hello: dict[str, Any], fds: list[int], pid: int) -> None:
         kind = hello.get("kind")
         if kind == "status":
-            await reply(connection, self._status())
+            await reply(connection, status_of(self._client, self._connections.values(), self._began, self._retiring))
         elif kind == "stop":
             self.stop()
             self._until_the_end.append(connection)
@@ -231,21 +199,21 @@ class Connections:
                 await reply(connection, {"leaving": leaving})
                 return
             self._count += 1
-            joined = Connection(self._count, kind, pid, hello)
-            config, service = self._view(joined)
+            joined = Connection(self._count, kind, pid, hello, connection)
+            own, service = self._view(joined)
             joined.model = service.registry.resolve(None).name
             self._connections[joined.number] = joined
-            self._used = time.monotonic()
+            self._note_use()
             try:
                 told = {"pid": os.getpid(), "model": joined.model, "notes": notes}
                 await reply(connection, told | {"silence_s": self._config.engine_silence_s})
                 if kind == "stdio":
-                    await self._serve_window(connection, joined, config, service)
+                    await serve_window(joined, own, service, self._config, self._note_use, self._stopping)
                 else:
-                    await self._serve_http(connection, fds, joined, config, service)
+                    await serve_listener(joined, fds, own, service, self._config, self._note_use, self._https)
             finally:
                 del self._connections[joined.number]
-                self._used = time.monotonic()
+                self._note_use()
         else:
             raise ConfigError(f"The engine ({__version__}) knows no {kind!r}; `mlx-mcp engine stop` ends it.")
 
@@ -291,184 +259,3 @@ class Connections:
                 "or serve with --standalone."
             )
         return config, Service(self._client.beside(registry, str(joined.number)), registry)
-
-    async def _serve_window(
-        self, connection: socket.socket, joined: Connection, config: Config, service: Service
-    ) -> None:
-        """Serve one host's lines until its end."""
-        folder = joined.hello.get("folder")
-        files = FileReader.of_window(config.file_roots, folder, config.max_file_bytes, config.max_files_bytes)
-        server = build_server(service, files, joined.activity)
-        lines, stream = await asyncio.open_connection(sock=connection)
-
-        async def write(data: bytes) -> None:
-            stream.write(data)
-            await stream.drain()
-
-        def seen(message: JSONRPCMessage) -> None:
-            self._used = time.monotonic()
-            joined.host = joined.host or client_name(message)
-
-        async def show_life() -> None:
-            while True:
-                await anyio.sleep(ALIVE_S)
-                if not stream.transport.get_write_buffer_size():  # else there is enough to read
-                    stream.write(notice(ALIVE))
-
-        try:
-            limit = self._config.max_request_bytes
-            async with anyio.create_task_group() as tasks:
-                if joined.takes_notices:
-                    tasks.start_soon(show_life)
-                await serve_lines(server, StreamLines(lines, limit).next, write, limit, joined.requests, seen)
-                tasks.cancel_scope.cancel()
-        finally:
-            if joined.takes_notices and self._stopping.is_set():
-                requests = joined.requests
-                stream.write(notice(ENDING, num_read=requests.num_read, returned=requests.returned))
-            stream.close()
-            # What was said last is on its way still; but nobody is waited for who does not read.
-            with anyio.move_on_after(CLOSE_S, shield=True), suppress(OSError):
-                await stream.wait_closed()
-            stream.transport.abort()
-
-    async def _serve_http(
-        self,
-        connection: socket.socket,
-        fds: list[int],
-        joined: Connection,
-        config: Config,
-        service: Service,
-    ) -> None:
-        """Serve HTTP on a listening socket that came with the hello, until the connection that brought it ends."""
-        if len(fds) != 1:
-            raise ConfigError("A listener comes with one socket.")
-        listener = socket.socket(joined.hello["family"], socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=fds.pop())
-        listener.setblocking(False)
-        files = FileReader(config.file_roots or (), config.max_file_bytes, config.max_files_bytes)
-        mcp = build_server(service, files, joined.activity, **auth_settings(config))
-        app = http_app(mcp, service, config)
-
-        async def used(scope: Scope, receive: Receive, send: Send) -> None:
-            self._used = time.monotonic()
-            await app(scope, receive, send)
-
-        server = HttpServer(used, config)
-        self._https.append(server)
-        try:
-            async with anyio.create_task_group() as tasks:
-
-                async def until_closed() -> None:
-                    with suppress(OSError):
-                        await asyncio.get_running_loop().sock_recv(connection, 1)
-                    await end(server, joined.activity, self._config.shutdown_timeout_s)
-
-                async def show_life() -> None:
-                    with suppress(OSError):
-                        while True:
-                            await anyio.sleep(ALIVE_S)
-                            await asyncio.get_running_loop().sock_sendall(connection, notice(ALIVE))
-
-                tasks.start_soon(until_closed)
-                if joined.takes_notices:
-                    tasks.start_soon(show_life)
-                await server.serve(sockets=[listener])
-                tasks.cancel_scope.cancel()
-        finally:
-            self._https.remove(server)
-            listener.close()
-
-    def _status(self) -> dict[str, Any]:
-        """What `mlx-mcp engine status` shows."""
-        stats, sessions = self._client.stats, self._client.thread.sessions
-        now = time.monotonic()
-
-        def shown(joined: Connection) -> dict[str, Any]:
-            calls = list(joined.activity.calls.values())
-            running = min(len(calls), stats.groups.get(str(joined.number), 0))
-            waiting = [call for call in calls if call.phase not in ("prefill", "decode")]
-            held = [sessions[handle] for handle in joined.activity.sessions if handle in sessions]
-            return {
-                "number": joined.number,
-                "kind": joined.kind,
-                "pid": joined.pid,
-                "parent": joined.hello.get("parent"),
-                "host": joined.host or joined.hello.get("address") or "",
-                "folder": joined.hello.get("folder") or "",
-                "model": joined.model,
-                "since_s": now - joined.since,
-                "running": running,
-                "waiting": len(calls) - running,
-                "waits_for": next((call.line or call.phase for call in waiting), "") if running < len(calls) else "",
-                "sessions": [session.name or session.session_id for session in held],
-            }
-
-        return {
-            "pid": os.getpid(),
-            "version": __version__,
-            "up_s": now - self._began,
-            "retiring": self._retiring,
-            "step_s": self._client.thread.step_s,
-            "models": list(stats.models),
-            "weights_bytes": stats.weights_bytes,
-            "kv_bytes": stats.kv_bytes,
-            "cache_bytes": stats.cache_bytes,
-            "rows": stats.rows,
-            "waiting": stats.waiting,
-            "sessions": stats.sessions,
-            "connections": [shown(joined) for joined in self._connections.values()],
-        }
-
-
-async def receive_hello(connection: socket.socket, fds: list[int]) -> dict[str, Any] | None:
-    """The first line of a connection; None if it only looked whether we listen. Descriptors that come go to `fds`.
-
-    Raises:
-        ConfigError: it is no hello.
-    """
-    loop, line = asyncio.get_running_loop(), b""
-    while not line.endswith(b"\n"):
-        await readable(loop, connection)
-        data, more, _, _ = socket.recv_fds(connection, MAX_HELLO_BYTES, 1)
-        fds += more
-        line += data
-        if not data and not line:
-            return None
-        if not data or len(line) > MAX_HELLO_BYTES:
-            break
-    try:
-        hello = json.loads(line)
-    except ValueError:
-        hello = None
-    if not isinstance(hello, dict):
-        raise ConfigError("The engine was not greeted right; connect with `mlx-mcp serve`.")
-    return hello
-
-
-async def readable(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
-    """Wait until there is something to read."""
-    ready: asyncio.Future[None] = loop.create_future()
-
-    def set_readable() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_reader(connection, set_readable)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(connection)
-
-
-async def reply(connection: socket.socket, message: dict[str, Any]) -> None:
-    """Answer a hello."""
-    await asyncio.get_running_loop().sock_sendall(connection, json.dumps(message).encode() + b"\n")
-
-
-def client_name(message: JSONRPCMessage) -> str:
-    """Who the client of a message says it is: in its `initialize`, or in any request of the newer era."""
-    params: Any = getattr(message, "params", None) or {}
-    with suppress(AttributeError, TypeError):
-        told = params.get("clientInfo") or (params.get("_meta") or {}).get(CLIENT_INFO_META_KEY) or {}
-        return f"{told.get('name', '')} {told.get('version', '')}".strip()[:80]
-    return ""

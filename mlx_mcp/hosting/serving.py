@@ -60,7 +60,8 @@ def end_s(config: Config) -> float:
 
 def serve_stdio(config: Config) -> None:
     """Serve one host over stdin and stdout in this process until it goes away or a signal comes."""
-    from mlx_mcp.hosting.stdio import OpenRequests, serve_stdio, take_stdio
+    from mlx_mcp.hosting.open_requests import OpenRequests
+    from mlx_mcp.hosting.stdio import serve_stdio, take_stdio
 
     wire_in, wire_out = take_stdio()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,14 @@ from mlx_mcp.core.durable import SessionRecord, Transfer, shown, transcript
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.messages import Export, Heads, Import, Purge, Read, Remove
 from mlx_mcp.errors import ConfigError, MlxMcpError, NotKeptHere
+from mlx_mcp.hosting.hello import reply
 
 
 class SessionFiles:
     """Answers them; `busy` is whether any is under way."""
 
-    def __init__(
-        self,
-        client: EngineClient,
-        config: Config,
-        reply: Callable[[socket.socket, dict[str, Any]], Awaitable[None]],
-    ) -> None:
-        self._client, self._config, self._reply = client, config, reply
+    def __init__(self, client: EngineClient, config: Config) -> None:
+        self._client, self._config = client, config
         self._count = 0
 
     @property
@@ -48,15 +43,15 @@ class SessionFiles:
             ConfigError: it asks for nothing that there is.
         """
         if not self._config.max_ssd_bytes or not is_same(str(hello.get("folder")), self._config.store_dir):
-            await self._reply(connection, {"elsewhere": True})
+            await reply(connection, {"elsewhere": True})
             return
         transfer = Transfer(fds.pop(), str(hello.get("file_name"))) if fds else None
         what = asked(hello, transfer)
-        await self._reply(connection, {"pid": os.getpid()})
+        await reply(connection, {"pid": os.getpid()})
 
         async def waiting() -> None:
             done, total = (0, 0) if transfer is None else (transfer.done_bytes, transfer.total_bytes)
-            await self._reply(connection, {"done": done, "total": total})
+            await reply(connection, {"done": done, "total": total})
 
         self._count += 1
         try:
@@ -74,7 +69,7 @@ class SessionFiles:
                     message = {"elsewhere": True}
                 except MlxMcpError as error:
                     message = {"error": str(error)}
-                await self._reply(connection, message)
+                await reply(connection, message)
                 tasks.cancel_scope.cancel()
         finally:
             self._count -= 1

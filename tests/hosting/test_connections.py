@@ -12,8 +12,9 @@ import pytest
 from mlx_mcp.config import Config
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.engine.messages import Submit
-from mlx_mcp.hosting import connections as connections_module
-from mlx_mcp.hosting.connections import Connections, client_name
+from mlx_mcp.hosting import connection
+from mlx_mcp.hosting.connection import client_name
+from mlx_mcp.hosting.connections import Connections
 from mlx_mcp.process.daemon import window
 from mlx_mcp.process.place import Place
 from tests.effort import drawn
@@ -373,7 +374,7 @@ async def test_a_subscription_keeps_no_process_from_ending():
 
 
 async def test_a_peer_hears_that_the_process_lives_while_a_step_takes_long(monkeypatch):
-    monkeypatch.setattr(connections_module, "ALIVE_S", 0.01)
+    monkeypatch.setattr(connection, "ALIVE_S", 0.01)
     async with serving() as served:
         peer = await served.join()
         runner = await held(peer, served.engine)

@@ -18,7 +18,9 @@ import pytest
 from mcp import Client, StdioServerParameters
 
 from mlx_mcp.api.mcp.server import build_server
-from mlx_mcp.hosting.stdio import OpenRequests, request_id, serve_stdio
+from mlx_mcp.hosting.message_lines import request_id
+from mlx_mcp.hosting.open_requests import OpenRequests
+from mlx_mcp.hosting.stdio import serve_stdio
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.service import Service
 from tests.engine.test_client import until

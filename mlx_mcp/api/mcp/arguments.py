@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
+from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from mlx_mcp.api.mcp.sampling_arguments import Arguments, drawn, sampling_of
+from mlx_mcp.api.mcp.sampling_arguments import sampling_of, with_sampling
 from mlx_mcp.chat.message import Message
 from mlx_mcp.chat.prompt import Grammar, GrammarKind
 from mlx_mcp.errors import InvalidRequest
@@ -24,6 +25,16 @@ Functions = Annotated[
     list[dict[str, Any]] | None,
     Field(max_length=128, description="Functions in OpenAI's form that the model may ask for in `tool_calls`."),
 ]
+
+
+class Arguments(ArgModelBase):
+    """A tool's arguments, none by default. A tool gets them whole, so that tools can share some by inheritance."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    def model_dump_one_level(self) -> dict[str, Any]:
+        """What the SDK calls the tool with."""
+        return {"given": self}
 
 
 class ContextArguments(Arguments):
@@ -69,7 +80,7 @@ class AnswerArguments(ContextArguments):
         return wanted[0] if wanted else None
 
 
-@drawn()
+@with_sampling()
 class GenerateArguments(AnswerArguments):
     """Of `generate`."""
 
@@ -111,7 +122,7 @@ class GenerateArguments(AnswerArguments):
         )
 
 
-@drawn(but=("logprobs",))
+@with_sampling(without=("logprobs",))
 class BatchArguments(AnswerArguments):
     """Of `generate_batch`."""
 

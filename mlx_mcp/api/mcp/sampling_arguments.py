@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
-from pydantic import ConfigDict, Field, create_model
+from pydantic import BaseModel, Field, create_model
 
 from mlx_mcp.service.values import PARAMETERS, Parameter, Sampling
 
-A = TypeVar("A", bound="Arguments")
+A = TypeVar("A", bound=BaseModel)
 # The types and defaults of arguments for what the table has as tuples.
 AS_ARGUMENTS: dict[Any, tuple[Any, Any]] = {
     tuple[str, ...]: (list[str] | None, None),
@@ -18,21 +17,11 @@ AS_ARGUMENTS: dict[Any, tuple[Any, Any]] = {
 }
 
 
-class Arguments(ArgModelBase):
-    """A tool's arguments, none by default. A tool gets them whole, so that tools can share some by inheritance."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    def model_dump_one_level(self) -> dict[str, Any]:
-        """What the SDK calls the tool with."""
-        return {"given": self}
-
-
-def drawn(but: tuple[str, ...] = ()) -> Callable[[type[A]], type[A]]:
-    """Give a tool's arguments those of the table of sampling parameters, `but` these."""
+def with_sampling(without: tuple[str, ...] = ()) -> Callable[[type[A]], type[A]]:
+    """Give a tool's arguments those of the table of sampling parameters, `without` some."""
 
     def give(arguments: type[A]) -> type[A]:
-        made: dict[str, Any] = {name: argument(each) for name, each in PARAMETERS.items() if name not in but}
+        made: dict[str, Any] = {name: argument(each) for name, each in PARAMETERS.items() if name not in without}
         return create_model(arguments.__name__, __base__=arguments, __module__=__name__, **made)
 
     return give
@@ -57,7 +46,7 @@ def as_tuple(given: Any) -> Any:
     return given
 
 
-def sampling_of(given: Arguments) -> Sampling:
+def sampling_of(given: BaseModel) -> Sampling:
     """How arguments have an answer drawn."""
     values = {name: getattr(given, name) for name in PARAMETERS if getattr(given, name, None) is not None}
     return Sampling(**{name: as_tuple(value) for name, value in values.items()})

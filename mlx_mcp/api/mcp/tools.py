@@ -9,6 +9,7 @@ from mcp.server.mcpserver.tools import Tool
 from mcp_types import CallToolResult
 
 from mlx_mcp.api.mcp.arguments import (
+    Arguments,
     BatchArguments,
     CloseArguments,
     CreateArguments,
@@ -28,7 +29,6 @@ from mlx_mcp.api.mcp.results import (
     SessionList,
     reply,
 )
-from mlx_mcp.api.mcp.sampling_arguments import Arguments
 from mlx_mcp.api.mcp.translate import (
     batch,
     closed_list,

@@ -1,0 +1,161 @@
+"""One window or listener that has connected to the engine process, and how it is served."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+from mcp_types import CLIENT_INFO_META_KEY, JSONRPCMessage
+from starlette.types import Receive, Scope, Send
+
+from mlx_mcp.api.http.app import http_app
+from mlx_mcp.api.http.token import auth_settings
+from mlx_mcp.api.mcp.server import build_server
+from mlx_mcp.config import Config
+from mlx_mcp.errors import ConfigError
+from mlx_mcp.hosting.http import HttpServer, end
+from mlx_mcp.hosting.message_lines import StreamLines
+from mlx_mcp.hosting.open_requests import OpenRequests
+from mlx_mcp.hosting.stdio import serve_lines
+from mlx_mcp.process.lines import ALIVE, ALIVE_S, ENDING, notice
+from mlx_mcp.service.activity import Activity
+from mlx_mcp.service.files import FileReader
+from mlx_mcp.service.service import Service
+
+CLOSE_S = 2.0
+
+
+@dataclass(eq=False)
+class Connection:
+    """A window or a listener."""
+
+    number: int
+    kind: str  # "stdio" or "http"
+    pid: int
+    hello: dict[str, Any]
+    socket: socket.socket
+    model: str = ""
+    host: str = ""  # the client's name, as it says itself
+    since: float = field(default_factory=time.monotonic)
+    activity: Activity = field(default_factory=Activity)
+    requests: OpenRequests = field(default_factory=OpenRequests)  # of a window
+
+    @property
+    def busy(self) -> bool:
+        """Whether anybody waits for an answer."""
+        return self.requests.waiting or self.activity.busy
+
+    @property
+    def takes_notices(self) -> bool:
+        """Whether it knows what is not for its host."""
+        return bool(self.hello.get("notices"))
+
+
+async def serve_window(
+    joined: Connection, own: Config, service: Service, limits: Config, used: Callable[[], None], ends: asyncio.Event
+) -> None:
+    """Serve one host's lines until its end; `own` are its settings, `limits` the engine's.
+
+    `used` is called for every message. Once this process `ends`, the last line says what was not taken up.
+    """
+    folder = joined.hello.get("folder")
+    files = FileReader.of_window(own.file_roots, folder, own.max_file_bytes, own.max_files_bytes)
+    server = build_server(service, files, joined.activity)
+    lines, stream = await asyncio.open_connection(sock=joined.socket)
+
+    async def write(data: bytes) -> None:
+        stream.write(data)
+        await stream.drain()
+
+    def seen(message: JSONRPCMessage) -> None:
+        used()
+        joined.host = joined.host or client_name(message)
+
+    async def show_life() -> None:
+        while True:
+            await anyio.sleep(ALIVE_S)
+            if not stream.transport.get_write_buffer_size():  # else there is enough to read
+                stream.write(notice(ALIVE))
+
+    try:
+        limit = limits.max_request_bytes
+        async with anyio.create_task_group() as tasks:
+            if joined.takes_notices:
+                tasks.start_soon(show_life)
+            await serve_lines(server, StreamLines(lines, limit).next, write, limit, joined.requests, seen)
+            tasks.cancel_scope.cancel()
+    finally:
+        if joined.takes_notices and ends.is_set():
+            requests = joined.requests
+            stream.write(notice(ENDING, num_read=requests.num_read, returned=requests.returned))
+        stream.close()
+        # What was said last is on its way still; but nobody is waited for who does not read.
+        with anyio.move_on_after(CLOSE_S, shield=True), suppress(OSError):
+            await stream.wait_closed()
+        stream.transport.abort()
+
+
+async def serve_listener(
+    joined: Connection,
+    fds: list[int],
+    own: Config,
+    service: Service,
+    limits: Config,
+    used: Callable[[], None],
+    servers: list[HttpServer],
+) -> None:
+    """Serve HTTP on a listening socket that came with the hello, until the connection that brought it ends.
+
+    The server is among `servers` as long as it serves; `used` is called for every request.
+    """
+    if len(fds) != 1:
+        raise ConfigError("A listener comes with one socket.")
+    listener = socket.socket(joined.hello["family"], socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=fds.pop())
+    listener.setblocking(False)
+    files = FileReader(own.file_roots or (), own.max_file_bytes, own.max_files_bytes)
+    mcp = build_server(service, files, joined.activity, **auth_settings(own))
+    app = http_app(mcp, service, own)
+
+    async def noted(scope: Scope, receive: Receive, send: Send) -> None:
+        used()
+        await app(scope, receive, send)
+
+    server = HttpServer(noted, own)
+    servers.append(server)
+    try:
+        async with anyio.create_task_group() as tasks:
+
+            async def until_closed() -> None:
+                with suppress(OSError):
+                    await asyncio.get_running_loop().sock_recv(joined.socket, 1)
+                await end(server, joined.activity, limits.shutdown_timeout_s)
+
+            async def show_life() -> None:
+                with suppress(OSError):
+                    while True:
+                        await anyio.sleep(ALIVE_S)
+                        await asyncio.get_running_loop().sock_sendall(joined.socket, notice(ALIVE))
+
+            tasks.start_soon(until_closed)
+            if joined.takes_notices:
+                tasks.start_soon(show_life)
+            await server.serve(sockets=[listener])
+            tasks.cancel_scope.cancel()
+    finally:
+        servers.remove(server)
+        listener.close()
+
+
+def client_name(message: JSONRPCMessage) -> str:
+    """Who the client of a message says it is: in its `initialize`, or in any request of the newer era."""
+    params: Any = getattr(message, "params", None) or {}
+    with suppress(AttributeError, TypeError):
+        told = params.get("clientInfo") or (params.get("_meta") or {}).get(CLIENT_INFO_META_KEY) or {}
+        return f"{told.get('name', '')} {told.get('version', '')}".strip()[:80]
+    return ""

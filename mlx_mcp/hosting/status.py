@@ -1,0 +1,55 @@
+"""What `mlx-mcp engine status` shows of the engine process."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from mlx_mcp import __version__
+from mlx_mcp.engine.client import EngineClient
+from mlx_mcp.hosting.connection import Connection
+
+
+def status_of(client: EngineClient, connections: Iterable[Connection], began: float, retiring: str) -> dict[str, Any]:
+    """What `mlx-mcp engine status` shows of a process that `began` at a time of the monotonic clock."""
+    stats, now = client.stats, time.monotonic()
+    return {
+        "pid": os.getpid(),
+        "version": __version__,
+        "up_s": now - began,
+        "retiring": retiring,
+        "step_s": client.thread.step_s,
+        "models": list(stats.models),
+        "weights_bytes": stats.weights_bytes,
+        "kv_bytes": stats.kv_bytes,
+        "cache_bytes": stats.cache_bytes,
+        "rows": stats.rows,
+        "waiting": stats.waiting,
+        "sessions": stats.sessions,
+        "connections": [shown(joined, client, now) for joined in connections],
+    }
+
+
+def shown(joined: Connection, client: EngineClient, now: float) -> dict[str, Any]:
+    """What it shows of one connection."""
+    stats, sessions = client.stats, client.thread.sessions
+    calls = list(joined.activity.calls.values())
+    running = min(len(calls), stats.groups.get(str(joined.number), 0))
+    waiting = [call for call in calls if call.phase not in ("prefill", "decode")]
+    held = [sessions[handle] for handle in joined.activity.sessions if handle in sessions]
+    return {
+        "number": joined.number,
+        "kind": joined.kind,
+        "pid": joined.pid,
+        "parent": joined.hello.get("parent"),
+        "host": joined.host or joined.hello.get("address") or "",
+        "folder": joined.hello.get("folder") or "",
+        "model": joined.model,
+        "since_s": now - joined.since,
+        "running": running,
+        "waiting": len(calls) - running,
+        "waits_for": next((call.line or call.phase for call in waiting), "") if running < len(calls) else "",
+        "sessions": [session.name or session.session_id for session in held],
+    }
