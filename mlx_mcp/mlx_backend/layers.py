@@ -44,6 +44,13 @@ class KvPayload:
     windows: tuple[mx.array, ...]  # the same of the last tokens
     states: tuple[mx.array, ...]  # for each stack [planes, …], or none at all
 
+    def __eq__(self, other: object) -> bool:
+        """Whether the same bits are in both, for the same tokens; waits for them."""
+        if not isinstance(other, KvPayload):
+            return NotImplemented
+        mine, its = ((p.num_tokens, p.window_start, p.has_state, *p.pack()) for p in (self, other))
+        return mine == its
+
     @property
     def arrays(self) -> list[mx.array]:
         """All arrays in it."""

@@ -12,16 +12,15 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlx_mcp.core.sequence import Sequence
 from mlx_mcp.core.slots import KvCost
-from mlx_mcp.core.steps import Chunk, Move, Restore
+from mlx_mcp.core.steps import Admission, Chunk, Move, Restore
 from mlx_mcp.mlx_backend.cache_tree import leaves
 from mlx_mcp.mlx_backend.layers import Codec, KvPayload, put, read
 
 async_eval: Any = mx.async_eval  # which has no types
 SPAN_TOKENS = 1024  # are concatenated at a time: a restore takes as much memory besides its row
 
-Batch = tuple[list[Sequence], list[Any]]  # rows that go through the model together, and the caches to go with
+Batch = tuple[list[int], list[Any]]  # rows by sequence id that go through the model together, and the caches to go with
 
 
 class Rows(ABC):
@@ -48,31 +47,34 @@ class Rows(ABC):
 
     def caches_of(self, chunk: Chunk) -> list[Any]:
         """The caches to compute a chunk with; makes the row, unless it exists already."""
-        sequence_id = chunk.sequence.sequence_id
+        sequence_id = chunk.sequence_id
         if sequence_id not in self.lengths:
-            self.begin(chunk.sequence)
+            self.begin(sequence_id)
         assert self.lengths[sequence_id] == chunk.start, f"a gap or an overlap in row {sequence_id}"
         self.lengths[sequence_id] = chunk.end
         return self.own[sequence_id]
 
-    def begin(self, sequence: Sequence, num_tokens: int = 0) -> None:
+    def admit(self, admission: Admission) -> None:  # noqa: B027  # not all rows have slots
+        """Note where a row will be; it is made with its first tokens."""
+
+    def begin(self, sequence_id: int, num_tokens: int = 0) -> None:
         """Make a row of no tokens, into which `num_tokens` will be written at once."""
-        self.lengths[sequence.sequence_id] = 0
-        self.own[sequence.sequence_id] = make_prompt_cache(self.model)
+        self.lengths[sequence_id] = 0
+        self.own[sequence_id] = make_prompt_cache(self.model)
 
     def restore(self, restore: Restore) -> None:
         """Make a row from what was cut out of rows.
 
         It waits for the copies: a tensor that is written to while it is being filled would be copied whole.
         """
-        sequence, num_tokens = restore.sequence, restore.num_tokens
-        self.begin(sequence, num_tokens)
+        sequence_id, num_tokens = restore.sequence_id, restore.num_tokens
+        self.begin(sequence_id, num_tokens)
         self._fill(restore)
-        own = leaves(self.own[sequence.sequence_id])
+        own = leaves(self.own[sequence_id])
         for i, planes in self.codec.latest(restore.parts, num_tokens).items():
             put(own[i], planes, num_tokens)
-        self.lengths[sequence.sequence_id] = num_tokens
-        mx.eval(self.arrays([sequence]))
+        self.lengths[sequence_id] = num_tokens
+        mx.eval(self.arrays([sequence_id]))
 
     def cut(self, sequence_id: int, start: int, end: int, state: bool) -> KvPayload:
         """Copy tokens [start, end) out of a row, with its states if `state` is set; `end` is then the row's end."""
@@ -84,21 +86,21 @@ class Rows(ABC):
         return payload
 
     @abstractmethod
-    def batches(self, sequences: list[Sequence]) -> list[Batch]:
+    def batches(self, sequence_ids: list[int]) -> list[Batch]:
         """The rows, ordered and grouped as they go through the model with one more token each."""
 
-    def arrays(self, sequences: list[Sequence]) -> list[Any]:
+    def arrays(self, sequence_ids: list[int]) -> list[Any]:
         """The arrays that must be evaluated for these rows after a forward pass."""
-        own = (self.own.get(sequence.sequence_id, []) for sequence in sequences)
+        own = (self.own.get(sequence_id, []) for sequence_id in sequence_ids)
         return [cache.state for caches in own for cache in caches if cache is not None]
 
     def _fill(self, restore: Restore) -> None:
         """Write a restored row's tokens to its FULL layers."""
-        own = leaves(self.own[restore.sequence.sequence_id])
+        own = leaves(self.own[restore.sequence_id])
         for start, end in spans(0, restore.num_tokens):
             for i, planes in self.codec.tokens(restore.parts, start, end).items():
                 own[i].update_and_fetch(*planes)
-            mx.eval(self.arrays([restore.sequence]))
+            mx.eval(self.arrays([restore.sequence_id]))
 
     def _read(self, sequence_id: int, i: int, start: int, end: int) -> list[mx.array]:
         """See layers.read; of the row's i-th layer."""
@@ -120,11 +122,11 @@ class Rows(ABC):
 class SoloRows(Rows):
     """Each row by itself."""
 
-    def batches(self, sequences: list[Sequence]) -> list[Batch]:
+    def batches(self, sequence_ids: list[int]) -> list[Batch]:
         """One batch for each row."""
-        for sequence in sequences:
-            self.lengths[sequence.sequence_id] += 1
-        return [([sequence], self.own[sequence.sequence_id]) for sequence in sequences]
+        for sequence_id in sequence_ids:
+            self.lengths[sequence_id] += 1
+        return [([sequence_id], self.own[sequence_id]) for sequence_id in sequence_ids]
 
 
 def spans(start: int, end: int) -> Iterator[tuple[int, int]]:

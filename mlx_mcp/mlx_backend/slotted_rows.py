@@ -7,9 +7,8 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache, make_prompt_cache
 
-from mlx_mcp.core.sequence import Sequence
 from mlx_mcp.core.slots import KvCost, SharedPrefix, Slab, Slot
-from mlx_mcp.core.steps import Chunk, Move, Restore
+from mlx_mcp.core.steps import Admission, Chunk, Move, Restore
 from mlx_mcp.mlx_backend.cache_tree import leaves, regroup
 from mlx_mcp.mlx_backend.cpu.memory import copy_tokens
 from mlx_mcp.mlx_backend.decode_cache import DecodeCache
@@ -69,29 +68,30 @@ class SlottedRows(Rows):
 
     def caches_of(self, chunk: Chunk) -> list[Any]:
         """See Rows.caches_of."""
-        sequence_id = chunk.sequence.sequence_id
+        sequence_id = chunk.sequence_id
         caches = list(super().caches_of(chunk))
         for i, layer in self.layers.items():
             caches[i] = PrefillCache(layer, self.slots[sequence_id], chunk.start, self.prefixes[sequence_id])
         return regroup(self.template, caches)
 
-    def begin(self, sequence: Sequence, num_tokens: int = 0) -> None:
+    def admit(self, admission: Admission) -> None:
+        """See Rows.admit."""
+        self.slots[admission.sequence_id], self.prefixes[admission.sequence_id] = admission.slot, admission.prefix
+
+    def begin(self, sequence_id: int, num_tokens: int = 0) -> None:
         """See Rows.begin."""
-        sequence_id, slot = sequence.sequence_id, sequence.slot
-        assert slot is not None, f"sequence {sequence_id} runs without a slot"
-        super().begin(sequence, num_tokens)
+        super().begin(sequence_id, num_tokens)
         fresh = leaves(self.own[sequence_id])
         self.own[sequence_id] = [None if i in self.layers else leaf for i, leaf in enumerate(fresh)]
-        self.slots[sequence_id], self.prefixes[sequence_id] = slot, sequence.prefix
+        shared = num_shared(self.prefixes[sequence_id])
         for layer in self.layers.values():
-            layer.zero(slot, num_tokens - num_shared(sequence.prefix) if num_tokens else 0)
+            layer.zero(self.slots[sequence_id], num_tokens - shared if num_tokens else 0)
 
-    def batches(self, sequences: list[Sequence]) -> list[Batch]:
+    def batches(self, sequence_ids: list[int]) -> list[Batch]:
         """One batch, in order of slab and slot."""
-        if not sequences:
+        if not sequence_ids:
             return []
-        ordered = sorted(sequences, key=lambda s: (self._slot(s).slab.slab_id, self._slot(s).index))
-        ids = [sequence.sequence_id for sequence in ordered]
+        ids = sorted(sequence_ids, key=lambda i: (self.slots[i].slab.slab_id, self.slots[i].index))
         placement = place([(self.slots[i], self.lengths[i], self.prefixes[i]) for i in ids])
         self.states.join(ids, self.own)
         caches: list[Any] = []
@@ -105,17 +105,17 @@ class SlottedRows(Rows):
                 caches.append(WindowCache([self.own[j][i] for j in ids]))
         for i in ids:
             self.lengths[i] += 1
-        return [(ordered, regroup(self.template, caches))]
+        return [(ids, regroup(self.template, caches))]
 
-    def arrays(self, sequences: list[Sequence]) -> list[Any]:
+    def arrays(self, sequence_ids: list[int]) -> list[Any]:
         """See Rows.arrays."""
-        slabs = {self.slots[s.sequence_id].slab.slab_id for s in sequences if s.sequence_id in self.slots}
+        slabs = {self.slots[i].slab.slab_id for i in sequence_ids if i in self.slots}
         full = [layer.slabs.get(slab_id) for layer in self.layers.values() for slab_id in slabs]
-        return [*super().arrays(sequences), *full, *self.states.arrays]
+        return [*super().arrays(sequence_ids), *full, *self.states.arrays]
 
     def move(self, move: Move) -> None:
         """Copy a row to its new slot."""
-        sequence_id = move.sequence.sequence_id
+        sequence_id = move.sequence_id
         self.slots[sequence_id] = move.new
         for layer in self.layers.values():
             layer.zero(move.new)
@@ -131,12 +131,9 @@ class SlottedRows(Rows):
         self.states.remove(sequence_id)
         return super().release(sequence_id)
 
-    def _slot(self, sequence: Sequence) -> Slot:
-        return self.slots[sequence.sequence_id]
-
     def _fill(self, restore: Restore) -> None:
         """See Rows._fill; the first row that shares a prefix writes it for all."""
-        sequence_id = restore.sequence.sequence_id
+        sequence_id = restore.sequence_id
         prefix, shared = self.prefixes[sequence_id], num_shared(self.prefixes[sequence_id])
         if prefix is not None and not all(prefix.prefix_id in layer.prefixes for layer in self.layers.values()):
             slab = Slab(-1, shared, num_slots=1)

@@ -526,8 +526,10 @@ def run(monkeypatch):
             result = runner.launch(step).collect()
             assert not result.failed
             assert runner.kv_bytes <= scheduler.pool.ledger.used_bytes, "more than was reserved"
-            for finished in scheduler.commit(step, result.tokens):
-                runner.release(finished.sequence_id)
+            running = {s.sequence_id: s for s in scheduler.running}
+            for sequence_id in scheduler.commit(step, result.tokens):
+                scheduler.remove(running[sequence_id])
+                runner.release(sequence_id)
             step_number += 1
         assert runner.num_rows == runner.kv_bytes == 0
         return {key: np.array(logits) for key, logits in seen.items()}

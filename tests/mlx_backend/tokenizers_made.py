@@ -7,7 +7,9 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers
 
-from mlx_mcp.core.ports import Message, Piece, Prompt, ToolCall
+from mlx_mcp.chat.answer import Piece
+from mlx_mcp.chat.message import Message, ToolCall
+from mlx_mcp.chat.prompt import Prompt
 from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
 from tests.models_made import TEMPLATE, write_tokenizer
 
