@@ -10,6 +10,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlx_mcp.chat.answer import Piece, TextKind
+from mlx_mcp.chat.message import Message, ToolCall
+from mlx_mcp.chat.prompt import Grammar, Prompt
 from mlx_mcp.core.durable import SessionHead, SessionRecord, Store, Transfer
 from mlx_mcp.core.layout import Layout, Logits, Payload
 from mlx_mcp.core.ports import (
@@ -17,22 +20,16 @@ from mlx_mcp.core.ports import (
     BlockTier,
     ChatTokenizer,
     Flight,
-    Grammar,
     LoadedModel,
     LoadProgress,
-    Message,
     ModelLoader,
     ModelRegistry,
     ModelRunner,
     ModelSpec,
-    Piece,
     PreparedModel,
-    Prompt,
     Report,
     StepResult,
     StoredBlock,
-    TextKind,
-    ToolCall,
     never,
 )
 from mlx_mcp.core.scheduler import Limits
@@ -59,13 +56,13 @@ class FakeTokenizer:
     def encode_chat(
         self, messages: list[Message], tools: Tools = (), reasoning: bool = True, gone: Callable[[], bool] = never
     ) -> Prompt:
-        text = "".join(message.content for message in messages)
+        text = "".join(message.text for message in messages)
         return Prompt(tuple(map(ord, text if reasoning else re.sub(r"\[.*?\]", "", text))))
 
     def encode_context(
         self, messages: list[Message], tools: Tools = (), gone: Callable[[], bool] = never
     ) -> tuple[int, ...]:
-        return tuple(map(ord, "".join(message.content for message in messages)))
+        return tuple(map(ord, "".join(message.text for message in messages)))
 
     def encode_turn(
         self, text: str, after: str, tools: Tools = (), reasoning: bool = True, gone: Callable[[], bool] = never

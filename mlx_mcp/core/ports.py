@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from mlx_mcp.chat.answer import Piece
+from mlx_mcp.chat.message import Message, ToolCall
+from mlx_mcp.chat.prompt import Grammar, Prompt
 from mlx_mcp.core.layout import Layout, Logits, Payload
 from mlx_mcp.core.sequence import Constraint, TokenLogprobs
 from mlx_mcp.core.slots import KvCost
@@ -31,14 +33,6 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
-class Message:
-    """One turn of a chat."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True)
 class StepResult:
     """What a step produced, by sequence id: the next token, or why there is none."""
 
@@ -47,38 +41,6 @@ class StepResult:
     failed: dict[int, str] = field(default_factory=dict)
     payloads: dict[Cut, Payload] = field(default_factory=dict)  # of the step's cuts
     logits: dict[int, Logits] = field(default_factory=dict)  # of the rows whose prompts the step has read to the end
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A chat as token ids, and in which state the answer to it begins."""
-
-    ids: tuple[int, ...]
-    reasoning: bool = False  # the template opened the reasoning: the answer begins inside it
-
-
-class TextKind(StrEnum):
-    """What a piece of generated text is."""
-
-    ANSWER = "answer"
-    REASONING = "reasoning"
-    TOOL_CALL = "tool_call"
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Text that became certain."""
-
-    kind: TextKind
-    text: str
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A call that the model asks for."""
-
-    name: str
-    arguments: dict[str, Any]
 
 
 class AnswerReader(Protocol):
@@ -93,22 +55,6 @@ class AnswerReader(Protocol):
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """The calls that are whole by now."""
-
-
-class GrammarKind(StrEnum):
-    """What a grammar is written in."""
-
-    JSON_SCHEMA = "json_schema"
-    REGEX = "regex"
-    LARK = "lark"
-
-
-@dataclass(frozen=True)
-class Grammar:
-    """What an answer must look like."""
-
-    kind: GrammarKind
-    source: str  # a JSON schema as JSON text, a regular expression, or a Lark grammar
 
 
 def never() -> bool:

@@ -24,7 +24,8 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from mlx_mcp.core.ports import Grammar, GrammarKind, never
+from mlx_mcp.chat.prompt import Grammar, GrammarKind
+from mlx_mcp.core.ports import never
 from mlx_mcp.errors import Abandoned, CapacityError, GenerationFailed, InvalidRequest
 
 MAX_SOURCE_BYTES = 256 * 1024

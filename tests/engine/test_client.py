@@ -6,17 +6,11 @@ from contextlib import aclosing
 
 import pytest
 
-from mlx_mcp.core.ports import (
-    Grammar,
-    GrammarKind,
-    LoadedModel,
-    LoadProgress,
-    Message,
-    Piece,
-    Prompt,
-    TextKind,
-    ToolCall,
-)
+from mlx_mcp.chat.answer import Piece, TextKind
+from mlx_mcp.chat.message import Message, ToolCall
+from mlx_mcp.chat.prompt import Grammar, GrammarKind, Prompt
+from mlx_mcp.core.ports import LoadedModel, LoadProgress
+from mlx_mcp.core.sampling import PARAMETERS, Sampling
 from mlx_mcp.core.sequence import SamplingParams, TokenLogprobs
 from mlx_mcp.engine import client as client_module
 from mlx_mcp.engine.answer import Answer
@@ -32,7 +26,8 @@ YES = Grammar(GrammarKind.REGEX, "yes")
 
 
 def asking(text, **options):
-    return GenerateRequest((Message("user", text),), **options)
+    drawn = {name: options.pop(name) for name in PARAMETERS if name in options}
+    return GenerateRequest((Message("user", text),), sampling=Sampling(**drawn), **options)
 
 
 async def collect(client, request):

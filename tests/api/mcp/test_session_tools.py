@@ -390,10 +390,10 @@ async def test_samples_of_a_prompt_come_together_and_each_has_its_own_seed(engin
         monkeypatch.setattr(engine, "generate", lambda request: asked.append(request) or for_real(request))
         batch = await call(client, "generate_batch", prompts=["a", "b"], n=3, temperature=1, seed=2**32 - 1)
         assert [r["text"] for r in batch["results"]] == ["a", "a", "a", "b", "b", "b"]
-        assert [r.seed for r in asked] == [2**32 - 1, 0, 1] * 2
+        assert [r.sampling.seed for r in asked] == [2**32 - 1, 0, 1] * 2
         assert len({r.lane for r in asked}) == 1
         await call(client, "generate_batch", prompts=["a"], n=2, temperature=1)
-        assert [r.seed for r in asked[-2:]] == [None, None]
+        assert [r.sampling.seed for r in asked[-2:]] == [None, None]
         assert asked[-1].lane not in ("", asked[0].lane)
 
 
