@@ -388,7 +388,7 @@ class Engine:
         if session is not None:
             sequence.ephemeral = session.options.ephemeral
             if session.fingerprint not in (b"", resident.model.fingerprint):
-                sequence.estranged, sequence.num_kept = True, len(session.log)
+                sequence.other_model, sequence.num_kept = True, len(session.log)
         if turn.opens is not None:
             sequence.ephemeral = turn.opens.ephemeral
             session = self.sessions.open(turn.tenant, command.model, turn.opens, turn.tools, command.sequence_id)
@@ -476,7 +476,7 @@ class Engine:
             resident.scheduler.remove(sequence)
         for sequence_id, cause in result.failed.items():
             if sequence_id in self.live and resident.scheduler.cache is not None:
-                resident.scheduler.cache.distrust(self.live[sequence_id].sequence)
+                resident.scheduler.cache.forget_blocks(self.live[sequence_id].sequence)
             self._fail(sequence_id, cause)
         for sequence_id in step.prompting:
             live = self.live.get(sequence_id)
@@ -589,7 +589,7 @@ class Engine:
             self.persistence.look_at_the_clock()
         for live in list(self.live.values()):
             cache = live.resident.scheduler.cache
-            if live.sequence.slot is not None or (cache is not None and cache.follows(live.sequence)):
+            if live.sequence.slot is not None or (cache is not None and cache.is_waiting(live.sequence)):
                 live.since = now
             elif now - live.since > self.keeping.max_wait_s:
                 self._drop(live.sequence.sequence_id)
