@@ -12,6 +12,7 @@ from functools import partial
 import anyio
 
 from mlx_mcp.chat.message import Message
+from mlx_mcp.core.sampling import Sampling
 from mlx_mcp.core.session import MAX_FORKS
 from mlx_mcp.engine.requests import GenerateRequest, Result
 from mlx_mcp.errors import EngineDead, InvalidRequest, MlxMcpError
@@ -53,24 +54,10 @@ async def generate_batch(
     Raises:
         MlxMcpError: there are too many branches, all of them failed, or the engine is gone.
     """
-    if len(prompts) * n > MAX_BRANCHES:
-        raise InvalidRequest(
-            f"{len(prompts)} prompts × n are {len(prompts) * n} branches; there may be {MAX_BRANCHES}. Split the call."
-        )
-    if n > 1 and options.sampling.temperature == 0:
-        raise InvalidRequest("At temperature 0 all n answers are the same. Give a temperature, say 0.8, or n=1.")
+    check_branches(len(prompts), n, options.sampling)
     files = await read(caller, context.files)
-    lane = f"batch {secrets.token_hex(8)}"  # one: a batch has one caller's turns, however many branches it has
-    requests = [
-        request_of(
-            caller,
-            laid_out(context.system, files, (*context.messages, Message("user", prompt))),
-            replace(options, sampling=replace(options.sampling, seed=nth_seed(options.sampling.seed, i))),
-            lane,
-        )
-        for prompt in prompts
-        for i in range(n)
-    ]
+    chats = [laid_out(context.system, files, (*context.messages, Message("user", prompt))) for prompt in prompts]
+    requests = requests_of(caller, chats, n, options)
     meters = [Meter() for _ in requests]
 
     async def follow(index: int, request: GenerateRequest) -> Result:
@@ -82,6 +69,29 @@ async def generate_batch(
     if not answered:
         raise next(outcome for outcome in outcomes if isinstance(outcome, MlxMcpError))
     return Batch(outcomes, answered[0].model, note_of(service, options.model or options.session))
+
+
+def check_branches(num_prompts: int, n: int, sampling: Sampling) -> None:
+    """Refuse batches that are too large, or whose answers would be all the same.
+
+    Raises:
+        InvalidRequest: with what to do instead.
+    """
+    if num_prompts * n > MAX_BRANCHES:
+        raise InvalidRequest(
+            f"{num_prompts} prompts × n are {num_prompts * n} branches; there may be {MAX_BRANCHES}. Split the call."
+        )
+    if n > 1 and sampling.temperature == 0:
+        raise InvalidRequest("At temperature 0 all n answers are the same. Give a temperature, say 0.8, or n=1.")
+
+
+def requests_of(
+    caller: Caller, chats: Sequence[tuple[Message, ...]], n: int, options: Options
+) -> list[GenerateRequest]:
+    """What is asked of the engine: `n` times each chat, in one lane, since a batch has one caller's turns."""
+    lane, sampling = f"batch {secrets.token_hex(8)}", options.sampling
+    drawn = [replace(options, sampling=replace(sampling, seed=nth_seed(sampling.seed, i))) for i in range(n)]
+    return [request_of(caller, chat, each, lane) for chat in chats for each in drawn]
 
 
 def nth_seed(seed: int | None, n: int) -> int | None:
