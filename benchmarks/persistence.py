@@ -1,7 +1,7 @@
 """What it takes to keep sessions on disk, and what it saves after a kill.
 
 Run with `make bench-persistence` (minutes), or `python benchmarks/persistence.py [SECTION …] [--rounds N] [--short]`.
-On the llama of benchmarks/sharing.py, float32, OpenBLAS in front where it is installed, one thread of it. All figures
+On the llama of benchmarks/llama.py, float32, OpenBLAS in front where it is installed, one thread of it. All figures
 are ratios within one run; ends with 1 if a goal is missed. `--short` is small, and without goals.
 
     restart  (W1, W5) a session is persisted, the server killed with SIGKILL and started again: the time to the first
@@ -29,8 +29,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx2
-from engine import MODEL_25M, Loader, make_model, mx  # which puts OpenBLAS in front of MLX
-from sharing import ANSWER_S, Ours, Texts, make_folder, running
+from engine import MODEL_25M, Loader, make_model  # which puts OpenBLAS in front of MLX
+from llama import Texts, make_folder
+from processes import running
+from servers import ANSWER_S, Ours
 
 from mlx_mcp.core.durable import SessionRecord
 from mlx_mcp.core.ports import PreparedModel, StoredBlock
@@ -189,15 +191,8 @@ def beside(num_mib: int, rounds: int, goals: bool) -> bool:
         engine.tell(partial(listen, heard))
         engine.handle(Load(LOAD, PreparedModel("m", Path(), {}, nothing, 0)))
 
-        def step() -> float:
-            start = time.perf_counter()
-            while inbox:
-                engine.handle(inbox.popleft())
-            engine.step()
-            return time.perf_counter() - start
-
         while engine.models.loads or engine.persistence is None or engine.persistence.opening:
-            step()
+            step(engine, inbox)
         for i in range(8):
             prompt = tuple(random.randrange(2048) for _ in range(128))
             engine.handle(Submit(i, "m", prompt, SamplingParams(100_000, temperature=0.0)))
@@ -205,13 +200,13 @@ def beside(num_mib: int, rounds: int, goals: bool) -> bool:
         for _ in range(rounds):
             session = large_session(engine, num_mib)
             for _ in range(20):
-                step()
-            alone = median(step() for _ in range(60))
+                step(engine, inbox)
+            alone = median(step(engine, inbox) for _ in range(60))
             heard.clear()
             engine.handle(Persist(PERSIST, "", session, ""))
             meanwhile = []
             while not heard:
-                meanwhile.append(step())
+                meanwhile.append(step(engine, inbox))
             assert isinstance(heard[0], Persisted), heard[0]
             engine.sessions.close(engine.sessions.get("", session))
             ratios.append(median(meanwhile) / alone)
@@ -223,6 +218,15 @@ def beside(num_mib: int, rounds: int, goals: bool) -> bool:
     return judge(line, median(ratios), BESIDE_GOAL if goals else None)
 
 
+def step(engine: Engine, inbox: deque[Command]) -> float:
+    """Do what was sent, and one step; returns the seconds."""
+    start = time.perf_counter()
+    while inbox:
+        engine.handle(inbox.popleft())
+    engine.step()
+    return time.perf_counter() - start
+
+
 def listen(heard: list[Event], call_id: int, event: Event) -> bool:
     """Take what is heard of a session that is persisted."""
     if call_id == PERSIST:
@@ -232,6 +236,8 @@ def listen(heard: list[Event], call_id: int, event: Event) -> bool:
 
 def large_session(engine: Engine, num_mib: int) -> str:
     """A session of blocks of 1 MiB of random numbers, as if it had been computed."""
+    import mlx.core as mx  # here, so that engine.py is imported first
+
     cache = engine.models.by_name["m"].scheduler.cache
     assert cache is not None, "the model can be cut"
     session = engine.sessions.open("", "m", SessionOptions(), (), turn=-1)
@@ -242,8 +248,8 @@ def large_session(engine: Engine, num_mib: int) -> str:
         assert engine.ledger.charge(data.nbytes), "out of memory"
         tokens = tuple(random.randrange(2048) for _ in range(64))
         payload = KvPayload(64, block.end, True, (data,), (), ())
-        made = cache.cache.insert(block, tokens, payload)
-        assert made is not None, "two blocks of one hash"
+        made = cache.cache.put(block, tokens, payload, data.nbytes, private=False)
+        assert made is not block, "two blocks of one hash"
         block = made
     log = tuple(token for each in reversed(list(block.chain())) for token in each.tokens)
     engine.sessions.finish(session, log, block, "assistant")

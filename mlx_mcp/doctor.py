@@ -18,7 +18,7 @@ from mlx_mcp.core.ports import Message
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.requests import GenerateRequest, Result
 from mlx_mcp.errors import MlxMcpError
-from mlx_mcp.mlx_backend.blas import HINT, find_openblas, prefer_openblas
+from mlx_mcp.mlx_backend.cpu.openblas import HINT, find_openblas, prefer_openblas
 from mlx_mcp.models.registry import EMBEDDED
 from mlx_mcp.wiring import wire
 

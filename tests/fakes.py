@@ -8,15 +8,22 @@ from collections.abc import Callable, Generator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlx_mcp.core.durable import SessionHead, SessionRecord
+from mlx_mcp.core.durable import SessionHead, SessionRecord, Store, Transfer
 from mlx_mcp.core.layout import Layout, Logits, Payload
 from mlx_mcp.core.ports import (
+    AnswerReader,
+    BlockTier,
+    ChatTokenizer,
+    Flight,
     Grammar,
     LoadedModel,
     LoadProgress,
     Message,
+    ModelLoader,
+    ModelRegistry,
+    ModelRunner,
     ModelSpec,
     Piece,
     PreparedModel,
@@ -35,7 +42,7 @@ from mlx_mcp.core.steps import Step
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.engine import Engine, Keeping
 from mlx_mcp.engine.worker import EngineThread
-from mlx_mcp.errors import InvalidRequest, UnknownModel
+from mlx_mcp.errors import InvalidRequest, StorageError, UnknownModel
 from mlx_mcp.storage.memory_tier import MemoryTier
 
 STOP_ID = 0
@@ -383,5 +390,32 @@ class FakeStore:
             del self.records[key]
         return len(gone)
 
+    def purge(self) -> None:
+        self.records.clear()
+        self.tier.delete(list(self.tier._blocks))
+
+    def export(self, session_id: str, version: str, transfer: Transfer) -> int:
+        raise StorageError("Only what is on a disk goes to other files.")
+
+    def look_into(self, transfer: Transfer) -> SessionRecord:
+        raise StorageError("Only what is on a disk comes from other files.")
+
+    def import_(self, transfer: Transfer, name: str = "") -> SessionHead:
+        raise StorageError("Only what is on a disk comes from other files.")
+
     def close(self) -> None:
         pass
+
+
+if TYPE_CHECKING:  # mypy proves that each fake has the whole of its port
+    _tokenizer: type[ChatTokenizer] = FakeTokenizer
+    _reader: type[AnswerReader] = FakeReader
+    _constraint: type[Constraint] = FakeConstraint
+    _payload: type[Payload] = FakePayload
+    _logits: type[Logits] = FakeLogits
+    _runner: type[ModelRunner] = FakeRunner
+    _flight: type[Flight] = FakeFlight
+    _loader: type[ModelLoader] = FakeLoader
+    _registry: type[ModelRegistry] = FakeRegistry
+    _tier: type[BlockTier] = FakeTier
+    _store: type[Store] = FakeStore

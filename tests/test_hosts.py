@@ -9,9 +9,9 @@ from benchmarks.hosts import conformance
 from benchmarks.hosts.__main__ import passed
 from benchmarks.hosts.clients.story import TOOLS, ToolFailed, tell
 from benchmarks.hosts.fixtures import add_fixtures
+from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.config import Config
 from mlx_mcp.models.registry import Registry
-from mlx_mcp.server.app import build_server
 from mlx_mcp.wiring import wire
 from tests.fakes import fake_client
 

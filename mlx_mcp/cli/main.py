@@ -14,7 +14,7 @@ from mlx_mcp.cli.completion import PROGRAM, Commands
 from mlx_mcp.cli.engine import engine
 from mlx_mcp.cli.options import Json, Model, OpenBlas
 from mlx_mcp.cli.output import Column, show_json, show_marked, show_table
-from mlx_mcp.cli.reporting import NOTHING, never_fail_to_print, note, reporting_errors
+from mlx_mcp.cli.reporting import NOTHING, never_fail_to_print, note, reporting_errors, say
 from mlx_mcp.cli.sessions import sessions
 from mlx_mcp.errors import InvalidRequest, NoSharedEngine
 
@@ -69,9 +69,9 @@ def serve(
     if not standalone:
         try:
             if http:
-                from mlx_mcp.cli.serving import share_http
+                from mlx_mcp.hosting.serving import share_http
 
-                share_http(model, host, port, openblas)
+                share_http(model, host, port, openblas, say)
             else:
                 from mlx_mcp.process.relay import serve
 
@@ -79,12 +79,12 @@ def serve(
             return
         except NoSharedEngine as error:
             note(f"No engine can be shared here, since {error}; serving in this process alone, as with --standalone.")
-    from mlx_mcp.cli.serving import serve_http, serve_stdio
     from mlx_mcp.config import Config
+    from mlx_mcp.hosting.serving import serve_http, serve_stdio
 
     config = Config.load(model=model, host=host, port=port, openblas=openblas)
     if http:
-        serve_http(config)
+        serve_http(config, say)
     else:
         from mlx_mcp.process.relay import tell_a_terminal
 

@@ -17,7 +17,7 @@ import typer
 from mlx_mcp.cli.output import show_json
 from mlx_mcp.cli.reporting import INTERRUPTED, note
 from mlx_mcp.errors import InvalidRequest
-from mlx_mcp.server.files import decoded, framed
+from mlx_mcp.service.files import decoded, framed
 
 if TYPE_CHECKING:
     from mlx_mcp.config import Config
@@ -168,7 +168,7 @@ async def answer(client: EngineClient, request: GenerateRequest, as_json: bool) 
                         result = update
     assert result is not None, "a generation ends with a result or an error"
     if as_json:
-        from mlx_mcp.server.results import generation
+        from mlx_mcp.api.mcp.results import generation
 
         show_json(generation(result, None).model_dump(mode="json", exclude_none=True))
     else:

@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mlx_mcp.core.kv_cache_manager import KvCacheManager
+from mlx_mcp.core.cache.manager import KvCacheManager
 from mlx_mcp.core.layout import Payload
 from mlx_mcp.core.sequence import Sequence
 from mlx_mcp.core.slots import HEADROOM_TOKENS, SlotPool

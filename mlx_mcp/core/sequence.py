@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from mlx_mcp.core.miss import Miss
+from mlx_mcp.core.cache.misses import Miss
 from mlx_mcp.core.slots import SharedPrefix, Slot
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mlx_mcp.core.block_pool import Block, BlockPool, walk
+from mlx_mcp.core.cache.blocks import Block, BlockPool, walk
 from mlx_mcp.core.durable import SessionHead, SessionRecord
 from mlx_mcp.core.ports import ChatTokenizer
 from mlx_mcp.errors import CapacityError, InvalidRequest, SessionBusy, UnknownSession

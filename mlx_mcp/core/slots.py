@@ -97,13 +97,12 @@ class Slot:
         return self.slab.capacity
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class SharedPrefix:
     """The first tokens of several rows, kept once for all of them; the rows' slots hold what comes after."""
 
     prefix_id: int
     num_tokens: int
-    num_rows: int = 0
 
 
 @dataclass

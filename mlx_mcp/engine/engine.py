@@ -14,10 +14,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mlx_mcp.core.block_pool import BlockPool
-from mlx_mcp.core.kv_cache_manager import Sharing
+from mlx_mcp.core.cache.blocks import BlockPool
+from mlx_mcp.core.cache.prefixes import PrefixCache
+from mlx_mcp.core.cache.shared_prefixes import Sharing
 from mlx_mcp.core.ports import ModelLoader
-from mlx_mcp.core.prefix_cache import PrefixCache
 from mlx_mcp.core.scheduler import RETRY_AFTER_S, Limits
 from mlx_mcp.core.session import SessionStore
 from mlx_mcp.core.slots import Ledger
@@ -242,7 +242,9 @@ class Engine:
             booked += scheduler.pool.used_bytes
             if cache is not None:
                 cuts = () if resident.step is None else resident.step.cuts
-                assert set(cache.building) == set(cuts), "blocks are kept for another step than the one under way"
+                assert set(cache.publishing.building) == set(cuts), (
+                    "blocks are kept for another step than the one under way"
+                )
                 booked += cache.booked_bytes
                 references += cache.references
         if self.persistence is not None:

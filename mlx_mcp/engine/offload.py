@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from mlx_mcp.core.block_pool import Block, BlockPool
+from mlx_mcp.core.cache.blocks import Block, BlockPool
 from mlx_mcp.core.durable import Store
 from mlx_mcp.core.ports import StoredBlock
 from mlx_mcp.engine.io_thread import Io

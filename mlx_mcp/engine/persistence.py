@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from mlx_mcp.core.block_pool import Block
+from mlx_mcp.core.cache.blocks import Block
+from mlx_mcp.core.cache.prefixes import PrefixCache
 from mlx_mcp.core.durable import SessionRecord, Store
 from mlx_mcp.core.ports import ChatTokenizer, StoredBlock
-from mlx_mcp.core.prefix_cache import PrefixCache
 from mlx_mcp.core.session import Session, SessionInfo, SessionStore
 from mlx_mcp.engine.awaited import SessionReading, SessionTranslating, SessionWriting
 from mlx_mcp.engine.call import Calls

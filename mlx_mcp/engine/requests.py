@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_mcp.core.miss import MissReason
+from mlx_mcp.core.cache.misses import MissReason
 from mlx_mcp.core.ports import Grammar, LoadedModel, Message, TextKind, ToolCall
 from mlx_mcp.core.sequence import FinishReason, SamplingParams
 from mlx_mcp.core.session import SessionInfo, SessionOptions

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass, field
 
-from mlx_mcp.core.kv_cache_manager import KvCacheManager, Sharing
+from mlx_mcp.core.cache.manager import KvCacheManager
+from mlx_mcp.core.cache.prefixes import PrefixCache
+from mlx_mcp.core.cache.shared_prefixes import Sharing
 from mlx_mcp.core.ports import Flight, LoadedModel, LoadProgress, ModelLoader, PreparedModel
-from mlx_mcp.core.prefix_cache import PrefixCache
 from mlx_mcp.core.scheduler import Limits, Scheduler
 from mlx_mcp.core.sequence import Sequence
 from mlx_mcp.core.slots import SlotPool

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from mlx_mcp.core.cache.manager import KvCacheManager
+from mlx_mcp.core.cache.tiers import Wanted
 from mlx_mcp.core.durable import Store
-from mlx_mcp.core.kv_cache_manager import KvCacheManager, Wanted
 from mlx_mcp.core.layout import Payload
 from mlx_mcp.core.ports import ModelRunner, StoredBlock
 from mlx_mcp.core.sequence import Sequence

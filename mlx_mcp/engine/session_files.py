@@ -19,7 +19,7 @@ import time
 from dataclasses import replace
 from functools import partial
 
-from mlx_mcp.core.block_pool import walk
+from mlx_mcp.core.cache.blocks import walk
 from mlx_mcp.core.durable import SessionHead, SessionRecord, Store, Transfer, check_name, find_heads
 from mlx_mcp.core.session import NAME, SessionStore
 from mlx_mcp.engine.awaited import FileWork

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from weakref import WeakValueDictionary
 
-from mlx_mcp.core.miss import Miss, MissReason
+from mlx_mcp.core.cache.misses import Miss, MissReason
 from mlx_mcp.core.ports import LoadedModel
 from mlx_mcp.core.scheduler import RETRY_AFTER_S
 from mlx_mcp.core.sequence import FinishReason, Sequence

@@ -23,7 +23,8 @@ from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
 
 from mlx_mcp.core.layout import Layout, Part
 from mlx_mcp.core.ports import StoredBlock
-from mlx_mcp.mlx_backend.attention import FullLayer, KvBits
+from mlx_mcp.mlx_backend.device import on_cpu
+from mlx_mcp.mlx_backend.slabs import FullLayer, KvBits
 
 DTYPES = frozenset(f"{kind}{bits}" for kind in ("uint", "int") for bits in (8, 16, 32, 64)) | {
     "float16",
@@ -84,7 +85,7 @@ class Codec:
         windows = tuple(sorted({stack.window for stack in self.windows}))
         sharing = sharing and bool(self.full)
         # Measured on CPUs (docs/log.md); on a GPU nobody has yet, so there it is for a setting to say.
-        rows = 2 if mx.default_device() == mx.cpu else 0
+        rows = 2 if on_cpu() else 0
         self.layout = Layout(windows, bool(self.states), sharing, rows if sharing else 0)
         if refused:
             self.layout = Layout(refused=refused)
@@ -107,26 +108,6 @@ class Codec:
         payloads = [payload(part) for part in parts]
         arrays = [[p.full[n] for p in payloads] for n in range(len(self.full))]
         return apart(self.full, [lay(parts, each, start, end) for each in arrays])
-
-    def pour(self, parts: Seq[Part], start: int, end: int, places: dict[int, list[mx.array]], row: int) -> None:
-        """Copy tokens [start, end) of the parts laid end to end to the beginning of a row of each FULL layer's planes.
-
-        On a CPU only, at once and outside of MLX's graphs: thousands of small operations take thrice as long as the
-        memory. Nothing under way may read or write that row of the planes, which are evaluated.
-        """
-        mx.synchronize()
-        for n, stack in enumerate(self.full):
-            targets = [memory(places[i][k])[row] for i, k in stack.planes]
-            at = 0
-            for part in parts:
-                stop = at + part.num_tokens
-                if start < stop and at < end:
-                    first, last = max(at, start), min(stop, end)
-                    source = memory(payload(part).full[n])[:, :, first - at : last - at]
-                    for target, plane in zip(targets, source, strict=True):
-                        target[:, first - start : last - start] = plane
-                at = stop
-            assert at >= end, f"{at} tokens where {end} are needed"
 
     def latest(self, parts: Seq[Part], num_tokens: int) -> dict[int, list[mx.array]]:
         """By WINDOW layer the last tokens, by STATE layer the states, after the first `num_tokens` tokens."""
@@ -235,11 +216,6 @@ def lay(parts: Seq[Part], arrays: list[mx.array], start: int, end: int) -> mx.ar
     whole = pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=2)
     assert whole.shape[2] == end - start, f"{whole.shape[2]} tokens where {end - start} are needed"
     return whole
-
-
-def memory(array: mx.array) -> Any:
-    """An array's own memory, to read and write; numpy has no bfloat16, and only copies bytes here."""
-    return np.asarray(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
 
 
 def payload(part: Part) -> KvPayload:

@@ -25,21 +25,15 @@ from mlx_mcp.core.sequence import Sequence
 from mlx_mcp.core.slots import KvCost, SharedPrefix, Slab, Slot
 from mlx_mcp.core.steps import Chunk, Move, Restore
 from mlx_mcp.errors import ModelError
-from mlx_mcp.mlx_backend.attention import (
-    ChunksCache,
-    FullLayer,
-    KvBits,
-    Planes,
-    RingsCache,
-    RowCache,
-    SlotsCache,
-    code,
-    hook,
-    join_states,
-    num_shared,
-    plan,
-)
+from mlx_mcp.mlx_backend.cpu.memory import copy_tokens
+from mlx_mcp.mlx_backend.decode_cache import DecodeCache
+from mlx_mcp.mlx_backend.device import on_cpu
+from mlx_mcp.mlx_backend.hook import hook, model_modules
 from mlx_mcp.mlx_backend.layers import Codec, KvPayload, put, read
+from mlx_mcp.mlx_backend.placement import place
+from mlx_mcp.mlx_backend.prefill_cache import PrefillBatchCache, PrefillCache
+from mlx_mcp.mlx_backend.slabs import FullLayer, KvBits, Planes, num_shared
+from mlx_mcp.mlx_backend.window_cache import WindowCache
 
 # Model files of mlx-lm that touch keys and values through their cache and `scaled_dot_product_attention` alone.
 # tests/mlx_backend/test_architectures.py proves each of them, here and in ALONE.
@@ -276,14 +270,14 @@ class SlottedRows(Rows):
             return super().together(chunks)
         sizes = [size(chunk) for chunk in chunks]
         layers = zip(*(leaves(self.one(chunk)) for chunk in chunks), strict=True)
-        return regroup(self.template, [ChunksCache(list(rows), sizes) for rows in layers])
+        return regroup(self.template, [PrefillBatchCache(list(rows), sizes) for rows in layers])
 
     def one(self, chunk: Chunk) -> list[Any]:
         """See Rows.one."""
         sequence_id = chunk.sequence.sequence_id
         caches = list(super().one(chunk))
         for i, layer in self.layers.items():
-            caches[i] = RowCache(layer, self.slots[sequence_id], chunk.start, self.prefixes[sequence_id])
+            caches[i] = PrefillCache(layer, self.slots[sequence_id], chunk.start, self.prefixes[sequence_id])
         return regroup(self.template, caches)
 
     def begin(self, sequence: Sequence, num_tokens: int = 0) -> None:
@@ -295,7 +289,7 @@ class SlottedRows(Rows):
         self.own[sequence_id] = [None if i in self.layers else leaf for i, leaf in enumerate(fresh)]
         self.slots[sequence_id], self.prefixes[sequence_id] = slot, sequence.prefix
         for layer in self.layers.values():
-            layer.scrub(slot, num_tokens - num_shared(sequence.prefix) if num_tokens else 0)
+            layer.zero(slot, num_tokens - num_shared(sequence.prefix) if num_tokens else 0)
 
     def batches(self, sequences: list[Sequence]) -> list[Batch]:
         """One batch, in order of slab and slot."""
@@ -303,17 +297,17 @@ class SlottedRows(Rows):
             return []
         ordered = sorted(sequences, key=lambda s: (self._slot(s).slab.slab_id, self._slot(s).index))
         ids = [sequence.sequence_id for sequence in ordered]
-        where = plan([(self.slots[i], self.lengths[i], self.prefixes[i]) for i in ids])
+        placement = place([(self.slots[i], self.lengths[i], self.prefixes[i]) for i in ids])
         self._join(ids)
         caches: list[Any] = []
         for i, leaf in enumerate(leaves(self.template)):
             if i in self.layers:
-                caches.append(SlotsCache(self.layers[i], where))
+                caches.append(DecodeCache(self.layers[i], placement))
             elif i in self.joined:
                 caches.append(self.joined[i])
             else:
                 assert type(leaf) is RotatingKVCache
-                caches.append(RingsCache([self.own[j][i] for j in ids]))
+                caches.append(WindowCache([self.own[j][i] for j in ids]))
         for i in ids:
             self.lengths[i] += 1
         return [(ordered, regroup(self.template, caches))]
@@ -329,7 +323,7 @@ class SlottedRows(Rows):
         sequence_id = move.sequence.sequence_id
         self.slots[sequence_id] = move.new
         for layer in self.layers.values():
-            layer.scrub(move.new)
+            layer.zero(move.new)
             layer.copy(move.old, move.new, self.lengths[sequence_id] - num_shared(self.prefixes[sequence_id]))
         self._drop_unused()
 
@@ -362,12 +356,12 @@ class SlottedRows(Rows):
 
     def _write(self, slot: Slot, restore: Restore, first: int, last: int) -> None:
         """Put tokens [first, last) into a slot, from its beginning on."""
-        if in_reach():
+        if on_cpu():
             like = self.codec.tokens(restore.parts, 0, 1)
             slabs = {i: self.layers[i].planes(slot.slab, halves(planes)) for i, planes in like.items()}
             mx.eval(list(slabs.values()))
             places = {i: [*keys, *values] for i, (keys, values) in slabs.items()}
-            self.codec.pour(restore.parts, first, last, places, slot.index)
+            copy_tokens(self.codec.full, restore.parts, first, last, places, slot.index)
             return
         for start, end in spans(first, last):
             for i, planes in self.codec.tokens(restore.parts, start, end).items():
@@ -420,6 +414,14 @@ class SlottedRows(Rows):
                 self.own[j] = [None if i in joined else cache for i, cache in enumerate(self.own[j])]
 
 
+def join_states(rows: list[Any]) -> Any:
+    """The rows' recurrent states, each an ArraysCache of [1, …], in one of [rows, …]."""
+    joined = ArraysCache(len(rows[0].cache))
+    for i, parts in enumerate(zip(*(row.cache for row in rows), strict=True)):
+        joined[i] = mx.concatenate(list(parts))
+    return joined
+
+
 def make_rows(model: Any, kv_bits: int | None, chunk_tokens: int) -> Rows:
     """The best way to hold this model's rows; no chunk is longer than `chunk_tokens`.
 
@@ -445,7 +447,7 @@ def make_rows(model: Any, kv_bits: int | None, chunk_tokens: int) -> Rows:
 
 def way(model: Any, kinds: set[type]) -> type[Rows]:
     """How the rows of a model with these kinds of caches go through it."""
-    files = {module.__name__.rpartition(".")[2] for module in code(model) if hasattr(module, "Model")}
+    files = {module.__name__.rpartition(".")[2] for module in model_modules(model) if hasattr(module, "Model")}
     if stretched(model) or files & ALONE:
         return SoloRows
     if files <= ALLOWED and kinds <= {KVCache, RotatingKVCache, ArraysCache}:
@@ -471,11 +473,6 @@ def refusal(model: Any, caches: list[Any]) -> str:
     if [[x.shape for x in leaf.cache] for leaf in states] != before:
         return "Its states grow."
     return ""
-
-
-def in_reach() -> bool:
-    """Whether numpy can write to what MLX computes with."""
-    return bool(mx.default_device() == mx.cpu)
 
 
 def size(chunk: Chunk) -> int:
@@ -535,7 +532,7 @@ def try_quantized(model: Any, kv_bits: KvBits) -> None:
         ModelError: mlx-lm has no quantized attention of this kind.
     """
     template, slot = make_prompt_cache(model), Slot(Slab(0, capacity=1, num_slots=1), 0)
-    flat = [RowCache(FullLayer(kv_bits), slot, 0) if type(leaf) is KVCache else leaf for leaf in leaves(template)]
+    flat = [PrefillCache(FullLayer(kv_bits), slot, 0) if type(leaf) is KVCache else leaf for leaf in leaves(template)]
     try:
         model(mx.array([[0]]), cache=regroup(template, flat))
     except ValueError as error:

@@ -5,11 +5,8 @@ Engine thread only: MLX streams belong to the thread that made them.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import mlx.core as mx
@@ -20,12 +17,13 @@ from mlx_mcp.core.ports import StepResult, StoredBlock
 from mlx_mcp.core.sequence import Sequence, TokenLogprobs
 from mlx_mcp.core.slots import KvCost
 from mlx_mcp.core.steps import Chunk, Cut, Step
+from mlx_mcp.mlx_backend.cpu.memory import keep_freed_memory
+from mlx_mcp.mlx_backend.device import SPARE_BYTES, on_cpu
 from mlx_mcp.mlx_backend.head import Head
 from mlx_mcp.mlx_backend.rows import SlottedRows, make_rows
 from mlx_mcp.mlx_backend.sampler import Drawn, Row, draw, on_host
 
 async_eval: Any = mx.async_eval  # which has no types
-SPARE_BYTES = 256 << 20  # freed memory that MLX, or the C library, may keep while nothing runs, for the rows to come
 CLEAR_CACHE_STEPS = 512  # attention's temporaries grow with the rows, and MLX keeps a buffer of every size
 
 
@@ -73,7 +71,8 @@ class Runner:
     """A model and the keys and values of its live rows."""
 
     def __init__(self, model: Any, kv_bits: int | None = None, chunk_tokens: int = 128) -> None:
-        keep_freed_memory()
+        if on_cpu():
+            keep_freed_memory(SPARE_BYTES)
         self.model = model
         self.rows = make_rows(model, kv_bits, chunk_tokens)
         self.head = Head(model, cut=isinstance(self.rows, SlottedRows))
@@ -205,17 +204,3 @@ class Runner:
         drawn = draw(logits, rows)
         flight.drawn.append((sequences, drawn))
         async_eval(drawn.arrays(), self.rows.arrays(sequences))
-
-
-@cache
-def keep_freed_memory() -> None:
-    """Have glibc keep what is freed, up to SPARE_BYTES; on GPUs and with other C libraries nothing is done.
-
-    Of its own accord it gives back to the system whatever is large or lies last, and a row's slots are both: to have
-    them mapped anew takes a restore twice as long.
-    """
-    if mx.default_device() == mx.cpu and sys.platform.startswith("linux"):
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at its largest
-            mallopt(-1, SPARE_BYTES)  # M_TRIM_THRESHOLD

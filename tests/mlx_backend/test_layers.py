@@ -429,7 +429,7 @@ def test_nothing_is_kept_of_a_row_that_failed(tmp_path):
 
 @pytest.mark.parametrize("architecture", ["llama", "deepseek_v3", "gemma2"])
 def test_long_restores_are_laid_out_piece_by_piece(architecture, llama, monkeypatch):
-    monkeypatch.setattr(rows_module, "in_reach", lambda: False)  # as on a GPU
+    monkeypatch.setattr(rows_module, "on_cpu", lambda: False)  # as on a GPU
     monkeypatch.setattr(rows_module, "SPAN_TOKENS", 37)
     model = llama if architecture == "llama" else build(architecture)
     row, table = whole(model, None), Table(model)

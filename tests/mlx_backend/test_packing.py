@@ -7,8 +7,8 @@ import pytest
 from mlx_lm.models.cache import KVCache
 
 from mlx_mcp.core.ports import StoredBlock
-from mlx_mcp.mlx_backend.attention import FullLayer, KvBits
 from mlx_mcp.mlx_backend.layers import Codec
+from mlx_mcp.mlx_backend.slabs import FullLayer, KvBits
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])

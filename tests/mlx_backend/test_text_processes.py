@@ -30,6 +30,7 @@ NO_END = [
 
 @pytest.fixture
 def processes():
+    gc.collect()  # tokenizers that other tests have left in cycles, whose processes would be counted
     return TextProcesses()
 
 

@@ -133,14 +133,14 @@ MUTANTS = [
     ),
     fault(
         "positions leave out the shared prefix",
-        "mlx_backend/attention.py",
+        "mlx_backend/placement.py",
         "mx.array([length for _, length, _ in rows])",
         "mx.array([length - num_shared(prefix) for _, length, prefix in rows])",
-        "test_attention.py::test_positions_count_the_prefix",
+        "test_placement.py::test_positions_count_the_prefix",
     ),
     fault(
         "quantized scales and biases swapped",
-        "mlx_backend/attention.py",
+        "mlx_backend/slabs.py",
         "return tuple(mx.quantize(x, group_size=self.kv_bits.group_size, bits=self.kv_bits.bits))",
         "x, scales, biases = mx.quantize(x, group_size=self.kv_bits.group_size, bits=self.kv_bits.bits)\n"
         "        return x, biases, scales",
@@ -155,17 +155,17 @@ MUTANTS = [
     ),
     fault(
         "slot not zeroed",
-        "mlx_backend/attention.py",
+        "mlx_backend/slabs.py",
         "        for planes in self.slabs.get(slot.slab.slab_id, ()):\n",
         "        for planes in ():\n",
         "test_layers.py::test_a_row_put_where_another_was_has_nothing_of_it_and_changes_nothing_that_was_cut_out_of_it",
     ),
     fault(
         "window one token too long",
-        "mlx_backend/attention.py",
+        "mlx_backend/placement.py",
         "(tokens <= last) & (tokens > last - window)",
         "(tokens <= last) & (tokens >= last - window)",
-        "test_attention.py::test_a_window_holds_the_last_tokens_and_no_other",
+        "test_decode_cache.py::test_a_window_holds_the_last_tokens_and_no_other",
     ),
     fault(
         "row moved without its last token",
@@ -183,7 +183,7 @@ MUTANTS = [
     ),
     fault(
         "padding written after the end of a prompt",
-        "mlx_backend/attention.py",
+        "mlx_backend/prefill_cache.py",
         "row.append(keys[i : i + 1, :, :size], values[i : i + 1, :, :size])",
         "row.append(keys[i : i + 1], values[i : i + 1])",
         "test_architectures.py::test_the_ends_of_prompts_read_in_one_pass_are_what_they_are_alone[qwen3]",

@@ -13,7 +13,12 @@ import random
 import select
 import signal
 import time
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from pathlib import Path
 
+from mlx_mcp.core.durable import SessionRecord
+from mlx_mcp.core.ports import StoredBlock
 from mlx_mcp.errors import StorageError
 from mlx_mcp.storage import faults, folder, sealed, session_log, ssd_tier, store
 from tests.storage.world import Op, State, check_folder, next_op, open_store, perform, scratch
@@ -24,7 +29,7 @@ MAX_OCCURRENCE = 8
 LONGEST_S = 0.012  # until a kill at random
 
 
-def child(path, state, seed, spec, pipe):
+def child(path: Path, state: State, seed: int, spec: str | None, pipe: int) -> None:
     """Do things until killed, or until there is nothing left to do."""
     faults.arm({"MLX_MCP_TEST_MODE": "1", "MLX_MCP_FAULT": spec} if spec else {})
     opened = open_store(path, calls=Halves())
@@ -44,14 +49,14 @@ def child(path, state, seed, spec, pipe):
 class Halves(folder.Calls):
     """Writes half of what is asked, as a system may."""
 
-    def pwrite(self, fd, buffers, offset):
+    def pwrite(self, fd: int, buffers: Seq[folder.Buffer], offset: int) -> int:
         whole = b"".join(buffers)
         written = super().pwrite(fd, [whole[: (len(whole) + 1) // 2]], offset)
         faults.point("write.half_written")
         return written
 
 
-def hear(pipe, kill_after_s, pid):
+def hear(pipe: int, kill_after_s: float | None, pid: int) -> list[str]:
     """All that a child said before it ended; kill it when its time has come."""
     said = b""
     deadline = None if kill_after_s is None else time.monotonic() + kill_after_s
@@ -67,7 +72,9 @@ def hear(pipe, kill_after_s, pid):
         said += heard
 
 
-def one_life(path, state, seed, spec, kill_after_s):
+def one_life(
+    path: Path, state: State, seed: int, spec: str | None, kill_after_s: float | None
+) -> tuple[bool, list[State]]:
     """One child from birth to death; returns whether it was killed, and the states that it may have left."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -86,21 +93,21 @@ def one_life(path, state, seed, spec, kill_after_s):
         os.close(reader)
         _, status = os.waitpid(pid, 0)
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the process broke"
-    under_way = None
+    under_way: Op | None = None
     for line in lines:
-        if line == "done":
-            state, under_way = state.after(under_way), None
-        elif line == "refused":
-            state, under_way = state.after_refusing(under_way), None
-        else:
+        if line not in ("done", "refused"):
             under_way = Op.parse(line)
+            continue
+        assert under_way is not None, "it ended what it had not begun"
+        state = state.after(under_way) if line == "done" else state.after_refusing(under_way)
+        under_way = None
     return os.WIFSIGNALED(status), [state] if under_way is None else state.during(under_way)
 
 
 # -- writers that the loop must catch
 
 
-def write_in_place(calls, dir_fd, name, pieces):
+def write_in_place(calls: folder.Calls, dir_fd: int, name: str, pieces: Iterable[folder.Piece]) -> int:
     """No temporary file, no renaming."""
     fd = calls.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, dir_fd)
     end = 0
@@ -112,41 +119,58 @@ def write_in_place(calls, dir_fd, name, pieces):
     return end
 
 
-def persist_session_first(self, blocks, record):
+def no_digest(*_: object) -> bytes:
+    """The same for everything."""
+    return bytes(32)
+
+
+def persist_session_first(self: store.Store, blocks: Seq[StoredBlock], record: SessionRecord) -> int:
     """The session is there before its blocks are."""
     self.sessions.save(record)
-    self.tier.put(blocks)
+    return self.tier.put(blocks)
 
 
-def plant(name):
-    if name in ("no-rename", "no-rename-no-checksum"):
-        folder.write_durably = write_in_place
-    if name == "no-rename-no-checksum":
-        sealed._mac = lambda *_: bytes(32)
-        ssd_tier.digest = session_log.digest = lambda _: bytes(32)
-    if name == "session-first":
-        store.Store.persist = persist_session_first
+NO_RENAME = (folder, "write_durably", write_in_place)
+WRITERS: dict[str, list[tuple[object, str, object]]] = {
+    "no-rename": [NO_RENAME],
+    "no-rename-no-checksum": [
+        NO_RENAME,
+        (sealed, "_mac", no_digest),
+        (ssd_tier, "digest", no_digest),
+        (session_log, "digest", no_digest),
+    ],
+    "session-first": [(store.Store, "persist", persist_session_first)],
+}
 
 
-def main():
+def plant(name: str) -> None:
+    """Put one of these writers in place of the package's."""
+    for owner, attribute, writer in WRITERS[name]:
+        setattr(owner, attribute, writer)
+
+
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--each-point", action="store_true", help="kill at every point once instead")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plant", default="")
+    parser.add_argument("--plant", choices=WRITERS, default="")
     options = parser.parse_args()
-    plant(options.plant)
+    if options.plant:
+        plant(options.plant)
     rng = random.Random(options.seed)
     named = itertools.cycle(itertools.product(range(1, MAX_OCCURRENCE + 1), faults.POINTS))
     killed = {"at a point": 0, "at random": 0}
-    points, violations, seed, began = set(), [], options.seed, time.process_time()
+    points: set[str] = set()
+    violations: list[str] = []
+    seed, began = options.seed, time.process_time()
 
-    def left():
+    def left() -> bool:
         if violations and options.plant:  # one is enough to say that it was caught
             return False
         if options.each_point:  # some points are on few children's way
             return len(points) < len(faults.POINTS) and seed < options.seed + 100 * len(faults.POINTS)
-        return sum(killed.values()) < options.kills
+        return sum(killed.values()) < int(options.kills)
 
     while left():
         with scratch() as parent:

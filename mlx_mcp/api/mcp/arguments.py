@@ -1,0 +1,241 @@
+"""What the tools can be called with: checked here, and described for the calling model."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from mlx_mcp.core.ports import Grammar, GrammarKind, Message
+from mlx_mcp.core.session import MAX_FORKS
+from mlx_mcp.engine.requests import GenerateRequest
+from mlx_mcp.errors import InvalidRequest
+from mlx_mcp.service.files import MAX_FILES
+
+MAX_TOKENS = 131_072
+MAX_BRANCHES = MAX_FORKS
+# A text that may be left out or null. Not `str | None`: of those the SDK parses what reads as JSON, such as the regular
+# expression "[0]", and then finds that it is no text.
+Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
+Functions = Annotated[
+    list[dict[str, Any]] | None,
+    Field(max_length=128, description="Functions in OpenAI's form that the model may ask for in `tool_calls`."),
+]
+
+
+class Arguments(ArgModelBase):
+    """A tool's arguments, none by default. A tool gets them whole, so that tools can share some by inheritance."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    def model_dump_one_level(self) -> dict[str, Any]:
+        """What the SDK calls the tool with."""
+        return {"given": self}
+
+
+class ContextArguments(Arguments):
+    """What comes before the prompt."""
+
+    system: Annotated[Text, Field(description="System prompt: role and rules; a session has its own already.")] = ""
+    files: Annotated[
+        list[str] | None,
+        Field(
+            max_length=MAX_FILES,
+            description="Paths of text files that the server reads and puts before the prompt: they cost you nothing.",
+        ),
+    ] = None
+    model: Annotated[Text, Field(description="A name from list_models; the default model if left out.")] = ""
+
+
+class Sampling(Arguments):
+    """How an answer is drawn, and what it must look like."""
+
+    max_tokens: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=MAX_TOKENS,
+            strict=True,
+            description="Longest answer, in tokens; 512 or what the context leaves if left out.",
+        ),
+    ] = None
+    temperature: Annotated[
+        float, Field(ge=0, le=5, description="0 takes the likeliest token each time; higher is more varied.")
+    ] = 0.0
+    top_p: Annotated[
+        float, Field(gt=0, le=1, description="Draw only from the likeliest tokens that together reach this.")
+    ] = 1.0
+    stop: Annotated[
+        list[str] | None, Field(max_length=16, description="Strings that end the answer; not part of it.")
+    ] = None
+    seed: Annotated[
+        int | None,
+        Field(ge=0, le=2**32 - 1, strict=True, description="The same seed gives the same text for the same call."),
+    ] = None
+    json_schema: Annotated[
+        dict[str, Any] | None, Field(description="The answer is JSON that obeys this schema, whatever the model.")
+    ] = None
+    regex: Annotated[Text, Field(description="The whole answer matches this (Rust's syntax).")] = ""
+    grammar: Annotated[Text, Field(description="The answer follows this Lark grammar, from `start`.")] = ""
+    reasoning: Annotated[
+        bool, Field(description="False asks a thinking model to answer at once; thoughts are never part of `text`.")
+    ] = True
+    top_k: Annotated[
+        int, Field(ge=0, strict=True, description="Draw only from so many of the likeliest tokens; 0: all.")
+    ] = 0
+    min_p: Annotated[
+        float,
+        Field(ge=0, le=1, description="Draw only from tokens at least this fraction as likely as the likeliest."),
+    ] = 0.0
+    repetition_penalty: Annotated[
+        float, Field(ge=0.01, le=10, description="Above 1: tokens of prompt and answer become less likely.")
+    ] = 1.0
+    presence_penalty: Annotated[
+        float, Field(ge=-2, le=2, description="Above 0: tokens of the answer become less likely.")
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float, Field(ge=-2, le=2, description="Above 0: the more often a token was in the answer, the less likely.")
+    ] = 0.0
+    logit_bias: Annotated[
+        dict[int, float] | None,
+        Field(max_length=1024, description="Token id to what is added to its logit, from -100 (never) to 100."),
+    ] = None
+
+    def request(self, messages: tuple[Message, ...], **more: Any) -> GenerateRequest:
+        """The request for an answer to `messages` that is drawn so.
+
+        Raises:
+            InvalidRequest: there are several grammars.
+        """
+        grammars = {
+            GrammarKind.JSON_SCHEMA: "" if self.json_schema is None else json.dumps(self.json_schema),
+            GrammarKind.REGEX: self.regex,
+            GrammarKind.LARK: self.grammar,
+        }
+        wanted = [Grammar(kind, source) for kind, source in grammars.items() if source]
+        if len(wanted) > 1:
+            raise InvalidRequest("Give one of json_schema, regex and grammar, not several.")
+        return GenerateRequest(
+            messages,
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            stop=tuple(self.stop or ()),
+            seed=self.seed,
+            grammar=wanted[0] if wanted else None,
+            reasoning=self.reasoning,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=tuple((self.logit_bias or {}).items()),
+            **more,
+        )
+
+
+class GenerateArguments(Sampling, ContextArguments):
+    """Of `generate`."""
+
+    prompt: Annotated[str, Field(description="What the model should do, with all it needs to know.")]
+    session: Annotated[
+        Text, Field(description="Handle or name of a session that goes on with this prompt; send only what is new.")
+    ] = ""
+    keep: Annotated[
+        bool | None,
+        Field(
+            description="With `session` true by default; false asks without changing it, and several such calls may "
+            "run at once. Without: true opens a session with this call, its handle comes back; false by default."
+        ),
+    ] = None
+    queue: Annotated[
+        bool, Field(description="Wait for a turn of the session that is under way, rather than hear session_busy.")
+    ] = False
+    tools: Functions = None
+    logprobs: Annotated[
+        int | None,
+        Field(ge=0, le=20, strict=True, description="Return log-probabilities, with so many alternatives a token."),
+    ] = None
+
+
+class BatchArguments(Sampling, ContextArguments):
+    """Of `generate_batch`."""
+
+    prompts: Annotated[
+        list[str],
+        Field(
+            min_length=1, max_length=MAX_BRANCHES, description="One prompt for each branch; they see only their own."
+        ),
+    ]
+    n: Annotated[
+        int,
+        Field(ge=1, le=MAX_BRANCHES, strict=True, description="Answers to each prompt; several need a temperature."),
+    ] = 1
+    session: Annotated[Text, Field(description="Handle or name of the session that every branch goes on from.")] = ""
+    keep: Annotated[bool, Field(description="Keep every branch in a session of its own; the handles come back.")] = (
+        False
+    )
+
+
+class EarlierMessage(BaseModel):
+    """A message of the context."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Annotated[Literal["user", "assistant"], Field(description="Whose it is; the system's goes in `system`.")]
+    content: Annotated[str, Field(description="Its text.")]
+
+
+class CreateArguments(ContextArguments):
+    """Of `create_session`."""
+
+    messages: Annotated[
+        list[EarlierMessage] | None,
+        Field(max_length=1024, description="Earlier messages, in order. A last one of the user is what prompts go on."),
+    ] = None
+    name: Annotated[
+        Text,
+        Field(description="Stands for the handle in every call: 1 to 64 letters, digits, dots, dashes, underscores."),
+    ] = ""
+    ttl_s: Annotated[
+        float | None,
+        Field(gt=0, le=31_536_000, description="Ends after so many seconds without use; the server's default: a day."),
+    ] = None
+    pinned: Annotated[
+        bool, Field(description="Never evict it to make room: it takes memory from all calls until it is closed.")
+    ] = False
+    ephemeral: Annotated[bool, Field(description="Forget what is cached of it as soon as it is closed or expires.")] = (
+        False
+    )
+    tools: Functions = None
+
+
+class ForkArguments(Arguments):
+    """Of `fork_session`."""
+
+    session: Annotated[str, Field(description="Handle or name of the session to go on from.")]
+    count: Annotated[
+        int | None,
+        Field(ge=1, le=MAX_FORKS, strict=True, description="How many; one for each of `names`, or one, if left out."),
+    ] = None
+    names: Annotated[list[str] | None, Field(max_length=MAX_FORKS, description="A name for each.")] = None
+    version: Annotated[Text, Field(description="Go on from this version, which persist_session made.")] = ""
+
+
+class PersistArguments(Arguments):
+    """Of `persist_session`."""
+
+    session: Annotated[str, Field(description="Handle or name of the session.")]
+    version: Annotated[
+        Text,
+        Field(description="Keep a snapshot under this name too, for fork_session."),
+    ] = ""
+
+
+class CloseArguments(Arguments):
+    """Of `close_session`."""
+
+    sessions: Annotated[list[str] | None, Field(max_length=1024, description="Handles or names.")] = None
+    all: Annotated[bool, Field(description="All of yours but persisted ones, instead of naming them.")] = False
