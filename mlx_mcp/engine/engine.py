@@ -23,14 +23,10 @@ from mlx_mcp.core.session import SessionStore
 from mlx_mcp.core.slots import Ledger
 from mlx_mcp.engine.awaited import (
     Awaited,
-    Encoding,
-    FileWork,
-    Memory,
+    CallState,
     ModelLoading,
-    Place,
     SessionReading,
     SessionTranslating,
-    SessionWriting,
     StoreOpening,
 )
 from mlx_mcp.engine.call import Call, Calls, Emit
@@ -203,7 +199,7 @@ class Engine:
     def stop(self) -> None:
         """Fail every call from now on, and have sessions written that are to be saved at the end.
 
-        Whoever waits for a session to be written, or for a transfer to end, goes on waiting.
+        Whoever waits for the disk goes on waiting.
         """
         self.stopped = True
         self.session_files.stop()
@@ -211,7 +207,7 @@ class Engine:
             self.persistence.engine_busy = False
         self.models.clear()
         for call in self.calls:
-            if not isinstance(call.awaits, SessionWriting | FileWork):
+            if call.state is not CallState.AWAITS_DISK:
                 self.calls.fail(call, EngineDead())
         if self.persistence is not None and self.persistence.options.autosave_s is not None:
             self.persistence.save_changed()
@@ -339,7 +335,7 @@ class Engine:
     def _look_at(self, call: Call, now: float) -> None:
         """Fail a generation that has waited for too long, or tell its caller what it waits for by now."""
         awaits = call.awaits_now
-        if not isinstance(awaits, Memory | Place | Encoding):
+        if call.state not in (CallState.AWAITS_MEMORY, CallState.AWAITS_TOKENS):
             call.since = now
         elif now - call.since > self.keeping.max_wait_s:
             self.turns.fail(call, self._too_long(call, now))

@@ -71,6 +71,7 @@ class Writing:
     """A session on its way to the store."""
 
     session: Session
+    log: tuple[int, ...]  # its tokens as they were
     last_block: Block | None  # of those in memory, which stay there until then
 
 
@@ -174,7 +175,7 @@ class Persistence:
         if options.ttl_s is None:
             ttl_s = max(ttl_s, self.options.keep_s)
         self.num_writings += 1
-        self.writing[self.num_writings] = Writing(session, last_block)
+        self.writing[self.num_writings] = Writing(session, log, last_block)
         session.num_saving += 1
 
         def write() -> tuple[SessionRecord, int]:
@@ -223,7 +224,8 @@ class Persistence:
         if writing.last_block is not None:
             self.cache.pool.release(writing.last_block)
         if not isinstance(outcome, MlxMcpError) and self.sessions.is_open(session):
-            self.sessions.saved(session, outcome[0])
+            # The log itself, not what came back equal: whether a session has changed since is told by identity.
+            self.sessions.saved(session, replace(outcome[0], tokens=writing.log))
         return session
 
     def _write_in_turns(self, store: Store, blocks: list[StoredBlock]) -> int:
