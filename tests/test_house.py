@@ -25,10 +25,11 @@ LAYERS = {
     "errors": ((), ()),
     "stats": ((), ()),
     "config": (("errors",), ("pydantic", "pydantic_settings", "platformdirs")),
-    "core": (("errors", "stats"), ()),
-    "engine": (("core", "errors", "stats"), ()),
+    "chat": (("errors",), ()),
+    "core": (("chat", "errors", "stats"), ()),
+    "engine": (("chat", "core", "errors", "stats"), ()),
     "mlx_backend": (
-        ("core", "errors"),
+        ("chat", "core", "errors"),
         ("mlx", "mlx_lm", "llguidance", "numpy", "jinja2", "threadpoolctl", "tokenizers"),
     ),
     "models": (("core", "errors"), ("huggingface_hub",)),
@@ -37,7 +38,7 @@ LAYERS = {
     "service": (("core", "engine", "errors"), ("anyio",)),
     "api": ((), ()),
     "api/mcp": (
-        ("service", "core", "engine", "models", "errors", "__init__"),
+        ("service", "chat", "core", "engine", "models", "errors", "__init__"),
         ("mcp", "mcp_types", "pydantic", "anyio"),
     ),
     "api/http": (("engine", "config"), ("mcp", "mcp_types", "pydantic", "starlette", "uvicorn", "h11")),
@@ -46,7 +47,7 @@ LAYERS = {
         ("mcp", "mcp_types", "pydantic", "anyio", "starlette", "uvicorn"),
     ),
     "wiring": (("config", "core", "engine", "errors", "mlx_backend", "models", "storage"), ()),
-    "doctor": (("config", "core", "engine", "errors", "mlx_backend", "models", "wiring", "__init__"), ("mlx",)),
+    "doctor": (("chat", "config", "core", "engine", "errors", "mlx_backend", "models", "wiring", "__init__"), ("mlx",)),
     "cli": (None, ("typer", "rich", "anyio")),
     "cli/sessions": (("cli", "config", "core", "errors", "storage"), ("typer", "rich")),
     "__main__": (("cli", "errors", "process"), ()),
@@ -88,14 +89,15 @@ def test_every_line_of_the_table_is_a_layer():
 
 def test_a_face_imports_no_other_and_nothing_below_the_service_imports_what_is_above_it():
     above = {"api", "hosting", "cli", "wiring", "doctor"}
+    below = {"chat", "core", "engine", "mlx_backend", "models", "storage", "process", "service"}
     for layer, (own, outside) in LAYERS.items():
         reached = {may.partition("/")[0] for may in own or ()}
         if layer.startswith("api"):
             assert not reached & above, layer
-        if layer.partition("/")[0] in ("core", "engine", "mlx_backend", "models", "storage", "process", "service"):
+        if layer.partition("/")[0] in below:
             assert not reached & above, layer
             assert not {"mcp", "mcp_types", "pydantic", "starlette"} & set(outside), layer
-    for layer in ("storage", "process", "core", "engine"):
+    for layer in ("chat", "storage", "process", "core", "engine"):
         assert LAYERS[layer][1] == (), layer
 
 

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mlx_mcp.core.cache.manager import KvCacheManager
 from mlx_mcp.core.layout import Payload
 from mlx_mcp.core.sequence import Sequence
 from mlx_mcp.core.slots import HEADROOM_TOKENS, SlotPool
-from mlx_mcp.core.steps import Chunk, Cut, Move, Restore, Step
+from mlx_mcp.core.steps import Admission, Chunk, Cut, Decode, Move, Restore, Step
 from mlx_mcp.errors import CapacityError, RequestTooLarge
 
 RETRY_AFTER_S = 5
@@ -42,6 +41,15 @@ class Limits:
     def __post_init__(self) -> None:
         """Refuse a budget that no chunk would ever fit."""
         assert min(self.prefill_tokens_idle, self.prefill_tokens_busy) >= self.chunk_tokens, "a budget below a chunk"
+
+
+@dataclass
+class Changes:
+    """Which rows begin, move and give up their slots before a step."""
+
+    released: list[int] = field(default_factory=list)  # sequence ids
+    admitted: dict[Sequence, Restore | None] = field(default_factory=dict)
+    moves: dict[Sequence, Move] = field(default_factory=dict)
 
 
 @dataclass
@@ -98,17 +106,20 @@ class Scheduler:
 
     def schedule(self) -> Step:
         """Make room for those that grow, admit what fits, and choose the next step's work."""
-        preempted: list[Sequence] = []
-        restores: dict[Sequence, Restore] = {}
-        moves = self._grow(preempted)
-        self._admit(preempted, restores)
-        decode = tuple(sequence for sequence in self.running if sequence.decoding)
-        chunks = self._chunks(busy=bool(decode))
-        cuts = () if self.cache is None else self.cache.plan(chunks, decode)
-        # Of those who move or begin some may have been preempted after all.
-        moves = [move for move in moves if move.sequence.slot is move.new]
-        begin = tuple(r for r in restores.values() if r.num_tokens and r.sequence.slot is not None)
-        return Step(chunks, decode, tuple(moves), begin, cuts, tuple(preempted))
+        changes = Changes()
+        self._grow(changes)
+        self._admit(changes)
+        decoding = [sequence for sequence in self.running if sequence.decoding]
+        chunks = self._chunks(busy=bool(decoding))
+        return Step(
+            chunks,
+            tuple(Decode(sequence.sequence_id, sequence.output_ids[-1]) for sequence in decoding),
+            tuple(changes.moves.values()),
+            tuple(r for r in changes.admitted.values() if r is not None and r.num_tokens),
+            self._cuts(chunks, [(sequence.sequence_id, sequence.num_computed + 1) for sequence in decoding]),
+            tuple(admission(sequence) for sequence in changes.admitted),
+            tuple(changes.released),
+        )
 
     def ahead(self, step: Step) -> Step | None:
         """The step after `step`, whose tokens are not known yet; None if that takes more than going on with its rows.
@@ -117,44 +128,36 @@ class Scheduler:
         """
         if self.waiting and not self.blocked:
             return None
-        drawing = step.drawing
-        going = [s for s in drawing if s in self.running and len(s.output_ids) + 1 < s.params.max_tokens]
-        fits = all(s.slot is not None and s.num_tokens - s.num_shared < s.slot.capacity for s in going)
-        if not going or not fits or set(self.running) - set(drawing):
+        drawing, repeating = set(step.drawing), set(step.repeating)
+        if any(s.sequence_id not in drawing for s in self.running):
             return None
-        computing = set(drawing) - set(step.repeating)
-        cuts = () if self.cache is None else self.cache.plan((), going, computing)
-        return Step(decode=tuple(going), cuts=cuts)
+        running = {s.sequence_id: s for s in self.running}
+        drawn = [running[i] for i in step.drawing if i in running]
+        going = [s for s in drawn if len(s.output_ids) + 1 < s.params.max_tokens]
+        if not going or not all(s.slot is not None and s.num_tokens - s.num_shared < s.slot.capacity for s in going):
+            return None
+        # Rows that get a token without a pass are no further after the step than they are known to be.
+        ends = [(s.sequence_id, s.num_computed + 1 + (s.sequence_id not in repeating)) for s in going]
+        return Step(decode=tuple(Decode(s.sequence_id, None) for s in going), cuts=self._cuts((), ends))
 
-    def commit(
-        self,
-        step: Step,
-        tokens: dict[int, int],
-        payloads: dict[Cut, Payload] | None = None,
-        keep: Callable[[Sequence], None] | None = None,
-    ) -> list[Sequence]:
-        """Take the step's new tokens, by sequence id; returns the sequences that finished, which hold no place more.
+    def commit(self, step: Step, tokens: dict[int, int], payloads: dict[Cut, Payload] | None = None) -> tuple[int, ...]:
+        """Take a step's new tokens, by sequence id, and what its cuts gave; returns the sequences that have ended.
 
-        `payloads` are what its cuts gave; `keep` is called for each that finished while it still has its row.
+        These still have their rows, so that their ends can be kept; whoever has kept them calls `remove`.
         """
-        finished = []
+        running = {s.sequence_id: s for s in self.running}  # of a step that was run ahead some may have ended meanwhile
         for chunk in step.prefill:
-            chunk.sequence.num_computed = chunk.end
-        running = set(self.running)  # a step that was run ahead may hold sequences that ended meanwhile
-        for sequence in step.decode:
-            sequence.num_computed += sequence in running
-        for sequence in step.drawing:
-            if sequence.sequence_id in tokens and sequence in running:
-                sequence.append(tokens[sequence.sequence_id])
-                if sequence.finish_reason is not None:
-                    finished.append(sequence)
+            if chunk.sequence_id in running:
+                running[chunk.sequence_id].num_computed = chunk.end
+        for sequence_id in step.decoding:
+            if sequence_id in running:
+                running[sequence_id].num_computed += 1
+        drawn = [running[i] for i in step.drawing if i in tokens and i in running]
+        for sequence in drawn:
+            sequence.append(tokens[sequence.sequence_id])
         if self.cache is not None:
             self.cache.commit(step.cuts, payloads or {})
-        for sequence in finished:
-            if keep is not None:
-                keep(sequence)
-            self.remove(sequence)
-        return finished
+        return tuple(sequence.sequence_id for sequence in drawn if sequence.finish_reason is not None)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence wherever it is: finished, cancelled or failed."""
@@ -180,7 +183,7 @@ class Scheduler:
     def preempt_all(self) -> None:
         """Have every running sequence computed again from its tokens, in the same order."""
         for sequence in reversed(list(self.running)):
-            self._preempt(sequence, [])
+            self._preempt(sequence, Changes())
 
     def num_ahead(self, sequence: Sequence) -> int:
         """How many sequences are admitted before this one if nobody comes and all are of one group; 0 once it runs."""
@@ -206,9 +209,8 @@ class Scheduler:
 
     # Memory
 
-    def _grow(self, preempted: list[Sequence]) -> list[Move]:
+    def _grow(self, changes: Changes) -> None:
         """Give every sequence that is full a larger slot; the youngest give way, at last the one itself."""
-        moves = []
         for sequence in list(self.running):
             old = sequence.slot
             if old is None or sequence.num_tokens - sequence.num_shared <= old.capacity:
@@ -216,21 +218,20 @@ class Scheduler:
             need = self._need(sequence) - sequence.num_shared
             new = self.pool.take(need)
             while new is None and sequence in self.running:
-                self._preempt(self.running[-1], preempted)
+                self._preempt(self.running[-1], changes)
                 new = self.pool.take(need) if sequence in self.running else None
             if new is not None:
                 # Only after the copy is the old slot free, but the runner copies before anything else is written.
                 self.pool.give_back(old)
                 sequence.slot = new
-                moves.append(Move(sequence, old, new))
-        return moves
+                changes.moves[sequence] = Move(sequence.sequence_id, old, new)
 
     def _need(self, sequence: Sequence) -> int:
         """Tokens to have room for: what is there and some to come; more for one that has shown that it goes on."""
         some = max(HEADROOM_TOKENS, sequence.num_tokens // 4) if sequence.output_ids else HEADROOM_TOKENS
         return min(sequence.num_tokens + some, sequence.max_length)
 
-    def _preempt(self, sequence: Sequence, preempted: list[Sequence]) -> None:
+    def _preempt(self, sequence: Sequence, changes: Changes) -> None:
         """Take a sequence's slot; it is the next of its session, and its session the next of all."""
         self._leave(sequence)
         sequence.num_computed = 0
@@ -238,7 +239,9 @@ class Scheduler:
         queue = self.waiting.pop(sequence.session, deque())
         queue.appendleft(sequence)
         self.waiting = {sequence.session: queue, **self.waiting}
-        preempted.append(sequence)
+        changes.released.append(sequence.sequence_id)
+        changes.admitted.pop(sequence, None)
+        changes.moves.pop(sequence, None)
 
     def _leave(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -255,7 +258,7 @@ class Scheduler:
 
     # Turns
 
-    def _admit(self, preempted: list[Sequence], restores: dict[Sequence, Restore]) -> None:
+    def _admit(self, changes: Changes) -> None:
         """Give places to the sessions in turn, as long as there are places and memory; the group with the fewest first.
 
         Whoever has the turn and does not fit keeps it: nobody small slips past for ever, of this model or another. A
@@ -269,7 +272,7 @@ class Scheduler:
                 self._give_up_first()
                 return
             full = len(self.running) >= self.limits.max_running
-            if full or not self._place(self.waiting[session][0], restores):
+            if full or not self._place(self.waiting[session][0], changes):
                 claim = self._claim()
                 if claim is None:
                     self.blocked = full
@@ -278,10 +281,10 @@ class Scheduler:
                     return
                 idle, crowding = claim
                 crowding.gave_way = True
-                self._preempt(crowding, preempted)
+                self._preempt(crowding, changes)
                 self._to_the_end(crowding.session)
                 session = idle
-                if not self._place(self.waiting[session][0], restores):
+                if not self._place(self.waiting[session][0], changes):
                     return
             sequence = self.waiting[session].popleft()
             self.running.append(sequence)
@@ -299,15 +302,17 @@ class Scheduler:
         free = self.pool.ledger.limit_bytes - self.cache.pool.protected_bytes
         return self.pool.alone_bytes(self._need(sequence)) > free or self.cache.held(sequence)
 
-    def _place(self, sequence: Sequence, restores: dict[Sequence, Restore]) -> bool:
+    def _place(self, sequence: Sequence, changes: Changes) -> bool:
         """Give a sequence a slot, and note what its row begins with; False if there is no memory."""
+        restore = None
         if self.cache is None:
             sequence.slot = self.pool.take(self._need(sequence))
-            return sequence.slot is not None
-        restore = self.cache.admit(sequence, self._need(sequence))
-        if restore is not None:
-            restores[sequence] = restore
-        return restore is not None
+        else:
+            restore = self.cache.admit(sequence, self._need(sequence))
+        if sequence.slot is None:
+            return False
+        changes.admitted[sequence] = restore
+        return True
 
     def _give_up_first(self) -> None:
         if self.pool.ledger.first is self.pool:
@@ -353,6 +358,12 @@ class Scheduler:
         if queue:
             self.waiting[session] = queue
 
+    # Work
+
+    def _cuts(self, chunks: tuple[Chunk, ...], decode: list[tuple[int, int]]) -> tuple[Cut, ...]:
+        """The blocks that these chunks fill, and these rows, by id, which have so many tokens by then."""
+        return () if self.cache is None else self.cache.plan(chunks, decode)
+
     def _chunks(self, busy: bool) -> tuple[Chunk, ...]:
         """Prefill chunks within the budget: each goes to the session that has gone without for longest.
 
@@ -372,7 +383,7 @@ class Scheduler:
             if used + end - start > budget:
                 break
             used += end - start
-            chunks.append(Chunk(sequence, start, end, last=end == sequence.num_tokens))
+            chunks.append(Chunk(sequence.sequence_id, start, end, last=end == sequence.num_tokens))
             self.clock += 1
             self.turns[sequence.session] = self.group_turns[sequence.group] = self.clock
             starts[sequence] = end
@@ -380,3 +391,17 @@ class Scheduler:
                 del starts[sequence]
                 budget = self.limits.prefill_tokens_busy
         return tuple(chunks)
+
+
+def admission(sequence: Sequence) -> Admission:
+    """What a runner must know of a sequence that has just got its slot."""
+    assert sequence.slot is not None, f"sequence {sequence.sequence_id} is admitted without a slot"
+    return Admission(
+        sequence.sequence_id,
+        sequence.prompt_ids,
+        tuple(sequence.output_ids),
+        sequence.params,
+        sequence.stop_ids,
+        sequence.slot,
+        sequence.prefix,
+    )

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from mlx_mcp.core.cache.misses import Miss
+from mlx_mcp.core.sampling import Sampling
 from mlx_mcp.core.slots import SharedPrefix, Slot
 
 
@@ -19,29 +20,10 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True)
-class SamplingParams:
-    """How the next token is chosen.
-
-    `temperature` 0 is greedy. Then, in this order: `top_k` keeps the k likeliest tokens (0: all), `top_p` the smallest
-    set of the likeliest of these whose probability reaches it, both with whatever is as likely as their last one, and
-    `min_p` those at least that fraction as likely as the likeliest. Before all that, `repetition_penalty` divides the
-    positive logits of every token of prompt and output and multiplies the negative ones (Keskar et al., arXiv
-    1909.05858), `presence_penalty` and `frequency_penalty` are taken off the logits of output tokens once or once per
-    occurrence (as in OpenAI's API), and `logit_bias` is added to the logits of the tokens it names. `logprobs` reports
-    each token's log-probability with those of that many of the likeliest tokens. The same `seed` on the same tokens
-    draws the same text, whatever else is running.
-    """
+class SamplingParams(Sampling):
+    """How a sequence's tokens are chosen: Sampling with all settled that a call may leave open."""
 
     max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    logprobs: int | None = None
     seed: int = 0
 
 
@@ -79,7 +61,6 @@ class Sequence:
     num_kept: int = 0  # tokens whose keys and values its session had when they were last computed
     estranged: bool = False  # these were another model's, or computed otherwise
     ephemeral: bool = False  # what it computes never leaves memory
-    constraint: Constraint | None = None
     output_ids: list[int] = field(default_factory=list)
     num_computed: int = 0  # tokens whose keys and values are in the cache
     slot: Slot | None = None  # where these are; None while it waits

@@ -9,7 +9,8 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from mlx_mcp.core.ports import ChatTokenizer, Prompt
+from mlx_mcp.chat.prompt import Prompt
+from mlx_mcp.core.ports import ChatTokenizer
 from mlx_mcp.core.session import SessionInfo
 from mlx_mcp.engine.requests import GenerateRequest
 
@@ -26,7 +27,7 @@ def encode(
     """
     reasoning = request.reasoning and request.grammar is None
     if session is not None:
-        return tokenizer.encode_turn(request.messages[-1].content, session.after, session.tools, reasoning, gone)
+        return tokenizer.encode_turn(request.messages[-1].text, session.after, session.tools, reasoning, gone)
     if request.context:
         return Prompt(tokenizer.encode_context(list(request.messages), request.tools, gone))
     return tokenizer.encode_chat(list(request.messages), request.tools, reasoning, gone)

@@ -11,7 +11,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
-from mlx_mcp.core.ports import LoadedModel, ModelRegistry, ModelSpec, Prompt
+from mlx_mcp.chat.prompt import Prompt
+from mlx_mcp.core.ports import LoadedModel, ModelRegistry, ModelSpec
 from mlx_mcp.core.sequence import Constraint, FinishReason, SamplingParams
 from mlx_mcp.core.session import SessionInfo
 from mlx_mcp.engine.answer import Answer
@@ -201,5 +202,5 @@ def turn_of(request: GenerateRequest, session: SessionInfo | None) -> Turn:
         context = "assistant" if request.messages[-1].role == "assistant" else "user"
     if session is None:
         return Turn(request.tenant, opens=request.opens, tools=request.tools, context=context)
-    shorten = request.max_tokens is None
+    shorten = request.sampling.max_tokens is None
     return Turn(request.tenant, session.session_id, session.after, request.keep, request.queue, shorten)

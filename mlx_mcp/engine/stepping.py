@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from mlx_mcp.core.ports import StepResult
-from mlx_mcp.core.sequence import FinishReason, Sequence
+from mlx_mcp.core.sequence import FinishReason
 from mlx_mcp.core.steps import Step
-from mlx_mcp.engine.call import Calls
-from mlx_mcp.engine.messages import Event, Prefilled, Token, Waiting
+from mlx_mcp.engine.call import Call, Calls
+from mlx_mcp.engine.messages import Prefilled, Token, Waiting
 from mlx_mcp.engine.persistence import Persistence
 from mlx_mcp.engine.residents import Resident
 from mlx_mcp.engine.turns import Turns
@@ -37,16 +37,12 @@ class Stepping:
         try:
             if step is None or flight is None:
                 step = scheduler.schedule()
-                self.num_preemptions += len(step.preempted)
-                for sequence in step.preempted:
-                    runner.release(sequence.sequence_id)
-                    if sequence.slot is None:  # else it has a place again already
-                        self._tell(sequence, Waiting(scheduler.num_ahead(sequence)))
-                if not step.sequences:
+                self._tell_preempted(step.released)
+                if not (step.rows or step.released):
                     return False
                 started = self.clock()
                 flight = runner.launch(step)
-            if not any(runner.must_wait(sequence) for sequence in step.drawing):
+            if not any(runner.must_wait(call_id) for call_id in step.drawing):
                 resident.step = scheduler.ahead(step)
             if resident.step is not None:
                 resident.flight = runner.launch(resident.step)
@@ -70,42 +66,45 @@ class Stepping:
         logger.exception("a step failed", exc_info=error)
         steps = [step] if resident.step is None else [step, resident.step]
         resident.step = resident.flight = None
-        for sequence in step.sequences:
-            self.turns.fail_row(sequence.sequence_id, repr(error))
+        for call in self._calls(step.rows):
+            self.turns.fail_row(call, repr(error))
         resident.scheduler.abandon(*steps)
         resident.model.runner.reset()
 
-    def _tell(self, sequence: Sequence, event: Event) -> None:
-        call = self.calls.get(sequence.sequence_id)
-        if call is not None:
-            self.turns.tell(call, event)
+    def _tell_preempted(self, call_ids: tuple[int, ...]) -> None:
+        """Tell those that gave up their places that they wait."""
+        self.num_preemptions += len(call_ids)
+        for call in self._calls(call_ids):
+            sequence, resident = call.row
+            if sequence.slot is None:  # else it has a place again already
+                self.turns.tell(call, Waiting(resident.scheduler.num_ahead(sequence)))
 
     def _commit(self, resident: Resident, step: Step, result: StepResult) -> None:
         cache = resident.scheduler.cache
-        for call_id, logits in result.logits.items():
-            call = self.calls.get(call_id)
-            if call is not None and cache is not None and not call.submit.turn.context:
-                cache.remember(call.row[0], logits)
-        finished = resident.scheduler.commit(step, result.tokens, result.payloads, self.turns.keep)
-        for call_id, cause in result.failed.items():
-            call = self.calls.get(call_id)
-            if call is not None and cache is not None:
+        for call in self._calls(result.logits):
+            if cache is not None and not call.submit.turn.context:
+                cache.remember(call.row[0], result.logits[call.call_id])
+        ended = self._calls(resident.scheduler.commit(step, result.tokens, result.payloads))
+        for call in ended:
+            self.turns.keep(call)
+            resident.scheduler.remove(call.row[0])
+        for call in self._calls(result.failed):
+            if cache is not None:
                 cache.distrust(call.row[0])
-            self.turns.fail_row(call_id, cause)
-        for sequence in step.prompting:
+            self.turns.fail_row(call, result.failed[call.call_id])
+        for call in self._calls(step.prompting):
+            sequence = call.row[0]
             if not sequence.num_preemptions:  # else the caller has heard it
-                self._tell(
-                    sequence,
-                    Prefilled(sequence.num_computed, sequence.num_cached, sequence.num_restored, sequence.miss),
-                )
-        for sequence in step.drawing:
-            call = self.calls.get(sequence.sequence_id)
-            if call is None or call.submit.turn.context or sequence.sequence_id not in result.tokens:
-                continue
-            if sequence.finish_reason is not FinishReason.STOP:
-                token = Token(sequence.output_ids[-1], result.logprobs.get(sequence.sequence_id))
-                self.turns.tell(call, token)
-        for sequence in finished:
-            call = self.calls.get(sequence.sequence_id)
-            if call is not None:
+                event = Prefilled(sequence.num_computed, sequence.num_cached, sequence.num_restored, sequence.miss)
+                self.turns.tell(call, event)
+        for call in self._calls(step.drawing):
+            sequence, drawn = call.row[0], call.call_id in result.tokens and not call.submit.turn.context
+            if drawn and sequence.finish_reason is not FinishReason.STOP:
+                self.turns.tell(call, Token(sequence.output_ids[-1], result.logprobs.get(call.call_id)))
+        for call in ended:
+            if not call.ended:
                 self.turns.end(call)
+
+    def _calls(self, call_ids: Iterable[int]) -> list[Call]:
+        """The calls of a step's rows that have not ended."""
+        return [call for call_id in call_ids if (call := self.calls.get(call_id)) is not None]

@@ -89,7 +89,6 @@ class Turns:
                 call.submit,
                 prompt_ids=command.prompt_ids,
                 params=command.params,
-                constraint=command.constraint,
                 turn=replace(call.submit.turn, after=command.after),
             )
             self.begin_or_fail(call)
@@ -110,19 +109,16 @@ class Turns:
         known = sequence.num_computed
         del sequence.output_ids[num_output:]
         sequence.num_computed, sequence.finish_reason = min(known, sequence.num_tokens), FinishReason.STOP
-        self.keep(sequence, exact=sequence.num_computed == known)
+        self.keep(call, exact=sequence.num_computed == known)
         resident.scheduler.remove(sequence)
         self.end(call)
 
-    def keep(self, sequence: Sequence, exact: bool = True) -> None:
-        """Have the cache, and its session, keep what has come of a sequence that is about to give up its row.
+    def keep(self, call: Call, exact: bool = True) -> None:
+        """Have the cache, and its session, keep what has come of a generation that is about to give up its row.
 
         `exact` is whether the row ends where the sequence does.
         """
-        call = self.calls.get(sequence.sequence_id)
-        if call is None:
-            return
-        resident, turn, session, leaf = call.row[1], call.submit.turn, call.session, None
+        (sequence, resident), turn, session, leaf = call.row, call.submit.turn, call.session, None
         cache = resident.scheduler.cache
         if turn.context:
             sequence.output_ids.clear()
@@ -168,11 +164,9 @@ class Turns:
         self.drop(call)
         self.calls.tell(call, Failed(error))
 
-    def fail_row(self, call_id: int, cause: str) -> None:
+    def fail_row(self, call: Call, cause: str) -> None:
         """End a generation whose row could not be computed."""
-        call = self.calls.get(call_id)
-        if call is not None:
-            self.fail(call, GenerationFailed(f"The generation failed: {cause.rstrip('.')}. Try again."))
+        self.fail(call, GenerationFailed(f"The generation failed: {cause.rstrip('.')}. Try again."))
 
     def tell(self, call: Call, event: Event) -> None:
         """Tell a generation's caller; if nobody listens any more, it ends."""
@@ -274,7 +268,6 @@ class Turns:
             lane,
             turn.tenant,
             num_kept,
-            constraint=command.constraint,
             group=command.group,
         )
         if scheduler.cache is None and (session is not None or turn.opens is not None):
@@ -288,6 +281,8 @@ class Turns:
             call.session = self.sessions.open(turn.tenant, command.model, turn.opens, turn.tools, call.call_id)
         scheduler.add(sequence)
         call.sequence, call.resident, call.since = sequence, resident, self.clock()
+        if command.constraint is not None:
+            resident.model.runner.constrain(call.call_id, command.constraint)
         if session is not None and turn.keep:
             self.sessions.begin(session, call.call_id)
             call.session = session

@@ -8,7 +8,8 @@ from typing import Any
 
 from mlx_lm.generate import TextStateMachine, make_text_state_machine
 
-from mlx_mcp.core.ports import Piece, TextKind, ToolCall
+from mlx_mcp.chat.answer import Piece, TextKind
+from mlx_mcp.chat.message import ToolCall
 from mlx_mcp.mlx_backend.detokenizer import StreamDetokenizer
 
 # mlx_lm has no types.

@@ -12,7 +12,8 @@ from typing import Any
 
 from mlx_lm import tokenizer_utils
 
-from mlx_mcp.core.ports import Message, never
+from mlx_mcp.chat.message import Message
+from mlx_mcp.core.ports import never
 from mlx_mcp.errors import InvalidRequest, MlxMcpError
 from mlx_mcp.mlx_backend.control_tokens import ControlTokens, MarkedText, unused_characters
 from mlx_mcp.mlx_backend.text_processes import Overdue, TextProcesses
@@ -127,7 +128,7 @@ class ChatTemplate:
             ) from error
 
     def _render(self, chat: Chat) -> Rendered:
-        messages = [{"role": m.role, "content": m.content} for m in chat.messages]
+        messages = [message.to_template() for message in chat.messages]
         plain = {"messages": messages, "tools": list(chat.tools)}
         text = json.dumps([plain, chat.turn], ensure_ascii=False)
         text.encode()  # refuses half surrogates, for which there are no tokens
@@ -184,7 +185,7 @@ def ending_in(role: str) -> list[Message]:
     return [Message("user", "x"), Message("assistant", "")] if role == "assistant" else [Message("user", "")]
 
 
-def continued(messages: list[dict[str, str]], mark: str, turn: str) -> list[dict[str, str]]:
+def continued(messages: list[dict[str, Any]], mark: str, turn: str) -> list[dict[str, Any]]:
     """The messages with `mark` and the user's `turn` after the last one, or in it if that is the user's."""
     *before, last = messages
     if last["role"] == "assistant":

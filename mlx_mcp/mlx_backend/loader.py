@@ -29,7 +29,7 @@ from mlx_mcp.mlx_backend.streams import clear_streams
 from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
 
 SLICE_BYTES = 64 << 20
-HASHED_BYTES = 64 << 20  # weights of so many bytes are told apart by what is in them
+HASHED_BYTES = 64 << 20  # weights of up to so many bytes are told apart by their content
 FALLBACK_CONTEXT_TOKENS = 4096  # where neither config nor tokenizer says
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from mlx_lm.utils import load_tokenizer
 
-from mlx_mcp.core.ports import Grammar, Message, Prompt, never
+from mlx_mcp.chat.message import Message
+from mlx_mcp.chat.prompt import Grammar, Prompt
+from mlx_mcp.core.ports import never
 from mlx_mcp.core.sequence import Constraint
 from mlx_mcp.errors import InvalidRequest
 from mlx_mcp.mlx_backend.answer_reader import AnswerReader, formats

@@ -65,16 +65,15 @@ class House:
 
     def step(self) -> Step:
         step = self.scheduler.schedule()
-        for s in step.preempted:
-            self.runner.release(s.sequence_id)
         self.check()
+        live = {s.sequence_id: s for s in self.scheduler.running}
         result = self.runner.launch(step).collect()
-        for s in step.drawing:
-            if s.sequence_id in result.logits:
-                self.cache.remember(s, result.logits[s.sequence_id])
-        ended = self.scheduler.commit(step, result.tokens, result.payloads, self.keep)
-        for s in ended:
-            self.runner.release(s.sequence_id)
+        for sequence_id, logits in result.logits.items():
+            self.cache.remember(live[sequence_id], logits)
+        for sequence_id in self.scheduler.commit(step, result.tokens, result.payloads):
+            self.keep(live[sequence_id])
+            self.scheduler.remove(live[sequence_id])
+            self.runner.release(sequence_id)
         self.check()
         assert not self.cache.references, "a step that was computed needs no block any more"
         return step

@@ -19,8 +19,8 @@ from mlx_mcp.core.cache.prefixes import usable
 from mlx_mcp.core.layout import Part
 from mlx_mcp.core.ports import LoadedModel, PreparedModel
 from mlx_mcp.core.slots import capacity_for
+from mlx_mcp.mlx_backend.cache_tree import leaves
 from mlx_mcp.mlx_backend.layers import read
-from mlx_mcp.mlx_backend.rows import leaves
 from mlx_mcp.mlx_backend.runner import Runner
 from tests.comparing import assert_same, within
 from tests.effort import THOROUGH, drawn

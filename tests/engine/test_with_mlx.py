@@ -7,7 +7,9 @@ import re
 import jsonschema
 import pytest
 
-from mlx_mcp.core.ports import Grammar, GrammarKind, Message
+from mlx_mcp.chat.message import Message
+from mlx_mcp.chat.prompt import Grammar, GrammarKind
+from mlx_mcp.core.sampling import PARAMETERS, Sampling
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import FinishReason
 from mlx_mcp.engine.client import EngineClient
@@ -54,7 +56,8 @@ def client():
 
 def ask(text, system=None, **settings):
     messages = (Message("system", system),) if system else ()
-    return GenerateRequest((*messages, Message("user", text)), **settings)
+    drawn = {name: settings.pop(name) for name in PARAMETERS if name in settings}
+    return GenerateRequest((*messages, Message("user", text)), sampling=Sampling(**drawn), **settings)
 
 
 async def answer(client, request):

@@ -11,6 +11,7 @@ import pytest
 
 from mlx_mcp.config import Config
 from mlx_mcp.core.scheduler import Limits
+from mlx_mcp.engine.messages import Submit
 from mlx_mcp.hosting import connections as connections_module
 from mlx_mcp.hosting.connections import Connections, client_name
 from mlx_mcp.process.daemon import window
@@ -134,30 +135,38 @@ async def test_a_connection_that_ends_frees_its_rows_within_a_step_and_no_others
         await until(lambda: len(served.engine.thread._inbox) == 3)
         runner.gate.allow(1)
         await until(lambda: len(runner.steps) == 2)
-        assert len(runner.steps[1].sequences) == 4
+        assert len(runner.steps[1].rows) == 4
         goes.writer.transport.abort()  # as the system closes it for a process that was killed
         await until(lambda: len(served.engine.thread._inbox) == 3)
         runner.gate.allow(1)
         await until(lambda: len(runner.steps) == 3)
-        assert len(runner.steps[2].sequences) == 1
+        assert len(runner.steps[2].rows) == 1
         runner.gate.set()
         assert (await stays.answer(2))["result"]["structuredContent"]["completion_tokens"] == 20
 
 
-async def test_one_call_is_in_the_next_step_while_another_connection_has_thirty():
+async def test_one_call_is_in_the_next_step_while_another_connection_has_thirty(monkeypatch):
     async with serving(Limits(max_running=4)) as served:
+        groups, send = {}, served.engine.thread.send
+
+        def note(command):
+            if isinstance(command, Submit):
+                groups[command.sequence_id] = command.group
+            send(command)
+
+        monkeypatch.setattr(served.engine.thread, "send", note)
         many, one = await served.join(), await served.join()
         runner = await held(many, served.engine, max_tokens=90)
         await many.send(*(call(i, max_tokens=90) for i in range(3, 32)))
         await until(lambda: len(served.engine.thread._inbox) == 29)
         runner.gate.allow(1)
         await until(lambda: len(runner.steps) == 2)
-        assert [s.group for s in runner.steps[1].sequences] == ["1"] * 4
+        assert [groups[i] for i in runner.steps[1].rows] == ["1"] * 4
         await one.send(call(1, max_tokens=5))
         await until(lambda: served.engine.thread._inbox)
         runner.gate.allow(1)
         await until(lambda: len(runner.steps) == 3)
-        assert sorted(s.group for s in runner.steps[2].sequences) == ["1", "1", "1", "2"]
+        assert sorted(groups[i] for i in runner.steps[2].rows) == ["1", "1", "1", "2"]
 
 
 async def test_status_says_what_each_connection_waits_for():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_mcp.core.ports import ToolCall
+from mlx_mcp.chat.message import ToolCall
 from tests.mlx_backend.tokenizers_made import (
     HARMONY,
     LFM,

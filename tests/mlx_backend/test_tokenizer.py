@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_mcp.core.ports import Grammar, GrammarKind, Message
+from mlx_mcp.chat.message import Message, ToolCall
+from mlx_mcp.chat.prompt import Grammar, GrammarKind
 from mlx_mcp.errors import InvalidRequest
 from tests.mlx_backend.tokenizers_made import (
     ANSWERED,
@@ -300,3 +301,22 @@ def test_a_grammar_is_compiled_over_the_models_vocabulary(embedded):
     constraint = embedded.compile(Grammar(GrammarKind.REGEX, "yes|no"), 1024)
     allowed = int.from_bytes(constraint.mask(), "little")
     assert {embedded.token_text(i)[0] for i in range(1024) if allowed >> i & 1} == {"y", "n"}
+
+
+def test_tool_calls_and_their_results_are_rendered_as_the_template_has_them(embedded):
+    call = Message("assistant", tool_calls=(ToolCall("look", {"at": "<|end|>"}, "1"),))
+    prompt = embedded.encode_chat([*HI, call, Message("tool", "open", call_id="1", name="look")], LOOK)
+    assert embedded.decode(prompt.ids) == (
+        "<|begin|><|system|>Tools: look().<|end|><|user|>hi<|end|>"
+        '<|assistant|><tool_call>{"name": "look", "arguments": {"at": "<|end|>"}}</tool_call><|end|>'
+        "<|tool|>open<|end|><|assistant|>"
+    )
+    (end,) = embedded.stop_ids
+    assert prompt.ids.count(end) == 4  # the one in the arguments is text
+
+
+def test_reasoning_reaches_a_template_that_shows_it(tmp_path):
+    template = "{% for m in messages %}{{ m.role }}:{{ m.reasoning_content or '-' }}:{{ m.content }}|{% endfor %}"
+    tokenizer = make_tokenizer(tmp_path, template)
+    prompt = tokenizer.encode_chat([Message("assistant", "yes", reasoning="so"), *HI])
+    assert tokenizer.decode(prompt.ids) == "assistant:so:yes|user:-:hi|"

@@ -4,7 +4,8 @@ from itertools import groupby, pairwise
 
 from tokenizers import Tokenizer, decoders, models, normalizers
 
-from mlx_mcp.core.ports import Message, Prompt
+from mlx_mcp.chat.message import Message
+from mlx_mcp.chat.prompt import Prompt
 from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
 from tests.models_made import TEMPLATE, write_tokenizer
 

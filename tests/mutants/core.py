@@ -265,8 +265,8 @@ MUTANTS = [
     fault(
         "oldest row preempted in place of the youngest",
         "core/scheduler.py",
-        "self._preempt(self.running[-1], preempted)",
-        "self._preempt(self.running[0], preempted)",
+        "self._preempt(self.running[-1], changes)",
+        "self._preempt(self.running[0], changes)",
         "test_scheduler.py::test_when_memory_runs_out_the_youngest_gives_way_keeps_its_tokens_and_comes_back",
     ),
     fault(
@@ -326,6 +326,13 @@ MUTANTS = [
         "if used + end - start > budget:",
         "if used > budget:",
         "test_scheduler.py::test_a_budget_is_never_exceeded",
+    ),
+    fault(
+        "row fed with the token before its latest",
+        "core/scheduler.py",
+        "Decode(sequence.sequence_id, sequence.output_ids[-1])",
+        "Decode(sequence.sequence_id, sequence.tokens(0, sequence.num_tokens)[-2])",
+        "test_scheduler.py::test_a_decoding_row_is_fed_its_latest_token",
     ),
     fault(
         "running ahead of a full slot",

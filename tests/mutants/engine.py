@@ -130,8 +130,8 @@ MUTANTS = [
     fault(
         "failed row not told",
         "engine/stepping.py",
-        "            self.turns.fail_row(call_id, cause)\n",
-        "            self.turns.drop(self.calls.by_id[call_id])\n",
+        "            self.turns.fail_row(call, result.failed[call.call_id])\n",
+        "            self.turns.drop(call)\n",
         "test_engine.py::test_a_broken_row_fails_alone",
     ),
     fault(

@@ -27,7 +27,7 @@ MUTANTS = [
     fault(
         "draw goes by the row's place in the batch",
         "mlx_backend/runner.py",
-        "index = self.rows.lengths[sequence_id] - len(sequence.prompt_ids)",
+        "index = self.rows.lengths[row.sequence_id] - len(row.prompt_ids)",
         "index = len(rows)",
         "test_runner.py::test_a_seed_draws_the_same_text_alone_and_among_others",
     ),
@@ -97,31 +97,31 @@ MUTANTS = [
     fault(
         "constraint not told of its token",
         "mlx_backend/runner.py",
-        "                        sequence.constraint.accept(choice.token_id)\n",
+        "                        row.constraint.accept(choice.token_id)\n",
         "                        pass\n",
         "test_runner.py::test_every_row_obeys_its_own_constraint_token_by_token",
     ),
     fault(
         "grammar mask one token late",
         "mlx_backend/runner.py",
-        "                    mask = sequence.constraint.mask()\n",
-        "                    masks = sequence.__dict__.setdefault('masks', [])\n"
-        "                    masks.append(sequence.constraint.mask())\n"
+        "                    mask = row.constraint.mask()\n",
+        "                    masks = row.__dict__.setdefault('masks', [])\n"
+        "                    masks.append(row.constraint.mask())\n"
         "                    mask = masks[max(0, len(masks) - 2)]\n",
         "test_runner.py::test_every_row_obeys_its_own_constraint_token_by_token",
     ),
     fault(
-        "row fed with the token before its latest",
+        "a row ahead is fed another row's token",
         "mlx_backend/runner.py",
-        "positions = [self.rows.lengths[s.sequence_id] - 1 for s in sequences]",
-        "positions = [self.rows.lengths[s.sequence_id] - 2 for s in sequences]",
-        "test_runner.py::test_a_row_alone_is_what_mlx_lm_itself_computes[llama]",
+        "        if order != sequence_ids:\n",
+        "        if len(order) != len(sequence_ids):\n",
+        "test_replay.py::test_a_row_ahead_is_fed_its_own_token_whatever_the_order",
     ),
     fault(
         "rope offset one late after a restore",
         "mlx_backend/rows.py",
-        "        self.lengths[sequence.sequence_id] = num_tokens\n        mx.eval",
-        "        self.lengths[sequence.sequence_id] = num_tokens + 1\n        mx.eval",
+        "        self.lengths[sequence_id] = num_tokens\n        mx.eval",
+        "        self.lengths[sequence_id] = num_tokens + 1\n        mx.eval",
         "test_layers.py::test_many_rows_restored_at_once_go_on_in_one_batch[llama]",
     ),
     fault(
@@ -169,16 +169,16 @@ MUTANTS = [
     ),
     fault(
         "row moved without its last token",
-        "mlx_backend/rows.py",
+        "mlx_backend/slotted_rows.py",
         "layer.copy(move.old, move.new, self.lengths[sequence_id] - num_shared(self.prefixes[sequence_id]))",
         "layer.copy(move.old, move.new, self.lengths[sequence_id] - num_shared(self.prefixes[sequence_id]) - 1)",
         "test_layers.py::test_a_row_that_shares_a_prefix_moves_with_what_is_its_own",
     ),
     fault(
         "one row's states for all",
-        "mlx_backend/rows.py",
-        "self.joined[i].extract(at[j])",
-        "self.joined[i].extract(0)",
+        "mlx_backend/states.py",
+        "self.caches[i].extract(rows[j])",
+        "self.caches[i].extract(0)",
         "test_runner.py::test_a_row_that_joins_others_leaves_their_states_as_they_were",
     ),
     fault(
@@ -191,7 +191,7 @@ MUTANTS = [
     fault(
         "payload kept of a row that failed",
         "mlx_backend/runner.py",
-        " if cut.sequence.sequence_id not in failed}",
+        " if cut.sequence_id not in failed}",
         "}",
         "test_layers.py::test_nothing_is_kept_of_a_row_that_failed",
     ),

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
 
 from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
-from mlx_mcp.core.ports import Grammar, GrammarKind, Message
+from mlx_mcp.chat.message import Message
+from mlx_mcp.chat.prompt import Grammar, GrammarKind
+from mlx_mcp.core.sampling import PARAMETERS, Parameter, Sampling
 from mlx_mcp.core.session import MAX_FORKS
 from mlx_mcp.engine.requests import GenerateRequest
 from mlx_mcp.errors import InvalidRequest
 from mlx_mcp.service.files import MAX_FILES
 
-MAX_TOKENS = 131_072
 MAX_BRANCHES = MAX_FORKS
 # A text that may be left out or null. Not `str | None`: of those the SDK parses what reads as JSON, such as the regular
 # expression "[0]", and then finds that it is no text.
 Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
+A = TypeVar("A", bound="Arguments")
+# The types and defaults of arguments for what the table has as tuples.
+AS_ARGUMENTS: dict[Any, tuple[Any, Any]] = {
+    tuple[str, ...]: (list[str] | None, None),
+    tuple[tuple[int, float], ...]: (dict[int, float] | None, None),
+}
 Functions = Annotated[
     list[dict[str, Any]] | None,
     Field(max_length=128, description="Functions in OpenAI's form that the model may ask for in `tool_calls`."),
@@ -49,31 +57,38 @@ class ContextArguments(Arguments):
     model: Annotated[Text, Field(description="A name from list_models; the default model if left out.")] = ""
 
 
-class Sampling(Arguments):
-    """How an answer is drawn, and what it must look like."""
+def drawn(but: tuple[str, ...] = ()) -> Callable[[type[A]], type[A]]:
+    """Give a tool's arguments those of the table of sampling parameters, `but` these."""
 
-    max_tokens: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=MAX_TOKENS,
-            strict=True,
-            description="Longest answer, in tokens; 512 or what the context leaves if left out.",
-        ),
-    ] = None
-    temperature: Annotated[
-        float, Field(ge=0, le=5, description="0 takes the likeliest token each time; higher is more varied.")
-    ] = 0.0
-    top_p: Annotated[
-        float, Field(gt=0, le=1, description="Draw only from the likeliest tokens that together reach this.")
-    ] = 1.0
-    stop: Annotated[
-        list[str] | None, Field(max_length=16, description="Strings that end the answer; not part of it.")
-    ] = None
-    seed: Annotated[
-        int | None,
-        Field(ge=0, le=2**32 - 1, strict=True, description="The same seed gives the same text for the same call."),
-    ] = None
+    def give(arguments: type[A]) -> type[A]:
+        made: dict[str, Any] = {name: argument(each) for name, each in PARAMETERS.items() if name not in but}
+        return create_model(arguments.__name__, __base__=arguments, __module__=__name__, **made)
+
+    return give
+
+
+def argument(parameter: Parameter) -> tuple[Any, Any]:
+    """A sampling parameter as an argument: its type and its default."""
+    type_, default = AS_ARGUMENTS.get(parameter.type, (parameter.type, parameter.default))
+    said: dict[str, Any] = {bound: value for bound, value in vars(parameter.asked).items() if value is not None}
+    if type_ in (int, int | None):
+        said["strict"] = True
+    return Annotated[type_, Field(description=parameter.about, **said)], default
+
+
+def as_tuple(given: Any) -> Any:
+    """An argument as the table has it."""
+    match given:
+        case dict():
+            return tuple(given.items())
+        case list():
+            return tuple(given)
+    return given
+
+
+class AnswerArguments(Arguments):
+    """What an answer must look like, beside how it is drawn."""
+
     json_schema: Annotated[
         dict[str, Any] | None, Field(description="The answer is JSON that obeys this schema, whatever the model.")
     ] = None
@@ -82,32 +97,17 @@ class Sampling(Arguments):
     reasoning: Annotated[
         bool, Field(description="False asks a thinking model to answer at once; thoughts are never part of `text`.")
     ] = True
-    top_k: Annotated[
-        int, Field(ge=0, strict=True, description="Draw only from so many of the likeliest tokens; 0: all.")
-    ] = 0
-    min_p: Annotated[
-        float,
-        Field(ge=0, le=1, description="Draw only from tokens at least this fraction as likely as the likeliest."),
-    ] = 0.0
-    repetition_penalty: Annotated[
-        float, Field(ge=0.01, le=10, description="Above 1: tokens of prompt and answer become less likely.")
-    ] = 1.0
-    presence_penalty: Annotated[
-        float, Field(ge=-2, le=2, description="Above 0: tokens of the answer become less likely.")
-    ] = 0.0
-    frequency_penalty: Annotated[
-        float, Field(ge=-2, le=2, description="Above 0: the more often a token was in the answer, the less likely.")
-    ] = 0.0
-    logit_bias: Annotated[
-        dict[int, float] | None,
-        Field(max_length=1024, description="Token id to what is added to its logit, from -100 (never) to 100."),
-    ] = None
 
-    def request(self, messages: tuple[Message, ...], **more: Any) -> GenerateRequest:
-        """The request for an answer to `messages` that is drawn so.
+    def sampling(self) -> Sampling:
+        """How the answer is drawn."""
+        given = {name: getattr(self, name) for name in PARAMETERS if getattr(self, name, None) is not None}
+        return Sampling(**{name: as_tuple(value) for name, value in given.items()})
+
+    def the_grammar(self) -> Grammar | None:
+        """The grammar that the answer obeys.
 
         Raises:
-            InvalidRequest: there are several grammars.
+            InvalidRequest: there are several.
         """
         grammars = {
             GrammarKind.JSON_SCHEMA: "" if self.json_schema is None else json.dumps(self.json_schema),
@@ -117,26 +117,21 @@ class Sampling(Arguments):
         wanted = [Grammar(kind, source) for kind, source in grammars.items() if source]
         if len(wanted) > 1:
             raise InvalidRequest("Give one of json_schema, regex and grammar, not several.")
+        return wanted[0] if wanted else None
+
+    def request(self, messages: tuple[Message, ...], **more: Any) -> GenerateRequest:
+        """The request for an answer to `messages` that is drawn so.
+
+        Raises:
+            InvalidRequest: there are several grammars.
+        """
         return GenerateRequest(
-            messages,
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            stop=tuple(self.stop or ()),
-            seed=self.seed,
-            grammar=wanted[0] if wanted else None,
-            reasoning=self.reasoning,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            logit_bias=tuple((self.logit_bias or {}).items()),
-            **more,
+            messages, sampling=self.sampling(), grammar=self.the_grammar(), reasoning=self.reasoning, **more
         )
 
 
-class GenerateArguments(Sampling, ContextArguments):
+@drawn()
+class GenerateArguments(AnswerArguments, ContextArguments):
     """Of `generate`."""
 
     prompt: Annotated[str, Field(description="What the model should do, with all it needs to know.")]
@@ -154,13 +149,10 @@ class GenerateArguments(Sampling, ContextArguments):
         bool, Field(description="Wait for a turn of the session that is under way, rather than hear session_busy.")
     ] = False
     tools: Functions = None
-    logprobs: Annotated[
-        int | None,
-        Field(ge=0, le=20, strict=True, description="Return log-probabilities, with so many alternatives a token."),
-    ] = None
 
 
-class BatchArguments(Sampling, ContextArguments):
+@drawn(but=("logprobs",))
+class BatchArguments(AnswerArguments, ContextArguments):
     """Of `generate_batch`."""
 
     prompts: Annotated[
@@ -177,6 +169,15 @@ class BatchArguments(Sampling, ContextArguments):
     keep: Annotated[bool, Field(description="Keep every branch in a session of its own; the handles come back.")] = (
         False
     )
+
+
+# Arguments that several tools have, in the order in which all show them, after their own.
+SHARED = [
+    *ContextArguments.model_fields,
+    *(name for name, parameter in PARAMETERS.items() if parameter.flag),
+    *AnswerArguments.model_fields,
+    *(name for name, parameter in PARAMETERS.items() if not parameter.flag and name != "logprobs"),
+]
 
 
 class EarlierMessage(BaseModel):

@@ -20,6 +20,7 @@ from mcp_types import INTERNAL_ERROR, ToolAnnotations
 from pydantic import ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
+from mlx_mcp.api.mcp.arguments import SHARED
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.requests import GenerateRequest, Result
 from mlx_mcp.errors import EngineDead, MlxMcpError, nearest
@@ -78,7 +79,7 @@ class StrictTool(Tool):
         tool.fn_metadata.arg_model = model
         schema = model.model_json_schema(by_alias=True, schema_generator=LeanSchema)
         # What is the tool's own comes before what it shares with others.
-        names = sorted(schema.get("properties", ()), key=lambda name: name not in model.__annotations__)
+        names = sorted(schema.get("properties", ()), key=lambda name: SHARED.index(name) if name in SHARED else -1)
         tool.parameters = schema | {"properties": {name: schema["properties"][name] for name in names}}
         return tool
 

@@ -44,7 +44,8 @@ from mlx_mcp.api.mcp.results import (
     reply,
     session_list,
 )
-from mlx_mcp.core.ports import Message
+from mlx_mcp.chat.message import Message
+from mlx_mcp.core.sampling import Sampling
 from mlx_mcp.core.session import SessionOptions
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.requests import GenerateRequest, Result
@@ -123,7 +124,6 @@ class Tools:
             chat(given.system, files, Message("user", given.prompt)),
             model=given.model or None,
             tools=tuple(given.tools or ()),
-            logprobs=given.logprobs,
             tenant=tenant(),
             session=given.session,
             keep=keep,
@@ -155,7 +155,7 @@ class Tools:
             raise InvalidRequest(
                 f"{len(given.prompts)} prompts × n are {count} branches; there may be {MAX_BRANCHES}. Split the call."
             )
-        if given.n > 1 and given.temperature == 0:
+        if given.n > 1 and given.sampling().temperature == 0:
             raise InvalidRequest("At temperature 0 all n answers are the same. Give a temperature, say 0.8, or n=1.")
         files, branched = await self._read(given.files), bool(given.session)
         base = given.request(
@@ -168,11 +168,12 @@ class Tools:
             # One lane: a batch has one caller's turns, however many branches it has.
             lane=f"batch {secrets.token_hex(8)}",
         )
+        seed = base.sampling.seed
         requests = [
             replace(
                 base,
                 messages=chat(given.system, files, Message("user", prompt)),
-                seed=None if given.seed is None else (given.seed + i) % 2**32,
+                sampling=replace(base.sampling, seed=None if seed is None else (seed + i) % 2**32),
             )
             for prompt in given.prompts
             for i in range(given.n)
@@ -206,11 +207,11 @@ class Tools:
         """
         turns = [Message(message.role, message.content) for message in given.messages or ()]
         if turns and turns[-1].role == "user":
-            turns[-1] = Message("user", turns[-1].content + BREAK)  # the prompts to come go on from here
+            turns[-1] = Message("user", turns[-1].text + BREAK)  # the prompts to come go on from here
         request = GenerateRequest(
             chat(given.system, await self._read(given.files), *turns),
             given.model or None,
-            max_tokens=1,
+            Sampling(max_tokens=1),
             tools=tuple(given.tools or ()),
             tenant=tenant(),
             opens=SessionOptions(given.name, given.ttl_s, given.pinned, given.ephemeral),
@@ -366,5 +367,5 @@ def chat(system: str, files: str, *turns: Message) -> tuple[Message, ...]:
     """The messages, with the files before the user's first, so that calls with the same files begin the same."""
     if files:
         opened = bool(turns) and turns[0].role == "user"
-        turns = (Message("user", files + BREAK + (turns[0].content if opened else "")), *turns[opened:])
+        turns = (Message("user", files + BREAK + (turns[0].text if opened else "")), *turns[opened:])
     return (Message("system", system), *turns) if system else turns

@@ -14,7 +14,7 @@ Knows no queues and no arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 
 from mlx_mcp.core.cache.blocks import Block, BlockHash, BlockPool
 from mlx_mcp.core.cache.misses import Misses
@@ -127,7 +127,7 @@ class KvCacheManager:
         if not sequence.num_preemptions:
             self._explain(track, match)
         assert match.num_tokens < sequence.num_tokens or match.logits is not None, "nothing is left to compute"
-        return Restore(sequence, match.parts, match.num_tokens, match.logits)
+        return Restore(sequence.sequence_id, match.parts, match.num_tokens, match.logits)
 
     def _place(self, track: Track, match: Match, num_tokens: int) -> bool:
         """Take a slot while everything matched is kept."""
@@ -181,11 +181,9 @@ class KvCacheManager:
 
     # What is kept
 
-    def plan(
-        self, chunks: Iterable[Chunk], decode: Iterable[Sequence], computing: Collection[Sequence] = ()
-    ) -> tuple[Cut, ...]:
+    def plan(self, chunks: Iterable[Chunk], decode: Iterable[tuple[int, int]]) -> tuple[Cut, ...]:
         """The blocks that a step fills; see Publishing.plan."""
-        return self.publishing.plan(chunks, decode, computing, self.single_flight.users)
+        return self.publishing.plan(chunks, decode, self.single_flight.users)
 
     def commit(self, cuts: tuple[Cut, ...], payloads: dict[Cut, Payload]) -> None:
         """Put what a step has cut into the trees; what cannot be is refunded. Call it when tokens are taken."""

@@ -38,7 +38,7 @@ class Publishing:
 
     def __init__(self, cache: PrefixCache, cost: KvCost, layout: Layout, chunk_tokens: int) -> None:
         self.cache, self.cost, self.layout, self.chunk_tokens = cache, cost, layout, chunk_tokens
-        self.publications: dict[Sequence, Publication] = {}
+        self.publications: dict[int, Publication] = {}  # by sequence id
         # What steps under way cut out of rows → the block that it comes after, which must stay until then.
         self.building: dict[Cut, Block] = {}
         # The logits after prompts that were computed, which go to the blocks where these end.
@@ -55,11 +55,11 @@ class Publishing:
         whole = match.num_tokens // self.cache.block_tokens
         block = match.blocks[whole - 1] if whole else track.root
         origin = match.blocks[-1] if match.blocks else None
-        self.publications[track.sequence] = Publication(track, origin, block, block.end, match.num_whole)
+        self.publications[track.sequence.sequence_id] = Publication(track, origin, block, block.end, match.num_whole)
 
     def stop(self, sequence: Sequence) -> None:
         """Publish nothing more of a sequence that gives up its row."""
-        self.publications.pop(sequence, None)
+        self.publications.pop(sequence.sequence_id, None)
 
     def exit(self, sequence: Sequence) -> None:
         """Forget a sequence that neither waits nor runs any more."""
@@ -70,25 +70,19 @@ class Publishing:
     # Blocks that steps fill
 
     def plan(
-        self,
-        chunks: Iterable[Chunk],
-        decode: Iterable[Sequence],
-        computing: Collection[Sequence],
-        users: Counter[BlockHash],
+        self, chunks: Iterable[Chunk], decode: Iterable[tuple[int, int]], users: Counter[BlockHash]
     ) -> tuple[Cut, ...]:
         """The blocks that a step fills; their bytes are on the ledger from now on.
 
-        Of the decoding sequences those of `computing` are one token further by then than they know. `users` counts by
-        block hash the sequences whose prompts begin with it.
+        `decode` are the decoding rows, by sequence id, with the tokens that each has computed by then; `users` counts
+        by block hash the sequences whose prompts begin with it.
         """
         cuts: list[Cut] = []
         for chunk in chunks:
-            publication = self.publications[chunk.sequence]
+            publication = self.publications[chunk.sequence_id]
             self._plan(publication, chunk.end, self._checkpoint(publication, chunk.end, users), cuts)
-        for sequence in decode:
-            self._plan(
-                self.publications[sequence], sequence.num_computed + 1 + (sequence in computing), state=False, cuts=cuts
-            )
+        for sequence_id, end in decode:
+            self._plan(self.publications[sequence_id], end, state=False, cuts=cuts)
         return tuple(cuts)
 
     def commit(self, cuts: tuple[Cut, ...], payloads: dict[Cut, Payload]) -> None:
@@ -96,13 +90,13 @@ class Publishing:
         for cut in cuts:
             self.cache.pool.release(self.building.pop(cut))
             payload, charged = payloads.get(cut), self._cost(cut.start, cut.end, cut.state)
-            publication = self.publications.get(cut.sequence)
+            publication = self.publications.get(cut.sequence_id)
             if payload is None or publication is None or not self._fits(publication, cut):
                 self.cache.pool.ledger.refund(charged)
                 if publication is not None:
                     publication.stopped = True
                 continue
-            sequence = cut.sequence
+            sequence = publication.track.sequence
             tokens = sequence.tokens(cut.start, cut.end)
             publication.block = self.cache.put(publication.block, tokens, payload, charged, sequence.ephemeral)
             publication.stopped = publication.block.end != cut.end
@@ -118,7 +112,7 @@ class Publishing:
         size, sequence, pool = self.cache.block_tokens, publication.track.sequence, self.cache.pool
         while not publication.stopped and publication.planned + size <= end:
             start, until, block = publication.planned, publication.planned + size, publication.block
-            cut = Cut(sequence, start, until, state and until == end)
+            cut = Cut(sequence.sequence_id, start, until, state and until == end)
             if not block.resident:
                 publication.stopped = True
                 return
@@ -223,7 +217,7 @@ class Publishing:
 
         Those that it began with too: if one of them is to blame, nobody shall fail by it again.
         """
-        publication = self.publications.get(sequence)
+        publication = self.publications.get(sequence.sequence_id)
         if publication is None:
             return
         for block in (publication.origin, publication.block):
@@ -238,7 +232,8 @@ class Publishing:
 
     def check_integrity(self, running: Collection[Sequence], waiting: Collection[Sequence]) -> None:
         """Prove that exactly the running sequences are published, and that logits are of sequences that live."""
-        assert set(self.publications) == set(running), "a sequence is published that does not run, or one is not"
+        ids = {sequence.sequence_id for sequence in running}
+        assert set(self.publications) == ids, "a sequence is published that does not run, or one is not"
         assert set(self.logits) <= {*running, *waiting}, "logits of a sequence that is gone"
 
 

@@ -362,7 +362,7 @@ async def test_a_batch_branches_off_a_session_and_leaves_it_alone(engine):
         arguments = {"prompts": [f"q{i}" for i in range(8)], "session": session}
         asking = asyncio.create_task(call(client, "generate_batch", **arguments))
         # All are in flight: in the step that the gate holds, or on their way.
-        await until(lambda: runner.steps and len(runner.steps[0].sequences) + len(engine.thread._inbox) == 8)
+        await until(lambda: runner.steps and len(runner.steps[0].rows) + len(engine.thread._inbox) == 8)
         runner.gate.set()
         batch = await asking
         assert [r["text"] for r in batch["results"]] == [SYSTEM + f"q{i}" for i in range(8)]
@@ -390,10 +390,10 @@ async def test_samples_of_a_prompt_come_together_and_each_has_its_own_seed(engin
         monkeypatch.setattr(engine, "generate", lambda request: asked.append(request) or for_real(request))
         batch = await call(client, "generate_batch", prompts=["a", "b"], n=3, temperature=1, seed=2**32 - 1)
         assert [r["text"] for r in batch["results"]] == ["a", "a", "a", "b", "b", "b"]
-        assert [r.seed for r in asked] == [2**32 - 1, 0, 1] * 2
+        assert [r.sampling.seed for r in asked] == [2**32 - 1, 0, 1] * 2
         assert len({r.lane for r in asked}) == 1
         await call(client, "generate_batch", prompts=["a"], n=2, temperature=1)
-        assert [r.seed for r in asked[-2:]] == [None, None]
+        assert [r.sampling.seed for r in asked[-2:]] == [None, None]
         assert asked[-1].lane not in ("", asked[0].lane)
 
 
@@ -434,7 +434,7 @@ async def test_cancelling_a_batch_cancels_every_branch_and_leaves_no_fork(engine
         runner.gate.clear()
         arguments = {"prompts": list("abcd"), "session": session, "keep": keep, "max_tokens": 1900}
         batch = asyncio.create_task(client.call_tool("generate_batch", arguments))
-        await until(lambda: runner.steps and len(runner.steps[0].sequences) + len(engine.thread._inbox) == 4)
+        await until(lambda: runner.steps and len(runner.steps[0].rows) + len(engine.thread._inbox) == 4)
         batch.cancel()
         runner.gate.set()
         with contextlib.suppress(asyncio.CancelledError):

@@ -9,7 +9,8 @@ from mcp import Client, MCPError
 
 from mlx_mcp.api.mcp import calls
 from mlx_mcp.api.mcp.server import build_server
-from mlx_mcp.core.ports import Grammar, GrammarKind
+from mlx_mcp.chat.prompt import Grammar, GrammarKind
+from mlx_mcp.core.sampling import Sampling
 from mlx_mcp.errors import ModelError
 from mlx_mcp.models.registry import Registry
 from tests.engine.test_client import until
@@ -158,17 +159,17 @@ async def test_every_argument_reaches_the_engine(engine, mode, monkeypatch):
         "presence_penalty": 0.2,
         "frequency_penalty": -0.3,
         "seed": 5,
-        "reasoning": False,
         "logprobs": 2,
     }
     async with connect(engine, mode) as client:
-        assert not (await generate(client, logit_bias={"101": -1}, json_schema={"type": "object"}, **given)).is_error
+        others = {"logit_bias": {"101": -1}, "json_schema": {"type": "object"}, "reasoning": False}
+        assert not (await generate(client, **given, **others)).is_error
         assert not (await generate(client, stop=["x"])).is_error
     request, stopping = asked
-    assert {name: getattr(request, name) for name in given} == given
-    assert request.logit_bias == ((101, -1.0),)
+    assert request.sampling == Sampling(**given, logit_bias=((101, -1.0),))
+    assert not request.reasoning
     assert request.grammar == Grammar(GrammarKind.JSON_SCHEMA, '{"type": "object"}')
-    assert stopping.stop == ("x",)
+    assert stopping.sampling.stop == ("x",)
 
 
 async def test_text_that_reads_as_json_stays_text_and_null_is_as_good_as_nothing(engine):
