@@ -45,6 +45,7 @@ from mlx_mcp.engine.messages import Cancel, Event, Load, Loaded, Submit, Token
 from mlx_mcp.mlx_backend.runner import Runner
 
 ENDLESS = 1 << 20
+LOAD = -1  # the call that loads the model; rows count from 0
 BLOCK = 5  # steps timed together
 MODEL_25M = {
     "hidden_size": 512,
@@ -101,26 +102,24 @@ class Ours:
         nothing: Any = None
         events: list[Event] = []
 
-        def sink(event: Event) -> bool:
-            events.append(event)
+        def emit(row: int, event: Event) -> bool:
+            if isinstance(event, Token):
+                self.emitted[row].append(time.perf_counter())
+            elif row == LOAD:
+                events.append(event)
             return True
 
-        self.engine.handle(Load(PreparedModel("m", Path(), {}, nothing, 0), sink))
-        while self.engine.loads:
+        self.engine.tell(emit)
+        self.engine.handle(Load(LOAD, PreparedModel("m", Path(), {}, nothing, 0)))
+        while self.engine.models.loads:
             self.engine.step()
         assert isinstance(events[-1], Loaded), f"the model was not loaded: {events[-1]}"
 
     def add(self, prompt: list[int], **params: Any) -> int:
         """Submit a row that never ends; returns its id."""
         row = len(self.emitted)
-        self.emitted[row] = times = []
-
-        def sink(event: object) -> bool:
-            if isinstance(event, Token):
-                times.append(time.perf_counter())
-            return True
-
-        self.engine.handle(Submit(row, "m", tuple(prompt), SamplingParams(ENDLESS - len(prompt), **params), sink))
+        self.emitted[row] = []
+        self.engine.handle(Submit(row, "m", tuple(prompt), SamplingParams(ENDLESS - len(prompt), **params)))
         return row
 
     def step(self) -> None:

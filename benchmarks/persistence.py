@@ -39,13 +39,15 @@ from mlx_mcp.core.ports import PreparedModel, StoredBlock
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import SamplingParams
 from mlx_mcp.core.session import SessionOptions
-from mlx_mcp.engine.engine import Engine, Persisting
+from mlx_mcp.engine.engine import Engine
 from mlx_mcp.engine.io_thread import IoThread
-from mlx_mcp.engine.messages import Cancel, Command, Load, Persist, Persisted, Submit
+from mlx_mcp.engine.messages import Cancel, Command, Event, Load, Persist, Persisted, Submit
+from mlx_mcp.engine.persistence import Persisting
 from mlx_mcp.mlx_backend.layers import KvPayload
 from mlx_mcp.storage.store import Store
 
 MIB = 1 << 20
+LOAD, PERSIST = -1, -2  # calls; generations count from 0
 RESTART_GOALS = {2000: 0.1, 8000: 0.05}
 RATE_GOAL, BESIDE_GOAL, START_GOAL_S = 0.5, 1.25, 2.0
 FULL_SIZES = {"restart": (2000, 8000), "rate": 500, "beside": 500, "start": 10_000}
@@ -185,21 +187,23 @@ def beside(num_mib: int, rounds: int, goals: bool) -> bool:
         persisting = Persisting(lambda: open_store(Path(temporary)), io)
         engine = Engine(loader, Limits(), 1, 1 << 34, persisting=persisting)
         nothing: Any = None
-        engine.handle(Load(PreparedModel("m", Path(), {}, nothing, 0), lambda event: True))
+        heard: list[Event] = []
+        engine.tell(partial(listen, heard))
+        engine.handle(Load(LOAD, PreparedModel("m", Path(), {}, nothing, 0)))
 
-        while engine.loads or engine.persistence is None or engine.persistence.opening:
+        while engine.models.loads or engine.persistence is None or engine.persistence.opening:
             step(engine, inbox)
         for i in range(8):
             prompt = tuple(random.randrange(2048) for _ in range(128))
-            engine.handle(Submit(i, "m", prompt, SamplingParams(100_000, temperature=0.0), lambda event: True))
+            engine.handle(Submit(i, "m", prompt, SamplingParams(100_000, temperature=0.0)))
         ratios, said = [], []
         for _ in range(rounds):
             session = large_session(engine, num_mib)
             for _ in range(20):
                 step(engine, inbox)
             alone = median(step(engine, inbox) for _ in range(60))
-            heard: list[Any] = []
-            engine.handle(Persist("", session, "", partial(listen, heard)))
+            heard.clear()
+            engine.handle(Persist(PERSIST, "", session, ""))
             meanwhile = []
             while not heard:
                 meanwhile.append(step(engine, inbox))
@@ -223,9 +227,10 @@ def step(engine: Engine, inbox: deque[Command]) -> float:
     return time.perf_counter() - start
 
 
-def listen(heard: list[Any], event: object) -> bool:
-    """Take an event."""
-    heard.append(event)
+def listen(heard: list[Event], call_id: int, event: Event) -> bool:
+    """Take what is heard of a session that is persisted."""
+    if call_id == PERSIST:
+        heard.append(event)
     return True
 
 
@@ -233,7 +238,7 @@ def large_session(engine: Engine, num_mib: int) -> str:
     """A session of blocks of 1 MiB of random numbers, as if it had been computed."""
     import mlx.core as mx  # here, so that engine.py is imported first
 
-    cache = engine.residents["m"].scheduler.cache
+    cache = engine.models.by_name["m"].scheduler.cache
     assert cache is not None, "the model can be cut"
     session = engine.sessions.open("", "m", SessionOptions(), (), turn=-1)
     block = cache.root("")

@@ -15,9 +15,9 @@ from mlx_mcp.core.cache.shared_prefixes import Sharing
 from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelLoader, ModelSpec, PreparedModel, Report
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.engine.client import EngineClient
-from mlx_mcp.engine.engine import Engine, Keeping, Persisting
+from mlx_mcp.engine.engine import Engine, Keeping
 from mlx_mcp.engine.io_thread import IoThread
-from mlx_mcp.engine.persistence import PersistenceOptions
+from mlx_mcp.engine.persistence import PersistenceOptions, Persisting
 from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.errors import StorageError
 from mlx_mcp.mlx_backend.cpu.openblas import prefer_openblas

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlx_mcp.core.cache.blocks import Block, BlockPool, walk
@@ -71,7 +70,6 @@ class Session:
     log: tuple[int, ...] = ()  # shared with forks, and replaced as a whole
     leaf: Block | None = None  # where its keys and values end; they may have been evicted
     turn: int | None = None  # the sequence that goes on with it
-    queue: deque[Any] = field(default_factory=deque)  # turns that wait for this one
     latest: tuple[int, int] = (0, 0)  # the sequence of the latest turn that ended, and where its output begins
     num_kept: int = 0  # tokens whose keys and values there were after the latest turn, here or in a tier
     fingerprint: bytes = b""  # of what these were computed with
@@ -213,7 +211,7 @@ class SessionStore:
 
     def begin(self, session: Session, turn: int) -> None:
         """Note that a turn goes on with the session."""
-        assert session.turn is None, "two turns at once"
+        assert session.turn in (None, turn), "two turns at once"
         session.turn = turn
         self.use(session)
 
@@ -323,7 +321,7 @@ class SessionStore:
         self.note(session)
 
     def close(self, session: Session) -> None:
-        """Let go of a session; its queue is for the caller to answer."""
+        """Let go of a session; its turns are for the caller to end."""
         del self.sessions[session.session_id], self.infos[session.session_id]
         self._names.pop((session.tenant, session.options.name), None)
         self._go_on(session, None)
@@ -331,7 +329,7 @@ class SessionStore:
     def expired(self) -> list[Session]:
         """The sessions whose time has come."""
         now = self.clock()
-        return [s for s in self.sessions.values() if s.turn is None and not s.queue and now - s.used_at > s.ttl_s]
+        return [s for s in self.sessions.values() if s.turn is None and now - s.used_at > s.ttl_s]
 
     @property
     def references(self) -> list[Block]:

@@ -3,7 +3,7 @@
 Guarantees:
     - `submit` never blocks. Work runs one piece at a time: urgent pieces first, patient ones last, else in order.
     - A patient piece may take minutes: `breathe`, which it calls between its parts, does all that is not patient.
-    - What came of a piece is told on the engine thread, by a command; nothing else of the engine is touched here.
+    - What came of a piece goes to the engine thread as a command; nothing else of the engine is touched here.
     - After `close` nothing new is taken; what was taken is done, as far as the time allows.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
-from mlx_mcp.engine.messages import Command, Done
+from mlx_mcp.engine.results import ThreadResult
 from mlx_mcp.errors import EngineDead, MlxMcpError, StorageError
 
 logger = logging.getLogger(__name__)
@@ -35,11 +35,11 @@ class Io(Protocol):
     def submit(
         self,
         work: Callable[[], T],
-        tell: Callable[[T | MlxMcpError], None],
+        result: Callable[[T | MlxMcpError], ThreadResult],
         urgent: bool = False,
         patient: bool = False,
     ) -> None:
-        """Do the work elsewhere; then call `tell`, as the engine's next command, with what it gave or why not."""
+        """Do the work elsewhere; then send `result` of what it gave, or of the error, to the engine."""
 
     def breathe(self) -> None:
         """Do what waits and is not patient; for a patient piece of work, between its parts."""
@@ -51,7 +51,7 @@ class Io(Protocol):
 class IoThread:
     """See Io; the thread starts with the first piece of work, and calls `at_end` last."""
 
-    def __init__(self, post: Callable[[Command], None], at_end: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, post: Callable[[ThreadResult], None], at_end: Callable[[], None] = lambda: None) -> None:
         self._post, self._at_end = post, at_end
         self._queue: queue.PriorityQueue[tuple[int, int, Callable[[], None]]] = queue.PriorityQueue()
         self._count = itertools.count()
@@ -61,7 +61,7 @@ class IoThread:
     def submit(
         self,
         work: Callable[[], T],
-        tell: Callable[[T | MlxMcpError], None],
+        result: Callable[[T | MlxMcpError], ThreadResult],
         urgent: bool = False,
         patient: bool = False,
     ) -> None:
@@ -77,7 +77,7 @@ class IoThread:
                 logger.exception("reading or writing failed")
                 outcome = StorageError(f"The store failed: {error!r}. Generations go on; restart the server.")
             with suppress(EngineDead):  # then nobody waits any more
-                self._post(Done(lambda: tell(outcome)))
+                self._post(result(outcome))
 
         with self._lock:
             self._queue.put((URGENT if urgent else PATIENT if patient else USUAL, next(self._count), run))

@@ -1,8 +1,11 @@
-"""What crosses the border between event loop and engine thread: commands down, events up, all frozen values."""
+"""What crosses the border between event loop and engine thread: commands down, events up, all frozen values.
+
+A command that asks for something has a call id, which its sender chooses, and every event belongs to one. Who is told
+of a call's events is known to the thread that owns the engine, so that commands can be printed, compared and replayed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +14,17 @@ from mlx_mcp.core.durable import Transfer
 from mlx_mcp.core.ports import LoadedModel, LoadProgress, PreparedModel
 from mlx_mcp.core.sequence import Constraint, FinishReason, SamplingParams, TokenLogprobs
 from mlx_mcp.core.session import SessionInfo, SessionOptions
+from mlx_mcp.engine.awaited import Awaited
+from mlx_mcp.engine.results import ThreadResult
 from mlx_mcp.errors import MlxMcpError
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """Queued behind `num_ahead` sequences."""
+    """Queued behind `num_ahead` calls; `awaits` is what it waits for, if that is known and not only its turn."""
 
     num_ahead: int
+    awaits: Awaited | None = None
 
 
 @dataclass(frozen=True)
@@ -52,14 +58,25 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """The sequence or the load broke; its row is free."""
+    """The call came to nothing; what it held is free."""
 
     error: MlxMcpError
 
 
 @dataclass(frozen=True)
 class Unloaded:
-    """The model that the sequence asked for is not in memory (any more); load it and submit again."""
+    """The model is not in memory."""
+
+
+@dataclass(frozen=True)
+class EncodeAgain:
+    """The call waits for its prompt to be encoded again, until an `Encoded` brings that.
+
+    Either its model is not in memory (any more) and has to be loaded first, or its session's tokens end otherwise by
+    now than the prompt was encoded for.
+    """
+
+    loaded: bool  # whether the model is in memory
 
 
 @dataclass(frozen=True)
@@ -74,11 +91,6 @@ class Loaded:
     """The model is ready."""
 
     model: LoadedModel
-
-
-@dataclass(frozen=True)
-class Moved:
-    """The session's tokens end otherwise by now than the turn was encoded for; encode and submit it again."""
 
 
 @dataclass(frozen=True)
@@ -105,28 +117,25 @@ class Told:
     value: Any
 
 
-Event = (
-    Waiting | Prefilled | Token | Finished | Failed | Unloaded | Loading | Loaded | Moved | Sessions | Persisted | Told
-)
-
-# Called on the engine thread; must not block. False means that nobody listens any more.
-Sink = Callable[[Event], bool]
+# A call's last event.
+LastEvent = Finished | Failed | Unloaded | Loaded | Sessions | Persisted | Told
+Event = Waiting | Prefilled | Token | EncodeAgain | Loading | LastEvent
 
 
 @dataclass(frozen=True)
 class Find:
     """Ask for a model that may be in memory: `Loaded` or `Unloaded` comes back."""
 
+    call_id: int
     name: str
-    sink: Sink
 
 
 @dataclass(frozen=True)
 class Load:
     """Read a prepared model's weights; whoever asks for one that is being read waits for the same reading."""
 
+    call_id: int
     prepared: PreparedModel
-    sink: Sink
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,7 @@ class Turn:
     after: str = "assistant"  # the role that the prompt was encoded to come after
     keep: bool = False  # the session goes on with prompt and output; else it stays as it is
     queue: bool = False  # wait for another turn of the session, rather than fail
-    cut: bool = False  # max_tokens was not asked for: it may be less if the session has grown
+    shorten: bool = False  # max_tokens was not asked for: it may be less if the session has grown
     opens: SessionOptions | None = None  # a new session keeps prompt and output
     tools: tuple[dict[str, Any], ...] = ()  # of the new session
     context: str = ""  # nothing is generated: the session opens with the prompt, which ends in this role's message
@@ -146,17 +155,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class Submit:
-    """Generate: events go to `sink` until Finished, Failed, Unloaded or Moved.
+    """Generate: events come until Finished or Failed.
 
     When there is not room for all, groups of callers take turns, and within each its lanes; a call without a lane takes
     its session's, or one of its own. The constraint is the engine's from here on.
     """
 
-    sequence_id: int
+    call_id: int
     model: str
     prompt_ids: tuple[int, ...]
     params: SamplingParams
-    sink: Sink
     lane: str = ""
     constraint: Constraint | None = None
     turn: Turn = Turn()
@@ -164,32 +172,43 @@ class Submit:
 
 
 @dataclass(frozen=True)
-class Finish:
-    """End a sequence after its first `num_output` tokens, as if the model had; unknown ids are ignored.
+class Encoded:
+    """A call's prompt, encoded again to come after a message of the role `after`; ignored if no call waits for it."""
 
-    One that has ended on its own meanwhile is cut in its session, unless that has gone on.
+    call_id: int
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    constraint: Constraint | None
+    after: str
+
+
+@dataclass(frozen=True)
+class Finish:
+    """End a generation after its first `num_output` tokens, as if the model had; unknown ids are ignored.
+
+    One that has ended on its own meanwhile is shortened in its session, unless that has gone on.
     """
 
-    sequence_id: int
+    call_id: int
     num_output: int
 
 
 @dataclass(frozen=True)
 class Cancel:
-    """Drop a sequence and free its row before the next step; unknown ids are ignored."""
+    """Drop a call and free its row before the next step; unknown ids are ignored."""
 
-    sequence_id: int
+    call_id: int
 
 
 @dataclass(frozen=True)
 class Fork:
     """Have `count` sessions go on from where one is, or was as a version was persisted: `Sessions` comes back."""
 
+    call_id: int
     tenant: str
     session: str
     count: int
     names: tuple[str, ...]
-    sink: Sink
     version: str = ""
 
 
@@ -197,27 +216,27 @@ class Fork:
 class Persist:
     """Make a session durable as its latest finished turn left it, or as a named version: `Persisted` comes back."""
 
+    call_id: int
     tenant: str
     session: str
     version: str
-    sink: Sink
 
 
 @dataclass(frozen=True)
 class Close:
     """End sessions and their turns: `Sessions` comes back. If none is named, all of the tenant's but persisted ones."""
 
+    call_id: int
     tenant: str
     sessions: tuple[str, ...]
-    sink: Sink
 
 
 @dataclass(frozen=True)
 class ListSessions:
-    """Ask for a tenant's sessions."""
+    """Ask for a tenant's sessions: `Sessions` comes back."""
 
+    call_id: int
     tenant: str
-    sink: Sink
 
 
 @dataclass(frozen=True)
@@ -267,15 +286,8 @@ class Import:
 class OnDisk:
     """Look at, or change, what is on disk of sessions, whoever's they are: `Told` comes back."""
 
+    call_id: int
     what: Heads | Read | Remove | Purge | Export | Import
-    sink: Sink
-
-
-@dataclass(frozen=True)
-class Done:
-    """Something that the engine had done elsewhere has come to an end; `tell` takes it from there."""
-
-    tell: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -285,4 +297,6 @@ class Stop:
     deadline: float = 0.0
 
 
-Command = Find | Load | Submit | Finish | Cancel | Fork | Persist | Close | ListSessions | OnDisk | Done | Stop
+AboutSessions = Fork | Persist | Close | ListSessions
+Request = Find | Load | Submit | AboutSessions | OnDisk
+Command = Request | Encoded | Finish | Cancel | ThreadResult | Stop

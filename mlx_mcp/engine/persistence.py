@@ -1,43 +1,48 @@
-"""What the engine keeps outside of memory, and how it gets it back: evicted blocks, and sessions that were persisted.
+"""What the engine keeps on disk, and how it gets it back: the store, and the sessions that were persisted.
 
-Decides on the engine thread; files are read and written elsewhere, by `Io`, while the engine goes on:
+Decides on the engine thread; files are read and written elsewhere, by `Io`, while the engine goes on. What comes back
+is a value (`results.py`), which the engine hands to the method here that takes it:
 
-    offload   an evicted block that was used twice → bytes → the store, unless too many are on their way already
-    fetch     a call that waits ← the blocks after what memory has of it, if loading them beats computing them
-    persist   a session's blocks, then its tokens → the store; told when they would survive a power cut
-    wake      a session that rests on disk ← its tokens, at its first use
+    open      the store, with the sessions that are known to be in it → opened
+    persist   a session's blocks, then its tokens → the store → written, when they would survive a power cut
+    read      a session that is only on disk ← its tokens, at its first use → session_read
+    remove    what is on disk of sessions that were closed
 
-Until the store has been opened, whatever is about sessions waits for it.
+Evicted blocks go through `offload.py`, and come back through `restoring.py`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from mlx_mcp.core.cache.blocks import Block
-from mlx_mcp.core.cache.manager import KvCacheManager
 from mlx_mcp.core.cache.prefixes import PrefixCache
-from mlx_mcp.core.cache.tiers import Wanted
 from mlx_mcp.core.durable import SessionRecord, Store
-from mlx_mcp.core.layout import Payload
-from mlx_mcp.core.ports import ChatTokenizer, ModelRunner, StoredBlock
-from mlx_mcp.core.sequence import Sequence
-from mlx_mcp.core.session import Session, SessionStore
+from mlx_mcp.core.ports import ChatTokenizer, StoredBlock
+from mlx_mcp.core.session import Session, SessionInfo, SessionStore
+from mlx_mcp.engine.awaited import SessionReading, SessionTranslating, SessionWriting
+from mlx_mcp.engine.call import Calls
 from mlx_mcp.engine.io_thread import Io
+from mlx_mcp.engine.offload import Offload, stored
+from mlx_mcp.engine.restoring import Restoring
+from mlx_mcp.engine.results import (
+    BlocksWritten,
+    SessionRead,
+    SessionsRemoved,
+    SessionTranslated,
+    SessionWritten,
+    StoreOpened,
+    VersionRead,
+)
 from mlx_mcp.errors import MlxMcpError, StorageError, UnknownSession
 
 logger = logging.getLogger(__name__)
 
-QUEUE_SHARE = 16  # blocks on their way to the store take at most this part of all memory for keys and values
-MAX_QUEUE_BYTES = 64 << 20
-SMOOTHING = 0.3  # how much the latest measurement counts
-MEASURED_BYTES = 1 << 20  # what is less says more of the way there than of the rate
-MEASURED_TOKENS = 64
 TURN_BYTES = 32 << 20  # written at a time while the engine computes
 PAUSE = 1.5  # times as long as that took: so most steps do not notice
 
@@ -51,31 +56,23 @@ class PersistenceOptions:
     keep_s: float = 30 * 86400.0  # how long a persisted session lasts unused, if it does not say
 
 
-@dataclass
-class Rate:
-    """How fast something goes, by the latest measurements."""
+@dataclass(frozen=True)
+class Persisting:
+    """Where sessions and evicted blocks are kept outside of memory, and who reads and writes there."""
 
-    per_s: float = 0.0
-
-    def take(self, amount: float, seconds: float) -> None:
-        """Take a measurement."""
-        measured = amount / max(seconds, 1e-6)
-        self.per_s = measured if not self.per_s else self.per_s + SMOOTHING * (measured - self.per_s)
-
-    def seconds(self, amount: float) -> float:
-        """How long so much takes; 0 while nothing was measured."""
-        return amount / self.per_s if self.per_s else 0.0
+    open_store: Callable[[], Store]
+    io: Io
+    options: PersistenceOptions = PersistenceOptions()
+    wall_clock: Callable[[], float] = time.time
 
 
-Loaded = list[tuple[StoredBlock, Callable[[], Payload]]]
+@dataclass(frozen=True)
+class Writing:
+    """A session on its way to the store."""
 
-
-@dataclass(eq=False)
-class Fetch:
-    """Blocks on their way into memory, and who waits for them."""
-
-    keys: frozenset[bytes]
-    waiting: list[tuple[Sequence, KvCacheManager]] = field(default_factory=list)
+    session: Session
+    log: tuple[int, ...]  # its tokens as they were
+    last_block: Block | None  # of those in memory, which stay there until then
 
 
 class Persistence:
@@ -83,64 +80,64 @@ class Persistence:
 
     def __init__(
         self,
-        open_store: Callable[[], Store],
-        io: Io,
+        persisting: Persisting,
+        calls: Calls,
         cache: PrefixCache,
         sessions: SessionStore,
-        options: PersistenceOptions,
         clock: Callable[[], float],
-        wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self.io, self.cache, self.sessions, self.options = io, cache, sessions, options
-        self.clock, self.wall_clock = clock, wall_clock
+        self.io, self.options, self.wall_clock = persisting.io, persisting.options, persisting.wall_clock
+        self.cache, self.sessions, self.clock = cache, sessions, clock
+        self.offload = Offload(self.io, cache.pool, self.options.offload)
+        self.restoring = Restoring(calls, self.io, clock)
         self.store: Store | None = None
         self.failure: MlxMcpError | None = None  # why there is none, or what was last to be written was not
         self.opening = True
-        self.early: deque[Callable[[], None]] = deque()  # what waits for the store
-        self.waking: dict[Session, list[Callable[[MlxMcpError | None], None]]] = {}
-        self.fetches: list[Fetch] = []
-        self.evicted: list[StoredBlock] = []
-        self.queue_bytes = 0  # of blocks on their way to the store
-        self.num_saving = 0  # sessions on their way there
-        self.references: list[Block] = []  # the blocks that these end with, which stay in memory until then
-        self.max_queue_bytes = min(MAX_QUEUE_BYTES, cache.pool.ledger.limit_bytes // QUEUE_SHARE)
-        # What is on its way still takes memory: it is set aside once and for all.
-        cache.pool.ledger.limit_bytes -= self.max_queue_bytes
-        self.reading, self.prefilling = Rate(), Rate()  # bytes, tokens
-        self.num_offloaded = self.num_dropped = self.num_restored = self.num_recomputed = 0
+        self.reading: set[SessionReading | SessionTranslating] = set()  # what is under way
+        self.writing: dict[int, Writing] = {}
+        self.num_writings = 0
         self.engine_busy = False  # read on the thread that writes
         self.saved_at = clock()
-        if options.offload:
-            cache.pool.on_evict = self.offload
-        io.submit(open_store, self._opened, urgent=True)
+        open_store = persisting.open_store
+
+        def begin() -> StoreOpened:
+            store = open_store()
+            return StoreOpened(store, tuple(store.sessions.heads()))
+
+        def opened(outcome: StoreOpened | MlxMcpError) -> StoreOpened:
+            return StoreOpened(outcome) if isinstance(outcome, MlxMcpError) else outcome
+
+        self.io.submit(begin, opened, urgent=True)
 
     @property
     def counts(self) -> dict[str, Any]:
         """What EngineStats says of it."""
         return {
             "storage": "ok" if self.failure is None else str(self.failure),
-            "offloaded": self.num_offloaded,
-            "dropped": self.num_dropped,
-            "restored": self.num_restored,
+            "offloaded": self.offload.num_offloaded,
+            "dropped": self.offload.num_dropped,
+            "restored": self.restoring.num_restored,
         }
 
-    def when_open(self, do: Callable[[], None]) -> None:
-        """Do it now, or once the sessions on disk are known."""
-        if self.opening:
-            self.early.append(do)
-        else:
-            do()
+    @property
+    def references(self) -> list[Block]:
+        """The blocks that sessions on their way to the store end with."""
+        return [writing.last_block for writing in self.writing.values() if writing.last_block is not None]
 
-    def _opened(self, outcome: Store | MlxMcpError) -> None:
+    @property
+    def saved(self) -> bool:
+        """Whether no session is on its way to the disk, now or when the store has been opened."""
+        return not (self.writing or self.opening)
+
+    def opened(self, result: StoreOpened) -> None:
+        """Know the sessions on disk."""
         self.opening = False
-        if isinstance(outcome, MlxMcpError):
-            self.failure = outcome
-            logger.warning("nothing is kept on disk: %s", outcome)
+        if isinstance(result.outcome, MlxMcpError):
+            self.failure = result.outcome
+            logger.warning("nothing is kept on disk: %s", result.outcome)
         else:
-            self.store = outcome
-            self.sessions.adopt_all(outcome.sessions.heads())
-        while self.early:
-            self.early.popleft()()
+            self.store = self.offload.store = self.restoring.store = result.outcome
+            self.sessions.adopt_all(list(result.heads))
 
     def the_store(self) -> Store:
         """The store.
@@ -152,134 +149,33 @@ class Persistence:
             raise self.failure or StorageError("Nothing is kept on disk.")
         return self.store
 
-    # Evicted blocks
-
-    def offload(self, block: Block) -> None:
-        """Have a block that is about to be evicted written, if it was used again and there is room on the way."""
-        payload, store = block.payload, self.store
-        if payload is None or store is None or not block.num_hits or block.private:
-            return
-        entry = store.tier.find(block.key)
-        if entry is not None and (entry.has_state or not payload.has_state):
-            return
-        if self.queue_bytes + payload.nbytes > self.max_queue_bytes:
-            self.num_dropped += 1
-            return
-        self.queue_bytes += payload.nbytes
-        self.evicted.append(stored(block))
-
-    def flush(self) -> None:
-        """Send what was evicted on its way; call it after each step."""
-        if not self.evicted:
-            return
-        blocks, self.evicted = self.evicted[::-1], []  # parents first: leaves are evicted before them
-        size = sum(block.nbytes for block in blocks)
-
-        def told(outcome: int | MlxMcpError) -> None:
-            self.queue_bytes -= size
-            self.failure = outcome if isinstance(outcome, MlxMcpError) else None
-            if isinstance(outcome, MlxMcpError):
-                logger.warning("evicted blocks were not kept: %s", outcome)
-            if isinstance(outcome, MlxMcpError) or not outcome:  # or the day's budget is spent
-                self.num_dropped += len(blocks)
-            else:
-                self.num_offloaded += len(blocks)
-
-        store = self.the_store()
-        self.io.submit(lambda: store.tier.put(blocks, offload=True), told)
-
-    # Blocks that come back
-
-    def fetch(self, sequence: Sequence, cache: KvCacheManager, runner: ModelRunner) -> None:
-        """Have a sequence that waits wait for what the store has of it too, if that is sooner there than computed."""
-        if self.store is None:
-            return
-        store = self.store
-        wanted = cache.wanted(sequence, store.tier.find)
-        if not wanted:
-            return
-        if not self._pays(wanted):
-            cache.pass_over(sequence)
-            return
-        cache.fetch(sequence)
-        keys = frozenset(each.key for each in wanted)
-        for fetch in self.fetches:
-            if wanted[0].key in fetch.keys:
-                fetch.waiting.append((sequence, cache))
-                return
-        fetch = Fetch(keys, [(sequence, cache)])
-        self.fetches.append(fetch)
-        started, num_bytes = self.clock(), sum(each.entry.nbytes for each in wanted)
-
-        def load() -> Loaded:
-            blocks: Loaded = []
-            for block in store.tier.get([each.key for each in wanted]):
-                try:
-                    blocks.append((block, runner.unpack(block)))
-                except ValueError:  # sound bytes of something else
-                    break
-            return blocks
-
-        def told(outcome: Loaded | MlxMcpError) -> None:
-            self.fetches.remove(fetch)
-            if isinstance(outcome, MlxMcpError):
-                logger.warning("blocks were not restored: %s", outcome)
-                outcome = []
-            elif outcome and num_bytes >= MEASURED_BYTES:
-                self.reading.take(num_bytes, self.clock() - started)
-            blocks = []
-            try:
-                blocks += [(block, make()) for block, make in outcome]
-            except Exception:  # MLX's; what does not come back is computed
-                logger.exception("blocks were not restored")
-            self.num_restored += len(blocks)
-            (first, manager), *others = fetch.waiting
-            manager.arrived(first, blocks)
-            for other, manager in others:
-                manager.arrived(other, [])
-                if other in manager.tracks:  # it may want more than the first did
-                    self.fetch(other, manager, runner)
-
-        self.io.submit(load, told, urgent=True)
-
-    def computed(self, num_tokens: int, seconds: float) -> None:
-        """Take how long a step took that did nothing but read prompts."""
-        if num_tokens >= MEASURED_TOKENS:
-            self.prefilling.take(num_tokens, seconds)
-
-    def _pays(self, wanted: list[Wanted]) -> bool:
-        """Whether loading is faster than computing, by what was measured; the first time is tried."""
-        num_tokens, num_bytes = wanted[-1].end - wanted[0].start, sum(each.entry.nbytes for each in wanted)
-        loading_s, computing_s = self.reading.seconds(num_bytes), self.prefilling.seconds(num_tokens)
-        pays = not loading_s or not computing_s or loading_s < computing_s
-        self.num_recomputed += not pays
-        return pays
+    def blocks_written(self, result: BlocksWritten) -> None:
+        """Take what came of evicted blocks."""
+        self.offload.written(result)
+        self.failure = result.outcome if isinstance(result.outcome, MlxMcpError) else None
 
     # Sessions
 
-    def persist(
-        self, session: Session, version: str, told: Callable[[tuple[SessionRecord, int] | MlxMcpError], None]
-    ) -> None:
-        """Make a session durable as it is, with a `version` of that name if one is given.
+    def persist(self, session: Session, version: str = "") -> SessionWriting:
+        """Make a session durable as it is, with a `version` of that name if one is given; returns what to wait for.
 
-        `told` hears of the latest record and the bytes of blocks that were written, or why not. Its blocks stay in
-        memory until then.
+        Its blocks stay in memory until then.
 
         Raises:
             StorageError: there is no store.
         """
         store, log, foreign, tokenizer = self.the_store(), session.log, session.foreign, session.tokenizer
         blocks, keys, num_kept = self._kept(session, store)
-        held = blocks[-1] if blocks else None
-        if held is not None:
-            self.cache.pool.acquire(held)
-            self.references.append(held)
+        last_block = blocks[-1] if blocks else None
+        if last_block is not None:
+            self.cache.pool.acquire(last_block)
         packed = [stored(block) for block in blocks if store.tier.find(block.key) is None]
         after, fingerprint = session.after, session.fingerprint  # as they are now, whatever turns come meanwhile
         options, now, ttl_s = session.options, self.wall_clock(), session.ttl_s
         if options.ttl_s is None:
             ttl_s = max(ttl_s, self.options.keep_s)
-        self.num_saving += 1
+        self.num_writings += 1
+        self.writing[self.num_writings] = Writing(session, log, last_block)
         session.num_saving += 1
 
         def write() -> tuple[SessionRecord, int]:
@@ -316,18 +212,21 @@ class Persistence:
                 num_bytes += store.persist((), record)
             return record, num_bytes
 
-        def done(outcome: tuple[SessionRecord, int] | MlxMcpError) -> None:
-            self.num_saving -= 1
-            session.num_saving -= 1
-            self.failure = outcome if isinstance(outcome, MlxMcpError) else None
-            if held is not None:
-                self.references.remove(held)
-                self.cache.pool.release(held)
-            if not isinstance(outcome, MlxMcpError) and self.sessions.is_open(session):
-                self.sessions.saved(session, outcome[0])
-            told(outcome)
+        self.io.submit(write, partial(SessionWritten, self.num_writings))
+        return SessionWriting(self.num_writings)
 
-        self.io.submit(write, done)
+    def written(self, result: SessionWritten) -> Session:
+        """Note that a session is on disk, or is not; returns it."""
+        writing, outcome = self.writing.pop(result.number), result.outcome
+        session = writing.session
+        session.num_saving -= 1
+        self.failure = outcome if isinstance(outcome, MlxMcpError) else None
+        if writing.last_block is not None:
+            self.cache.pool.release(writing.last_block)
+        if not isinstance(outcome, MlxMcpError) and self.sessions.is_open(session):
+            # The log itself, not what came back equal: whether a session has changed since is told by identity.
+            self.sessions.saved(session, replace(outcome[0], tokens=writing.log))
+        return session
 
     def _write_in_turns(self, store: Store, blocks: list[StoredBlock]) -> int:
         """Write blocks, with pauses while the engine computes: steps share cores and memory with the disk.
@@ -361,65 +260,79 @@ class Persistence:
             keys, end = (*keys, block.key), block.end
         return blocks, keys, end
 
-    def wake(self, session: Session, then: Callable[[MlxMcpError | None], None]) -> None:
-        """Have the tokens of a session that rests here again; `then` goes on, or hears why not."""
-        self.waking.setdefault(session, []).append(then)
-        if len(self.waking[session]) > 1:
-            return
-        store, version = self.the_store(), session.resting_as
+    def read(self, session: Session) -> SessionReading:
+        """Begin to read the tokens of a session that is only on disk; returns what to wait for.
 
-        def done(outcome: SessionRecord | MlxMcpError | None) -> None:
-            waiting, error = self.waking.pop(session), None
-            if isinstance(outcome, MlxMcpError):
-                error = outcome
-            elif not self.sessions.is_open(session):
-                error = UnknownSession(session.session_id)
-            elif outcome is None and session.resting_as != version:  # that one was removed, and there is another
-                for each in waiting:
-                    self.wake(session, each)
-                return
-            elif outcome is None:
-                self.sessions.close(session)
-                error = UnknownSession(session.session_id, damaged=True)
-            else:
-                self.sessions.wake(session, outcome)
-            for each in waiting:
-                each(error)
+        Raises:
+            StorageError: there is no store.
+        """
+        store, session_id, version = self.the_store(), session.session_id, session.resting_as
+        key = SessionReading(session_id)
+        if key not in self.reading:
+            self.reading.add(key)
+            self.io.submit(
+                lambda: store.sessions.load(session_id, version), partial(SessionRead, session_id, version), urgent=True
+            )
+        return key
 
-        self.io.submit(lambda: store.sessions.load(session.session_id, version), done, urgent=True)
+    def session_read(self, result: SessionRead) -> MlxMcpError | None:
+        """Have a session's tokens in memory again; returns why whoever waited for them must not look again."""
+        self.reading.discard(SessionReading(result.session_id))
+        session, outcome = self.sessions.sessions.get(result.session_id), result.outcome
+        if isinstance(outcome, MlxMcpError):
+            return outcome
+        if session is None or not session.resting or session.resting_as != result.version:
+            return None  # it was closed or replaced meanwhile, or that version of it was removed and there is another
+        if outcome is None:
+            self.sessions.close(session)
+            return UnknownSession(result.session_id, damaged=True)
+        self.sessions.wake(session, outcome)
+        return None
 
-    def version(
-        self, session: Session, version: str, then: Callable[[SessionRecord | MlxMcpError | None], None]
-    ) -> None:
-        """Read a named version of a session."""
-        store = self.the_store()
-        self.io.submit(lambda: store.sessions.load(session.session_id, version), then, urgent=True)
+    def read_version(self, session: Session, version: str, call_id: int) -> None:
+        """Begin to read a named version of a session for a call.
 
-    def translate(self, session: Session, tokenizer: ChatTokenizer, then: Callable[[MlxMcpError | None], None]) -> None:
-        """Have a session's tokens in the ids of a tokenizer that counts otherwise than the one it was kept with."""
-        foreign = session.foreign
+        Raises:
+            StorageError: there is no store.
+        """
+        store, session_id = self.the_store(), session.session_id
+        self.io.submit(lambda: store.sessions.load(session_id, version), partial(VersionRead, call_id), urgent=True)
+
+    def translate(self, session: Session, tokenizer: ChatTokenizer) -> SessionTranslating:
+        """Have a session's tokens encoded for a tokenizer other than the one it was kept with; returns the wait."""
+        foreign, key = session.foreign, SessionTranslating(session.session_id)
         assert foreign is not None, "a session that is known to mean what it says"
+        if key not in self.reading:
+            self.reading.add(key)
+            work = partial(tokenizer.encode_transcript, foreign.text)
+            self.io.submit(work, partial(SessionTranslated, session.session_id), urgent=True)
+        return key
 
-        def done(outcome: tuple[int, ...] | MlxMcpError) -> None:
-            if not isinstance(outcome, MlxMcpError) and session.foreign is foreign:
-                self.sessions.translated(session, outcome)
-            then(outcome if isinstance(outcome, MlxMcpError) else None)
+    def translated(self, result: SessionTranslated) -> MlxMcpError | None:
+        """Take a session's tokens in the ids of another tokenizer; returns why there are none."""
+        self.reading.discard(SessionTranslating(result.session_id))
+        session = self.sessions.sessions.get(result.session_id)
+        if isinstance(result.outcome, MlxMcpError):
+            return result.outcome
+        if session is not None and session.foreign is not None:
+            self.sessions.translated(session, result.outcome)
+        return None
 
-        self.io.submit(lambda: tokenizer.encode_transcript(foreign.text), done, urgent=True)
+    def remove(self, sessions: list[Session], call_id: int = 0, closed: tuple[SessionInfo, ...] = ()) -> bool:
+        """Begin to remove what is on disk of sessions that were closed, by a call; returns whether there is any.
 
-    def remove(self, sessions: list[Session], told: Callable[[MlxMcpError | None], None]) -> None:
-        """Remove what is on disk of sessions that were closed."""
-        ids = [session.session_id for session in sessions if session.persisted]
-        if not ids or self.store is None:
-            told(None)
-            return
-        store = self.store
+        `closed` is what the call is answered at last: the sessions as they were.
+        """
+        ids, store = [session.session_id for session in sessions if session.persisted], self.store
+        if not ids or store is None:
+            return False
 
         def work() -> None:
             for session_id in ids:
                 store.remove(session_id)
 
-        self.io.submit(work, told)
+        self.io.submit(work, partial(SessionsRemoved, call_id, closed))
+        return True
 
     def save_changed(self) -> None:
         """Persist every session that has changed since it was persisted, but for ephemeral ones."""
@@ -428,7 +341,7 @@ class Persistence:
             return
         for session in list(self.sessions.sessions.values()):
             if session.log and session.log is not session.saved and not session.options.ephemeral:
-                self.persist(session, "", warn)
+                self.persist(session)
 
     def close(self, deadline: float) -> None:
         """Let the store go after what it was given; what has not come in by then, by time.monotonic, is lost."""
@@ -440,20 +353,3 @@ class Persistence:
         autosave_s = self.options.autosave_s
         if autosave_s is not None and self.clock() - self.saved_at >= autosave_s:
             self.save_changed()
-
-
-def stored(block: Block) -> StoredBlock:
-    """A block as the store takes it; its bytes are not copied."""
-    payload, parent = block.payload, block.parent
-    assert payload is not None, "an evicted block has no bytes"
-    assert parent is not None, "a root has no bytes"
-    form, data = payload.pack()
-    return StoredBlock(
-        block.key, parent.key, block.start, block.tokens, payload.window_start, payload.has_state, form, data
-    )
-
-
-def warn(outcome: object) -> None:
-    """Tell the log what nobody else waits for."""
-    if isinstance(outcome, MlxMcpError):
-        logger.warning("a session was not persisted: %s", outcome)

@@ -16,73 +16,58 @@ ends its turns; an import never does.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 from mlx_mcp.core.cache.blocks import walk
 from mlx_mcp.core.durable import SessionHead, SessionRecord, Store, Transfer, check_name, find_heads
-from mlx_mcp.core.session import NAME, Session, SessionStore
-from mlx_mcp.engine.messages import Export, Failed, Heads, Import, OnDisk, Purge, Read, Remove, Sink, Told
+from mlx_mcp.core.session import NAME, SessionStore
+from mlx_mcp.engine.awaited import FileWork
+from mlx_mcp.engine.call import Call, Calls
+from mlx_mcp.engine.messages import Export, Heads, Import, OnDisk, Purge, Read, Remove, Told
 from mlx_mcp.engine.persistence import PAUSE, Persistence
+from mlx_mcp.engine.results import (
+    FileResult,
+    FilesRead,
+    ImportDone,
+    ImportFound,
+    PurgeDone,
+    PurgeFound,
+    RemovalDone,
+    RemovalFound,
+)
+from mlx_mcp.engine.turns import Turns
 from mlx_mcp.errors import InvalidRequest, MlxMcpError, NotKeptHere, NotOnDisk, StorageError
 
-Tell = Callable[[Any], None]  # takes what came of it, or an MlxMcpError
 POLL_S = 0.02
 
 
 class SessionFiles:
-    """Carries out `OnDisk`; `close` ends a session in memory, and its turns. Engine thread only."""
+    """Carries out `OnDisk`. Engine thread only."""
 
-    def __init__(
-        self, sessions: SessionStore, persistence: Persistence | None, close: Callable[[Session], None]
-    ) -> None:
-        self.sessions, self.persistence, self._close = sessions, persistence, close
-        self.waiting: dict[int, Sink] = {}
-        self.transfers: set[Transfer] = set()
+    def __init__(self, calls: Calls, sessions: SessionStore, turns: Turns, persistence: Persistence | None) -> None:
+        self.calls, self.sessions, self.turns, self.persistence = calls, sessions, turns, persistence
 
-    def carry_out(self, command: OnDisk) -> None:
-        """Answer now, or when the disk has."""
-        key = id(command)
-        self.waiting[key] = command.sink
+    def carry_out(self, call: Call) -> None:
+        """Begin what was asked for; it is answered when the disk has.
 
-        def tell(outcome: Any) -> None:
-            if isinstance(command.what, Export | Import):
-                self.transfers.discard(command.what.transfer)
-            sink = self.waiting.pop(key, None)
-            if sink is not None:
-                sink(Failed(outcome) if isinstance(outcome, MlxMcpError) else Told(outcome))
-
-        try:
-            self._begin(command, tell)
-        except MlxMcpError as error:
-            tell(error)
-
-    def stop(self) -> None:
-        """End transfers at their next part."""
-        for transfer in self.transfers:
-            transfer.stop()
-
-    def fail_all(self, error: MlxMcpError) -> None:
-        """Tell whoever waits that nothing more will come."""
-        waiting, self.waiting = self.waiting, {}
-        for sink in waiting.values():
-            sink(Failed(error))
-
-    def _begin(self, command: OnDisk, tell: Tell) -> None:
-        persistence = self.persistence
+        Raises:
+            NotKeptHere: there is no store.
+        """
+        persistence, command = self.persistence, call.request
         if persistence is None or persistence.store is None:
             raise NotKeptHere
-        store, submit = persistence.store, persistence.io.submit
+        assert isinstance(command, OnDisk), f"{command} is not about the disk"
+        store, submit, call_id = persistence.store, persistence.io.submit, call.call_id
         match command.what:
             case Heads():
-                submit(store.sessions.heads, tell, urgent=True)
+                submit(store.sessions.heads, partial(FilesRead, call_id), urgent=True)
             case Read(session, version):
-                submit(lambda: read(store, session, version), self._explained(session, tell), urgent=True)
-            case Remove() as what:
-                self._remove(persistence, store, what, self._explained(what.session, tell))
+                submit(lambda: read(store, session, version), partial(FilesRead, call_id), urgent=True)
+            case Remove(session, what):
+                submit(lambda: find_heads(store.sessions.heads(), session, what), partial(RemovalFound, call_id))
             case Purge():
-                self._purge(persistence, store, tell)
+                submit(store.sessions.heads, partial(PurgeFound, call_id), patient=True)
             case Export(session, version, transfer):
                 self._begin_transfer(persistence, transfer)
 
@@ -90,24 +75,66 @@ class SessionFiles:
                     (head,) = find_heads(store.sessions.heads(), session, version)
                     return store.export(head.session_id, version, transfer)
 
-                submit(export, self._explained(session, tell), patient=True)
-            case Import() as what:
-                self._begin_transfer(persistence, what.transfer)
-                self._import(persistence, store, what, tell)
+                submit(export, partial(FilesRead, call_id), patient=True)
+            case Import(transfer):
+                self._begin_transfer(persistence, transfer)
+                submit(lambda: store.look_into(transfer), partial(ImportFound, call_id), patient=True)
+        self.calls.wait(call, FileWork(call_id))
 
-    def _explained(self, session: str, tell: Tell) -> Tell:
-        """As `tell`, but of a session that is not on disk it says whether it is in memory."""
+    def take(self, result: FileResult) -> None:
+        """Go on with what the disk has answered."""
+        for call in self.calls.wake(FileWork(result.call_id)):
+            try:
+                self._go_on(call, result)
+            except MlxMcpError as error:
+                self.calls.fail(call, self._explained(call, error))
 
-        def told(outcome: Any) -> None:
-            known = any(session in (one.session_id, one.options.name) for one in self.sessions.sessions.values())
-            if isinstance(outcome, NotOnDisk) and known and not outcome.known:
-                outcome = NotOnDisk(session, in_memory=True)
-            tell(outcome)
+    def stop(self) -> None:
+        """End transfers at their next part."""
+        for call in self.calls:
+            if isinstance(call.request, OnDisk) and isinstance(call.request.what, Export | Import):
+                call.request.what.transfer.stop()
 
-        return told
+    def _go_on(self, call: Call, result: FileResult) -> None:
+        """Answer a call, or do the next part of what it asked for.
+
+        Raises:
+            MlxMcpError: it came to nothing.
+        """
+        if isinstance(result.outcome, MlxMcpError):
+            raise result.outcome
+        match result:
+            case FilesRead(_, answer):
+                self.calls.answer(call, Told(answer))
+            case RemovalFound(_, list(heads)):
+                self._remove(call, heads[0].session_id)
+            case RemovalDone(_, session_id, (num_removed, left)):
+                session = self.sessions.sessions.get(session_id)
+                if session is not None:
+                    self.sessions.removed(session, left)
+                self.calls.answer(call, Told(num_removed))
+            case PurgeFound(_, list(heads)):
+                self._purge(call, heads)
+            case PurgeDone():
+                self._purged()
+                self.calls.answer(call, Told(None))
+            case ImportFound(_, SessionRecord() as record):
+                self._import(call, record)
+            case ImportDone(_, (came, heads)):
+                self.sessions.adopt_all(heads)
+                if isinstance(came, MlxMcpError):
+                    raise came
+                self.calls.answer(call, Told(came))
+
+    def _explained(self, call: Call, error: MlxMcpError) -> MlxMcpError:
+        """The error; of a session that is not on disk it says whether it is in memory."""
+        what = call.request.what if isinstance(call.request, OnDisk) else None
+        if not isinstance(error, NotOnDisk) or error.known or not isinstance(what, Read | Remove | Export):
+            return error
+        in_memory = any(what.session in (one.session_id, one.options.name) for one in self.sessions.sessions.values())
+        return NotOnDisk(what.session, in_memory=True) if in_memory else error
 
     def _begin_transfer(self, persistence: Persistence, transfer: Transfer) -> None:
-        self.transfers.add(transfer)
         since = time.monotonic()
 
         def between() -> None:
@@ -123,91 +150,58 @@ class SessionFiles:
 
         transfer.between = between
 
-    def _remove(self, persistence: Persistence, store: Store, what: Remove, tell: Tell) -> None:
-        def found(outcome: list[SessionHead] | MlxMcpError) -> None:
-            if isinstance(outcome, MlxMcpError):
-                tell(outcome)
-                return
-            session_id = outcome[0].session_id
-            session = self.sessions.sessions.get(session_id)
-            if session is not None and what.version is None:
-                self._close(session)
-                session = None
+    def _work(self, call: Call) -> tuple[Persistence, Store, OnDisk]:
+        """Who carries on with a call, which waits for the disk again."""
+        assert self.persistence is not None, "a store that was there is gone"
+        assert isinstance(call.request, OnDisk), f"{call.request} is not about the disk"
+        self.calls.wait(call, FileWork(call.call_id))
+        return self.persistence, self.persistence.the_store(), call.request
 
-            def remove() -> tuple[int, list[SessionHead]]:
-                return store.remove(session_id, what.version), heads_of(store, session_id)
+    def _remove(self, call: Call, session_id: str) -> None:
+        persistence, store, command = self._work(call)
+        assert isinstance(command.what, Remove), f"{command} removes nothing"
+        session, version = self.sessions.sessions.get(session_id), command.what.version
+        if session is not None and version is None:
+            self.turns.close(session)
 
-            def removed(outcome: tuple[int, list[SessionHead]] | MlxMcpError) -> None:
-                if isinstance(outcome, MlxMcpError):
-                    tell(outcome)
-                    return
-                num_removed, left = outcome
-                if session is not None and self.sessions.is_open(session):
-                    self.sessions.removed(session, left)
-                tell(num_removed)
+        def remove() -> tuple[int, list[SessionHead]]:
+            return store.remove(session_id, version), heads_of(store, session_id)
 
-            persistence.io.submit(remove, removed)
+        persistence.io.submit(remove, partial(RemovalDone, call.call_id, session_id))
 
-        def find() -> list[SessionHead]:
-            return find_heads(store.sessions.heads(), what.session, what.version)
+    def _purge(self, call: Call, heads: list[SessionHead]) -> None:
+        persistence, store, _ = self._work(call)
+        ids = {head.session_id for head in heads}
+        for session in list(self.sessions.sessions.values()):
+            if session.persisted or session.session_id in ids:
+                self.turns.close(session)
+        persistence.io.submit(store.purge, partial(PurgeDone, call.call_id), patient=True)
 
-        persistence.io.submit(find, found)
+    def _purged(self) -> None:
+        for session in list(self.sessions.sessions.values()):  # persisted while the purge was waited for
+            if session.persisted:
+                self.sessions.removed(session, [])
+        # What stays in memory goes to the disk when it is used again, and not for having been used before.
+        for root in self.sessions.pool.roots.values():
+            for block in walk(root):
+                block.num_hits = 0
 
-    def _purge(self, persistence: Persistence, store: Store, tell: Tell) -> None:
-        def found(outcome: list[SessionHead] | MlxMcpError) -> None:
-            if isinstance(outcome, MlxMcpError):
-                tell(outcome)
-                return
-            ids = {head.session_id for head in outcome}
-            for session in list(self.sessions.sessions.values()):
-                if session.persisted or session.session_id in ids:
-                    self._close(session)
-            persistence.io.submit(store.purge, purged, patient=True)
+    def _import(self, call: Call, record: SessionRecord) -> None:
+        what = call.request.what if isinstance(call.request, OnDisk) else None
+        assert isinstance(what, Import), f"{what} imports nothing"
+        record = replace(record, name=what.name or record.name)
+        self._make_way(record)
+        persistence, store, _ = self._work(call)
 
-        def purged(outcome: MlxMcpError | None) -> None:
-            for session in list(self.sessions.sessions.values()):  # persisted while the purge was waited for
-                if session.persisted:
-                    self.sessions.removed(session, [])
-            # What stays in memory goes to the disk when it is used again, and not for having been used before.
-            for root in self.sessions.pool.roots.values():
-                for block in walk(root):
-                    block.num_hits = 0
-            tell(outcome)
-
-        persistence.io.submit(store.sessions.heads, found, patient=True)
-
-    def _import(self, persistence: Persistence, store: Store, what: Import, tell: Tell) -> None:
-        transfer = what.transfer
-
-        def looked(outcome: SessionRecord | MlxMcpError) -> None:
+        def write() -> tuple[SessionHead | MlxMcpError, list[SessionHead]]:
+            came: SessionHead | MlxMcpError
             try:
-                if isinstance(outcome, MlxMcpError):
-                    raise outcome
-                record = replace(outcome, name=what.name or outcome.name)
-                self._make_way(record)
+                came = store.import_(what.transfer, what.name)
             except MlxMcpError as error:
-                tell(error)
-                return
+                came = error
+            return came, heads_of(store, record.session_id)
 
-            def write() -> tuple[SessionHead | MlxMcpError, list[SessionHead]]:
-                came: SessionHead | MlxMcpError
-                try:
-                    came = store.import_(transfer, what.name)
-                except MlxMcpError as error:
-                    came = error
-                return came, heads_of(store, record.session_id)
-
-            persistence.io.submit(write, written, patient=True)
-
-        def written(outcome: tuple[SessionHead | MlxMcpError, list[SessionHead]] | MlxMcpError) -> None:
-            if isinstance(outcome, MlxMcpError):
-                tell(outcome)
-                return
-            came, heads = outcome
-            self.sessions.adopt_all(heads)
-            tell(came)
-
-        persistence.io.submit(lambda: store.look_into(transfer), looked, patient=True)
+        persistence.io.submit(write, partial(ImportDone, call.call_id), patient=True)
 
     def _make_way(self, record: SessionRecord) -> None:
         """Let go, in memory, of the session that an import replaces; nothing is lost by that.
@@ -225,7 +219,7 @@ class SessionFiles:
         session = self.sessions.sessions.get(record.session_id)
         if session is None:
             return
-        if session.turn is not None or session.queue:
+        if session.turn is not None:
             raise InvalidRequest(
                 f"A turn goes on with session {record.session_id}: import it once that has ended, or remove the "
                 "session first (`mlx-mcp sessions rm`)."

@@ -17,16 +17,20 @@ import math
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 from mlx_mcp.core.session import SessionInfo
 from mlx_mcp.engine.engine import Engine, EngineFactory
-from mlx_mcp.engine.messages import Cancel, Command, Done, Failed, Finish, Stop
+from mlx_mcp.engine.messages import Command, Event, Failed, LastEvent, Stop
 from mlx_mcp.errors import EngineDead
 from mlx_mcp.stats import EngineStats
 
 logger = logging.getLogger(__name__)
 
 IDLE_S = 0.02
+
+# Called on the engine thread; must not block. False means that nobody listens any more.
+Sink = Callable[[Event], bool]
 
 
 class EngineThread:
@@ -36,6 +40,7 @@ class EngineThread:
         self._make_engine, self._step_timeout_s = make_engine, step_timeout_s
         self._step_began = math.inf  # infinite while the thread waits
         self._inbox: deque[Command] = deque()
+        self._sinks: dict[int, Sink] = {}  # by the call whose events they take
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._dead: EngineDead | None = None
@@ -64,6 +69,14 @@ class EngineThread:
     def step_s(self) -> float:
         """For how many seconds the thread has been at what it does now; 0 while it waits."""
         return max(0.0, time.monotonic() - self._step_began)
+
+    def listen(self, call_id: int, sink: Sink) -> None:
+        """Have a call's events go to a sink, up to the last one; say so before the call is sent."""
+        self._sinks[call_id] = sink
+
+    def unlisten(self, call_id: int) -> None:
+        """Have nobody hear of a call any more."""
+        self._sinks.pop(call_id, None)
 
     def send(self, command: Command) -> None:
         """Give the engine a command.
@@ -98,6 +111,7 @@ class EngineThread:
         self._step_began = time.monotonic()
         try:
             engine = self._make_engine()
+            engine.tell(self._emit)
             self._sessions = engine.sessions.infos
             self._loop(engine)
         except BaseException as error:
@@ -107,21 +121,31 @@ class EngineThread:
         self._step_began = math.inf
         with self._wake:
             self._dead = dead
-            left, self._inbox = self._inbox, deque()
-        for command in left:
-            if not isinstance(command, Stop | Cancel | Finish | Done):
-                command.sink(Failed(dead))
+            self._inbox.clear()
         if engine is not None:
             engine.fail_all(dead)
+        for call_id in list(self._sinks):  # of calls that the engine has not seen
+            self._emit(call_id, Failed(dead))
+        if engine is not None:
             engine.close(self._deadline)
         self._stats = EngineStats()
+
+    def _emit(self, call_id: int, event: Event) -> bool:
+        """Hand over an event; False if nobody listens to that call any more."""
+        sink = self._sinks.get(call_id)
+        if sink is None:
+            return False
+        listened = sink(event)
+        if not listened or isinstance(event, LastEvent):
+            self.unlisten(call_id)
+        return listened
 
     def _loop(self, engine: Engine) -> None:
         while True:
             with self._wake:
                 self._step_began = math.inf
                 while not self._inbox and not engine.has_work and not self._stopping:
-                    if not self._wake.wait(engine.patience_s):
+                    if not self._wake.wait(engine.idle_s):
                         break  # something may be due
                 commands, self._inbox = self._inbox, deque()
             while commands:

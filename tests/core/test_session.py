@@ -46,7 +46,7 @@ def test_a_session_in_the_midst_of_a_turn_does_not_end():
     house.now = 200.0
     assert house.store.expired() == []
     house.store.abandon(session)
-    session.queue.append("a turn")
+    house.store.begin(session, 100)  # that of the next turn, which has waited
     house.now = 400.0
     assert house.store.expired() == []
 

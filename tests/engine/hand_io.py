@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from mlx_mcp.engine.engine import Engine
+from mlx_mcp.engine.results import ThreadResult
 from mlx_mcp.errors import MlxMcpError
 
 T = TypeVar("T")
@@ -12,38 +14,45 @@ class HandIo:
     """Does what the engine gave it when it is told to."""
 
     def __init__(self) -> None:
-        self.work: list[tuple[Callable[[], Any], Callable[[Any], None]]] = []
+        self.work: list[tuple[Callable[[], Any], Callable[[Any], ThreadResult]]] = []
+        self.engine: Engine | None = None  # whom results go to
         self.closed = False
         self.num_patient = 0  # the last pieces of the work, which others pass
 
     def submit(
         self,
         work: Callable[[], T],
-        tell: Callable[[T | MlxMcpError], None],
+        result: Callable[[T | MlxMcpError], ThreadResult],
         urgent: bool = False,
         patient: bool = False,
     ) -> None:
         self.num_patient += patient
         at = 0 if urgent else len(self.work) + 1 if patient else len(self.work) - self.num_patient
-        self.work.insert(at, (work, tell))
+        self.work.insert(at, (work, result))
 
     def breathe(self) -> None:
         while len(self.work) > self.num_patient:
             self.run()()
 
-    def run(self) -> Callable[[], None]:
-        """Do one piece; returns what tells the engine."""
+    def do(self) -> ThreadResult:
+        """Do one piece; returns what came of it."""
         self.num_patient -= len(self.work) == self.num_patient
-        work, tell = self.work.pop(0)
+        work, result = self.work.pop(0)
         try:
             outcome: Any = work()
         except MlxMcpError as error:
             outcome = error
-        return lambda: tell(outcome)
+        return result(outcome)
+
+    def run(self) -> Callable[[], None]:
+        """Do one piece; returns what tells the engine."""
+        result, engine = self.do(), self.engine
+        assert engine is not None, "nobody to tell"
+        return lambda: engine.handle(result)
 
     def close(self, last: Callable[[], None], timeout_s: float) -> bool:
         while self.work:
-            self.run()
+            self.do()
         last()
         self.closed = True
         return True

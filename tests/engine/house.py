@@ -14,21 +14,22 @@ from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import SamplingParams
 from mlx_mcp.core.session import SessionInfo, SessionOptions
 from mlx_mcp.core.slots import KvCost
-from mlx_mcp.engine.engine import Engine, Keeping, Persisting
+from mlx_mcp.engine.engine import Engine, Keeping
 from mlx_mcp.engine.messages import (
     Event,
     Failed,
     Finished,
     Fork,
     Load,
-    Moved,
     Prefilled,
     Sessions,
     Submit,
     Token,
     Turn,
 )
+from mlx_mcp.engine.persistence import Persisting
 from mlx_mcp.errors import MlxMcpError
+from tests.engine.hearing import hear
 from tests.fakes import FakeLoader, FakeRunner
 
 KEEP = SessionOptions()
@@ -54,12 +55,12 @@ class House:
         its_limits = replace(Limits(chunk_tokens=8, prefill_tokens_idle=16, prefill_tokens_busy=8), **(limits or {}))
         its_keeping = replace(Keeping(block_tokens=4, sharing=Sharing(0, 0)), **keeping)
         self.engine = Engine(loader, its_limits, 150, max_kv_bytes, its_keeping, lambda: self.now, persisting)
-        self.engine.cache = replace(self.engine.cache, hash_bytes=hash_bytes)
+        self.engine.models.cache = replace(self.engine.cache, hash_bytes=hash_bytes)
         self.load("tiny")
 
     def load(self, name: str) -> None:
         spec = ModelSpec(name, "folder", "/nowhere")
-        self.engine.handle(Load(self.engine.loader.prepare(spec, lambda line: None), lambda event: True))
+        self.engine.handle(Load(next(self.ids), self.engine.loader.prepare(spec, lambda line: None)))
         for _ in range(3):
             self.engine.step()
 
@@ -78,7 +79,8 @@ class House:
         its_turn = replace(Turn("ann", session, after, keep and bool(session)), **turn)
         params = SamplingParams(max_tokens)
         prompt = tuple(map(ord, text))
-        self.engine.handle(Submit(events.sequence_id, model, prompt, params, events, turn=its_turn))
+        hear(self.engine, events, events.sequence_id)
+        self.engine.handle(Submit(events.sequence_id, model, prompt, params, turn=its_turn))
         return events
 
     def open(self, text: str, **options: Any) -> str:
@@ -92,8 +94,8 @@ class House:
         return events.session
 
     def ask(self, command: Callable[..., Any], *arguments: Any) -> tuple[SessionInfo, ...]:
-        heard = Events(0)
-        self.engine.handle(command(*arguments, heard))
+        heard = Events(next(self.ids))
+        self.engine.handle(command(hear(self.engine, heard, heard.sequence_id), *arguments))
         if isinstance(heard[0], Failed):
             raise heard[0].error
         assert isinstance(heard[0], Sessions)
@@ -134,7 +136,7 @@ class Events(list[Event]):
 
     @property
     def ended(self) -> bool:
-        return bool(self) and isinstance(self[-1], Finished | Failed | Moved)
+        return bool(self) and isinstance(self[-1], Finished | Failed)
 
     @property
     def session(self) -> str:

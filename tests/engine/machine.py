@@ -16,10 +16,12 @@ from mlx_mcp.core.ports import ModelLoader, ModelSpec
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import SamplingParams
 from mlx_mcp.core.session import Session, SessionOptions
-from mlx_mcp.engine.engine import Engine, Keeping, Persisting
+from mlx_mcp.engine.engine import Engine, Keeping
 from mlx_mcp.engine.messages import (
     Cancel,
     Close,
+    EncodeAgain,
+    Encoded,
     Event,
     Failed,
     Finish,
@@ -27,7 +29,6 @@ from mlx_mcp.engine.messages import (
     Fork,
     Load,
     Loaded,
-    Moved,
     Persist,
     Persisted,
     Prefilled,
@@ -35,11 +36,11 @@ from mlx_mcp.engine.messages import (
     Submit,
     Token,
     Turn,
-    Unloaded,
 )
-from mlx_mcp.engine.persistence import PersistenceOptions
+from mlx_mcp.engine.persistence import PersistenceOptions, Persisting
 from mlx_mcp.errors import CapacityError, InvalidRequest, MlxMcpError, RequestError, SessionBusy, UnknownSession
 from tests.engine.hand_io import HandIo
+from tests.engine.hearing import hear
 
 LIMITS = Limits(max_running=4, chunk_tokens=8, prefill_tokens_idle=16, prefill_tokens_busy=8)
 KEEPING = Keeping(block_tokens=4, sharing=Sharing(2, 8), max_sessions=12, session_ttl_s=100, max_wait_s=1000)
@@ -71,7 +72,7 @@ class Call:
         self.ended: Event | None = None
         self.error: MlxMcpError | None = None
         self.cut: int | None = None  # so many tokens were wanted in the end
-        self.repeats = False
+        self.repeats = self.again = False
 
     def __call__(self, event: Event) -> bool:
         assert self.ended is None, f"{event} after the end"
@@ -84,8 +85,8 @@ class Call:
                 self.ended = event
             case Failed(error):
                 self.ended, self.error = event, error
-            case Unloaded() | Moved():
-                self.ended = event
+            case EncodeAgain():
+                self.again = True
         return True
 
 
@@ -127,7 +128,8 @@ class SessionMachine(RuleBasedStateMachine):
         self.engine = Engine(
             self.make_loader(), LIMITS, self.max_weights_bytes, self.max_kv_bytes, KEEPING, lambda: self.now, persisting
         )
-        self.engine.cache = replace(self.engine.cache, hash_bytes=self.hash_bytes)
+        self.io.engine = self.engine
+        self.engine.models.cache = replace(self.engine.cache, hash_bytes=self.hash_bytes)
         self.io.run_all()
         self.load(self.model)
 
@@ -144,7 +146,7 @@ class SessionMachine(RuleBasedStateMachine):
         heard = Heard()
         spec = ModelSpec(name, "folder", f"/nowhere/{name}")
         prepared = self.engine.loader.prepare(spec, lambda line: None)
-        self.engine.handle(Load(prepared, heard))
+        self.engine.handle(Load(hear(self.engine, heard), prepared))
         for _ in range(100):
             if heard and isinstance(heard[-1], Loaded | Failed):
                 break
@@ -158,7 +160,8 @@ class SessionMachine(RuleBasedStateMachine):
         params = SamplingParams(max_tokens, temperature=0.0, seed=seed)
         call = Call(before + prompt, turn.session if turn.keep else "", turn.opens is not None)
         model = session.model if session is not None else self.model
-        call.submit = Submit(self.number, model, prompt, params, call, turn=turn)
+        hear(self.engine, call, self.number)
+        call.submit = Submit(self.number, model, prompt, params, turn=turn)
         self.engine.handle(call.submit)
         if call.ended is None:
             self.calls[self.number] = call
@@ -173,6 +176,12 @@ class SessionMachine(RuleBasedStateMachine):
 
     def settle(self) -> None:
         """Bring the oracle up to date with what has ended."""
+        for number, call in list(self.calls.items()):
+            if call.again:
+                call.again, submit = False, call.submit
+                after = self.engine.sessions.sessions[submit.turn.session].after
+                self.engine.handle(Encoded(number, submit.prompt_ids, submit.params, None, after))
+                self.seen["encoded again"] += 1
         for number, call in list(self.calls.items()):
             if call.ended is None:
                 continue
@@ -230,7 +239,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.repeat(0, 1 + n % 20, 1, TENANTS[0])
         self.drain()
         handle = next(iter(self.logs))
-        self.engine.handle(Fork(TENANTS[0], handle, count, (), lambda event: True))
+        self.engine.handle(Fork(hear(self.engine, lambda event: True), TENANTS[0], handle, count, ()))
         for other in self.engine.sessions.sessions:
             self.logs[other], self.after[other] = self.logs[handle], self.after[handle]
 
@@ -290,7 +299,7 @@ class SessionMachine(RuleBasedStateMachine):
     def turn(self, data: DataObject | None, text: int, n: int, most: int, keep: bool, queue: bool) -> None:
         handle = self.pick(data, self.idle_sessions())
         session = self.engine.sessions.sessions[handle]
-        if session.model not in self.engine.residents:
+        if session.model not in self.engine.models.by_name:
             return
         was_busy = session.turn is not None
         call = self.submit(
@@ -311,7 +320,7 @@ class SessionMachine(RuleBasedStateMachine):
         handle = self.pick(data, self.idle_sessions())
         heard, tenant = Heard(), self.engine.sessions.sessions[handle].tenant
         before, rested = self.engine.ledger.used_bytes, self.engine.sessions.sessions[handle].resting
-        self.engine.handle(Fork(tenant, handle, count, (), heard))
+        self.engine.handle(Fork(hear(self.engine, heard), tenant, handle, count, ()))
         while not heard:  # its tokens come from disk
             self.io.run()()
         if isinstance(heard[0], Failed):
@@ -328,7 +337,7 @@ class SessionMachine(RuleBasedStateMachine):
     def close(self, data: DataObject | None) -> None:
         handle = self.pick(data, list(self.logs))
         heard, tenant = Heard(), self.engine.sessions.sessions[handle].tenant
-        self.engine.handle(Close(tenant, (handle,), heard))
+        self.engine.handle(Close(hear(self.engine, heard), tenant, (handle,)))
         while not heard:
             self.io.run()()
         self.saved.pop(handle, None)
@@ -354,7 +363,7 @@ class SessionMachine(RuleBasedStateMachine):
         ready = [n for n, c in self.calls.items() if len(c.output) > 1 and c.cut is None]
         call = self.calls[data.draw(st.sampled_from(ready))]
         call.cut = len(call.output) - data.draw(st.integers(0, 1))
-        self.engine.handle(Finish(call.submit.sequence_id, call.cut))
+        self.engine.handle(Finish(call.submit.call_id, call.cut))
         assert isinstance(call.ended, Finished)
         self.settle()
 
@@ -392,7 +401,7 @@ class SessionMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.calls)
     @rule()
     def change_model(self) -> None:
-        for resident in self.engine.residents.values():
+        for resident in self.engine.models.by_name.values():
             if resident.has_work:
                 self.engine.step()
         self.settle()
@@ -417,7 +426,7 @@ class SessionMachine(RuleBasedStateMachine):
                 assert isinstance(event.error, InvalidRequest | UnknownSession), event.error
             return True
 
-        self.engine.handle(Persist(session.tenant, handle, "", told))
+        self.engine.handle(Persist(hear(self.engine, told), session.tenant, handle, ""))
         if wait:
             self.io.run_all()
             self.settle()
@@ -451,7 +460,7 @@ class SessionMachine(RuleBasedStateMachine):
         stats = self.engine.stats
         self.seen.update(restored=stats.restored, offloaded=stats.offloaded)
         self.seen.update(evictions=stats.evictions, preemptions=stats.preemptions, cached=stats.cached_tokens)
-        caches = [resident.scheduler.cache for resident in self.engine.residents.values()]
+        caches = [resident.scheduler.cache for resident in self.engine.models.by_name.values()]
         self.seen.update(shared=sum(cache.shared.num_made for cache in caches if cache is not None))
 
     # All of it once, where chance is not to be relied on
@@ -513,7 +522,12 @@ class SessionMachine(RuleBasedStateMachine):
         assert not self.engine.sessions.sessions
         persistence = self.engine.persistence
         if persistence is not None:
-            on_its_way = (persistence.queue_bytes, persistence.num_saving, persistence.references, persistence.fetches)
+            on_its_way = (
+                persistence.offload.queue_bytes,
+                persistence.writing,
+                persistence.references,
+                persistence.restoring.fetches,
+            )
             assert not any(on_its_way), f"something never came to the disk: {on_its_way}"
         self.take_stats()
         self.engine.check_integrity()

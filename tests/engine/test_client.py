@@ -12,9 +12,10 @@ from mlx_mcp.chat.prompt import Grammar, GrammarKind, Prompt
 from mlx_mcp.core.ports import LoadedModel, LoadProgress
 from mlx_mcp.core.sampling import PARAMETERS, Sampling
 from mlx_mcp.core.sequence import SamplingParams, TokenLogprobs
-from mlx_mcp.engine import client as client_module
+from mlx_mcp.engine import mailbox as mailbox_module
 from mlx_mcp.engine.answer import Answer
-from mlx_mcp.engine.client import EngineClient, Mailbox
+from mlx_mcp.engine.client import EngineClient
+from mlx_mcp.engine.mailbox import Mailbox
 from mlx_mcp.engine.messages import Find, Load, Loaded, Submit, Token, Unloaded
 from mlx_mcp.engine.requests import Delta, GenerateRequest, Progress, Result, TokenChoice
 from mlx_mcp.errors import Abandoned, EngineDead, InvalidRequest, ModelError, PromptTooLong, UnknownModel
@@ -102,7 +103,7 @@ async def test_a_load_that_nobody_waits_for_any_more_is_stopped(client):
     calls[1].cancel()
     await until(stopped.is_set)
     client.loader.prepare = usual
-    await until(lambda: not client._preparations)
+    await until(lambda: not client._models.preparations._by_name)
     assert (await answer(client, asking("hello"))).text == "hello"
 
 
@@ -129,7 +130,7 @@ async def test_who_comes_when_a_load_is_being_stopped_has_it_go_on(client):
     first.cancel()
     await until(stopping.is_set)  # one that came before would find a load that goes on
     second = asyncio.create_task(answer(client, asking("hello")))
-    await until(lambda: any(p.num_waiting for p in client._preparations.values()))
+    await until(lambda: any(p.num_waiting for p in client._models.preparations._by_name.values()))
     come.set()
     assert (await second).text == "hello"
     assert len(rounds) == 2
@@ -354,14 +355,14 @@ async def test_a_call_cancelled_while_its_model_loads_leaves_nothing_behind(clie
 
 
 async def test_looking_after_the_engine_is_no_sign_of_life(client, monkeypatch):
-    monkeypatch.setattr(client_module, "CHECK_S", 0.002)
+    monkeypatch.setattr(mailbox_module, "CHECK_S", 0.002)
     begin = asyncio.get_running_loop().time()
-    assert await Mailbox(client.thread).get(0.05) is None
+    assert await Mailbox(client.thread, 1).get(0.05) is None
     assert asyncio.get_running_loop().time() - begin >= 0.05
 
 
 async def test_a_long_wait_shows_signs_of_life(client, monkeypatch):
-    monkeypatch.setattr(client_module, "KEEPALIVE_S", 0.01)
+    monkeypatch.setattr(mailbox_module, "KEEPALIVE_S", 0.01)
     await answer(client, asking("a"))
     client.loader.runner.gate.clear()
     signs = []
@@ -453,7 +454,7 @@ async def test_a_model_that_was_unloaded_meanwhile_is_loaded_again(client):
     await answer(client, asking("a"))
     client.loader.weights_bytes = 950
     await answer(client, asking("b", model="other"))
-    assert list(client._loaded) == ["other"]  # nobody keeps the weights of the other
+    assert list(client._models.loaded) == ["other"]  # nobody keeps the weights of the other
     assert (await answer(client, asking("c"))).text == "c"
     assert client.loader.materialised == ["tiny", "other", "tiny"]
 
@@ -476,10 +477,16 @@ class SilentThread:
     def __init__(self, answers):
         self.answers, self.sent, self.dead = answers, [], None
 
+    def listen(self, call_id, sink):
+        self.sink = sink
+
+    def unlisten(self, call_id):
+        pass
+
     def send(self, command):
         self.sent.append(type(command))
         if type(command) in self.answers:
-            command.sink(self.answers[type(command)])
+            self.sink(self.answers[type(command)])
 
 
 async def test_whoever_waits_hears_within_two_seconds_that_the_engine_died():

@@ -10,6 +10,7 @@ from mlx_mcp.core.sequence import SamplingParams
 from mlx_mcp.engine.engine import Engine, Keeping
 from mlx_mcp.engine.messages import (
     Cancel,
+    EncodeAgain,
     Failed,
     Find,
     Finished,
@@ -23,6 +24,7 @@ from mlx_mcp.engine.messages import (
     Waiting,
 )
 from mlx_mcp.errors import CapacityError, EngineDead, GenerationFailed, InvalidRequest, ModelError, RequestTooLarge
+from tests.engine.hearing import hear
 from tests.fakes import FakeLoader
 
 
@@ -43,7 +45,7 @@ class Events(list):
 def load(engine, name="tiny"):
     events = Events()
     prepared = engine.loader.prepare(ModelSpec(name, "folder", "/nowhere"), lambda line: None)
-    engine.handle(Load(prepared, events))
+    engine.handle(Load(hear(engine, events), prepared))
     return events
 
 
@@ -61,7 +63,8 @@ def submit(engine, sequence_id, text, model="tiny", lane="", group="", **params)
     events = Events()
     prompt_ids = tuple(map(ord, text))
     params = SamplingParams(**{"max_tokens": 50} | params)
-    engine.handle(Submit(sequence_id, model, prompt_ids, params, events, lane, group=group))
+    hear(engine, events, sequence_id)
+    engine.handle(Submit(sequence_id, model, prompt_ids, params, lane, group=group))
     return events
 
 
@@ -206,7 +209,7 @@ def test_a_thousand_cancels_at_random_moments_leave_nothing_behind():
         victim = live.pop(rng.randrange(len(live)))
         engine.handle(Cancel(victim))
         assert victim not in engine.loader.runner.rows
-        engine.residents["tiny"].scheduler.check_integrity()
+        engine.models.by_name["tiny"].scheduler.check_integrity()
     for number in live:
         engine.handle(Cancel(number))
     run(engine)
@@ -253,8 +256,9 @@ def test_token_ids_beyond_the_vocabulary_never_reach_the_model():
     engine = loaded_engine()
     events = Events()
     for prompt_ids in ((0x110000,), (-1,), ()):
-        engine.handle(Submit(1, "tiny", prompt_ids, SamplingParams(5), events))
-    engine.handle(Submit(1, "tiny", (1,), SamplingParams(5, logit_bias=((0x110000, 1.0),)), events))
+        engine.handle(Submit(hear(engine, events), "tiny", prompt_ids, SamplingParams(5)))
+    params = SamplingParams(5, logit_bias=((0x110000, 1.0),))
+    engine.handle(Submit(hear(engine, events), "tiny", (1,), params))
     assert [type(e.error) for e in events] == [InvalidRequest] * 4
     beyond, below, none, biased = (str(e.error) for e in events)
     assert "The tokenizer of 'tiny' gives the token id 1114112, and the model's ids go up to 1114111" in beyond
@@ -318,7 +322,7 @@ def test_an_idle_model_makes_room_for_another():
     run(engine)
     assert isinstance(events[-1], Loaded)
     assert engine.stats.models == ("other",)
-    assert submit(engine, 1, "abc") == [Unloaded()]
+    assert submit(engine, 1, "abc") == [EncodeAgain(loaded=False)]
 
 
 def test_a_model_in_use_is_not_unloaded_and_the_newcomer_is_told_to_retry():
@@ -342,8 +346,8 @@ def test_a_model_that_can_never_fit_is_refused_with_the_figures():
 
 def test_find_says_whether_a_model_is_in_memory():
     engine, events = loaded_engine(), Events()
-    engine.handle(Find("tiny", events))
-    engine.handle(Find("other", events))
+    engine.handle(Find(hear(engine, events), "tiny"))
+    engine.handle(Find(hear(engine, events), "other"))
     assert [type(e) for e in events] == [Loaded, Unloaded]
 
 

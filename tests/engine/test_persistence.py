@@ -11,12 +11,12 @@ from mlx_mcp.core.cache.misses import MissReason
 from mlx_mcp.core.layout import Layout
 from mlx_mcp.core.session import SessionOptions
 from mlx_mcp.core.slots import KvCost
-from mlx_mcp.engine.engine import Persisting
 from mlx_mcp.engine.messages import Cancel, Close, Failed, Fork, ListSessions, Persist, Persisted, Prefilled
-from mlx_mcp.engine.persistence import PersistenceOptions
+from mlx_mcp.engine.persistence import PersistenceOptions, Persisting
 from mlx_mcp.errors import EngineDead, InvalidRequest, StorageError, UnknownSession, UnknownVersion
 from mlx_mcp.storage.store import Store
 from tests.engine.hand_io import HandIo
+from tests.engine.hearing import hear
 from tests.engine.house import House, words
 
 GIGABYTE = 1 << 30
@@ -33,6 +33,7 @@ class KeptHouse(House):
             return wrap(self.store)
 
         super().__init__(persisting=Persisting(open_store, self.io, options or PersistenceOptions()), **house)
+        self.io.engine = self.engine
         if opened:
             self.settle()
 
@@ -55,7 +56,7 @@ class KeptHouse(House):
 
     def ask(self, command, *arguments):
         heard = []
-        self.engine.handle(command(*arguments, lambda event: heard.append(event) or True))
+        self.engine.handle(command(hear(self.engine, lambda event: heard.append(event) or True), *arguments))
         self.settle()
         if isinstance(heard[0], Failed):
             raise heard[0].error
@@ -74,7 +75,7 @@ class KeptHouse(House):
     def evict(self):
         """Have everything leave memory that can."""
         assert self.pool.reclaim(self.pool.used_bytes - self.pool.protected_bytes)
-        self.engine.persistence.flush()
+        self.engine.persistence.offload.flush()
         self.settle()
 
     def die(self):
@@ -121,7 +122,7 @@ def test_whoever_persists_hears_of_it_once_the_store_has_all_of_it(folder):
         heard.append((type(event), record and all(house.store.tier.find(key) for key in record.blocks)))
         return True
 
-    house.engine.handle(Persist("ann", session, "", told))
+    house.engine.handle(Persist(hear(house.engine, told), "ann", session, ""))
     assert heard == []
     house.settle()
     assert heard == [(Persisted, True)]
@@ -130,7 +131,7 @@ def test_whoever_persists_hears_of_it_once_the_store_has_all_of_it(folder):
 def test_a_session_on_its_way_to_the_disk_keeps_its_blocks_until_it_is_there(folder):
     house = KeptHouse(folder)
     session = house.prime(words(100))
-    house.engine.handle(Persist("ann", session, "", lambda event: True))
+    house.engine.handle(Persist(99, "ann", session, ""))
     assert house.pool.protected_bytes == house.pool.used_bytes == 100
     assert not house.pool.reclaim(1)
     house.engine.check_integrity()
@@ -219,7 +220,7 @@ def test_closing_all_leaves_what_is_persisted(folder):
 def test_closing_a_session_that_is_on_its_way_to_the_disk_removes_it_there_too(folder):
     house = KeptHouse(folder)
     session = house.prime(words(60))
-    house.engine.handle(Persist("ann", session, "", lambda event: True))
+    house.engine.handle(Persist(99, "ann", session, ""))
     house.ask(Close, "ann", (session,))
     house.die()
     assert KeptHouse(folder).sessions() == {}
@@ -257,9 +258,9 @@ def test_a_second_process_says_who_has_the_folder_and_goes_on_in_memory(folder):
 
 def test_other_weights_are_a_miss_the_tokens_survive_and_the_result_says_so(folder):
     house, session = come_back(folder, words(40))
-    model = house.engine.residents["tiny"].model
+    model = house.engine.models.by_name["tiny"].model
     object.__setattr__(model, "fingerprint", b"others")
-    house.engine.residents["tiny"].scheduler.cache.fingerprint = b"others"
+    house.engine.models.by_name["tiny"].scheduler.cache.fingerprint = b"others"
     events = house.say("on", session, after="user")
     house.run()
     assert (house.restored(events), events.cached) == (0, 0)
@@ -269,7 +270,7 @@ def test_other_weights_are_a_miss_the_tokens_survive_and_the_result_says_so(fold
 
 def test_another_tokenizer_gets_the_same_text_in_its_own_ids(folder):
     house, session = come_back(folder, "abc")
-    model = house.engine.residents["tiny"].model
+    model = house.engine.models.by_name["tiny"].model
     object.__setattr__(model, "fingerprint", b"others")
     model.tokenizer.digest = b"capitals"
     model.tokenizer.encode_transcript = lambda text: tuple(ord(c.upper()) for c in text)
@@ -307,16 +308,16 @@ def test_an_ephemeral_session_never_reaches_the_disk(folder):
 
 def test_a_full_queue_drops_blocks_and_holds_up_nobody(folder):
     house = KeptHouse(folder, max_kv_bytes=2000)
-    pool, room = house.engine.cache.pool, house.engine.persistence.max_queue_bytes
+    pool, room = house.engine.cache.pool, house.engine.persistence.offload.max_queue_bytes
     session = house.open(words(300))
     house.say("x", session, keep=False)
     house.run()
     assert pool.reclaim(pool.used_bytes)
-    house.engine.persistence.flush()
-    assert house.engine.persistence.queue_bytes <= room < 300
-    assert house.engine.persistence.num_dropped
+    house.engine.persistence.offload.flush()
+    assert house.engine.persistence.offload.queue_bytes <= room < 300
+    assert house.engine.persistence.offload.num_dropped
     house.settle()
-    assert house.engine.persistence.queue_bytes == 0
+    assert house.engine.persistence.offload.queue_bytes == 0
     events = house.say("y", session)
     house.run()
     assert events.text
@@ -393,7 +394,7 @@ def test_whatever_is_about_sessions_waits_until_those_on_disk_are_known(folder):
     house.die()
     house = KeptHouse(folder, opened=False)
     heard = []
-    house.engine.handle(ListSessions("ann", lambda event: heard.append(event) or True))
+    house.engine.handle(ListSessions(hear(house.engine, lambda event: heard.append(event) or True), "ann"))
     events = house.say("on", "base", after="user")
     other = house.say("abc")
     house.run_steps()
@@ -420,7 +421,7 @@ def test_at_the_end_sessions_are_saved_and_whoever_persists_is_answered(folder):
     house = KeptHouse(folder, PersistenceOptions(autosave_s=3600))
     asked, changed = house.open(words(30)), house.open(words(40))
     running, heard = house.say("abc"), []
-    house.engine.handle(Persist("ann", asked, "", lambda event: heard.append(event) or True))
+    house.engine.handle(Persist(hear(house.engine, lambda event: heard.append(event) or True), "ann", asked, ""))
     house.engine.stop()
     assert isinstance(running.error, EngineDead)
     assert not house.engine.saved

@@ -10,6 +10,7 @@ from mlx_mcp.engine.messages import Export, Failed, Heads, Import, OnDisk, Persi
 from mlx_mcp.errors import InvalidRequest, NotKeptHere, NotOnDisk, StorageError, UnknownSession
 from mlx_mcp.storage import store as store_module
 from mlx_mcp.storage.transfer import from_file, to_file
+from tests.engine.hearing import hear
 from tests.engine.house import House, words
 from tests.engine.test_persistence import KeptHouse
 
@@ -24,7 +25,7 @@ def folder(tmp_path):
 def begin(house, what):
     """Have something done on disk; what is heard of it comes in the list that is returned."""
     heard = []
-    house.engine.handle(OnDisk(what, lambda event: heard.append(event) or True))
+    house.engine.handle(OnDisk(hear(house.engine, lambda event: heard.append(event) or True), what))
     return heard
 
 
@@ -107,7 +108,7 @@ def test_removing_comes_after_the_persisting_that_was_under_way(folder):
     house = KeptHouse(folder)
     session = house.prime("CANARY" + words(20))
     persisted = []
-    house.engine.handle(Persist("ann", session, "", lambda event: persisted.append(event) or True))
+    house.engine.handle(Persist(hear(house.engine, lambda event: persisted.append(event) or True), "ann", session, ""))
     assert do(house, Remove(session)) == 1
     assert not isinstance(persisted[0], Failed)
     assert b"CANARY" not in bytes_in(folder)
@@ -221,7 +222,7 @@ def test_what_is_persisted_while_a_purge_waits_is_not_said_to_be_on_disk(folder)
     session = house.prime(words(40))
     heard = begin(house, Purge())
     house.io.run()()  # sessions on disk were looked for
-    house.engine.handle(Persist("ann", session, "v1", lambda event: True))
+    house.engine.handle(Persist(99, "ann", session, "v1"))
     house.settle()
     assert outcome(heard) is None
     assert do(house, Heads()) == []
@@ -245,7 +246,8 @@ def test_a_long_export_lets_others_have_the_disk_and_is_of_one_moment(folder, tm
         if len(parts) == 1:
             house.say("more", session, **TURN)
             house.run_steps()
-            house.engine.handle(Persist("ann", session, "", lambda event: parts.append(event) or True))
+            call_id = hear(house.engine, lambda event: parts.append(event) or True)
+            house.engine.handle(Persist(call_id, "ann", session, ""))
 
     heard = begin(house, Export("base", "", transfer := to_file(tmp_path / "file")))
     between = transfer.between
@@ -383,7 +385,7 @@ def test_an_import_that_was_persisted_over_meanwhile_is_what_counts(folder, tmp_
     house.run()
     house.persist(session)
     heard = begin(house, Import(from_file(file)))
-    house.engine.handle(Persist("ann", session, "v1", lambda event: True))
+    house.engine.handle(Persist(99, "ann", session, "v1"))
     house.settle()
     assert outcome(heard).num_tokens == 40
     info = house.sessions()[session]

@@ -10,17 +10,19 @@ from mlx_mcp.core.cache.blocks import walk
 from mlx_mcp.core.cache.misses import MissReason
 from mlx_mcp.core.cache.shared_prefixes import Sharing
 from mlx_mcp.core.layout import Layout
+from mlx_mcp.core.sequence import SamplingParams
 from mlx_mcp.core.session import MAX_FORKS, SessionOptions
 from mlx_mcp.core.slots import KvCost
-from mlx_mcp.engine.engine import MAX_QUEUE
 from mlx_mcp.engine.messages import (
     Cancel,
     Close,
+    EncodeAgain,
+    Encoded,
     Finish,
     Finished,
     ListSessions,
-    Moved,
 )
+from mlx_mcp.engine.turns import MAX_QUEUE
 from mlx_mcp.errors import (
     CapacityError,
     GenerationFailed,
@@ -138,10 +140,33 @@ def test_so_many_turns_wait_for_a_session_and_no_more():
     assert all(isinstance(t[-1], Finished) for t in turns[:-1])
 
 
-def test_a_turn_encoded_for_another_end_of_the_session_is_sent_back():
+def test_a_turn_encoded_for_another_end_of_the_session_waits_to_be_encoded_again():
     house = House()
     session = house.prime("abc")
-    assert house.say("|hi", session)[-1] == Moved()
+    turn = house.say("|hi", session)
+    assert turn == [EncodeAgain(loaded=True)]
+    following = house.say("|after", session, after="user", queue=True)
+    house.run()
+    assert turn == [EncodeAgain(loaded=True)]
+    house.engine.handle(Encoded(turn.sequence_id, tuple(map(ord, "hi")), SamplingParams(60), None, "user"))
+    house.run()
+    assert house.log(session) == "abc" + "hi" + turn.text
+    assert following[-1] == EncodeAgain(loaded=True)  # it has its turn, and the session ends otherwise by now
+    house.engine.handle(Encoded(following.sequence_id, tuple(map(ord, "|x")), SamplingParams(60), None, "assistant"))
+    house.run()
+    assert house.log(session) == "abc" + "hi" + turn.text + "|x" + "x"
+
+
+def test_a_turn_that_is_cancelled_while_it_is_encoded_again_lets_the_next_one_begin():
+    house = House()
+    session = house.prime("abc")
+    turn, following = house.say("|hi", session), house.say("x", session, after="user", queue=True)
+    house.engine.handle(Cancel(turn.sequence_id))
+    house.run()
+    assert following.text
+    house.engine.handle(Encoded(turn.sequence_id, (1,), SamplingParams(60), None, "user"))
+    house.engine.check_integrity()
+    assert not house.engine.calls
 
 
 def test_a_turn_ended_by_a_stop_string_is_kept_to_there():
@@ -186,10 +211,10 @@ def test_a_turn_whose_length_was_not_asked_for_is_cut_to_what_the_session_leaves
     house = House(context_tokens=120)
     session = house.open("abc")
     house.say("|" + "x" * 40, session, max_tokens=20)
-    turn = house.say("|" + "y" * 30, session, queue=True, cut=True)
+    turn = house.say("|" + "y" * 30, session, queue=True, shorten=True)
     house.run()
     assert turn.text == "y" * 22  # 120 - 6 - 41 - 20 - 31
-    refused = house.say("|z", session, cut=True).error
+    refused = house.say("|z", session, shorten=True).error
     assert isinstance(refused, PromptTooLong)
     assert "max_tokens" not in str(refused)  # nobody gave one
 
@@ -598,7 +623,7 @@ def test_a_preempted_call_takes_up_what_was_kept_of_it():
     house.runner.endless = True
     calls = [house.say(words(20, chr(65 + i)), max_tokens=200) for i in range(3)]
     house.run()
-    assert house.engine.num_preemptions > 0
+    assert house.engine.stats.preemptions > 0
     for i, call in enumerate(calls):
         assert call.text == (words(20, chr(65 + i)) * 10)[:200]
 
@@ -674,7 +699,7 @@ def test_prefixes_whose_hashes_collide_are_not_shared():
         calls = [house.say(text + tail, max_tokens=9, tenant=tenant) for text in texts for tail in "xyz"]
         house.run()
         assert [c.text for c in calls] == [text[:9] for text in texts for _ in range(3)]
-    assert house.engine.residents["tiny"].scheduler.cache.shared.num_made
+    assert house.engine.models.by_name["tiny"].scheduler.cache.shared.num_made
 
 
 # Memory

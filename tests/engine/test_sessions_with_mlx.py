@@ -115,13 +115,13 @@ def make_machine(models, bound, tight):
 
         def check_kept(self, session):
             leaf = session.leaf
-            if leaf in checked or session.model not in self.engine.residents:
+            if leaf in checked or session.model not in self.engine.models.by_name:
                 return
             checked.add(leaf)
             self.seen["checked"] += 1
             blocks = list(leaf.chain())[::-1]
             parts, end = [Part(b.payload, len(b.tokens)) for b in blocks], leaf.end
-            codec = self.engine.residents[session.model].model.runner.rows.codec
+            codec = self.engine.models.by_name[session.model].model.runner.rows.codec
             _, caches = models.cold_run(session.model, session.log[:end])
             kept = codec.tokens(parts, 0, end)
             if usable([blocks[0].parent, *blocks], end, codec.layout):

@@ -80,7 +80,7 @@ async def test_a_template_that_loops_for_one_prompt_is_left_with_its_calls_and_a
     try:
         before = await answer(client, usual)
         calls = [asyncio.create_task(answer(client, ask(f"loop {i}", model="looping"))) for i in range(12)]
-        pool = client._loaded["looping"].tokenizer._processes._pool
+        pool = client._models.loaded["looping"].tokenizer._processes._pool
         await until(lambda: pool.num_busy > 1)
         assert (await answer(client, ask("hi", max_tokens=2))).model == "embedded"
         for call in calls:

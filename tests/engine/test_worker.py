@@ -22,14 +22,21 @@ def started(loader, **options):
         events.put(event)
         return True
 
-    thread.send(Load(loader.prepare(ModelSpec("tiny", "folder", "/"), print), sink))
+    thread.listen(0, sink)
+    thread.send(Load(0, loader.prepare(ModelSpec("tiny", "folder", "/"), print)))
     while not isinstance(events.get(timeout=5), Loaded):
         pass
     return thread, events, sink
 
 
-def submit(thread, sequence_id, sink):
-    thread.send(Submit(sequence_id, "tiny", (97, 98), SamplingParams(10**6), sink))
+def submit(thread, call_id, sink):
+    thread.listen(call_id, sink)
+    thread.send(Submit(call_id, "tiny", (97, 98), SamplingParams(10**6)))
+
+
+def find(thread, sink):
+    thread.listen(99, sink)
+    thread.send(Find(99, "tiny"))
 
 
 def until(events, kind):
@@ -48,7 +55,7 @@ def test_a_cancel_takes_hold_before_the_next_step():
     thread.send(Cancel(1))
     steps = len(loader.runner.steps)
     loader.runner.gate.set()
-    thread.send(Find("tiny", sink))
+    find(thread, sink)
     until(events, Loaded)
     assert len(loader.runner.steps) <= steps + 1
     assert loader.runner.rows == {}
@@ -67,7 +74,7 @@ def test_when_the_thread_dies_every_waiter_hears_it_and_later_sends_are_refused(
     assert {type(f.error) for f in failed} == {EngineDead}
     assert "fatal" in str(failed[0].error)
     with pytest.raises(EngineDead, match="fatal"):
-        thread.send(Find("tiny", sink))
+        find(thread, sink)
     assert loader.closed
 
 
@@ -76,7 +83,7 @@ def test_an_engine_that_cannot_be_made_fails_the_first_command():
         raise OSError("no device")
 
     thread, events = EngineThread(make), queue.SimpleQueue()
-    thread.send(Find("tiny", lambda event: events.put(event) or True))
+    find(thread, lambda event: events.put(event) or True)
     assert "no device" in str(events.get(timeout=5).error)
 
 
@@ -104,12 +111,13 @@ def test_a_thread_that_was_never_needed_never_starts():
 def test_an_idle_thread_takes_no_steps():
     loader = FakeLoader()
     thread, events, sink = started(loader)
-    thread.send(Submit(1, "tiny", (97,), SamplingParams(2), sink))
+    thread.listen(1, sink)
+    thread.send(Submit(1, "tiny", (97,), SamplingParams(2)))
     until(events, Token)
-    thread.send(Find("tiny", sink))
+    find(thread, sink)
     until(events, Loaded)
     steps = thread.stats.steps
-    thread.send(Find("tiny", sink))
+    find(thread, sink)
     until(events, Loaded)
     assert thread.stats.steps - steps <= 2
     thread.stop(5)
@@ -126,14 +134,14 @@ def test_a_step_that_takes_long_is_seen_and_one_that_takes_longer_than_it_may_co
     wait_until(lambda: thread.dead is not None)
     assert "step_timeout_s" in str(thread.dead)
     with pytest.raises(EngineDead, match="step_timeout_s"):
-        thread.send(Find("tiny", sink))
+        find(thread, sink)
     loader.runner.gate.set()
     thread.stop(5)
 
 
 def test_a_thread_that_waits_is_at_no_step():
     thread, events, sink = started(FakeLoader())
-    thread.send(Find("tiny", sink))
+    find(thread, sink)
     until(events, Loaded)
     wait_until(lambda: thread.step_s == 0)
     thread.stop(5)

@@ -16,8 +16,9 @@ from mlx_mcp import __version__
 from mlx_mcp.config import Config
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.engine.client import EngineClient
-from mlx_mcp.engine.engine import Engine, Persisting
+from mlx_mcp.engine.engine import Engine
 from mlx_mcp.engine.io_thread import IoThread
+from mlx_mcp.engine.persistence import Persisting
 from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.hosting.connections import Connections
 from mlx_mcp.process.place import Place

@@ -237,8 +237,8 @@ MUTANTS = [
     fault(
         "session ended in the midst of a turn",
         "core/session.py",
-        "if s.turn is None and not s.queue and now",
-        "if not s.queue and now",
+        "if s.turn is None and now",
+        "if now",
         "test_session.py::test_a_session_in_the_midst_of_a_turn_does_not_end",
     ),
     fault(

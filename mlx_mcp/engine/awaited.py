@@ -1,0 +1,174 @@
+"""What a call may wait for, as values, and in which words its caller hears of it.
+
+Whoever adds a reason to wait adds a value here, has calls wait for it (`Calls.wait`), and wakes them (`Calls.wake`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar
+
+
+class CallState(StrEnum):
+    """How far a call is."""
+
+    ARRIVED = "arrived"
+    AWAITS_STORE = "awaits store"
+    AWAITS_SESSION = "awaits session"
+    AWAITS_TURN = "awaits turn"
+    AWAITS_TOKENS = "awaits tokens"
+    AWAITS_MODEL = "awaits model"
+    AWAITS_PREFIX = "awaits prefix"
+    AWAITS_BLOCKS = "awaits blocks"
+    AWAITS_MEMORY = "awaits memory"
+    AWAITS_DISK = "awaits disk"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True)
+class StoreOpening:
+    """The store is being opened; until then nobody knows which sessions are on disk."""
+
+    state: ClassVar[CallState] = CallState.AWAITS_STORE
+    words: ClassVar[str] = "for the sessions on disk to be known"
+
+
+@dataclass(frozen=True)
+class SessionReading:
+    """A session's tokens are being read from disk."""
+
+    session_id: str
+    state: ClassVar[CallState] = CallState.AWAITS_SESSION
+    words: ClassVar[str] = "for its session to be read from disk"
+
+
+@dataclass(frozen=True)
+class VersionReading:
+    """A version of a session is being read from disk for a fork."""
+
+    call_id: int
+    state: ClassVar[CallState] = CallState.AWAITS_SESSION
+    words: ClassVar[str] = "for a version of its session to be read from disk"
+
+
+@dataclass(frozen=True)
+class SessionTranslating:
+    """A session's tokens are being encoded for another tokenizer."""
+
+    session_id: str
+    state: ClassVar[CallState] = CallState.AWAITS_SESSION
+    words: ClassVar[str] = "for its session to be encoded for another tokenizer"
+
+
+@dataclass(frozen=True)
+class TurnOf:
+    """Another turn of the session is under way."""
+
+    session_id: str
+    state: ClassVar[CallState] = CallState.AWAITS_TURN
+    words: ClassVar[str] = "for another turn of its session"
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The caller encodes the prompt again."""
+
+    call_id: int
+    state: ClassVar[CallState] = CallState.AWAITS_TOKENS
+    words: ClassVar[str] = "for its prompt to be encoded again"
+
+
+@dataclass(frozen=True)
+class ModelLoading:
+    """A model's weights are being read."""
+
+    name: str
+    state: ClassVar[CallState] = CallState.AWAITS_MODEL
+    words: ClassVar[str] = "for a model that is being read"
+
+
+@dataclass(frozen=True)
+class BlocksReading:
+    """Keys and values are being read from disk."""
+
+    number: int
+    state: ClassVar[CallState] = CallState.AWAITS_BLOCKS
+    words: ClassVar[str] = "for keys and values to be read from disk"
+
+
+@dataclass(frozen=True)
+class PrefixComputing:
+    """Another call computes the tokens that this one has next."""
+
+    state: ClassVar[CallState] = CallState.AWAITS_PREFIX
+    words: ClassVar[str] = "for a prefix that another call computes"
+
+
+@dataclass(frozen=True)
+class Place:
+    """As many calls run as may run at once."""
+
+    state: ClassVar[CallState] = CallState.AWAITS_MEMORY
+    words: ClassVar[str] = "for a place in the batch"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """There is no room for the call's keys and values."""
+
+    num_bytes: int
+    state: ClassVar[CallState] = CallState.AWAITS_MEMORY
+
+    @property
+    def words(self) -> str:
+        """With the memory that it needs."""
+        digits = 0 if self.num_bytes >= 10_000_000 else 1
+        return f"for memory: needs {self.num_bytes / 1e6:.{digits}f} MB"
+
+
+@dataclass(frozen=True)
+class SessionWriting:
+    """A session is being written to disk."""
+
+    number: int
+    state: ClassVar[CallState] = CallState.AWAITS_DISK
+    words: ClassVar[str] = "for its session to be written to disk"
+
+
+@dataclass(frozen=True)
+class SessionsRemoving:
+    """Sessions that were closed are being removed from disk."""
+
+    call_id: int
+    state: ClassVar[CallState] = CallState.AWAITS_DISK
+    words: ClassVar[str] = "for its sessions to be removed from disk"
+
+
+@dataclass(frozen=True)
+class FileWork:
+    """What a user does to sessions on disk is under way."""
+
+    call_id: int
+    state: ClassVar[CallState] = CallState.AWAITS_DISK
+    words: ClassVar[str] = "for the disk"
+
+
+Awaited = (
+    StoreOpening
+    | SessionReading
+    | VersionReading
+    | SessionTranslating
+    | TurnOf
+    | Encoding
+    | ModelLoading
+    | BlocksReading
+    | PrefixComputing
+    | Place
+    | Memory
+    | SessionWriting
+    | SessionsRemoving
+    | FileWork
+)

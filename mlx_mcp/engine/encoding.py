@@ -1,0 +1,58 @@
+"""A request's words → token ids and a grammar, on threads: templates and grammars may take long."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from mlx_mcp.chat.prompt import Prompt
+from mlx_mcp.core.ports import ChatTokenizer
+from mlx_mcp.core.session import SessionInfo
+from mlx_mcp.engine.requests import GenerateRequest
+
+T = TypeVar("T")
+
+
+def encode(
+    tokenizer: ChatTokenizer, request: GenerateRequest, session: SessionInfo | None, gone: Callable[[], bool]
+) -> Prompt:
+    """What a request adds to its session's tokens, or the whole prompt of one without.
+
+    Raises:
+        InvalidRequest: the model's template cannot take it.
+    """
+    reasoning = request.reasoning and request.grammar is None
+    if session is not None:
+        return tokenizer.encode_turn(request.messages[-1].text, session.after, session.tools, reasoning, gone)
+    if request.context:
+        return Prompt(tokenizer.encode_context(list(request.messages), request.tools, gone))
+    return tokenizer.encode_chat(list(request.messages), request.tools, reasoning, gone)
+
+
+@asynccontextmanager
+async def on_thread(function: Callable[..., T], *args: Any) -> AsyncIterator[asyncio.Future[T]]:
+    """Run it on a daemon thread of its own: threads of a pool hold up each other, and the process's exit.
+
+    It gets one more argument, which tells it whether anybody still waits; nobody does after the block.
+    """
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # whoever waits may be cancelled, this cannot
+    gone = threading.Event()
+
+    def run() -> None:
+        try:
+            future.set_result(function(*args, gone.is_set))
+        except BaseException as error:  # it is for whoever waits
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    waiting = asyncio.wrap_future(future)
+    try:
+        yield waiting
+    finally:
+        gone.set()
+        waiting.cancel()

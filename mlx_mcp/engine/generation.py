@@ -1,0 +1,206 @@
+"""One generation as its caller sees it: load and encode, submit, follow, and cancel when the caller goes away.
+
+Owns what lies between text and tokens: loading on first use, the chat template, grammars, streaming text and stop
+strings. Knows nothing of MCP or MLX.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+
+from mlx_mcp.chat.prompt import Prompt
+from mlx_mcp.core.ports import LoadedModel, ModelRegistry, ModelSpec
+from mlx_mcp.core.sequence import Constraint, FinishReason, SamplingParams
+from mlx_mcp.core.session import SessionInfo
+from mlx_mcp.engine.answer import Answer
+from mlx_mcp.engine.encoding import encode, on_thread
+from mlx_mcp.engine.loading import Models
+from mlx_mcp.engine.mailbox import CHECK_S, Mailbox, repeated
+from mlx_mcp.engine.messages import (
+    Cancel,
+    EncodeAgain,
+    Encoded,
+    Finish,
+    Finished,
+    Prefilled,
+    Submit,
+    Token,
+    Turn,
+    Waiting,
+)
+from mlx_mcp.engine.requests import Delta, GenerateRequest, Progress, Result, Update, sampling_params
+from mlx_mcp.engine.worker import EngineThread
+from mlx_mcp.errors import EngineDead
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A request as tokens, for a model that is in memory and a session as it is now."""
+
+    spec: ModelSpec
+    model: LoadedModel
+    session: SessionInfo | None
+    prompt: Prompt
+    params: SamplingParams
+    constraint: Constraint | None
+
+    @property
+    def num_before(self) -> int:
+        """Tokens of the session that come before the prompt."""
+        return 0 if self.session is None else self.session.num_tokens
+
+
+class Generation:
+    """Carries out one request."""
+
+    def __init__(
+        self,
+        thread: EngineThread,
+        registry: ModelRegistry,
+        models: Models,
+        find_session: Callable[[str, str], Awaitable[SessionInfo]],
+        request: GenerateRequest,
+        group: str,
+    ) -> None:
+        self._thread, self._registry, self._models, self._find_session = thread, registry, models, find_session
+        self._request, self._group = request, group
+        self._ended = True  # whether the engine has nothing of it
+
+    async def run(self, mailbox: Mailbox) -> AsyncGenerator[Update, None]:
+        """Yield progress and text, and last the Result; see EngineClient.generate."""
+        call_id, ready = mailbox.call_id, None
+        try:
+            while True:
+                again = ready is not None
+                async with aclosing(self._get_ready()) as steps:
+                    async for step in steps:
+                        if isinstance(step, Ready):
+                            ready = step
+                        else:
+                            yield step
+                assert ready is not None, "getting ready ends with tokens or an error"
+                self._thread.send(self._encoded(call_id, ready) if again else self._submit(call_id, ready))
+                self._ended = False
+                async with aclosing(self._follow(mailbox, ready)) as updates:
+                    async for update in updates:
+                        yield update
+                        if isinstance(update, Result):
+                            return
+        finally:
+            if not self._ended:
+                with suppress(EngineDead):  # then no row is left to free
+                    self._thread.send(Cancel(call_id))
+
+    async def _get_ready(self) -> AsyncGenerator[Progress | Ready, None]:
+        """Yield progress, and last the request as tokens."""
+        request = self._request
+        # Looked up again each time: another turn may have gone on with it.
+        session = await self._find_session(request.tenant, request.session) if request.session else None
+        name = request.model if session is None else request.model or session.model
+        spec = self._registry.at_hand(name)
+        if spec is None:
+            spec = await asyncio.to_thread(self._registry.resolve, name)
+        model: LoadedModel | None = None
+        async with aclosing(self._models.get(spec)) as steps:
+            async for step in steps:
+                if isinstance(step, LoadedModel):
+                    model = step
+                else:
+                    yield step
+        assert model is not None, "loading ends with a model or an error"
+        # On threads: templates and grammars may take long, and the loop serves everyone.
+        async with on_thread(encode, model.tokenizer, request, session) as encoding:
+            while not (await asyncio.wait([encoding], timeout=CHECK_S))[0]:
+                yield Progress("queued", "encoding the prompt")
+            prompt = encoding.result()
+        num_before = 0 if session is None else session.num_tokens
+        params = sampling_params(request, num_before + len(prompt.ids), model)
+        constraint = None
+        if request.grammar is not None:
+            async with on_thread(model.tokenizer.compile, request.grammar, model.vocab_size) as compiling:
+                while not (await asyncio.wait([compiling], timeout=CHECK_S))[0]:
+                    yield Progress("queued", "compiling the grammar")
+                constraint = compiling.result()
+        yield Ready(spec, model, session, prompt, params, constraint)
+
+    def _submit(self, call_id: int, ready: Ready) -> Submit:
+        request = self._request
+        return Submit(
+            call_id,
+            ready.model.name,
+            ready.prompt.ids,
+            ready.params,
+            request.lane,
+            ready.constraint,
+            turn_of(request, ready.session),
+            self._group,
+        )
+
+    def _encoded(self, call_id: int, ready: Ready) -> Encoded:
+        after = turn_of(self._request, ready.session).after
+        return Encoded(call_id, ready.prompt.ids, ready.params, ready.constraint, after)
+
+    async def _follow(self, mailbox: Mailbox, ready: Ready) -> AsyncGenerator[Update, None]:
+        """Yield what comes of the call; ends without a Result if the prompt has to be encoded again."""
+        request = self._request
+        tools = request.tools if ready.session is None else ready.session.tools
+        answer = Answer(ready.model, ready.prompt, ready.num_before, request, tools)
+        num_prompt = answer.num_prompt
+        total = num_prompt + ready.params.max_tokens
+        progress = Progress("queued", "queued", 0, total)
+        kept = request.opens is not None or (request.keep and bool(request.session))
+        session: SessionInfo | None = None
+        reason: FinishReason | None
+        while not self._ended:
+            deltas: list[Delta] = []
+            reason = None
+            match await mailbox.next():
+                case Waiting() as waiting:
+                    progress = Progress("queued", queued(waiting), 0, total)
+                case Prefilled(done) as prefilled:
+                    answer.prefilled(prefilled)
+                    progress = Progress("prefill", f"reading the prompt: {done} of {num_prompt} tokens", done, total)
+                case Token() as token if not answer.stopped:
+                    deltas = answer.add(token)
+                    done = answer.num_tokens
+                    progress = Progress("decode", f"{done} tokens", num_prompt + done, total)
+                    if answer.stopped and kept:
+                        self._thread.send(Finish(mailbox.call_id, answer.num_tokens))
+                case Finished(reason, session):
+                    self._ended = True
+                    deltas = answer.finish()
+                case EncodeAgain(loaded):
+                    if not loaded:
+                        self._models.forget(ready.spec)
+                    return
+                case _:  # nothing new for a while
+                    progress = repeated(self._thread, progress)
+            for delta in deltas:
+                yield delta
+            if reason is not None or (answer.stopped and not kept):
+                yield answer.result(reason, session)
+                return
+            if not deltas:
+                yield progress
+
+
+def queued(waiting: Waiting) -> str:
+    """What a call that waits is said to wait for."""
+    line = f"queued behind {waiting.num_ahead} calls"
+    if waiting.awaits is None:
+        return line
+    return f"{line if waiting.num_ahead else 'queued'}: waits {waiting.awaits.words}"
+
+
+def turn_of(request: GenerateRequest, session: SessionInfo | None) -> Turn:
+    """What the engine has to know of a request's session."""
+    context = ""
+    if request.context:
+        context = "assistant" if request.messages[-1].role == "assistant" else "user"
+    if session is None:
+        return Turn(request.tenant, opens=request.opens, tools=request.tools, context=context)
+    shorten = request.sampling.max_tokens is None
+    return Turn(request.tenant, session.session_id, session.after, request.keep, request.queue, shorten)

@@ -1,0 +1,173 @@
+"""Models as an event loop asks for them: files fetched and checked once for everyone who waits, then weights read."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import Future
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
+
+from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelLoader, ModelSpec, PreparedModel
+from mlx_mcp.engine.mailbox import Mailbox, check_alive, repeated
+from mlx_mcp.engine.messages import Find, Load, Loaded, Loading
+from mlx_mcp.engine.requests import Progress
+from mlx_mcp.engine.worker import EngineThread
+from mlx_mcp.errors import Abandoned, MlxMcpError, ModelError
+
+LOADING_S = 0.25  # how often a load's progress is told
+
+
+@dataclass
+class Preparation:
+    """Files being fetched for everyone who asked for the model, as long as one of them waits."""
+
+    future: Future[PreparedModel] = field(default_factory=Future)
+    progress: LoadProgress = field(default_factory=lambda: LoadProgress("preparing"))
+    num_waiting: int = 0  # changed under the lock of Preparations
+
+    def report(self, progress: LoadProgress) -> None:
+        """Take the progress; called on the fetching thread, read on the event loops.
+
+        Raises:
+            Abandoned: nobody waits any more.
+        """
+        self.progress = progress
+        if not self.num_waiting:
+            raise Abandoned
+
+
+class Preparations:
+    """The models whose files are being fetched, by name; any thread and event loop may ask."""
+
+    def __init__(self, loader: ModelLoader) -> None:
+        self._loader = loader
+        self._by_name: dict[str, Preparation] = {}
+        self._lock = threading.Lock()
+
+    async def prepare(self, spec: ModelSpec) -> AsyncGenerator[LoadProgress | PreparedModel, None]:
+        """Yield progress and last the prepared model; closing the generator ends the waiting.
+
+        Raises:
+            ModelError: the files are missing, broken or not supported.
+        """
+        preparation = self._begin(spec)
+        future = asyncio.wrap_future(preparation.future)
+        try:
+            while not (await asyncio.wait([future], timeout=LOADING_S))[0]:
+                yield preparation.progress
+        finally:
+            future.cancel()  # only the waiting; the files are fetched as long as others wait
+            with self._lock:
+                preparation.num_waiting -= 1
+        yield future.result()
+
+    def _begin(self, spec: ModelSpec) -> Preparation:
+        """Start fetching the model's files, or join whoever does; the caller counts as waiting from now on."""
+        with self._lock:
+            preparation = self._by_name.get(spec.name)
+            if preparation is not None:
+                preparation.num_waiting += 1
+                return preparation
+            preparation = self._by_name[spec.name] = Preparation(num_waiting=1)
+            preparation.future.set_running_or_notify_cancel()  # whoever waits may be cancelled, this cannot
+        # A daemon thread of its own: a download of minutes must not hold up the process's exit.
+        fetch = threading.Thread(target=self._fetch, args=(spec, preparation), name=f"fetch {spec.name}", daemon=True)
+        fetch.start()
+        return preparation
+
+    def _fetch(self, spec: ModelSpec, preparation: Preparation) -> None:
+        """Prepare the model on this thread and tell whoever waits, whatever happens."""
+        while True:
+            prepared, failure = None, None
+            try:
+                prepared = self._loader.prepare(spec, preparation.report)
+            except MlxMcpError as error:
+                failure = error
+            except BaseException as error:  # even a library's SystemExit must not leave callers waiting
+                failure = ModelError(f"Preparing {spec.name!r} failed: {error!r}.")
+            with self._lock:
+                if isinstance(failure, Abandoned) and preparation.num_waiting:
+                    continue  # somebody came just then
+                del self._by_name[spec.name]
+            break
+        if prepared is not None:
+            preparation.future.set_result(prepared)
+        else:
+            preparation.future.set_exception(failure)
+
+
+class Models:
+    """The models of one engine thread, for any number of callers on any event loops."""
+
+    def __init__(self, thread: EngineThread, loader: ModelLoader, ids: Iterator[int]) -> None:
+        self._thread, self._ids = thread, ids
+        self.preparations = Preparations(loader)
+        # Models that are in memory as far as known: asking the engine would cost every call a step. Weak, so that an
+        # unloaded one goes.
+        self.loaded: WeakValueDictionary[str, LoadedModel] = WeakValueDictionary()
+
+    async def get(self, spec: ModelSpec) -> AsyncGenerator[Progress | LoadedModel, None]:
+        """Yield progress and last the model, which is loaded if it is not in memory; one load serves all who ask.
+
+        Raises:
+            CapacityError: other models take the memory.
+            ModelError: it cannot be loaded.
+            EngineDead: the engine thread has ended.
+        """
+        model = self.loaded.get(spec.name)
+        if model is None:
+            async with aclosing(self._load(spec)) as steps:
+                async for step in steps:
+                    if isinstance(step, LoadedModel):
+                        model = step
+                    else:
+                        yield step
+        assert model is not None, "loading ends with a model or an error"
+        self.loaded[spec.name] = model
+        yield model
+
+    def forget(self, spec: ModelSpec) -> None:
+        """Ask the engine next time: the model is not in memory any more."""
+        self.loaded.pop(spec.name, None)
+
+    async def _load(self, spec: ModelSpec) -> AsyncGenerator[Progress | LoadedModel, None]:
+        with Mailbox(self._thread, next(self._ids)) as answers:
+            self._thread.send(Find(answers.call_id, spec.name))
+            event = await answers.get()
+        if isinstance(event, Loaded):
+            yield event.model
+            return
+        prepared: PreparedModel | None = None
+        async with aclosing(self.preparations.prepare(spec)) as steps:
+            async for step in steps:
+                if isinstance(step, PreparedModel):
+                    prepared = step
+                else:
+                    check_alive(self._thread)
+                    yield loading(spec, step)
+        assert prepared is not None, "preparing ends with a model or an error"
+        with Mailbox(self._thread, next(self._ids)) as answers:
+            self._thread.send(Load(answers.call_id, prepared))
+            while True:
+                match await answers.next():
+                    case Loaded(model):
+                        yield model
+                        return
+                    case Loading(progress):
+                        yield loading(spec, progress)
+                    case _:
+                        yield repeated(self._thread, Progress("loading", f"loading {spec.name}"))
+
+
+def loading(spec: ModelSpec, progress: LoadProgress) -> Progress:
+    """The progress of a load as a call shows it."""
+    message, done, total = f"loading {spec.name}: {progress.doing}", progress.done_bytes, progress.total_bytes
+    if total is None:
+        return Progress("loading", message, unit="bytes")
+    digits = 0 if total >= 10_000_000 else 1
+    return Progress(
+        "loading", f"{message} {done / 1e6:.{digits}f} of {total / 1e6:.{digits}f} MB", done, total, "bytes"
+    )
