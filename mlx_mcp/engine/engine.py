@@ -334,6 +334,8 @@ class Engine:
 
     def _look_at(self, call: Call, now: float) -> None:
         """Fail a generation that has waited for too long, or tell its caller what it waits for by now."""
+        if call.ended:  # by one before it
+            return
         awaits = call.awaits_now
         if call.state not in (CallState.AWAITS_MEMORY, CallState.AWAITS_TOKENS):
             call.since = now
