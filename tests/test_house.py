@@ -14,6 +14,7 @@ from mlx_mcp.api.mcp.tools import make_tools
 from mlx_mcp.cli.main import app
 from mlx_mcp.config import Config
 from mlx_mcp.models.registry import EMBEDDED_FOLDER, Registry
+from mlx_mcp.service.service import Service
 from tests.fakes import fake_client
 
 ROOT = Path(__file__).parent.parent
@@ -35,13 +36,23 @@ LAYERS = {
     "models": (("core", "errors"), ("huggingface_hub",)),
     "storage": (("core", "errors"), ()),
     "process": (("errors", "__init__"), ()),
-    "service": (("core", "engine", "errors"), ("anyio",)),
-    "api": ((), ()),
-    "api/mcp": (
-        ("service", "chat", "core", "engine", "models", "errors", "__init__"),
-        ("mcp", "mcp_types", "pydantic", "anyio"),
+    "service": (
+        (
+            "chat",
+            "core/sampling",
+            "core/session",
+            "engine/client",
+            "engine/messages",
+            "engine/requests",
+            "models",
+            "errors",
+            "stats",
+        ),
+        ("anyio",),
     ),
-    "api/http": (("engine", "config"), ("mcp", "mcp_types", "pydantic", "starlette", "uvicorn", "h11")),
+    "api": ((), ()),
+    "api/mcp": (("service", "chat", "errors", "__init__"), ("mcp", "mcp_types", "pydantic", "anyio")),
+    "api/http": (("service", "config"), ("mcp", "mcp_types", "pydantic", "starlette", "uvicorn", "h11")),
     "hosting": (
         ("api", "service", "core", "engine", "models", "process", "wiring", "config", "errors", "__init__"),
         ("mcp", "mcp_types", "pydantic", "anyio", "starlette", "uvicorn"),
@@ -104,7 +115,8 @@ def test_a_face_imports_no_other_and_nothing_below_the_service_imports_what_is_a
 def test_nothing_heavy_is_imported_before_the_first_generation():
     code = (
         "import sys; from mlx_mcp.config import Config; from mlx_mcp.wiring import wire; "
-        "from mlx_mcp.api.mcp.server import build_server; build_server(*wire(Config.load())); "
+        "from mlx_mcp.api.mcp.server import build_server; from mlx_mcp.service.service import Service; "
+        "build_server(Service(*wire(Config.load()))); "
         "print([m for m in ('mlx.core', 'mlx_lm', 'transformers', 'numpy', 'torch') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
@@ -130,9 +142,11 @@ def options(command):
 
 def test_every_tool_argument_command_and_setting_is_in_the_readme_or_the_guide():
     docs = (ROOT / "README.md").read_text() + (ROOT / "docs" / "guide.md").read_text()
-    words = [tool.name for tool in make_tools(fake_client(), Registry(None))]
+    words = [tool.name for tool in make_tools(Service(fake_client(), Registry(None)))]
     words += [
-        argument for tool in make_tools(fake_client(), Registry(None)) for argument in tool.parameters["properties"]
+        argument
+        for tool in make_tools(Service(fake_client(), Registry(None)))
+        for argument in tool.parameters["properties"]
     ]
     words += [f"mlx-mcp {command.callback.__name__}" for command in app.registered_commands]
     words += options(get_command(app))

@@ -18,16 +18,17 @@ from typer.testing import CliRunner
 from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.cli import main, run
 from mlx_mcp.models.registry import Registry
+from mlx_mcp.service.service import Service
 from tests.fakes import fake_client
 
 async def call(typical_p):
     engine = fake_client()
-    async with Client(build_server(engine, Registry(None))) as client:
+    async with Client(build_server(Service(engine, Registry(None)))) as client:
         (tool,) = [tool for tool in (await client.list_tools()).tools if tool.name == "generate"]
         result = await client.call_tool("generate", {"prompt": "a", "model": "tiny", "typical_p": typical_p})
     steps = engine.loader.runner.steps
     engine.close()
-    reached = [row.params.typical_p for row in steps[0].sequences] if steps else []
+    reached = [row.params.typical_p for row in steps[0].admitted] if steps else []
     return tool.input_schema["properties"]["typical_p"], result.content[0].text, reached
 
 asked = []

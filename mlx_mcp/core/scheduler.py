@@ -1,8 +1,9 @@
 """Decides which sequences run next. Knows nothing of text, threads or MLX.
 
 A step holds every decoding sequence and prefill chunks within a token budget, so that a long prompt delays the others'
-next token by one chunk and no more. Groups of sessions take turns, for a place in the batch and for prefill, and so do
-the sessions of a group; within a session sequences go first come, first served. A sequence is admitted when its keys
+next token by one chunk and no more. Sequences that wait are in lanes: one for each session, for each call without one,
+or as the caller says. Groups of lanes take turns, for a place in the batch and for prefill, and so do the lanes of a
+group; within a lane sequences go first come, first served. A sequence is admitted when its keys
 and values so far fit in memory; when one outgrows what is left, the youngest gives way: it keeps its tokens, and is
 computed again when there is room.
 """
@@ -60,12 +61,12 @@ class Scheduler:
     pool: SlotPool
     cache: KvCacheManager | None = None
     running: list[Sequence] = field(default_factory=list)  # in order of admission
-    # Session → its queue; the order of the sessions is the order of their turns.
+    # Lane → its queue; the order of the lanes is the order of their turns.
     waiting: dict[str, deque[Sequence]] = field(default_factory=dict)
-    # Session → when it last had a prefill turn; only of sessions that run.
-    turns: dict[str, int] = field(default_factory=dict)
+    # Lane → when it last had a prefill turn; only of lanes that run.
+    last_prefill: dict[str, int] = field(default_factory=dict)
     # The same of groups.
-    group_turns: dict[str, int] = field(default_factory=dict)
+    last_group_prefill: dict[str, int] = field(default_factory=dict)
     clock: int = 0
     # Whether every place is taken and nobody gives one up, until a sequence leaves or comes.
     blocked: bool = False
@@ -81,7 +82,7 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
-        """Put a sequence at the end of its session's queue.
+        """Put a sequence at the end of its lane's queue.
 
         Raises:
             RequestTooLarge: it would not fit in memory if it were alone.
@@ -99,7 +100,7 @@ class Scheduler:
                 f"{len(self.running)} calls are running and {waiting} waiting, as many as are allowed.",
                 RETRY_AFTER_S,
             )
-        self.waiting.setdefault(sequence.session, deque()).append(sequence)
+        self.waiting.setdefault(sequence.lane, deque()).append(sequence)
         self.blocked = False
         if self.cache is not None:
             self.cache.enter(sequence)
@@ -163,12 +164,12 @@ class Scheduler:
         """Forget a sequence wherever it is: finished, cancelled or failed."""
         if sequence in self.running:
             self._leave(sequence)
-        elif sequence in self.waiting.get(sequence.session, ()):
-            self.waiting[sequence.session].remove(sequence)
-            if not self.waiting[sequence.session]:
-                del self.waiting[sequence.session]
+        elif sequence in self.waiting.get(sequence.lane, ()):
+            self.waiting[sequence.lane].remove(sequence)
+            if not self.waiting[sequence.lane]:
+                del self.waiting[sequence.lane]
             if not self.waiting:
-                self._give_up_first()
+                self._give_up_reservation()
         else:
             return
         if self.cache is not None:
@@ -187,12 +188,12 @@ class Scheduler:
 
     def num_ahead(self, sequence: Sequence) -> int:
         """How many sequences are admitted before this one if nobody comes and all are of one group; 0 once it runs."""
-        queue = self.waiting.get(sequence.session, ())
+        queue = self.waiting.get(sequence.lane, ())
         if sequence not in queue:
             return 0
-        sessions = list(self.waiting)
-        turn, at = queue.index(sequence), sessions.index(sequence.session)
-        before = sum(min(len(self.waiting[s]), turn + (i < at)) for i, s in enumerate(sessions) if i != at)
+        lanes = list(self.waiting)
+        turn, at = queue.index(sequence), lanes.index(sequence.lane)
+        before = sum(min(len(self.waiting[s]), turn + (i < at)) for i, s in enumerate(lanes) if i != at)
         return turn + before
 
     def check_integrity(self) -> None:
@@ -201,8 +202,8 @@ class Scheduler:
         assert all(queue for queue in self.waiting.values()), "an empty queue was kept"
         slots = [s.slot for s in self.running if s.slot is not None]
         assert len(slots) == len(self.running), "a running sequence has no slot"
-        assert set(self.turns) == {s.session for s in self.running}, "turns of sessions that do not run"
-        assert set(self.group_turns) == {s.group for s in self.running}, "turns of groups that do not run"
+        assert set(self.last_prefill) == {s.lane for s in self.running}, "turns of lanes that do not run"
+        assert set(self.last_group_prefill) == {s.group for s in self.running}, "turns of groups that do not run"
         self.pool.check_integrity(slots)
         if self.cache is not None:
             self.cache.check_integrity(self.running, [s for queue in self.waiting.values() for s in queue])
@@ -232,13 +233,13 @@ class Scheduler:
         return min(sequence.num_tokens + some, sequence.max_length)
 
     def _preempt(self, sequence: Sequence, changes: Changes) -> None:
-        """Take a sequence's slot; it is the next of its session, and its session the next of all."""
+        """Take a sequence's slot; it is the next of its lane, and its lane the next of all."""
         self._leave(sequence)
         sequence.num_computed = 0
         sequence.num_preemptions += 1
-        queue = self.waiting.pop(sequence.session, deque())
+        queue = self.waiting.pop(sequence.lane, deque())
         queue.appendleft(sequence)
-        self.waiting = {sequence.session: queue, **self.waiting}
+        self.waiting = {sequence.lane: queue, **self.waiting}
         changes.released.append(sequence.sequence_id)
         changes.admitted.pop(sequence, None)
         changes.moves.pop(sequence, None)
@@ -251,56 +252,51 @@ class Scheduler:
         self.pool.give_back(sequence.slot)
         sequence.slot = None
         self.blocked = False
-        if all(other.session != sequence.session for other in self.running):
-            del self.turns[sequence.session]
+        if all(other.lane != sequence.lane for other in self.running):
+            del self.last_prefill[sequence.lane]
         if all(other.group != sequence.group for other in self.running):
-            del self.group_turns[sequence.group]
+            del self.last_group_prefill[sequence.group]
 
     # Turns
 
     def _admit(self, changes: Changes) -> None:
-        """Give places to the sessions in turn, as long as there are places and memory; the group with the fewest first.
+        """Give places to the lanes in turn, as long as there are places and memory; the group with the fewest first.
 
         Whoever has the turn and does not fit keeps it: nobody small slips past for ever, of this model or another. A
-        group that runs nothing gets a place of the one that runs the most, and so does a session. Who waits for
+        group that runs nothing gets a place of the one that runs the most, and so does a lane. Who waits for
         something else is passed over, and keeps its turn.
         """
         ledger = self.pool.ledger
-        while self.waiting and (ledger.first is None or ledger.first is self.pool):
-            session = self._next_session()
-            if session is None:
-                self._give_up_first()
+        while self.waiting and (ledger.reserved_for is None or ledger.reserved_for is self.pool):
+            lane = self._next_lane()
+            if lane is None:
+                self._give_up_reservation()
                 return
             full = len(self.running) >= self.limits.max_running
-            if full or not self._place(self.waiting[session][0], changes):
-                claim = self._claim()
-                if claim is None:
+            if full or not self._place(self.waiting[lane][0], changes):
+                lane = self._make_place(changes)
+                if lane is None:
                     self.blocked = full
                     if not full:
-                        ledger.first = self.pool
+                        ledger.reserved_for = self.pool
                     return
-                idle, crowding = claim
-                crowding.gave_way = True
-                self._preempt(crowding, changes)
-                self._to_the_end(crowding.session)
-                session = idle
-                if not self._place(self.waiting[session][0], changes):
+                if not self._place(self.waiting[lane][0], changes):
                     return
-            sequence = self.waiting[session].popleft()
+            sequence = self.waiting[lane].popleft()
             self.running.append(sequence)
-            self._give_up_first()
-            self._to_the_end(session)
-            if session not in self.turns:
+            self._give_up_reservation()
+            self._pass_turn(lane)
+            if lane not in self.last_prefill:
                 self.clock += 1
-                self.turns[session] = self.clock
-            self.group_turns.setdefault(sequence.group, self.clock)
+                self.last_prefill[lane] = self.clock
+            self.last_group_prefill.setdefault(sequence.group, self.clock)
 
-    def _held(self, sequence: Sequence) -> bool:
-        """Whether it waits for something other than its turn: a prefix that another computes, or pins to be let go."""
+    def _must_wait(self, sequence: Sequence) -> bool:
+        """Whether it must wait for something other than its turn: a prefix that comes, or pinned blocks to go."""
         if self.cache is None:
             return False
         free = self.pool.ledger.limit_bytes - self.cache.pool.protected_bytes
-        return self.pool.alone_bytes(self._need(sequence)) > free or self.cache.held(sequence)
+        return self.pool.alone_bytes(self._need(sequence)) > free or self.cache.wait(sequence)
 
     def _place(self, sequence: Sequence, changes: Changes) -> bool:
         """Give a sequence a slot, and note what its row begins with; False if there is no memory."""
@@ -314,58 +310,69 @@ class Scheduler:
         changes.admitted[sequence] = restore
         return True
 
-    def _give_up_first(self) -> None:
-        if self.pool.ledger.first is self.pool:
-            self.pool.ledger.first = None
+    def _give_up_reservation(self) -> None:
+        if self.pool.ledger.reserved_for is self.pool:
+            self.pool.ledger.reserved_for = None
 
-    def _next_session(self) -> str | None:
-        """The first session that could run, of the groups that run the least."""
+    def _next_lane(self) -> str | None:
+        """The first lane that could run, of the groups that run the least."""
         running = Counter(sequence.group for sequence in self.running)
         for count in sorted({running[queue[0].group] for queue in self.waiting.values()}):
-            for session, queue in self.waiting.items():
-                if running[queue[0].group] == count and not self._held(queue[0]):
-                    return session
+            for lane, queue in self.waiting.items():
+                if running[queue[0].group] == count and not self._must_wait(queue[0]):
+                    return lane
         return None
 
-    def _claim(self) -> tuple[str, Sequence] | None:
-        """A session that gets a place though there is none, and who gives way: the youngest of those that run the most.
-
-        Groups that run nothing come before sessions that run nothing, and these take from no group that runs less than
-        theirs. Nobody gives way twice: sessions that come and go could have it computed again and again.
-        """
-        groups, sessions = Counter(s.group for s in self.running), Counter(s.session for s in self.running)
-        may = [s for s in reversed(self.running) if not s.gave_way]
-        crowding = max(may, key=lambda s: groups[s.group], default=None)
-        if crowding is not None and groups[crowding.group] > 1:
-            for session, queue in self.waiting.items():
-                if not groups[queue[0].group] and not self._held(queue[0]):
-                    return session, crowding
-        if all(count == 1 for count in sessions.values()):
+    def _make_place(self, changes: Changes) -> str | None:
+        """Preempt a sequence for a lane that runs nothing; returns the lane, None if none gets a place in this way."""
+        found = self._choose_victim()
+        if found is None:
             return None
-        for session, queue in self.waiting.items():
-            if session in self.turns or self._held(queue[0]):
+        lane, victim = found
+        victim.made_place = True
+        self._preempt(victim, changes)
+        self._pass_turn(victim.lane)
+        return lane
+
+    def _choose_victim(self) -> tuple[str, Sequence] | None:
+        """A lane that gets a place though there is none, and a sequence to preempt: the youngest where most run.
+
+        Groups that run nothing come before lanes that run nothing, and these take from no group that runs less than
+        theirs. No sequence is preempted twice for that: lanes that come and go could have it computed for ever.
+        """
+        groups, lanes = Counter(s.group for s in self.running), Counter(s.lane for s in self.running)
+        may = [s for s in reversed(self.running) if not s.made_place]
+        victim = max(may, key=lambda s: groups[s.group], default=None)
+        if victim is not None and groups[victim.group] > 1:
+            for lane, queue in self.waiting.items():
+                if not groups[queue[0].group] and not self._must_wait(queue[0]):
+                    return lane, victim
+        if all(count == 1 for count in lanes.values()):
+            return None
+        for lane, queue in self.waiting.items():
+            if lane in self.last_prefill or self._must_wait(queue[0]):
                 continue
             group = queue[0].group
             of = [s for s in may if s.group == group or groups[s.group] > groups[group]]
-            crowding = max(of, key=lambda s: sessions[s.session], default=None)
-            if crowding is not None and sessions[crowding.session] > 1:
-                return session, crowding
+            victim = max(of, key=lambda s: lanes[s.lane], default=None)
+            if victim is not None and lanes[victim.lane] > 1:
+                return lane, victim
         return None
 
-    def _to_the_end(self, session: str) -> None:
-        """Pass the turn on; a session without a queue has none."""
-        queue = self.waiting.pop(session)
+    def _pass_turn(self, lane: str) -> None:
+        """Pass the turn on; a lane without a queue has none."""
+        queue = self.waiting.pop(lane)
         if queue:
-            self.waiting[session] = queue
+            self.waiting[lane] = queue
 
     # Work
 
     def _cuts(self, chunks: tuple[Chunk, ...], decode: list[tuple[int, int]]) -> tuple[Cut, ...]:
         """The blocks that these chunks fill, and these rows, by id, which have so many tokens by then."""
-        return () if self.cache is None else self.cache.plan(chunks, decode)
+        return () if self.cache is None else self.cache.plan_cuts(chunks, decode)
 
     def _chunks(self, busy: bool) -> tuple[Chunk, ...]:
-        """Prefill chunks within the budget: each goes to the session that has gone without for longest.
+        """Prefill chunks within the budget: each goes to the lane that has gone without for longest.
 
         A chunk that yields a first token makes the step a busy one: nobody waits for that through others' prompts.
         """
@@ -374,8 +381,8 @@ class Scheduler:
         starts = {s: s.num_computed for s in self.running if not s.decoding and s.num_computed < s.num_tokens}
         chunks: list[Chunk] = []
         while starts:
-            # The first admitted of a session.
-            sequence = min(starts, key=lambda s: (self.group_turns[s.group], self.turns[s.session]))
+            # The first admitted of a lane.
+            sequence = min(starts, key=lambda s: (self.last_group_prefill[s.group], self.last_prefill[s.lane]))
             start, size = starts[sequence], self.limits.chunk_tokens
             # What is left after a cached prefix is not cut once more where it crosses a boundary.
             left = sequence.num_tokens - start
@@ -385,7 +392,7 @@ class Scheduler:
             used += end - start
             chunks.append(Chunk(sequence.sequence_id, start, end, last=end == sequence.num_tokens))
             self.clock += 1
-            self.turns[sequence.session] = self.group_turns[sequence.group] = self.clock
+            self.last_prefill[sequence.lane] = self.last_group_prefill[sequence.group] = self.clock
             starts[sequence] = end
             if end == sequence.num_tokens:
                 del starts[sequence]

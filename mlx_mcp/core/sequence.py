@@ -56,10 +56,10 @@ class Sequence:
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     stop_ids: frozenset[int]
-    session: str = ""  # whose turn it takes when there is not room for all
+    lane: str = ""  # which takes turns with others when there is not room for all
     tenant: str = ""  # with whose prompts it may share keys and values
     num_kept: int = 0  # tokens whose keys and values its session had when they were last computed
-    estranged: bool = False  # these were another model's, or computed otherwise
+    other_model: bool = False  # these were computed by another model, or with other settings
     ephemeral: bool = False  # what it computes never leaves memory
     output_ids: list[int] = field(default_factory=list)
     num_computed: int = 0  # tokens whose keys and values are in the cache
@@ -69,9 +69,9 @@ class Sequence:
     num_restored: int = 0  # of these came from a tier for it
     miss: Miss | None = None  # why not more
     num_preemptions: int = 0  # times it gave up its slot and was computed again
-    gave_way: bool = False  # to a session that ran nothing; it does so once
+    made_place: bool = False  # it was preempted for a lane that ran nothing, which happens to it once
     finish_reason: FinishReason | None = None
-    group: str = ""  # of sessions, which takes turns with others as a whole
+    group: str = ""  # of lanes, which takes turns with others as a whole
 
     @property
     def num_tokens(self) -> int:

@@ -39,7 +39,7 @@ class Resident:
         if sequence.slot is not None:
             return None
         scheduler = self.scheduler
-        if scheduler.cache is not None and scheduler.cache.follows(sequence):
+        if scheduler.cache is not None and scheduler.cache.is_waiting(sequence):
             return PrefixComputing()
         if len(scheduler.running) >= scheduler.limits.max_running:
             return Place()

@@ -90,7 +90,7 @@ class Stepping:
             resident.scheduler.remove(call.row[0])
         for call in self._calls(result.failed):
             if cache is not None:
-                cache.distrust(call.row[0])
+                cache.forget_blocks(call.row[0])
             self.turns.fail_row(call, result.failed[call.call_id])
         for call in self._calls(step.prompting):
             sequence = call.row[0]

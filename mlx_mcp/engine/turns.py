@@ -275,7 +275,7 @@ class Turns:
         if session is not None:
             sequence.ephemeral = session.options.ephemeral
             if session.fingerprint not in (b"", resident.model.fingerprint):
-                sequence.estranged, sequence.num_kept = True, len(session.log)
+                sequence.other_model, sequence.num_kept = True, len(session.log)
         if turn.opens is not None:
             sequence.ephemeral = turn.opens.ephemeral
             call.session = self.sessions.open(turn.tenant, command.model, turn.opens, turn.tools, call.call_id)

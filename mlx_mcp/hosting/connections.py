@@ -46,6 +46,7 @@ from mlx_mcp.process.lines import ALIVE, ALIVE_S, ENDING, notice
 from mlx_mcp.process.place import peer
 from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.files import FileReader
+from mlx_mcp.service.service import Service
 
 logger = logging.getLogger(__name__)
 
@@ -231,17 +232,17 @@ class Connections:
                 return
             self._count += 1
             joined = Connection(self._count, kind, pid, hello)
-            config, client, registry = self._view(joined)
-            joined.model = registry.resolve(None).name
+            config, service = self._view(joined)
+            joined.model = service.registry.resolve(None).name
             self._connections[joined.number] = joined
             self._used = time.monotonic()
             try:
                 told = {"pid": os.getpid(), "model": joined.model, "notes": notes}
                 await reply(connection, told | {"silence_s": self._config.engine_silence_s})
                 if kind == "stdio":
-                    await self._serve_window(connection, joined, config, client, registry)
+                    await self._serve_window(connection, joined, config, service)
                 else:
-                    await self._serve_http(connection, fds, joined, config, client, registry)
+                    await self._serve_http(connection, fds, joined, config, service)
             finally:
                 del self._connections[joined.number]
                 self._used = time.monotonic()
@@ -273,7 +274,7 @@ class Connections:
             ], ""
         return [], ""
 
-    def _view(self, joined: Connection) -> tuple[Config, EngineClient, Registry]:
+    def _view(self, joined: Connection) -> tuple[Config, Service]:
         """The engine as a connection sees it: with its own default model, as a group of callers of its own.
 
         Raises:
@@ -289,15 +290,15 @@ class Connections:
                 f"The running engine knows another folder as {spec.name!r}: {known.location}. Rename one of the two, "
                 "or serve with --standalone."
             )
-        return config, self._client.beside(registry, str(joined.number)), registry
+        return config, Service(self._client.beside(registry, str(joined.number)), registry)
 
     async def _serve_window(
-        self, connection: socket.socket, joined: Connection, config: Config, client: EngineClient, registry: Registry
+        self, connection: socket.socket, joined: Connection, config: Config, service: Service
     ) -> None:
         """Serve one host's lines until its end."""
         folder = joined.hello.get("folder")
         files = FileReader.of_window(config.file_roots, folder, config.max_file_bytes, config.max_files_bytes)
-        server = build_server(client, registry, files, joined.activity)
+        server = build_server(service, files, joined.activity)
         lines, stream = await asyncio.open_connection(sock=connection)
 
         async def write(data: bytes) -> None:
@@ -337,8 +338,7 @@ class Connections:
         fds: list[int],
         joined: Connection,
         config: Config,
-        client: EngineClient,
-        registry: Registry,
+        service: Service,
     ) -> None:
         """Serve HTTP on a listening socket that came with the hello, until the connection that brought it ends."""
         if len(fds) != 1:
@@ -346,7 +346,8 @@ class Connections:
         listener = socket.socket(joined.hello["family"], socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=fds.pop())
         listener.setblocking(False)
         files = FileReader(config.file_roots or (), config.max_file_bytes, config.max_files_bytes)
-        app = http_app(build_server(client, registry, files, joined.activity, **auth_settings(config)), client, config)
+        mcp = build_server(service, files, joined.activity, **auth_settings(config))
+        app = http_app(mcp, service, config)
 
         async def used(scope: Scope, receive: Receive, send: Send) -> None:
             self._used = time.monotonic()

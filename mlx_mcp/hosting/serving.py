@@ -71,12 +71,13 @@ def serve_stdio(config: Config) -> None:
     from mlx_mcp.process.place import project_folder
     from mlx_mcp.service.activity import Activity
     from mlx_mcp.service.files import FileReader
+    from mlx_mcp.service.service import Service
     from mlx_mcp.wiring import wire
 
     client, registry = wire(config)
     files = FileReader.of_window(config.file_roots, project_folder(), config.max_file_bytes, config.max_files_bytes)
     activity, requests = Activity(), OpenRequests()
-    server = build_server(client, registry, files, activity)
+    server = build_server(Service(client, registry), files, activity)
 
     async def main() -> None:
         async def stop(scope: anyio.CancelScope) -> None:
@@ -104,14 +105,16 @@ def serve_http(config: Config, say: Say) -> None:
     from mlx_mcp.process.listener import listen
     from mlx_mcp.service.activity import Activity
     from mlx_mcp.service.files import FileReader
+    from mlx_mcp.service.service import Service
     from mlx_mcp.wiring import wire
 
     listener = listen(config.host, config.port)
     client, registry = wire(config)
     files = FileReader(config.file_roots or (), config.max_file_bytes, config.max_files_bytes)
     activity = Activity()
-    mcp = build_server(client, registry, files, activity, **auth_settings(config))
-    server = HttpServer(http_app(mcp, client, config), config)
+    service = Service(client, registry)
+    mcp = build_server(service, files, activity, **auth_settings(config))
+    server = HttpServer(http_app(mcp, service, config), config)
     address = address_of(config.host, listener)
     say(f"mlx-mcp {__version__} serving {registry.resolve(None).name!r} at {address}/mcp")
 

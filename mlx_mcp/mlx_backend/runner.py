@@ -42,7 +42,7 @@ class RowLogits:
 
 @dataclass(eq=False)
 class LiveRow:
-    """What the runner keeps of a row beside its keys and values, from its admission on."""
+    """What the runner keeps of a row besides its keys and values, from its admission on."""
 
     sequence_id: int
     prompt_ids: tuple[int, ...]
@@ -52,7 +52,7 @@ class LiveRow:
     constraint: Constraint | None
 
     def tokens(self, start: int, end: int) -> tuple[int, ...]:
-        """Token ids [start, end) of prompt and output laid end to end."""
+        """Token ids [start, end) of prompt and output, concatenated."""
         split = len(self.prompt_ids)
         return (*self.prompt_ids[start:end], *self.output_ids[max(0, start - split) : max(0, end - split)])
 

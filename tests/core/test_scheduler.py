@@ -142,7 +142,7 @@ def test_a_session_with_fifty_prompts_holds_up_no_session_with_one():
         scheduler.add(s)
     for _ in range(30):  # the crowd has every place
         take(scheduler)
-    assert {s.session for s in scheduler.running} == {"crowd"}
+    assert {s.lane for s in scheduler.running} == {"crowd"}
     singles = [sequence(100 + i, 8, max_tokens=20) for i in range(7)]
     for s in singles:
         scheduler.add(s)
@@ -190,7 +190,7 @@ def test_a_sequence_makes_place_for_another_session_once_and_no_more():
         scheduler.add(s)
     take(scheduler)
     for i in range(3, 30):  # one call after another of a session that never runs two
-        if all(s.session != "b" for s in scheduler.running) and "b" not in scheduler.waiting:
+        if all(s.lane != "b" for s in scheduler.running) and "b" not in scheduler.waiting:
             scheduler.add(sequence(i, 2, max_tokens=1, session="b"))
         take(scheduler)
     assert second.num_preemptions == 1
@@ -322,7 +322,7 @@ def test_no_model_takes_for_ever_what_another_lacks():
     while small.has_work or large.has_work:
         take(small)
         take(large)
-    assert (ledger.used_bytes, ledger.first) == (0, None)
+    assert (ledger.used_bytes, ledger.reserved_for) == (0, None)
 
 
 def test_a_model_whose_callers_gave_up_holds_up_no_other():

@@ -20,6 +20,7 @@ from mcp import Client, StdioServerParameters
 from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.hosting.stdio import OpenRequests, request_id, serve_stdio
 from mlx_mcp.models.registry import Registry
+from mlx_mcp.service.service import Service
 from tests.engine.test_client import until
 from tests.fakes import fake_client
 from tests.process.windows import WAIT_S
@@ -81,7 +82,7 @@ async def serving(engine, max_request_bytes=100_000):
         os.fdopen(in_write, "wb") as to_server,
         os.fdopen(out_read, "rb") as from_server,
     ):
-        server = build_server(engine, Registry(None))
+        server = build_server(Service(engine, Registry(None)))
         task = asyncio.create_task(serve_stdio(server, wire_in, wire_out, max_request_bytes, OpenRequests()))
         yield Wire(to_server, from_server), task
         to_server.close()

@@ -1,3 +1,5 @@
+"""What several tests of this layer stand on: attention as with OpenBLAS, and tokenizers of several families."""
+
 import pytest
 
 from mlx_mcp.mlx_backend.cpu import decode_attention
@@ -8,7 +10,7 @@ from tests.mlx_backend.tokenizers_made import FAMILIES, MISTRAL, QWEN, make_toke
 
 
 @pytest.fixture
-def cpu_attention(monkeypatch):
+def cpu_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention as where MLX uses OpenBLAS, in many pieces."""
     use_cpu_attention(monkeypatch)
     monkeypatch.setattr(decode_attention, "MAX_SCORES", 1000)
@@ -16,26 +18,26 @@ def cpu_attention(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
     return make_tokenizer(tmp_path_factory.mktemp("plain"))
 
 
 @pytest.fixture(scope="module")
-def qwen(tmp_path_factory):
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
     return make_tokenizer(tmp_path_factory.mktemp("qwen"), **QWEN)
 
 
 @pytest.fixture(scope="module")
-def embedded():
+def embedded() -> ChatTokenizer:
     return ChatTokenizer(EMBEDDED_FOLDER, None)
 
 
 @pytest.fixture(scope="module")
-def mistral(tmp_path_factory):
+def mistral(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
     return make_tokenizer(tmp_path_factory.mktemp("mistral"), **MISTRAL)
 
 
 @pytest.fixture(scope="module")
-def families(tmp_path_factory, embedded):
+def families(tmp_path_factory: pytest.TempPathFactory, embedded: ChatTokenizer) -> dict[str, ChatTokenizer]:
     made = {name: make_tokenizer(tmp_path_factory.mktemp(name), **given) for name, given in FAMILIES.items()}
     return {**made, "embedded": embedded}

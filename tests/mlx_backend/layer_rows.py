@@ -1,7 +1,11 @@
 """Random rows of one layer, for the tests of its caches; and attention as it is where MLX uses OpenBLAS on a CPU."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
+import pytest
 
 from mlx_mcp.core.slots import SharedPrefix, Slab, Slot
 from mlx_mcp.mlx_backend import device
@@ -12,8 +16,9 @@ from mlx_mcp.mlx_backend.slabs import FullLayer, KvBits, num_shared
 
 FIRST, SECOND = Slab(0, 256, 8), Slab(1, 256, 8)
 LONG, SHORT = SharedPrefix(5, 70), SharedPrefix(2, 33)
-# slot, prefix, tokens after it, this step's included: in order of slab and slot, with gaps
-ROWS = [
+Row = tuple[Slot, SharedPrefix | None, int]  # the last: tokens after the prefix, this step's included
+# In order of slab and slot, with gaps.
+ROWS: list[Row] = [
     (Slot(FIRST, 0), LONG, 6),
     (Slot(FIRST, 1), LONG, 6),
     (Slot(FIRST, 2), SHORT, 40),
@@ -33,26 +38,37 @@ SCALES = ((0.125, 2e-6), (3.0, 5e-5))
 class Rows:
     """Random rows of one layer, with their prefixes shared and laid out whole."""
 
-    def __init__(self, rows=ROWS, heads=4, kv_heads=2, key_width=64, value_width=64, kv_bits=None):
+    def __init__(
+        self,
+        rows: Sequence[Row] = ROWS,
+        heads: int = 4,
+        kv_heads: int = 2,
+        key_width: int = 64,
+        value_width: int = 64,
+        kv_bits: int | None = None,
+    ) -> None:
         mx.random.seed(0)
-        kv_bits = KvBits(kv_bits, 32) if kv_bits else None
-        self.rows, self.shared, self.whole = rows, FullLayer(kv_bits), FullLayer(kv_bits)
+        stored = KvBits(kv_bits, 32) if kv_bits else None
+        self.rows, self.shared, self.whole = rows, FullLayer(stored), FullLayer(stored)
         self.queries = mx.random.normal((len(rows), heads, 1, key_width))
         self.scale = key_width**-0.5
 
-        def tokens(num_tokens):
+        def tokens(num_tokens: int) -> list[mx.array]:
             return [mx.random.normal((1, kv_heads, num_tokens, width)) for width in (key_width, value_width)]
 
         first = {prefix: tokens(num_shared(prefix)) for _, prefix, _ in rows}
-        for prefix in first.keys() - {None}:
-            keys, values = (list(self.shared.encode(x)) for x in first[prefix])
-            self.shared.prefixes[prefix.prefix_id] = keys, values
-        self.tokens = []  # each row's: keys and values [1, kv_heads, tokens, width]
+        for prefix, pair in first.items():
+            if prefix is not None:
+                keys, values = (list(self.shared.encode(x)) for x in pair)
+                self.shared.prefixes[prefix.prefix_id] = keys, values
+        self.tokens: list[list[mx.array]] = []  # each row's: keys and values [1, kv_heads, tokens, width]
         for _, prefix, num_tokens in rows:
             pairs = zip(first[prefix], tokens(num_tokens), strict=True)
-            self.tokens.append([mx.concatenate(pair, axis=2) for pair in pairs])
+            self.tokens.append([mx.concatenate([*both], axis=2) for both in pairs])
 
-    def decode(self, layer, window=None, sinks=None, shared=False):
+    def decode(
+        self, layer: FullLayer, window: int | None = None, sinks: mx.array | None = None, shared: bool = False
+    ) -> Any:
         """Attention of one more token per row: its last, the others being there."""
         where = []
         for (slot, prefix, _), (keys, values) in zip(self.rows, self.tokens, strict=True):
@@ -65,18 +81,18 @@ class Rows:
         handle, _ = cache.update_and_fetch(*new)
         return np.array(handle.cache.attend(self.queries, self.scale, window, sinks))
 
-    def both(self, window=None, sinks=None):
+    def both(self, window: int | None = None, sinks: mx.array | None = None) -> tuple[Any, Any]:
         """What comes out with shared prefixes, and what with every row whole."""
         return self.decode(self.shared, window, sinks, shared=True), self.decode(self.whole, window, sinks)
 
 
-def use_cpu_attention(monkeypatch):
+def use_cpu_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have attention of however few scores computed as where MLX uses OpenBLAS."""
     monkeypatch.setattr(device, "MIN_SCORES", 0)
     monkeypatch.setattr(device, "uses_openblas", lambda: True)
 
 
-def in_pieces(monkeypatch, num_scores):
+def in_pieces(monkeypatch: pytest.MonkeyPatch, num_scores: int) -> None:
     """Have a chunk's attention take so many scores at a time, however few queries that is."""
     monkeypatch.setattr(chunk_attention, "BUFFER_SCORES", num_scores)
     monkeypatch.setattr(chunk_attention, "MIN_QUERIES", 1)

@@ -1,10 +1,14 @@
 """Tokenizers and templates of several families, as the tests make them, and how the tests read with them."""
 
+from collections.abc import Iterable
 from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers
 
-from mlx_mcp.chat.message import Message
+from mlx_mcp.chat.answer import Piece
+from mlx_mcp.chat.message import Message, ToolCall
 from mlx_mcp.chat.prompt import Prompt
 from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
 from tests.models_made import TEMPLATE, write_tokenizer
@@ -15,13 +19,16 @@ ASSISTANT = "<|im_start|>assistant\n"
 # As Qwen3's: `tool_call.name` is what mlx_lm knows the notation by.
 JSON_TOOLS = "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}{# <tool_call> tool_call.name #}"
 THINKING = "{% if enable_thinking %}<think>\n{% else %}<think>\n\n</think>\n\n{% endif %}"
-QWEN = {"template": JSON_TOOLS + TEMPLATE + THINKING, "added": ["<think>", "</think>", "<tool_call>", "</tool_call>"]}
-MISTRAL = {"template": TEMPLATE + "{# [TOOL_CALLS] #}", "special": ["[TOOL_CALLS]", "[ARGS]", "[INST]"]}
+QWEN: dict[str, Any] = {
+    "template": JSON_TOOLS + TEMPLATE + THINKING,
+    "added": ["<think>", "</think>", "<tool_call>", "</tool_call>"],
+}
+MISTRAL: dict[str, Any] = {"template": TEMPLATE + "{# [TOOL_CALLS] #}", "special": ["[TOOL_CALLS]", "[ARGS]", "[INST]"]}
 LFM = {"template": TEMPLATE, "special": ["<|tool_call_start|>", "<|tool_call_end|>"]}
 HARMONY = {"template": TEMPLATE, "special": ["<|channel|>", "<|message|>", "<|start|>", "<|end|>"]}
 
 # How families of models go about a chat, as far as going on with one depends on it.
-FAMILIES = {
+FAMILIES: dict[str, dict[str, Any]] = {
     "chatml": QWEN,
     # Tools in the user's first message; a date before all of it.
     "llama": {
@@ -53,12 +60,17 @@ FAMILIES = {
     "none": {"template": None},
 }
 
-LOOK = ({"type": "function", "function": {"name": "look", "description": "Look there.", "parameters": {}}},)
+LOOK: tuple[dict[str, Any], ...] = (
+    {"type": "function", "function": {"name": "look", "description": "Look there.", "parameters": {}}},
+)
 HI = [Message("user", "hi")]
 SYSTEM, ASKED, ANSWERED = Message("system", "be brief"), Message("user", "the agent"), Message("assistant", "reads")
 
 
-def make_tokenizer(folder, template=TEMPLATE, added=(), special=()):
+def make_tokenizer(
+    folder: Path, template: str | None = TEMPLATE, added: Iterable[str] = (), special: Iterable[str] = ()
+) -> ChatTokenizer:
+    """A tokenizer with a template, and with more tokens."""
     write_tokenizer(folder, template)
     path = str(folder / "tokenizer.json")
     tokenizer = Tokenizer.from_file(path)
@@ -68,7 +80,7 @@ def make_tokenizer(folder, template=TEMPLATE, added=(), special=()):
     return ChatTokenizer(folder, None)
 
 
-def make_sentencepiece(folder):
+def make_sentencepiece(folder: Path) -> ChatTokenizer:
     """One that spells with bytes, puts a space before a text, and drops the first space when it decodes."""
     vocab = ["<unk>", "<|im_end|>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdefghijklmnopqrstuvwxyz"]
     spm = Tokenizer(models.BPE({t: i for i, t in enumerate(vocab)}, [], unk_token="<unk>", byte_fallback=True))
@@ -81,26 +93,37 @@ def make_sentencepiece(folder):
     return ChatTokenizer(folder, None)
 
 
-def encoded(tokenizer, text):
-    return tokenizer._tokenizer.encode(text, add_special_tokens=False)
+def encoded(tokenizer: ChatTokenizer, text: str) -> list[int]:
+    """The ids of a text, in which control tokens count."""
+    ids: list[int] = tokenizer._tokenizer.encode(text, add_special_tokens=False)
+    return ids
 
 
-def decoded(tokenizer, ids):
-    return tokenizer._tokenizer.decode(ids, skip_special_tokens=False)
+def decoded(tokenizer: ChatTokenizer, ids: Iterable[int]) -> str:
+    """The text of ids, control tokens included."""
+    text: str = tokenizer._tokenizer.decode(ids, skip_special_tokens=False)
+    return text
 
 
-def joined(pieces):
+def joined(pieces: Iterable[Piece]) -> list[tuple[str, str]]:
     """Pieces end to end, one per run of a kind."""
     return [(kind.value, "".join(p.text for p in run)) for kind, run in groupby(pieces, key=lambda p: p.kind)]
 
 
-def read(tokenizer, *parts, reasoning=False, tools=LOOK, plain=False):
+def read(
+    tokenizer: ChatTokenizer,
+    *parts: str,
+    reasoning: bool = False,
+    tools: tuple[dict[str, Any], ...] = LOOK,
+    plain: bool = False,
+) -> tuple[list[tuple[str, str]], list[ToolCall]]:
     """What a reader makes of an answer whose parts are encoded one by one: its pieces and its calls."""
     reader = tokenizer.reader(Prompt((), reasoning), tools, plain)
     pieces = [piece for part in parts for token_id in encoded(tokenizer, part) for piece in reader.add(token_id)]
     return joined(pieces + reader.finish()), list(reader.tool_calls)
 
 
-def cut(text, cuts):
+def cut(text: str, cuts: Iterable[int]) -> list[str]:
+    """The text, cut at these places."""
     ends = sorted({min(c, len(text)) for c in cuts} | {0, len(text)})
     return [text[a:b] for a, b in pairwise(ends)]

@@ -286,8 +286,8 @@ MUTANTS = [
     fault(
         "preempted row loses its turn",
         "core/scheduler.py",
-        "self.waiting = {sequence.session: queue, **self.waiting}",
-        "self.waiting = {**self.waiting, sequence.session: queue}",
+        "self.waiting = {sequence.lane: queue, **self.waiting}",
+        "self.waiting = {**self.waiting, sequence.lane: queue}",
         "test_scheduler.py::test_sequences_computed_again_after_a_fault_still_give_way",
         "test_scheduler.py::test_rows_that_give_way_together_come_back_in_their_order",
     ),
@@ -301,15 +301,15 @@ MUTANTS = [
     fault(
         "groups take no turns for prefill",
         "core/scheduler.py",
-        "key=lambda s: (self.group_turns[s.group], self.turns[s.session])",
-        "key=lambda s: self.turns[s.session]",
+        "key=lambda s: (self.last_group_prefill[s.group], self.last_prefill[s.lane])",
+        "key=lambda s: self.last_prefill[s.lane]",
         "test_scheduler.py::test_prefill_is_shared_evenly_by_groups_and_within_one_by_sessions",
     ),
     fault(
         "sessions take no turns",
         "core/scheduler.py",
-        "            self._to_the_end(session)\n",
-        "            if not self.waiting[session]:\n                del self.waiting[session]\n",
+        "            self._pass_turn(lane)\n",
+        "            if not self.waiting[lane]:\n                del self.waiting[lane]\n",
         "test_scheduler.py::test_sessions_take_turns_for_places_and_within_one_the_order_holds",
     ),
     fault(

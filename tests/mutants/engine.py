@@ -137,7 +137,7 @@ MUTANTS = [
     fault(
         "blocks of a row whose logits are no numbers kept",
         "engine/stepping.py",
-        "                cache.distrust(call.row[0])\n",
+        "                cache.forget_blocks(call.row[0])\n",
         "                pass\n",
         "test_sessions.py::test_what_a_row_computed_or_began_with_is_forgotten_when_its_logits_are_no_numbers",
     ),

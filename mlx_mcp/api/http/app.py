@@ -13,17 +13,18 @@ from starlette.types import ASGIApp
 from mlx_mcp.api.http.gate import Gate
 from mlx_mcp.api.http.messages import Messages
 from mlx_mcp.config import Config
-from mlx_mcp.engine.client import EngineClient
+from mlx_mcp.service.health import health
+from mlx_mcp.service.service import Service
 
 
-def http_app(server: MCPServer[Any], client: EngineClient, config: Config) -> ASGIApp:
+def http_app(server: MCPServer[Any], service: Service, config: Config) -> ASGIApp:
     """The ASGI app of a server.
 
     Every request passes the gate, those for /mcp the token, if there is one, and then what is said of messages.
     """
 
-    async def health(request: Request) -> JSONResponse:
-        stats = client.stats
+    async def show_health(request: Request) -> JSONResponse:
+        stats, status = service.engine.stats, health(service)
         body = {
             "running": stats.running,
             "waiting": stats.waiting,
@@ -39,12 +40,9 @@ def http_app(server: MCPServer[Any], client: EngineClient, config: Config) -> AS
             "restored_blocks": stats.restored,
             "models": list(stats.models),
         }
-        dead = client.thread.dead
-        degraded = stats.storage not in ("ok", "off")  # it serves, but keeps nothing on disk
-        status = "dead" if dead else "degraded" if degraded else "ok"
-        return JSONResponse({"status": status, **body}, status_code=503 if dead else 200)
+        return JSONResponse({"status": status, **body}, status_code=503 if status == "dead" else 200)
 
-    server.custom_route("/health", methods=["GET"])(health)
+    server.custom_route("/health", methods=["GET"])(show_health)
     app = server.streamable_http_app(
         host=config.host,
         max_request_body_size=config.max_request_bytes,

@@ -3,44 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from mlx_mcp.api.mcp.sampling_arguments import Arguments, drawn, sampling_of
 from mlx_mcp.chat.message import Message
 from mlx_mcp.chat.prompt import Grammar, GrammarKind
-from mlx_mcp.core.sampling import PARAMETERS, Parameter, Sampling
-from mlx_mcp.core.session import MAX_FORKS
-from mlx_mcp.engine.requests import GenerateRequest
 from mlx_mcp.errors import InvalidRequest
+from mlx_mcp.service.batch import MAX_BRANCHES
+from mlx_mcp.service.context import Context
 from mlx_mcp.service.files import MAX_FILES
+from mlx_mcp.service.generate import Options
+from mlx_mcp.service.values import MAX_FORKS, PARAMETERS, SessionOptions
 
-MAX_BRANCHES = MAX_FORKS
 # A text that may be left out or null. Not `str | None`: of those the SDK parses what reads as JSON, such as the regular
 # expression "[0]", and then finds that it is no text.
 Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
-A = TypeVar("A", bound="Arguments")
-# The types and defaults of arguments for what the table has as tuples.
-AS_ARGUMENTS: dict[Any, tuple[Any, Any]] = {
-    tuple[str, ...]: (list[str] | None, None),
-    tuple[tuple[int, float], ...]: (dict[int, float] | None, None),
-}
 Functions = Annotated[
     list[dict[str, Any]] | None,
     Field(max_length=128, description="Functions in OpenAI's form that the model may ask for in `tool_calls`."),
 ]
-
-
-class Arguments(ArgModelBase):
-    """A tool's arguments, none by default. A tool gets them whole, so that tools can share some by inheritance."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    def model_dump_one_level(self) -> dict[str, Any]:
-        """What the SDK calls the tool with."""
-        return {"given": self}
 
 
 class ContextArguments(Arguments):
@@ -57,36 +40,7 @@ class ContextArguments(Arguments):
     model: Annotated[Text, Field(description="A name from list_models; the default model if left out.")] = ""
 
 
-def drawn(but: tuple[str, ...] = ()) -> Callable[[type[A]], type[A]]:
-    """Give a tool's arguments those of the table of sampling parameters, `but` these."""
-
-    def give(arguments: type[A]) -> type[A]:
-        made: dict[str, Any] = {name: argument(each) for name, each in PARAMETERS.items() if name not in but}
-        return create_model(arguments.__name__, __base__=arguments, __module__=__name__, **made)
-
-    return give
-
-
-def argument(parameter: Parameter) -> tuple[Any, Any]:
-    """A sampling parameter as an argument: its type and its default."""
-    type_, default = AS_ARGUMENTS.get(parameter.type, (parameter.type, parameter.default))
-    said: dict[str, Any] = {bound: value for bound, value in vars(parameter.asked).items() if value is not None}
-    if type_ in (int, int | None):
-        said["strict"] = True
-    return Annotated[type_, Field(description=parameter.about, **said)], default
-
-
-def as_tuple(given: Any) -> Any:
-    """An argument as the table has it."""
-    match given:
-        case dict():
-            return tuple(given.items())
-        case list():
-            return tuple(given)
-    return given
-
-
-class AnswerArguments(Arguments):
+class AnswerArguments(ContextArguments):
     """What an answer must look like, beside how it is drawn."""
 
     json_schema: Annotated[
@@ -98,12 +52,7 @@ class AnswerArguments(Arguments):
         bool, Field(description="False asks a thinking model to answer at once; thoughts are never part of `text`.")
     ] = True
 
-    def sampling(self) -> Sampling:
-        """How the answer is drawn."""
-        given = {name: getattr(self, name) for name in PARAMETERS if getattr(self, name, None) is not None}
-        return Sampling(**{name: as_tuple(value) for name, value in given.items()})
-
-    def the_grammar(self) -> Grammar | None:
+    def one_grammar(self) -> Grammar | None:
         """The grammar that the answer obeys.
 
         Raises:
@@ -119,19 +68,9 @@ class AnswerArguments(Arguments):
             raise InvalidRequest("Give one of json_schema, regex and grammar, not several.")
         return wanted[0] if wanted else None
 
-    def request(self, messages: tuple[Message, ...], **more: Any) -> GenerateRequest:
-        """The request for an answer to `messages` that is drawn so.
-
-        Raises:
-            InvalidRequest: there are several grammars.
-        """
-        return GenerateRequest(
-            messages, sampling=self.sampling(), grammar=self.the_grammar(), reasoning=self.reasoning, **more
-        )
-
 
 @drawn()
-class GenerateArguments(AnswerArguments, ContextArguments):
+class GenerateArguments(AnswerArguments):
     """Of `generate`."""
 
     prompt: Annotated[str, Field(description="What the model should do, with all it needs to know.")]
@@ -150,9 +89,30 @@ class GenerateArguments(AnswerArguments, ContextArguments):
     ] = False
     tools: Functions = None
 
+    def context(self) -> Context:
+        """What the model is told."""
+        return Context(self.system, tuple(self.files or ()), (Message("user", self.prompt),))
+
+    def options(self) -> Options:
+        """How it is to be answered.
+
+        Raises:
+            InvalidRequest: there are several grammars.
+        """
+        return Options(
+            self.model,
+            self.session,
+            self.keep,
+            self.queue,
+            tuple(self.tools or ()),
+            self.one_grammar(),
+            self.reasoning,
+            sampling_of(self),
+        )
+
 
 @drawn(but=("logprobs",))
-class BatchArguments(AnswerArguments, ContextArguments):
+class BatchArguments(AnswerArguments):
     """Of `generate_batch`."""
 
     prompts: Annotated[
@@ -170,12 +130,27 @@ class BatchArguments(AnswerArguments, ContextArguments):
         False
     )
 
+    def context(self) -> Context:
+        """What the model is told before every prompt."""
+        return Context(self.system, tuple(self.files or ()))
+
+    def options(self) -> Options:
+        """How the prompts are to be answered.
+
+        Raises:
+            InvalidRequest: there are several grammars.
+        """
+        grammar, sampling = self.one_grammar(), sampling_of(self)
+        return Options(
+            self.model, self.session, self.keep, grammar=grammar, reasoning=self.reasoning, sampling=sampling
+        )
+
 
 # Arguments that several tools have, in the order in which all show them, after their own.
 SHARED = [
     *ContextArguments.model_fields,
     *(name for name, parameter in PARAMETERS.items() if parameter.flag),
-    *AnswerArguments.model_fields,
+    *AnswerArguments.__annotations__,
     *(name for name, parameter in PARAMETERS.items() if not parameter.flag and name != "logprobs"),
 ]
 
@@ -211,6 +186,15 @@ class CreateArguments(ContextArguments):
         False
     )
     tools: Functions = None
+
+    def context(self) -> Context:
+        """What is computed."""
+        messages = tuple(Message(message.role, message.content) for message in self.messages or ())
+        return Context(self.system, tuple(self.files or ()), messages)
+
+    def options(self) -> SessionOptions:
+        """How the session is kept."""
+        return SessionOptions(self.name, self.ttl_s, self.pinned, self.ephemeral)
 
 
 class ForkArguments(Arguments):

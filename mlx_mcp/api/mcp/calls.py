@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Callable, Coroutine
-from contextlib import aclosing
+from collections.abc import Callable, Coroutine, Sequence
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -21,10 +20,9 @@ from pydantic import ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from mlx_mcp.api.mcp.arguments import SHARED
-from mlx_mcp.engine.client import EngineClient
-from mlx_mcp.engine.requests import GenerateRequest, Result
 from mlx_mcp.errors import EngineDead, MlxMcpError, nearest
 from mlx_mcp.service.activity import Activity, Meter
+from mlx_mcp.service.generate import Report
 
 PROGRESS_INTERVAL_S = 0.1  # each notification costs about 0.5 ms of the event loop
 P = ParamSpec("P")
@@ -152,47 +150,28 @@ def tenant() -> str:
     return "" if token is None else token.client_id
 
 
-class ProgressReporter:
+def progress_reporter(context: Context[Any, Any]) -> Report:
     """Sends the progress of one or more generations, at most ten times a second and always upwards, as hosts want."""
+    last, value = 0.0, 0.0
 
-    def __init__(self, context: Context[Any, Any], activity: Activity, count: int = 1) -> None:
-        self._context, self._activity = context, activity
-        self._meters = [Meter() for _ in range(count)]
-        self._last = 0.0
-        self._value = 0.0
-
-    async def follow(self, client: EngineClient, request: GenerateRequest, index: int = 0) -> Result:
-        """Run a request to its end as generation `index`; a cancelled caller frees the row."""
-        meter = self._meters[index]
-        try:
-            with self._activity.watching(meter):
-                async with aclosing(client.generate(request)) as updates:
-                    async for update in updates:
-                        if isinstance(update, Result):
-                            if update.session is not None:
-                                self._activity.sessions.add(update.session.session_id)
-                            return update
-                        meter.take(update)
-                        await self._report()
-        finally:
-            meter.ended = True
-        raise AssertionError("a generation ends with a result or an error")
-
-    async def _report(self) -> None:
+    async def report(meters: Sequence[Meter]) -> None:
+        nonlocal last, value
         now = time.monotonic()
-        if now - self._last < PROGRESS_INTERVAL_S:
+        if now - last < PROGRESS_INTERVAL_S:
             return
-        self._last = now
-        first, totals = self._meters[0], [meter.total for meter in self._meters]
+        last = now
+        first, totals = meters[0], [meter.total for meter in meters]
         message = first.text or first.line
-        if len(self._meters) > 1:
-            message = f"{sum(meter.ended for meter in self._meters)} of {len(self._meters)} done"
+        if len(meters) > 1:
+            message = f"{sum(meter.ended for meter in meters)} of {len(meters)} done"
             if first.total is None and not first.ended:  # it loads the model
                 message += f"; {first.line}"
         # A value that stands still is raised by a hair: hosts take it as a sign of life.
-        self._value = max(float(sum(meter.done for meter in self._meters)), self._value + 1e-3)
+        value = max(float(sum(meter.done for meter in meters)), value + 1e-3)
         total = None if None in totals else sum(total or 0 for total in totals)
-        await self._context.report_progress(self._value, total, message)
+        await context.report_progress(value, total, message)
+
+    return report
 
 
 async def while_connected(context: Context[Any, Any], work: Coroutine[Any, Any, R]) -> R:

@@ -6,17 +6,11 @@ Some hosts show the structured result, some the text blocks, some both: each mus
 from __future__ import annotations
 
 import json
-import time
 from typing import Any, Literal
 
 from mcp_types import CallToolResult, TextContent
 from pydantic import BaseModel
 
-from mlx_mcp.core.session import SessionInfo
-from mlx_mcp.engine.messages import Persisted
-from mlx_mcp.engine.requests import CacheMiss, Result
-
-MAX_LISTED = 100
 NO_TEXT = "(no text)"  # an answer in a batch that failed, or is nothing but tool calls
 
 
@@ -201,117 +195,3 @@ def apart(structured: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
 def compact(value: Any) -> str:
     """As JSON that is cheap to read."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def counts(result: Result) -> dict[str, Any]:
-    """How many of the prompt's tokens were in memory, came from disk, and were computed."""
-    return {
-        "cached_tokens": result.cached_tokens,
-        "restored_tokens": result.restored_tokens,
-        "computed_tokens": result.prompt_tokens - result.cached_tokens - result.restored_tokens,
-    }
-
-
-def tool_calls(result: Result) -> list[CalledTool] | None:
-    """The calls that the model asks for."""
-    return [CalledTool(name=c.name, arguments=c.arguments) for c in result.tool_calls] or None
-
-
-def handle(result: Result) -> str | None:
-    """The session that the answer is kept in."""
-    return None if result.session is None else result.session.session_id
-
-
-def miss(found: CacheMiss | None) -> Miss | None:
-    """The miss, without the texts that it has none of."""
-    if found is None:
-        return None
-    return Miss(
-        reason=found.reason.value,
-        index=found.index,
-        before=found.before or None,
-        after=found.after or None,
-        earlier=found.earlier or None,
-        detail=found.detail or None,
-    )
-
-
-def generation(result: Result, note: str | None) -> Generation:
-    """All that `generate` tells of a result."""
-    return Generation(
-        text=result.text,
-        finish_reason=result.finish_reason.value,
-        model=result.model,
-        session=handle(result),
-        prompt_tokens=result.prompt_tokens,
-        **counts(result),
-        completion_tokens=result.completion_tokens,
-        reasoning=result.reasoning or None,
-        tool_calls=tool_calls(result),
-        logprobs=[
-            LikelyToken(token=c.text, logprob=c.logprob, top=[(text, logprob) for _, text, logprob in c.top])
-            for c in result.logprobs
-        ]
-        or None,
-        miss=miss(result.miss),
-        note=note,
-    )
-
-
-def branch(result: Result) -> Branch:
-    """All that `generate_batch` tells of a result: of reasoning nothing, which would multiply."""
-    return Branch(
-        text=result.text,
-        finish_reason=result.finish_reason.value,
-        session=handle(result),
-        **counts(result),
-        completion_tokens=result.completion_tokens,
-        tool_calls=tool_calls(result),
-        miss=miss(result.miss),
-    )
-
-
-def session_list(infos: list[SessionInfo]) -> SessionList:
-    """The sessions, those used last first, and no more than a host takes."""
-    infos = sorted(infos, key=lambda info: info.used_at, reverse=True)
-    now = time.monotonic()  # the engine's clock
-    return SessionList(
-        sessions=[
-            KeptSession(
-                session=info.session_id,
-                name=info.name or None,
-                model=info.model,
-                tokens=info.num_tokens,
-                cached_tokens=info.num_cached,
-                busy=info.busy,
-                pinned=info.pinned,
-                ephemeral=info.ephemeral,
-                idle_s=round(now - info.used_at),
-                expires_in_s=max(0, round(info.used_at + info.ttl_s - now)),
-                parent=info.parent_id or None,
-                persisted=info.persisted,
-                versions=list(info.versions) or None,
-            )
-            for info in infos[:MAX_LISTED]
-        ],
-        not_shown=len(infos[MAX_LISTED:]) or None,
-    )
-
-
-def persisted(event: Persisted) -> PersistedSession:
-    """What was made durable."""
-    info = event.info
-    return PersistedSession(
-        session=info.session_id,
-        name=info.name or None,
-        version=event.version or None,
-        tokens=info.num_tokens,
-        kept_tokens=event.num_kept,
-        written_bytes=event.num_bytes,
-        expires_in_s=round(info.ttl_s),
-    )
-
-
-def closed_list(infos: list[SessionInfo]) -> Closed:
-    """The sessions that were closed, no more than a host takes."""
-    return Closed(closed=[info.session_id for info in infos[:MAX_LISTED]], not_shown=len(infos[MAX_LISTED:]) or None)

@@ -12,10 +12,9 @@ from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from mlx_mcp import __version__
 from mlx_mcp.api.mcp.tools import make_tools
-from mlx_mcp.engine.client import EngineClient
-from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.files import FileReader
+from mlx_mcp.service.service import Service
 
 RESOURCE_NOT_FOUND = -32002  # up to 2025-11-25; later versions have INVALID_PARAMS for it (SEP-2164)
 INSTRUCTIONS = (
@@ -28,13 +27,12 @@ INSTRUCTIONS = (
 
 
 def build_server(
-    client: EngineClient,
-    registry: Registry,
+    service: Service,
     files: FileReader | None = None,
     activity: Activity | None = None,
     **settings: Any,
 ) -> MCPServer[Any]:
-    """An MCP server on an engine client; many servers (one per connection) may share one client.
+    """An MCP server on a service; many servers (one per connection) may share an engine.
 
     Callers can have `files` read, none if there is no reader; what they do is noted in `activity`. `settings` go to
     MCPServer as they are; see its own documentation.
@@ -44,7 +42,7 @@ def build_server(
         title="mlx-mcp: local MLX models",
         instructions=INSTRUCTIONS,
         version=__version__,
-        tools=make_tools(client, registry, files, activity),
+        tools=make_tools(service, files, activity),
         log_level="WARNING",
         **settings,
     )

@@ -1,21 +1,14 @@
-"""The tools, as a calling model sees them."""
+"""The tools, as a calling model sees them: shapes and words, over what the service does."""
 
 from __future__ import annotations
 
-import asyncio
-import secrets
-from contextlib import suppress
-from dataclasses import replace
 from typing import Annotated
 
-import anyio
-from mcp.server.mcpserver import Context
+from mcp.server.mcpserver import Context as ToolContext
 from mcp.server.mcpserver.tools import Tool
 from mcp_types import CallToolResult
 
 from mlx_mcp.api.mcp.arguments import (
-    MAX_BRANCHES,
-    Arguments,
     BatchArguments,
     CloseArguments,
     CreateArguments,
@@ -23,53 +16,48 @@ from mlx_mcp.api.mcp.arguments import (
     GenerateArguments,
     PersistArguments,
 )
-from mlx_mcp.api.mcp.calls import ProgressReporter, StrictTool, tenant, translated, while_connected
+from mlx_mcp.api.mcp.calls import StrictTool, progress_reporter, tenant, translated, while_connected
 from mlx_mcp.api.mcp.results import (
     Batch,
-    Branch,
     Closed,
     Forks,
     Generation,
-    ModelEntry,
     ModelList,
     NewSession,
     PersistedSession,
     SessionList,
-    branch,
-    closed_list,
-    counts,
-    generation,
-    miss,
-    persisted,
     reply,
+)
+from mlx_mcp.api.mcp.sampling_arguments import Arguments
+from mlx_mcp.api.mcp.translate import (
+    batch,
+    closed_list,
+    forks,
+    generation,
+    model_list,
+    new_session,
+    persisted,
     session_list,
 )
-from mlx_mcp.chat.message import Message
-from mlx_mcp.core.sampling import Sampling
-from mlx_mcp.core.session import SessionOptions
-from mlx_mcp.engine.client import EngineClient
-from mlx_mcp.engine.requests import GenerateRequest, Result
-from mlx_mcp.errors import EngineDead, InvalidRequest, MlxMcpError
-from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.activity import Activity
+from mlx_mcp.service.batch import generate_batch
+from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.files import FileReader
-
-BREAK = "\n\n"  # between files and prompt
-EMBEDDED_NOTE = (
-    "No model is configured, so the built-in one of 0.9M parameters serves: it recalls what it is told and no more. "
-    "For real work have the server started as `mlx-mcp serve --model FOLDER_OR_HUB_ID`."
+from mlx_mcp.service.generate import generate
+from mlx_mcp.service.models import list_models
+from mlx_mcp.service.service import Service
+from mlx_mcp.service.sessions import (
+    close_sessions,
+    create_session,
+    fork_session,
+    list_sessions,
+    persist_session,
 )
-UNPINNED_NOTE = (
-    "It is not pinned: pinned sessions may take half of the memory for keys and values. Close some of them, or have "
-    "the server started with a larger max_kv_bytes."
-)
 
 
-def make_tools(
-    client: EngineClient, registry: Registry, files: FileReader | None = None, activity: Activity | None = None
-) -> list[Tool]:
-    """The tools over one engine client, in the order in which hosts show them; without `files` none can be read."""
-    tools = Tools(client, registry, files or FileReader((), 0, 0), activity or Activity())
+def make_tools(service: Service, files: FileReader | None = None, activity: Activity | None = None) -> list[Tool]:
+    """The tools over a service, in the order in which hosts show them; without `files` none can be read."""
+    tools = Tools(service, files or FileReader((), 0, 0), activity or Activity())
     # Hosts run the calls of one turn in parallel only for read-only tools; generating changes nothing of a user's.
     harmless = {"read_only_hint": True, "destructive_hint": False}
     return [
@@ -95,11 +83,11 @@ def make_tools(
 class Tools:
     """Each method is a tool; its docstring is what a calling model reads of it."""
 
-    def __init__(self, client: EngineClient, registry: Registry, files: FileReader, activity: Activity) -> None:
-        self._client, self._registry, self._files, self.activity = client, registry, files, activity
+    def __init__(self, service: Service, files: FileReader, activity: Activity) -> None:
+        self._service, self._files, self.activity = service, files, activity
 
     @translated
-    async def generate(self, given: GenerateArguments, ctx: Context) -> Annotated[CallToolResult, Generation]:
+    async def generate(self, given: GenerateArguments, ctx: ToolContext) -> Annotated[CallToolResult, Generation]:
         """Generate text with a language model that runs on this machine; nothing leaves it.
 
         Use it to hand off work that needs no further tools: summaries, drafts, extraction, classification, a second
@@ -118,23 +106,12 @@ class Tools:
         The first call to a model loads it, which can take minutes; progress is reported. A failed or cancelled turn
         leaves its session as it was.
         """
-        files = await self._read(given.files)
-        keep = bool(given.session) if given.keep is None else given.keep
-        request = given.request(
-            chat(given.system, files, Message("user", given.prompt)),
-            model=given.model or None,
-            tools=tuple(given.tools or ()),
-            tenant=tenant(),
-            session=given.session,
-            keep=keep,
-            queue=given.queue,
-            opens=SessionOptions() if keep and not given.session else None,
-        )
-        result = await self._run(ctx, request)
-        return reply(generation(result, self._note(given.model or given.session)))
+        work = generate(self._service, self._caller(), given.context(), given.options(), progress_reporter(ctx))
+        answered = await while_connected(ctx, work)
+        return reply(generation(answered.result, answered.note))
 
     @translated
-    async def generate_batch(self, given: BatchArguments, ctx: Context) -> Annotated[CallToolResult, Batch]:
+    async def generate_batch(self, given: BatchArguments, ctx: ToolContext) -> Annotated[CallToolResult, Batch]:
         """Answer many prompts at once over one shared context, which is computed once; for one prompt use generate.
 
         Use it to ask many things of one text, to do one thing to many texts, or with `n` and a temperature to draw
@@ -150,46 +127,12 @@ class Tools:
         fails has {error} alone and the others go on; its session, if any, is closed. Hosts refuse or file away results
         of more than about 25,000 tokens, and nothing is cut here: keep prompts × n × max_tokens below that.
         """
-        count = len(given.prompts) * given.n
-        if count > MAX_BRANCHES:
-            raise InvalidRequest(
-                f"{len(given.prompts)} prompts × n are {count} branches; there may be {MAX_BRANCHES}. Split the call."
-            )
-        if given.n > 1 and given.sampling().temperature == 0:
-            raise InvalidRequest("At temperature 0 all n answers are the same. Give a temperature, say 0.8, or n=1.")
-        files, branched = await self._read(given.files), bool(given.session)
-        base = given.request(
-            (),
-            model=given.model or None,
-            tenant=tenant(),
-            session=given.session,
-            keep=given.keep,
-            opens=SessionOptions() if given.keep and not branched else None,
-            # One lane: a batch has one caller's turns, however many branches it has.
-            lane=f"batch {secrets.token_hex(8)}",
-        )
-        seed = base.sampling.seed
-        requests = [
-            replace(
-                base,
-                messages=chat(given.system, files, Message("user", prompt)),
-                sampling=replace(base.sampling, seed=None if seed is None else (seed + i) % 2**32),
-            )
-            for prompt in given.prompts
-            for i in range(given.n)
-        ]
-        run = self._run_forks if given.keep and branched else self._run_all
-        outcomes = await while_connected(ctx, run(requests, ProgressReporter(ctx, self.activity, count)))
-        failed = [outcome for outcome in outcomes if isinstance(outcome, MlxMcpError)]
-        answered = [outcome for outcome in outcomes if isinstance(outcome, Result)]
-        if not answered:
-            raise failed[0]
-        results = [branch(o) if isinstance(o, Result) else Branch(error=str(o)) for o in outcomes]
-        note = self._note(given.model or given.session)
-        return reply(Batch(results=results, model=answered[0].model, note=note))
+        context, options, report = given.context(), given.options(), progress_reporter(ctx)
+        work = generate_batch(self._service, self._caller(), context, given.prompts, given.n, options, report)
+        return reply(batch(await while_connected(ctx, work)))
 
     @translated
-    async def create_session(self, given: CreateArguments, ctx: Context) -> Annotated[CallToolResult, NewSession]:
+    async def create_session(self, given: CreateArguments, ctx: ToolContext) -> Annotated[CallToolResult, NewSession]:
         """Compute a context once, to go on from many times; nothing is generated.
 
         Use it before several calls that begin alike: the same system prompt, files or conversation. Then give each
@@ -205,35 +148,14 @@ class Tools:
         with the server. Until then it can always go on; its cached keys and values may be evicted for others' sake, and
         are then computed again.
         """
-        turns = [Message(message.role, message.content) for message in given.messages or ()]
-        if turns and turns[-1].role == "user":
-            turns[-1] = Message("user", turns[-1].text + BREAK)  # the prompts to come go on from here
-        request = GenerateRequest(
-            chat(given.system, await self._read(given.files), *turns),
-            given.model or None,
-            Sampling(max_tokens=1),
-            tools=tuple(given.tools or ()),
-            tenant=tenant(),
-            opens=SessionOptions(given.name, given.ttl_s, given.pinned, given.ephemeral),
-            context=True,
+        tools, options = tuple(given.tools or ()), given.options()
+        work = create_session(
+            self._service, self._caller(), given.context(), given.model, tools, options, progress_reporter(ctx)
         )
-        result = await self._run(ctx, request)
-        session = result.session
-        assert session is not None, "a context ends in its session"
-        unpinned = given.pinned and not session.pinned
-        created = NewSession(
-            session=session.session_id,
-            name=session.name or None,
-            model=result.model,
-            tokens=session.num_tokens,
-            **counts(result),
-            miss=miss(result.miss),
-            note=" ".join(filter(None, (self._note(given.model), UNPINNED_NOTE if unpinned else None))) or None,
-        )
-        return reply(created)
+        return reply(new_session(await while_connected(ctx, work)))
 
     @translated
-    async def fork_session(self, given: ForkArguments, ctx: Context) -> Annotated[CallToolResult, Forks]:
+    async def fork_session(self, given: ForkArguments, ctx: ToolContext) -> Annotated[CallToolResult, Forks]:
         """Make sessions that go on from where another one is, and then apart: one for each sub-agent or attempt.
 
         Takes no time and no memory however long the context is: nothing is copied or computed. A fork sees what the
@@ -245,21 +167,12 @@ class Tools:
         nothing there is no need to fork: generate with keep=false.
         """
         names = tuple(given.names or ())
-        count = given.count or len(names) or 1
-        forks = await self._client.fork(tenant(), given.session, count, names, given.version)
-        self.activity.sessions.update(fork.session_id for fork in forks)
-        return reply(
-            Forks(
-                sessions=[fork.session_id for fork in forks],
-                names=[fork.name for fork in forks] if names else None,
-                model=forks[0].model,
-                tokens=forks[0].num_tokens,
-            )
-        )
+        made = await fork_session(self._service, self._caller(), given.session, given.count, names, given.version)
+        return reply(forks(made, bool(names)))
 
     @translated
     async def persist_session(
-        self, given: PersistArguments, ctx: Context
+        self, given: PersistArguments, ctx: ToolContext
     ) -> Annotated[CallToolResult, PersistedSession]:
         """Make a session durable: it survives a restart, a crash and a power cut, under the same handle.
 
@@ -270,102 +183,37 @@ class Tools:
         Returns {session, version, tokens, kept_tokens, written_bytes, expires_in_s} once it is safe; kept_tokens will
         not be computed again.
         """
-        return reply(persisted(await self._client.persist(tenant(), given.session, given.version)))
+        return reply(persisted(await persist_session(self._service, self._caller(), given.session, given.version)))
 
     @translated
-    async def list_sessions(self, given: Arguments, ctx: Context) -> Annotated[CallToolResult, SessionList]:
+    async def list_sessions(self, given: Arguments, ctx: ToolContext) -> Annotated[CallToolResult, SessionList]:
         """List your sessions, the ones used last first; of more than 100 the rest are counted in not_shown.
 
         Call it to find a handle again, or to see what can be closed. Returns {sessions: [{session, name, model, tokens,
         cached_tokens, busy, pinned, ephemeral, idle_s, expires_in_s, parent, persisted, versions}]}: cached_tokens are
         in memory now, busy means that a turn is under way.
         """
-        return reply(session_list(await self._client.sessions(tenant())))
+        return reply(session_list(await list_sessions(self._service, self._caller())))
 
     @translated
-    async def close_session(self, given: CloseArguments, ctx: Context) -> Annotated[CallToolResult, Closed]:
+    async def close_session(self, given: CloseArguments, ctx: ToolContext) -> Annotated[CallToolResult, Closed]:
         """End sessions that are not needed any more, and remove what is on disk of them; there is no way back.
 
         Their turns that are under way or wait fail. Forks and parents go on. What is cached of them stays until there
         is need for room, and helps prompts that begin the same; that of an ephemeral session goes at once. If one of
         `sessions` is not there, none is closed. Returns {closed: [handles]}.
         """
-        if given.all == bool(given.sessions):
-            raise InvalidRequest(
-                "Give the `sessions` to close, or all=true to close all of yours but persisted ones; one of the two."
-            )
-        closed = await self._client.close_sessions(tenant(), tuple(given.sessions or ()))
-        return reply(closed_list(closed))
+        sessions = tuple(given.sessions or ())
+        return reply(closed_list(await close_sessions(self._service, self._caller(), sessions, given.all)))
 
     @translated
-    async def list_models(self, given: Arguments, ctx: Context) -> ModelList:
+    async def list_models(self, given: Arguments, ctx: ToolContext) -> ModelList:
         """List the models that can be used: name, size, context length, and whether each is loaded.
 
         Call it to choose a model or after "model not found". The one with `default` answers when no model is named; one
         that is not loaded takes longer at its first call. Returns {models: [...]}.
         """
-        loaded = self._client.stats.models
-        entries = await asyncio.to_thread(self._registry.entries)
-        return ModelList(
-            models=[
-                ModelEntry(
-                    name=entry.spec.name,
-                    default=entry.default,
-                    loaded=entry.spec.name in loaded,
-                    weights_mb=None if entry.weights_bytes is None else round(entry.weights_bytes / 1e6, 1),
-                    context_tokens=entry.context_tokens,
-                    about=entry.spec.summary,
-                )
-                for entry in entries
-            ]
-        )
+        return model_list(await list_models(self._service))
 
-    async def _run(self, ctx: Context, request: GenerateRequest) -> Result:
-        return await while_connected(ctx, ProgressReporter(ctx, self.activity).follow(self._client, request))
-
-    async def _run_all(self, requests: list[GenerateRequest], progress: ProgressReporter) -> list[Result | MlxMcpError]:
-        """Run requests at once; one's failure is its own, unless the engine is gone."""
-
-        async def run(index: int, request: GenerateRequest) -> Result | MlxMcpError:
-            try:
-                return await progress.follow(self._client, request, index)
-            except EngineDead:
-                raise
-            except MlxMcpError as error:
-                return error
-
-        return await asyncio.gather(*(run(index, request) for index, request in enumerate(requests)))
-
-    async def _run_forks(
-        self, requests: list[GenerateRequest], progress: ProgressReporter
-    ) -> list[Result | MlxMcpError]:
-        """Run requests of one session at once, each on a fork of its own; forks that come to nothing are closed."""
-        owner, session = requests[0].tenant, requests[0].session
-        forking = asyncio.create_task(self._client.fork(owner, session, len(requests)))
-        kept: set[str] = set()
-        try:
-            forks = await asyncio.shield(forking)  # a call that is cancelled meanwhile must know what to close
-            forked = [replace(request, session=fork.session_id) for request, fork in zip(requests, forks, strict=True)]
-            outcomes = await self._run_all(forked, progress)
-            kept = {o.session.session_id for o in outcomes if isinstance(o, Result) and o.session is not None}
-            return outcomes
-        finally:
-            with anyio.CancelScope(shield=True), suppress(MlxMcpError):
-                unused = {fork.session_id for fork in await forking} - kept
-                if unused:
-                    await self._client.close_sessions(owner, tuple(unused))
-
-    async def _read(self, paths: list[str] | None) -> str:
-        return await asyncio.to_thread(self._files.read, paths) if paths else ""
-
-    def _note(self, named: str) -> str | None:
-        """What is to be said where the built-in model serves because nothing was configured or `named`."""
-        return EMBEDDED_NOTE if not named and self._registry.nothing_configured else None
-
-
-def chat(system: str, files: str, *turns: Message) -> tuple[Message, ...]:
-    """The messages, with the files before the user's first, so that calls with the same files begin the same."""
-    if files:
-        opened = bool(turns) and turns[0].role == "user"
-        turns = (Message("user", files + BREAK + (turns[0].text if opened else "")), *turns[opened:])
-    return (Message("system", system), *turns) if system else turns
+    def _caller(self) -> Caller:
+        return Caller(tenant(), self.activity, self._files)

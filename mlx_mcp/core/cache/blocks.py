@@ -75,7 +75,9 @@ class BlockPool:
         self.protected_bytes = 0  # of blocks with references: these cannot be reclaimed
         self.num_blocks = 0
         self.num_evictions = 0
-        self.on_evict: Callable[[Block], None] | None = None  # called while the block is still there
+        # Called while the block is still there. It notes what goes to a tier, which must be decided at once: a list of
+        # evicted blocks, looked at later, would keep memory that the ledger counts as free.
+        self.on_evict: Callable[[Block], None] | None = None
         self._clock = 0
         # (last use, order of entry, block): the leaves without references, and outdated entries, which are passed over.
         self._leaves: list[tuple[int, int, Block]] = []
@@ -133,16 +135,16 @@ class BlockPool:
                 self.protected_bytes -= each.nbytes
         self._offer(block)
 
-    def hold(self, block: Block) -> None:
+    def add_session(self, block: Block) -> None:
         """Note that one more session goes on from a block. It may be evicted all the same."""
         block.num_sessions += 1
 
-    def let_go(self, block: Block, whole: bool = False) -> None:
-        """Take back one `hold`; a tail that no session goes on from is dropped, since newer blocks have its tokens.
+    def remove_session(self, block: Block, whole: bool = False) -> None:
+        """Note that one session less goes on from a block; a tail without any is dropped: newer blocks have its tokens.
 
         `whole` drops all before it too, as far as nothing else was built on it and no session goes on from it.
         """
-        assert block.num_sessions > 0, "let go too often"
+        assert block.num_sessions > 0, "a session removed too often"
         block.num_sessions -= 1
         each, tail = block, len(block.tokens) < self.block_tokens
         while (whole or tail) and each.parent is not None and each.payload is not None:

@@ -97,12 +97,12 @@ class KvCacheManager:
         self.tier_reads.exit(sequence)
         self.publishing.exit(sequence)
 
-    def follows(self, sequence: Sequence) -> bool:
-        """Whether the sequence or the tier that this one was seen to wait for is still at it."""
+    def is_waiting(self, sequence: Sequence) -> bool:
+        """Whether the sequence or the tier that this one was last seen to wait for has not brought it yet."""
         return sequence in self.tier_reads.fetching or self.single_flight.is_waiting(sequence)
 
-    def held(self, sequence: Sequence) -> bool:
-        """Whether a running sequence is about to compute what this one needs next, or a tier to bring it."""
+    def wait(self, sequence: Sequence) -> bool:
+        """Have a sequence wait if a running one or a tier is about to bring what it needs next; returns whether so."""
         return sequence in self.tier_reads.fetching or self.single_flight.wait(self.tracks[sequence])
 
     def admit(self, sequence: Sequence, num_tokens: int) -> Restore | None:
@@ -114,7 +114,7 @@ class KvCacheManager:
             if not self._place(track, Match((), 0, 0), num_tokens):
                 return None
             match = track.match(self.cache, self.layout)
-            self._keep(match)
+            self._hold(match)
         sequence.num_computed = match.num_tokens
         self.publishing.start(track, match)
         self.single_flight.start(track, match.num_tokens // self.cache.block_tokens)
@@ -132,7 +132,7 @@ class KvCacheManager:
     def _place(self, track: Track, match: Match, num_tokens: int) -> bool:
         """Take a slot while everything matched is kept."""
         sequence = track.sequence
-        self._keep(match)
+        self._hold(match)
         self.shared.join(track, match, self.single_flight.users, self.cache.block_tokens)
         sequence.slot = self.slots.take(num_tokens - sequence.num_shared)
         if sequence.slot is None:
@@ -141,7 +141,8 @@ class KvCacheManager:
                 self.pool.release(self.restoring.pop())
         return sequence.slot is not None
 
-    def _keep(self, match: Match) -> None:
+    def _hold(self, match: Match) -> None:
+        """Have what was matched stay until it was `launched`."""
         if match.blocks:
             self.pool.acquire(match.blocks[-1])
             self.restoring.append(match.blocks[-1])
@@ -153,7 +154,7 @@ class KvCacheManager:
         sequence.num_restored = self.tier_reads.num_restored(sequence, match.num_tokens)
         passed_over = sequence in self.tier_reads.computing
         sequence.miss = self.misses.explain(
-            track.root, sequence.prompt_ids, match, sequence.num_kept, sequence.estranged, passed_over
+            track.root, sequence.prompt_ids, match, sequence.num_kept, sequence.other_model, passed_over
         )
 
     # What tiers have
@@ -181,9 +182,9 @@ class KvCacheManager:
 
     # What is kept
 
-    def plan(self, chunks: Iterable[Chunk], decode: Iterable[tuple[int, int]]) -> tuple[Cut, ...]:
-        """The blocks that a step fills; see Publishing.plan."""
-        return self.publishing.plan(chunks, decode, self.single_flight.users)
+    def plan_cuts(self, chunks: Iterable[Chunk], decode: Iterable[tuple[int, int]]) -> tuple[Cut, ...]:
+        """The blocks that a step fills; see Publishing.plan_cuts."""
+        return self.publishing.plan_cuts(chunks, decode, self.single_flight.users)
 
     def commit(self, cuts: tuple[Cut, ...], payloads: dict[Cut, Payload]) -> None:
         """Put what a step has cut into the trees; what cannot be is refunded. Call it when tokens are taken."""
@@ -209,9 +210,9 @@ class KvCacheManager:
         """Keep the rest of a sequence that is about to give up its row; see Publishing.finish."""
         return self.publishing.finish(self.tracks[sequence], cut, exact)
 
-    def distrust(self, sequence: Sequence) -> None:
-        """See Publishing.forget."""
-        self.publishing.forget(sequence)
+    def forget_blocks(self, sequence: Sequence) -> None:
+        """See Publishing.forget_blocks."""
+        self.publishing.forget_blocks(sequence)
 
     def check_integrity(self, running: list[Sequence], waiting: list[Sequence]) -> None:
         """Prove that trees, references, users and shared prefixes agree with the sequences there are."""

@@ -69,7 +69,7 @@ class Publishing:
 
     # Blocks that steps fill
 
-    def plan(
+    def plan_cuts(
         self, chunks: Iterable[Chunk], decode: Iterable[tuple[int, int]], users: Counter[BlockHash]
     ) -> tuple[Cut, ...]:
         """The blocks that a step fills; their bytes are on the ledger from now on.
@@ -80,9 +80,9 @@ class Publishing:
         cuts: list[Cut] = []
         for chunk in chunks:
             publication = self.publications[chunk.sequence_id]
-            self._plan(publication, chunk.end, self._checkpoint(publication, chunk.end, users), cuts)
+            self._plan_row(publication, chunk.end, self._checkpoint(publication, chunk.end, users), cuts)
         for sequence_id, end in decode:
-            self._plan(self.publications[sequence_id], end, state=False, cuts=cuts)
+            self._plan_row(self.publications[sequence_id], end, state=False, cuts=cuts)
         return tuple(cuts)
 
     def commit(self, cuts: tuple[Cut, ...], payloads: dict[Cut, Payload]) -> None:
@@ -107,7 +107,7 @@ class Publishing:
         follows = block.resident and block.end == cut.start
         return not publication.stopped and follows and cut.end <= publication.track.sequence.num_tokens
 
-    def _plan(self, publication: Publication, end: int, state: bool, cuts: list[Cut]) -> None:
+    def _plan_row(self, publication: Publication, end: int, state: bool, cuts: list[Cut]) -> None:
         """Add to `cuts` the blocks that a sequence has filled at token `end`; `state` keeps its states there."""
         size, sequence, pool = self.cache.block_tokens, publication.track.sequence, self.cache.pool
         while not publication.stopped and publication.planned + size <= end:
@@ -212,7 +212,7 @@ class Publishing:
                 self.cache.pool.end_prompt(block, PromptEnd(end, self.logits.pop(sequence)))
                 return
 
-    def forget(self, sequence: Sequence) -> None:
+    def forget_blocks(self, sequence: Sequence) -> None:
         """Forget the blocks of a running sequence whose logits were no numbers, as far as nothing else needs them.
 
         Those that it began with too: if one of them is to blame, nobody shall fail by it again.

@@ -22,6 +22,7 @@ from mlx_mcp.errors import ConfigError
 from mlx_mcp.hosting.http import HttpServer
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.process.listener import listen
+from mlx_mcp.service.service import Service
 from tests.api.mcp.test_tools import generate, held
 from tests.engine.test_client import until
 from tests.fakes import fake_client
@@ -35,8 +36,9 @@ async def serving(engine, verifier=None, **settings):
     config = Config.load(port=0, **settings)
     listener = listen(config.host, config.port)
     auth = auth_settings(config) | ({"token_verifier": verifier} if verifier else {})
-    mcp = build_server(engine, Registry(None), **auth)
-    server = HttpServer(http_app(mcp, engine, config), config)
+    service = Service(engine, Registry(None))
+    mcp = build_server(service, **auth)
+    server = HttpServer(http_app(mcp, service, config), config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await until(lambda: server.started)

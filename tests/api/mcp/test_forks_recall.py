@@ -12,6 +12,7 @@ from mlx_mcp.engine.engine import Engine, Keeping
 from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.mlx_backend.loader import MlxLoader
 from mlx_mcp.models.registry import Registry
+from mlx_mcp.service.service import Service
 
 NAMES = "Alice Bob Carol Dave Erin Frank Grace Henry Iris Jack".split()
 COLORS = "red blue green yellow purple orange black white brown pink".split()
@@ -28,7 +29,7 @@ async def test_ten_forks_each_recall_their_own_fact_and_the_parents(max_kv_bytes
     thread = EngineThread(lambda: Engine(loader, limits, 1 << 30, max_kv_bytes, Keeping()))
     client = EngineClient(thread, Registry(None), loader)
     try:
-        async with Client(build_server(client, Registry(None))) as host:
+        async with Client(build_server(Service(client, Registry(None)))) as host:
 
             async def call(tool, **arguments):
                 return (await host.call_tool(tool, arguments)).structured_content

@@ -6,12 +6,13 @@ import contextlib
 import pytest
 from mcp import Client, MCPError
 
-from mlx_mcp.api.mcp import calls, results
+from mlx_mcp.api.mcp import calls, translate
 from mlx_mcp.api.mcp import tools as tools_module
 from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.config import Config
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.files import FileReader
+from mlx_mcp.service.service import Service
 from mlx_mcp.wiring import wire
 from tests.engine.test_client import until
 from tests.fakes import FakeLoader, fake_client
@@ -35,7 +36,7 @@ def files(tmp_path):
 
 
 def connect(engine, files=None):
-    return Client(build_server(engine, Registry(None), files))
+    return Client(build_server(Service(engine, Registry(None)), files))
 
 
 async def call(client, tool, **arguments):
@@ -183,7 +184,7 @@ async def test_a_session_that_there_is_no_room_to_pin_says_that_it_is_not_pinned
 
 async def test_a_list_that_no_host_would_take_is_cut(engine, monkeypatch):
     async with connect(engine) as client:
-        monkeypatch.setattr(results, "MAX_LISTED", 2)
+        monkeypatch.setattr(translate, "MAX_LISTED", 2)
         await call(client, "create_session", system=SYSTEM, name="root")
         await call(client, "fork_session", session="root", count=4)
         listed = await call(client, "list_sessions")
@@ -482,7 +483,7 @@ async def test_branches_and_forks_of_a_file_answer_right_with_the_embedded_model
     reader = FileReader((tmp_path,), 10_000, 10_000)
     asked = ["Bob", "Carol", "Frank"]
     questions = [f"What is {name}'s badge?" for name in asked]
-    async with Client(build_server(engine, registry, reader)) as client:
+    async with Client(build_server(Service(engine, registry), reader)) as client:
         badges = await call(client, "create_session", files=["badges.txt"])
         batch = await call(client, "generate_batch", prompts=questions, session=badges["session"])
         assert [r["text"] for r in batch["results"]] == [codes[name] for name in asked]

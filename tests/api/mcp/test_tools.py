@@ -13,6 +13,7 @@ from mlx_mcp.chat.prompt import Grammar, GrammarKind
 from mlx_mcp.core.sampling import Sampling
 from mlx_mcp.errors import ModelError
 from mlx_mcp.models.registry import Registry
+from mlx_mcp.service.service import Service
 from tests.engine.test_client import until
 from tests.fakes import fake_client
 
@@ -30,7 +31,7 @@ def engine():
 
 
 def connect(engine, mode, **options):
-    return Client(build_server(engine, Registry(None)), mode=mode, **options)
+    return Client(build_server(Service(engine, Registry(None))), mode=mode, **options)
 
 
 async def generate(client, prompt="hello", **arguments):
@@ -367,7 +368,7 @@ async def test_prompts_and_resources_are_not_advertised_while_there_are_none(eng
         assert (capabilities.prompts, capabilities.resources) == (None, None)
         assert capabilities.tools is not None
         assert (await client.list_prompts()).prompts == (await client.list_resources()).resources == []
-    server = build_server(engine, Registry(None))
+    server = build_server(Service(engine, Registry(None)))
     server.prompt("told")(lambda: "Say so.")
     server.resource("mlx://told", name="told")(lambda: "so")
     async with Client(server, mode=mode) as client:

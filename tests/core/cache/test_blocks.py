@@ -125,11 +125,11 @@ def test_a_tail_goes_with_the_last_session_that_goes_on_from_it_and_whole_blocks
     tree = Tree()
     tree.chain("ab")
     tail = tree.add("t", "b", num_tokens=2)
-    tree.pool.hold(tail)
-    tree.pool.hold(tail)
-    tree.pool.let_go(tail)
+    tree.pool.add_session(tail)
+    tree.pool.add_session(tail)
+    tree.pool.remove_session(tail)
     assert tail.resident
-    tree.pool.let_go(tail)
+    tree.pool.remove_session(tail)
     assert not tail.resident
     assert tree.order == "ba"
     assert tree.ledger.used_bytes == 20
@@ -138,9 +138,9 @@ def test_a_tail_goes_with_the_last_session_that_goes_on_from_it_and_whole_blocks
 def test_a_session_that_leaves_nothing_behind_spares_what_others_go_on_from():
     tree = Tree()
     tree.chain("abcd")
-    tree.pool.hold(tree.blocks["b"])
-    tree.pool.hold(tree.blocks["d"])
-    tree.pool.let_go(tree.blocks["d"], whole=True)
+    tree.pool.add_session(tree.blocks["b"])
+    tree.pool.add_session(tree.blocks["d"])
+    tree.pool.remove_session(tree.blocks["d"], whole=True)
     assert tree.order == "ba"
 
 
