@@ -74,11 +74,20 @@ class TurnOf:
 
 @dataclass(frozen=True)
 class Encoding:
-    """The caller encodes the prompt again."""
+    """The caller encodes the prompt again, for the end that its session has by now."""
 
     call_id: int
     state: ClassVar[CallState] = CallState.AWAITS_TOKENS
     words: ClassVar[str] = "for its prompt to be encoded again"
+
+
+@dataclass(frozen=True)
+class Reloading:
+    """The caller has the model loaded, which is not in memory any more, and encodes the prompt again."""
+
+    call_id: int
+    state: ClassVar[CallState] = CallState.AWAITS_MODEL
+    words: ClassVar[str] = "for its model to be loaded again"
 
 
 @dataclass(frozen=True)
@@ -163,6 +172,7 @@ Awaited = (
     | SessionTranslating
     | TurnOf
     | Encoding
+    | Reloading
     | ModelLoading
     | BlocksReading
     | PrefixComputing

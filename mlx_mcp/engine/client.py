@@ -5,7 +5,6 @@ Any number of callers, connections and event loops may share one. Knows nothing 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from copy import copy
@@ -46,8 +45,7 @@ class EngineClient:
     def __init__(self, thread: EngineThread, registry: ModelRegistry, loader: ModelLoader) -> None:
         self.thread, self.registry, self.loader = thread, registry, loader
         self.group = ""
-        self._ids = itertools.count(1)
-        self._models = Models(thread, loader, self._ids)
+        self._models = Models(thread, loader)
 
     @property
     def stats(self) -> EngineStats:
@@ -74,7 +72,7 @@ class EngineClient:
         """
         check(request)
         generation = Generation(self.thread, self.registry, self._models, self.session, request, self.group)
-        with Mailbox(self.thread, next(self._ids)) as mailbox:
+        with Mailbox(self.thread, next(self.thread.ids)) as mailbox:
             # `aclosing`: a bare `async for` would leave the row running until the garbage collector comes.
             async with aclosing(generation.run(mailbox)) as updates:
                 async for update in updates:
@@ -107,7 +105,7 @@ class EngineClient:
             StorageError: the version cannot be read.
             EngineDead: the engine thread has ended.
         """
-        return await self._ask(Fork(next(self._ids), tenant, session, count, names, version))
+        return await self._ask(Fork(next(self.thread.ids), tenant, session, count, names, version))
 
     async def persist(self, tenant: str, session: str, version: str = "") -> Persisted:
         """Make a session durable as its latest finished turn left it, or a version of it under a name.
@@ -119,7 +117,7 @@ class EngineClient:
             StorageError: it cannot be written now, or nothing is kept on disk here.
             EngineDead: the engine thread has ended.
         """
-        event = await self._answer(Persist(next(self._ids), tenant, session, version))
+        event = await self._answer(Persist(next(self.thread.ids), tenant, session, version))
         assert isinstance(event, Persisted), f"{event} in answer to a session that was to be persisted"
         return event
 
@@ -130,7 +128,7 @@ class EngineClient:
             UnknownSession: one of them is not there; then none is closed.
             EngineDead: the engine thread has ended.
         """
-        return await self._ask(Close(next(self._ids), tenant, sessions))
+        return await self._ask(Close(next(self.thread.ids), tenant, sessions))
 
     async def sessions(self, tenant: str) -> list[SessionInfo]:
         """The tenant's sessions.
@@ -138,7 +136,7 @@ class EngineClient:
         Raises:
             EngineDead: the engine thread has ended.
         """
-        return await self._ask(ListSessions(next(self._ids), tenant))
+        return await self._ask(ListSessions(next(self.thread.ids), tenant))
 
     async def on_disk(
         self, what: Heads | Read | Remove | Purge | Export | Import, waiting: Callable[[], Awaitable[None]]
@@ -153,7 +151,7 @@ class EngineClient:
             StorageError: it cannot be read or written now.
             EngineDead: the engine thread has ended.
         """
-        with Mailbox(self.thread, next(self._ids)) as mailbox:
+        with Mailbox(self.thread, next(self.thread.ids)) as mailbox:
             self.thread.send(OnDisk(mailbox.call_id, what))
             while (event := await mailbox.get(0.9 * CHECK_S)) is None:
                 await waiting()

@@ -128,7 +128,8 @@ class Engine:
     def stats(self) -> EngineStats:
         """A snapshot; true at a step boundary."""
         residents, pool = self.models.by_name.values(), self.cache.pool
-        not_scheduled = sum(isinstance(call.request, Submit) and call.sequence is None for call in self.calls)
+        waiting = (call for calls in self.calls.waiting.values() for call in calls.values())
+        not_scheduled = sum(isinstance(call.request, Submit) and call.sequence is None for call in waiting)
         return EngineStats(
             steps=self.num_steps,
             running=sum(len(r.scheduler.running) for r in residents),
@@ -334,6 +335,8 @@ class Engine:
 
     def _look_at(self, call: Call, now: float) -> None:
         """Fail a generation that has waited for too long, or tell its caller what it waits for by now."""
+        if call.ended:  # by one before it
+            return
         awaits = call.awaits_now
         if call.state not in (CallState.AWAITS_MEMORY, CallState.AWAITS_TOKENS):
             call.since = now

@@ -16,6 +16,7 @@ from mlx_mcp.core.ports import LoadedModel, ModelRegistry, ModelSpec
 from mlx_mcp.core.sequence import Constraint, FinishReason, SamplingParams
 from mlx_mcp.core.session import SessionInfo
 from mlx_mcp.engine.answer import Answer
+from mlx_mcp.engine.awaited import CallState
 from mlx_mcp.engine.encoding import encode, on_thread
 from mlx_mcp.engine.loading import Models
 from mlx_mcp.engine.mailbox import CHECK_S, Mailbox, repeated
@@ -34,6 +35,9 @@ from mlx_mcp.engine.messages import (
 from mlx_mcp.engine.requests import Delta, GenerateRequest, Progress, Result, Update, sampling_params
 from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.errors import EngineDead
+
+# While a call waits for these, others may be ahead of it.
+IN_A_QUEUE = (CallState.AWAITS_TURN, CallState.AWAITS_PREFIX, CallState.AWAITS_BLOCKS, CallState.AWAITS_MEMORY)
 
 
 @dataclass(frozen=True)
@@ -189,10 +193,10 @@ class Generation:
 
 def queued(waiting: Waiting) -> str:
     """What a call that waits is said to wait for."""
-    line = f"queued behind {waiting.num_ahead} calls"
-    if waiting.awaits is None:
+    line, awaits = f"queued behind {waiting.num_ahead} calls", waiting.awaits
+    if awaits is None:
         return line
-    return f"{line if waiting.num_ahead else 'queued'}: waits {waiting.awaits.words}"
+    return f"{line if awaits.state in IN_A_QUEUE else 'queued'}: waits {awaits.words}"
 
 
 def turn_of(request: GenerateRequest, session: SessionInfo | None) -> Turn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -102,8 +102,8 @@ class Preparations:
 class Models:
     """The models of one engine thread, for any number of callers on any event loops."""
 
-    def __init__(self, thread: EngineThread, loader: ModelLoader, ids: Iterator[int]) -> None:
-        self._thread, self._ids = thread, ids
+    def __init__(self, thread: EngineThread, loader: ModelLoader) -> None:
+        self._thread = thread
         self.preparations = Preparations(loader)
         # Models that are in memory as far as known: asking the engine would cost every call a step. Weak, so that an
         # unloaded one goes.
@@ -134,7 +134,7 @@ class Models:
         self.loaded.pop(spec.name, None)
 
     async def _load(self, spec: ModelSpec) -> AsyncGenerator[Progress | LoadedModel, None]:
-        with Mailbox(self._thread, next(self._ids)) as answers:
+        with Mailbox(self._thread, next(self._thread.ids)) as answers:
             self._thread.send(Find(answers.call_id, spec.name))
             event = await answers.get()
         if isinstance(event, Loaded):
@@ -149,7 +149,7 @@ class Models:
                     check_alive(self._thread)
                     yield loading(spec, step)
         assert prepared is not None, "preparing ends with a model or an error"
-        with Mailbox(self._thread, next(self._ids)) as answers:
+        with Mailbox(self._thread, next(self._thread.ids)) as answers:
             self._thread.send(Load(answers.call_id, prepared))
             while True:
                 match await answers.next():

@@ -17,7 +17,7 @@ from mlx_mcp.core.ports import LoadedModel
 from mlx_mcp.core.scheduler import RETRY_AFTER_S
 from mlx_mcp.core.sequence import FinishReason, Sequence
 from mlx_mcp.core.session import Session, SessionStore
-from mlx_mcp.engine.awaited import Encoding, TurnOf
+from mlx_mcp.engine.awaited import Encoding, Reloading, TurnOf
 from mlx_mcp.engine.call import Call, Calls
 from mlx_mcp.engine.messages import EncodeAgain, Encoded, Event, Failed, Finished, Submit, Waiting
 from mlx_mcp.engine.persistence import Persistence
@@ -84,7 +84,7 @@ class Turns:
 
     def encoded(self, command: Encoded) -> None:
         """Go on with a call whose prompt was encoded again."""
-        for call in self.calls.wake(Encoding(command.call_id)):
+        for call in self.calls.wake(Encoding(command.call_id)) + self.calls.wake(Reloading(command.call_id)):
             call.request = replace(
                 call.submit,
                 prompt_ids=command.prompt_ids,
@@ -186,7 +186,7 @@ class Turns:
     # Within
 
     def _encode_again(self, call: Call, loaded: bool) -> None:
-        self.calls.wait(call, Encoding(call.call_id))
+        self.calls.wait(call, Encoding(call.call_id) if loaded else Reloading(call.call_id))
         self.tell(call, EncodeAgain(loaded))
 
     def _wait_for_session(self, call: Call, session: Session, model: LoadedModel) -> bool:

@@ -12,6 +12,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import threading
@@ -39,6 +40,7 @@ class EngineThread:
     def __init__(self, make_engine: EngineFactory, step_timeout_s: float = math.inf) -> None:
         self._make_engine, self._step_timeout_s = make_engine, step_timeout_s
         self._step_began = math.inf  # infinite while the thread waits
+        self.ids = itertools.count(1)  # of calls, for all who send any
         self._inbox: deque[Command] = deque()
         self._sinks: dict[int, Sink] = {}  # by the call whose events they take
         self._wake = threading.Condition()

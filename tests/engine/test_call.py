@@ -2,6 +2,7 @@
 
 import pytest
 
+from mlx_mcp.core.sequence import SamplingParams
 from mlx_mcp.core.session import SessionOptions
 from mlx_mcp.engine.awaited import (
     BlocksReading,
@@ -11,13 +12,14 @@ from mlx_mcp.engine.awaited import (
     ModelLoading,
     Place,
     PrefixComputing,
+    Reloading,
     SessionReading,
     StoreOpening,
     TurnOf,
 )
 from mlx_mcp.engine.call import Calls
 from mlx_mcp.engine.generation import queued
-from mlx_mcp.engine.messages import Cancel, Close, Failed, Find, Waiting
+from mlx_mcp.engine.messages import Cancel, Close, EncodeAgain, Encoded, Failed, Find, Waiting
 from mlx_mcp.errors import CapacityError, EngineDead
 from tests.engine.house import House, words
 from tests.engine.test_persistence import KeptHouse
@@ -69,8 +71,8 @@ def test_what_a_call_waits_for_is_what_its_caller_is_told():
     told = [
         (Waiting(3), "queued behind 3 calls"),
         (Waiting(2, TurnOf("s")), "queued behind 2 calls: waits for another turn of its session"),
-        (Waiting(0, Memory(40_000_000)), "queued: waits for memory: needs 40 MB"),
-        (Waiting(0, Memory(40_000)), "queued: waits for memory: needs 0.0 MB"),
+        (Waiting(0, Memory(40_000_000)), "queued behind 0 calls: waits for memory: needs 40 MB"),
+        (Waiting(0, Memory(40_000)), "queued behind 0 calls: waits for memory: needs 0.0 MB"),
         (Waiting(0, ModelLoading("tiny")), "queued: waits for a model that is being read"),
         (Waiting(0, SessionReading("s")), "queued: waits for its session to be read from disk"),
     ]
@@ -160,3 +162,19 @@ def test_whatever_a_call_waits_for_a_cancel_and_the_end_of_its_session_end_it():
     opened = house.say("abc", opens=SessionOptions("mine"))
     assert not isinstance(opened[-1], Failed)
     house.run()
+
+
+def test_a_call_whose_model_was_unloaded_waits_for_it_as_long_as_that_takes():
+    house = House(max_wait_s=60)
+    house.load("other")
+    waits = house.say("abc")
+    assert waits == [EncodeAgain(loaded=False)]
+    assert state(house, waits) is CallState.AWAITS_MODEL
+    for _ in range(5):
+        house.now += 25
+        house.engine.look_at_the_clock()
+    assert waits[-1] == Waiting(0, Reloading(waits.sequence_id))
+    house.load("tiny")
+    house.engine.handle(Encoded(waits.sequence_id, tuple(map(ord, "xyz")), SamplingParams(9), None, ""))
+    house.run()
+    assert waits.text == "xyz"

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import itertools
 import threading
 import time
 from contextlib import aclosing
@@ -475,7 +476,7 @@ class SilentThread:
     """An engine thread that answers some commands, and dies without a word."""
 
     def __init__(self, answers):
-        self.answers, self.sent, self.dead = answers, [], None
+        self.answers, self.sent, self.dead, self.ids = answers, [], None, itertools.count()
 
     def listen(self, call_id, sink):
         self.sink = sink

@@ -152,7 +152,7 @@ async def test_one_call_is_in_the_next_step_while_another_connection_has_thirty(
 
         def note(command):
             if isinstance(command, Submit):
-                groups[command.sequence_id] = command.group
+                groups[command.call_id] = command.group
             send(command)
 
         monkeypatch.setattr(served.engine.thread, "send", note)
