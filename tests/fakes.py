@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_mcp.core.durable import SessionHead, SessionRecord
-from mlx_mcp.core.layout import Layout, Logits, Payload
+from mlx_mcp.core.layout import CacheKind, Form, LayerCache, Layout, Logits, Payload, Tensor
 from mlx_mcp.core.ports import (
     Grammar,
     LoadedModel,
@@ -124,6 +124,11 @@ class FakeConstraint:
         pass
 
 
+def letters_of(num_tokens: int) -> Form:
+    """What a fake's bytes are."""
+    return Form((LayerCache(CacheKind.FULL),), (Tensor("letters", "U8", (num_tokens,)),))
+
+
 @dataclass(frozen=True)
 class FakePayload:
     """Keeps the tokens themselves: what is restored from it can be compared with what it should be."""
@@ -136,8 +141,8 @@ class FakePayload:
     def nbytes(self) -> int:
         return len(self.tokens)
 
-    def pack(self) -> tuple[str, tuple[memoryview, ...]]:
-        return "letters", (memoryview("".join(map(chr, self.tokens)).encode("latin-1")),)
+    def pack(self) -> tuple[Form, tuple[memoryview, ...]]:
+        return letters_of(len(self.tokens)), (memoryview("".join(map(chr, self.tokens)).encode("latin-1")),)
 
 
 @dataclass(frozen=True)
@@ -232,7 +237,7 @@ class FakeRunner:
         return FakePayload(sequence.tokens(start, end), min(kept, end), state or not self.layout.states)
 
     def unpack(self, stored: StoredBlock) -> Callable[[], Payload]:
-        if stored.form != "letters":
+        if stored.form != letters_of(stored.nbytes):
             raise ValueError("no letters")
         tokens = tuple(map(ord, b"".join(stored.data).decode("latin-1")))
         return lambda: FakePayload(tokens, stored.window_start, stored.has_state)

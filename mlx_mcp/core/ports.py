@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlx_mcp.core.layout import Layout, Logits, Payload
+from mlx_mcp.core.layout import Form, Layout, Logits, Payload
 from mlx_mcp.core.sequence import Constraint, Sequence, TokenLogprobs
 from mlx_mcp.core.slots import KvCost
 from mlx_mcp.core.steps import Cut, Step
@@ -348,7 +348,7 @@ class StoredBlock:
     tokens: tuple[int, ...]
     window_start: int  # see Payload
     has_state: bool
-    form: str  # what the bytes are, for whoever packed them
+    form: Form  # what the bytes are
     data: tuple[memoryview, ...]  # flat views of bytes; laid end to end they are the payload
 
     @property

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlx_mcp.core.block_pool import Block
-from mlx_mcp.core.durable import SessionRecord, Store
+from mlx_mcp.core.durable import SessionRecord, Store, said_of_old
 from mlx_mcp.core.kv_cache_manager import KvCacheManager, Wanted
 from mlx_mcp.core.layout import Payload
 from mlx_mcp.core.ports import ChatTokenizer, ModelRunner, StoredBlock
@@ -138,6 +138,8 @@ class Persistence:
         else:
             self.store = outcome
             self.sessions.adopt_all(outcome.sessions.heads())
+            if outcome.sessions.num_old:
+                logger.warning("%s", said_of_old(outcome.sessions.num_old))
         while self.early:
             self.early.popleft()()
 

@@ -338,7 +338,7 @@ def test_what_is_damaged_on_disk_is_computed_again(folder):
     session = house.prime(words(100))
     house.persist(session)
     house.die()
-    for path in folder.glob("*.blocks"):
+    for path in folder.glob("*.blocks.safetensors"):
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
         path.write_bytes(data)
@@ -352,7 +352,7 @@ def test_a_damaged_session_is_said_to_be(folder):
     house = KeptHouse(folder)
     session = house.prime(words(100))
     house.persist(session)
-    (path,) = folder.glob("*.session")
+    (path,) = folder.glob("*.session.safetensors")
     house.die()
     house = KeptHouse(folder)
     data = bytearray(path.read_bytes())

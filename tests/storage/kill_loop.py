@@ -3,6 +3,9 @@
 A program of its own, which imports storage and nothing else, for it forks: `python -m tests.storage.kill_loop`. The
 parent hears through a pipe what each child begins and what it was told is done. Whatever the moment of the kill, what
 was done is there, and what was under way is there as a whole or not at all.
+
+A moment is just before or just after a system call that some functions of storage make: between two of them nothing
+changes on the disk.
 """
 
 import argparse
@@ -12,22 +15,25 @@ import os
 import random
 import select
 import signal
+import sys
 import time
 
 from mlx_mcp.errors import StorageError
-from mlx_mcp.storage import faults, folder, sealed, session_log, ssd_tier, store
+from mlx_mcp.storage import export, folder, sealed, session_log, ssd_tier, store
 from tests.storage.world import Op, State, check_folder, next_op, open_store, perform, scratch
 
 MAX_OPS = 12
 KILLS_PER_FOLDER = 50
 MAX_OCCURRENCE = 8
 LONGEST_S = 0.012  # until a kill at random
+STORAGE = os.path.dirname(folder.__file__)
 
 
 def child(path, state, seed, spec, pipe):
     """Do things until killed, or until there is nothing left to do."""
-    faults.arm({"MLX_MCP_TEST_MODE": "1", "MLX_MCP_FAULT": spec} if spec else {})
-    opened = open_store(path, calls=Halves())
+    calls = Halves(spec)
+    opened = open_store(path, calls=calls)
+    calls.pass_by("after", "start", "")
     rng = random.Random(seed)
     for _ in range(MAX_OPS):
         op = next_op(rng, state)
@@ -41,14 +47,91 @@ def child(path, state, seed, spec, pipe):
         state = state.after(op)
 
 
+MOMENTS = {  # before or after which call, made by which functions, outermost first; others may come between
+    "write.opened": ("after", "open", "write_durably"),
+    "write.half_written": ("after", "pwrite", "_write_all"),
+    "write.written": ("before", "fsync", "write_durably", "file"),
+    "write.synced": ("before", "rename", "write_durably"),
+    "write.renamed": ("after", "rename", "write_durably"),
+    "write.durable": ("after", "fsync", "write_durably", "folder"),
+    "write.indexed": ("after", "fsync", "_write_one", "write_durably", "folder"),
+    "unlink.some": ("after", "unlink", "unlink"),
+    "unlink.all": ("after", "fsync", "unlink"),
+    "rename.done": ("after", "rename", "Folder.rename"),
+    "delete.rewritten": ("before", "unlink", "_remove_from", "_unlink"),
+    "evict.some": ("after", "fsync", "_make_room", "_remove_from", "_unlink"),
+    "persist.blocks_durable": ("before", "open", "persist", "save", "write_durably"),
+    "persist.manifest_durable": ("after", "fsync", "persist", "save", "write_durably", "folder"),
+    "remove.marked": ("after", "fsync", "Store.remove", "Folder.rename"),
+    "remove.blocks_deleted": ("after", "fsync", "_finish_removals", "delete", "_unlink"),
+    "open.locked": ("before", "fsync", "_settle", "unlink"),
+    "open.scanned": ("after", "close", "Store.open", "_scan"),
+    "open.collected": ("after", "start"),
+}
+
+
+def is_subsequence(some, whole):
+    """Whether these come in the whole in this order."""
+    rest = iter(whole)
+    return all(each in rest for each in some)
+
+
 class Halves(folder.Calls):
-    """Writes half of what is asked, as a system may."""
+    """Writes half of what is asked, as a system may, and kills the process the nth time that it comes by a moment."""
+
+    def __init__(self, spec):
+        name, _, nth = (spec or "").partition("@")
+        self.moment, self.left = MOMENTS.get(name), int(nth or 1)
+        self.folders = set()
+
+    def pass_by(self, when, call, what):
+        if self.moment is None or self.moment[:2] != (when, call):
+            return
+        functions = [what]
+        frame = sys._getframe(2)
+        while frame is not None:
+            code = frame.f_code
+            if code.co_filename.startswith(STORAGE):
+                functions += [code.co_qualname, code.co_name]
+            frame = frame.f_back
+        if is_subsequence(self.moment[2:], functions[::-1]):
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def open(self, name, flags, dir_fd=None):
+        self.pass_by("before", "open", "file")
+        fd = super().open(name, flags, dir_fd)
+        self.folders |= {fd} if flags & os.O_DIRECTORY else set()
+        self.pass_by("after", "open", "file")
+        return fd
+
+    def close(self, fd):
+        super().close(fd)
+        self.folders.discard(fd)
+        self.pass_by("after", "close", "file")
 
     def pwrite(self, fd, buffers, offset):
         whole = b"".join(buffers)
         written = super().pwrite(fd, [whole[: (len(whole) + 1) // 2]], offset)
-        faults.point("write.half_written")
+        self.pass_by("after", "pwrite", "file")
         return written
+
+    def fsync(self, fd):
+        what = "folder" if fd in self.folders else "file"
+        self.pass_by("before", "fsync", what)
+        super().fsync(fd)
+        self.pass_by("after", "fsync", what)
+
+    def rename(self, old, new, dir_fd):
+        self.pass_by("before", "rename", "file")
+        super().rename(old, new, dir_fd)
+        self.pass_by("after", "rename", "file")
+
+    def unlink(self, name, dir_fd):
+        self.pass_by("before", "unlink", "file")
+        super().unlink(name, dir_fd)
+        self.pass_by("after", "unlink", "file")
 
 
 def hear(pipe, kill_after_s, pid):
@@ -122,8 +205,8 @@ def plant(name):
     if name in ("no-rename", "no-rename-no-checksum"):
         folder.write_durably = write_in_place
     if name == "no-rename-no-checksum":
-        sealed._mac = lambda *_: bytes(32)
-        ssd_tier.digest = session_log.digest = lambda _: bytes(32)
+        sealed._mac = lambda *_: b"0" * 64
+        ssd_tier.digest = session_log.digest = export.digest = lambda _: bytes(32)
     if name == "session-first":
         store.Store.persist = persist_session_first
 
@@ -137,7 +220,7 @@ def main():
     options = parser.parse_args()
     plant(options.plant)
     rng = random.Random(options.seed)
-    named = itertools.cycle(itertools.product(range(1, MAX_OCCURRENCE + 1), faults.POINTS))
+    named = itertools.cycle(itertools.product(range(1, MAX_OCCURRENCE + 1), MOMENTS))
     killed = {"at a point": 0, "at random": 0}
     points, violations, seed, began = set(), [], options.seed, time.process_time()
 
@@ -145,7 +228,7 @@ def main():
         if violations and options.plant:  # one is enough to say that it was caught
             return False
         if options.each_point:  # some points are on few children's way
-            return len(points) < len(faults.POINTS) and seed < options.seed + 100 * len(faults.POINTS)
+            return len(points) < len(MOMENTS) and seed < options.seed + 100 * len(MOMENTS)
         return sum(killed.values()) < options.kills
 
     while left():
@@ -156,8 +239,8 @@ def main():
                 nth, point = next(named)
                 at_random = not options.each_point and rng.random() < 0.5
                 if options.each_point:
-                    nth, point = 1, next(each for each in faults.POINTS if each not in points)
-                spec = None if at_random else f"{point}:kill@{nth}"
+                    nth, point = 1, next(each for each in MOMENTS if each not in points)
+                spec = None if at_random else f"{point}@{nth}"
                 try:
                     was_killed, states = one_life(
                         path, state, seed, spec, rng.uniform(0, LONGEST_S) if at_random else None
