@@ -33,6 +33,7 @@ from engine import MODEL_25M, Loader, make_model, mx  # which puts OpenBLAS in f
 from sharing import ANSWER_S, Ours, Texts, make_folder, running
 
 from mlx_mcp.core.durable import SessionRecord
+from mlx_mcp.core.layout import CacheKind, Form, LayerCache, Tensor
 from mlx_mcp.core.ports import PreparedModel, StoredBlock
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import SamplingParams
@@ -68,7 +69,9 @@ def blocks(count: int, nbytes: int) -> list[StoredBlock]:
     data = memoryview(os.urandom(nbytes))
     keys = [b"root", *(os.urandom(32) for _ in range(count))]
     tokens = tuple(range(64))
-    return [StoredBlock(keys[i + 1], keys[i], 64 * i, tokens, 64 * i, True, "bytes", (data,)) for i in range(count)]
+    planes = [(f"layers.{i}.{part}", "U8", (nbytes // 32,)) for i in range(16) for part in ("keys", "values")]
+    form = Form((LayerCache(CacheKind.FULL),) * 16, tuple(Tensor(*plane) for plane in planes))
+    return [StoredBlock(keys[i + 1], keys[i], 64 * i, tokens, 64 * i, True, form, (data,)) for i in range(count)]
 
 
 def record(chain: list[StoredBlock]) -> SessionRecord:

@@ -74,9 +74,6 @@ class FakeTokenizer:
     def transcript(self, ids: tuple[int, ...]) -> str:
         return self.decode(ids)
 
-    def encode_transcript(self, transcript: str) -> tuple[int, ...]:
-        return tuple(map(ord, transcript))
-
     def reader(self, prompt: Prompt, tools: Tools = (), plain: bool = False) -> FakeReader:
         return FakeReader({} if plain else MARKERS)
 

@@ -179,14 +179,7 @@ class ChatTokenizer(Protocol):
         """Of what the token ids mean: the same for tokenizers that read every id alike."""
 
     def transcript(self, ids: tuple[int, ...]) -> str:
-        """A log in words that `encode_transcript` of any tokenizer reads: control tokens apart from text."""
-
-    def encode_transcript(self, transcript: str) -> tuple[int, ...]:
-        """The log in this tokenizer's ids; no text becomes a control token.
-
-        Raises:
-            InvalidRequest: it has control tokens that this tokenizer does not have.
-        """
+        """A log in words, as JSON: control tokens apart from text."""
 
     def reader(self, prompt: Prompt, tools: tuple[dict[str, Any], ...] = (), plain: bool = False) -> AnswerReader:
         """A fresh one, for one answer to `prompt`; `plain` takes all text for the answer."""

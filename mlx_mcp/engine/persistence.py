@@ -23,7 +23,7 @@ from mlx_mcp.core.block_pool import Block
 from mlx_mcp.core.durable import SessionRecord, Store, said_of_old
 from mlx_mcp.core.kv_cache_manager import KvCacheManager, Wanted
 from mlx_mcp.core.layout import Payload
-from mlx_mcp.core.ports import ChatTokenizer, ModelRunner, StoredBlock
+from mlx_mcp.core.ports import ModelRunner, StoredBlock
 from mlx_mcp.core.prefix_cache import PrefixCache
 from mlx_mcp.core.sequence import Sequence
 from mlx_mcp.core.session import Session, SessionStore
@@ -395,18 +395,6 @@ class Persistence:
         """Read a named version of a session."""
         store = self.the_store()
         self.io.submit(lambda: store.sessions.load(session.session_id, version), then, urgent=True)
-
-    def translate(self, session: Session, tokenizer: ChatTokenizer, then: Callable[[MlxMcpError | None], None]) -> None:
-        """Have a session's tokens in the ids of a tokenizer that counts otherwise than the one it was kept with."""
-        foreign = session.foreign
-        assert foreign is not None, "a session that is known to mean what it says"
-
-        def done(outcome: tuple[int, ...] | MlxMcpError) -> None:
-            if not isinstance(outcome, MlxMcpError) and session.foreign is foreign:
-                self.sessions.translated(session, outcome)
-            then(outcome if isinstance(outcome, MlxMcpError) else None)
-
-        self.io.submit(lambda: tokenizer.encode_transcript(foreign.text), done, urgent=True)
 
     def remove(self, sessions: list[Session], told: Callable[[MlxMcpError | None], None]) -> None:
         """Remove what is on disk of sessions that were closed."""

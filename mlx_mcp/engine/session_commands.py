@@ -29,6 +29,7 @@ from mlx_mcp.errors import (
     EngineDead,
     InvalidRequest,
     MlxMcpError,
+    OtherTokenizer,
     SessionBusy,
     StorageError,
     UnknownSession,
@@ -128,7 +129,11 @@ class SessionCommands:
         return answer
 
     def is_here(self, command: Submit | Fork | Persist, session: Session, model: LoadedModel | None = None) -> bool:
-        """Whether a session's tokens are here, in the ids of its model if that is given; if not, the command waits."""
+        """Whether a session's tokens are here; if not, the command waits.
+
+        Raises:
+            OtherTokenizer: they are not what the session's model, if that is given, would read.
+        """
         if self.persistence is None:
             return True
         if session.resting:
@@ -139,10 +144,7 @@ class SessionCommands:
         if foreign is None or model is None:
             return True
         if model.fingerprint != foreign.fingerprint and model.tokenizer.digest != foreign.tokenizer:
-            answer = self._later(command)
-            tokenizer = model.tokenizer
-            self.persistence.translate(session, tokenizer, lambda error: answer(Failed(error) if error else None))
-            return False
+            raise OtherTokenizer(session.session_id, model.name)
         session.foreign = None
         return True
 

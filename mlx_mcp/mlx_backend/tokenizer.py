@@ -317,32 +317,6 @@ class ChatTokenizer:
                 run.append(token_id)
         return json.dumps([*parts, self.decode(tuple(run))])
 
-    def encode_transcript(self, transcript: str) -> tuple[int, ...]:
-        """The log in this tokenizer's ids; no text becomes a control token.
-
-        Raises:
-            InvalidRequest: it has control tokens that this tokenizer does not have.
-        """
-        by_text = {text: token_id for token_id, text in self._control_ids.items()}
-        ids: list[int] = []
-        for part in json.loads(transcript or "[]"):
-            if isinstance(part, list):
-                if part[0] not in by_text:
-                    raise InvalidRequest(
-                        f"The session was kept with another tokenizer: the one that is there now has no {part[0]!r}. "
-                        "Have the server started with the model of then, or begin a new session."
-                    )
-                ids.append(by_text[part[0]])
-            elif part:
-                # Cut within each control token that the text spells, so that it stays text.
-                ends = [found.start() + 1 for found in self._control.finditer(part)]
-                texts = [part[start:end] for start, end in zip([0, *ends], [*ends, len(part)], strict=True)]
-                if not ids:
-                    (ids,) = self._ids(texts[:1], never)
-                    texts = texts[1:]
-                ids += self._encode_amid(texts, never)
-        return tuple(ids)
-
     def reader(self, prompt: Prompt, tools: tuple[dict[str, Any], ...] = (), plain: bool = False) -> AnswerReader:
         """A fresh one, for one answer to `prompt`; `plain` takes all text for the answer."""
         if plain:
