@@ -234,12 +234,13 @@ def large_session(engine: Engine, num_mib: int) -> str:
     assert cache is not None, "the model can be cut"
     session = engine.sessions.open("", "m", SessionOptions(), (), turn=-1)
     block = cache.root("")
+    codec = engine.residents["m"].model.runner.rows.codec
     for _ in range(num_mib):
         data = mx.random.normal((16, 4, 64, 64))
         mx.eval(data)
         assert engine.ledger.charge(data.nbytes), "out of memory"
         tokens = tuple(random.randrange(2048) for _ in range(64))
-        payload = KvPayload(64, block.end, True, (data,), (), ())
+        payload = KvPayload(codec, 64, block.end, True, (data,), (), ())
         made = cache.cache.insert(block, tokens, payload)
         assert made is not None, "two blocks of one hash"
         block = made

@@ -22,7 +22,7 @@ from mlx_mcp.core.block_pool import Block, BlockHash, BlockPool
 from mlx_mcp.core.layout import Layout, Logits, Payload, PromptEnd
 from mlx_mcp.core.miss import Miss, MissReason, Recent
 from mlx_mcp.core.ports import StoredBlock, TierEntry
-from mlx_mcp.core.prefix_cache import Match, PrefixCache
+from mlx_mcp.core.prefix_cache import Match, PrefixCache, block_key, identity_of
 from mlx_mcp.core.sequence import Sequence
 from mlx_mcp.core.slots import SharedPrefix, SlotPool
 from mlx_mcp.core.steps import Chunk, Cut, Restore
@@ -122,9 +122,8 @@ class KvCacheManager:
 
     def root(self, tenant: str) -> Block:
         """Where a tenant's prefixes of this model begin."""
-        cuts = f"\0{self.cache.block_tokens} {self.chunk_tokens}\0"  # a prompt cut elsewhere is rounded otherwise
-        identity = self.fingerprint + cuts.encode() + tenant.encode()
-        return self.pool.root(identity, self.cache.hash(BlockHash(identity), ()), self.cache.key(identity, ()))
+        identity = identity_of(self.fingerprint, self.cache.block_tokens, self.chunk_tokens, tenant)
+        return self.pool.root(identity, self.cache.hash(BlockHash(identity), ()), block_key(identity, ()))
 
     # Sequences come and go
 
@@ -221,7 +220,7 @@ class KvCacheManager:
         key, start = block.key, block.end
         while start < limit and not (found and found[-1].end - found[-1].start < size):
             ends = [end for end in (start + size, sequence.num_kept) if start < end <= min(limit, start + size)]
-            keys = ((self.cache.key(key, tokens[start:end]), end) for end in ends)
+            keys = ((block_key(key, tokens[start:end]), end) for end in ends)
             there = next(((k, end, entry) for k, end in keys if (entry := find(k)) is not None), None)
             if there is None:
                 break

@@ -51,7 +51,10 @@ class LayerCache:
 
 @dataclass(frozen=True)
 class Form:
-    """What a payload's bytes are: tensors end to end, and the cache of each layer that these belong to."""
+    """What a payload's bytes are: tensors end to end, and the cache of each layer that these belong to.
+
+    `layers` is empty where a layer has several caches.
+    """
 
     layers: tuple[LayerCache, ...]
     tensors: tuple[Tensor, ...]

@@ -85,14 +85,16 @@ class Codec:
     """How a model's rows are cut and put back. A layer's planes are first those of its keys, then those of its values.
 
     `caches` hold one token; FULL layers store theirs as `kv_bits` says, and rows can share them where `sharing` is set.
-    `refused` is why nothing is reused.
+    `refused` is why nothing is reused, `nested` whether a layer can have several of the caches.
     """
 
-    def __init__(self, caches: list[Any], kv_bits: KvBits | None, sharing: bool, refused: str = "") -> None:
+    def __init__(
+        self, caches: list[Any], kv_bits: KvBits | None, sharing: bool, refused: str = "", nested: bool = False
+    ) -> None:
         self.full = stacks({i: c for i, c in enumerate(caches) if type(c) is KVCache}, kv_bits)
         self.windows = stacks({i: c for i, c in enumerate(caches) if type(c) is RotatingKVCache}, None)
         self.states = stacks({i: c for i, c in enumerate(caches) if type(c) is ArraysCache}, None)
-        self.layers = tuple(layer_cache(cache, kv_bits) for cache in caches)
+        self.layers = () if nested else tuple(layer_cache(cache, kv_bits) for cache in caches)
         self.forms: dict[tuple[Plane, ...], Form] = {}
         windows = tuple(sorted({stack.window for stack in self.windows}))
         sharing = sharing and bool(self.full)

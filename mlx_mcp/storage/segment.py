@@ -77,21 +77,25 @@ class SegmentDraft:
         """The file, once it is there."""
         records, offset = {}, self.header.nbytes
         for block, found in zip(self.blocks, digests, strict=True):
-            tokens = array("I", block.tokens)
-            records[block.key] = Record(
-                block.key,
-                block.parent,
-                block.start,
-                tokens,
-                block.window_start,
-                block.has_state,
-                block.form,
-                block.nbytes,
-                offset,
-                found,
-            )
+            records[block.key] = record_of(block, offset, found)
             offset += block.nbytes
         return Segment(name, self.serial, self.nbytes, self.offload, records)
+
+
+def record_of(block: StoredBlock, offset: int, found: bytes) -> Record:
+    """What is known of a block whose payload begins there and has that digest."""
+    return Record(
+        block.key,
+        block.parent,
+        block.start,
+        array("I", block.tokens),
+        block.window_start,
+        block.has_state,
+        block.form,
+        block.nbytes,
+        offset,
+        found,
+    )
 
 
 def drafts(blocks: Seq[StoredBlock], serial: int, offload: bool) -> list[SegmentDraft]:

@@ -137,6 +137,17 @@ def test_looking_is_possible_while_a_server_has_the_folder_open_and_changes_noth
     store.close()
 
 
+def test_sessions_in_the_earlier_form_are_spoken_of_and_stay(folder):
+    keep(folder)
+    old = folder / ("0" * 40 + ".session")
+    old.write_bytes(b"mlxmcpS1")
+    for arguments in (("list",), ("show", "facts"), ("show", "older")):
+        said = " ".join(run(*arguments).output.split())
+        assert "1 durable sessions" in said
+        assert "begin new sessions" in said
+    assert old.exists()
+
+
 def test_where_nothing_was_kept_there_is_nothing_to_look_at(folder):
     result = run("list")
     assert result.exit_code == 2
