@@ -11,8 +11,8 @@ LOCK   ?= requirements/ci.txt
 # Twice as many as there are cores: tests that start processes wait for them most of the time.
 WORKERS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
-COMPUTING := tests/mlx_backend/test_runner.py tests/mlx_backend/test_architectures.py tests/engine tests/server \
-  tests/process/test_one_engine.py
+COMPUTING := tests/mlx_backend/test_runner.py tests/mlx_backend/test_architectures.py tests/engine tests/service \
+  tests/api tests/hosting tests/process/test_one_engine.py
 
 # Where it is set, every one of the hundreds of processes that tests start compiles all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
@@ -38,7 +38,7 @@ test-all: $(VENV)/installed-dev
 
 # What computes, with OpenBLAS in front, as it is wherever one is installed; with bounds in place of bits.
 test-openblas: $(VENV)/installed-dev
-	@if $(BIN)/python -c 'from mlx_mcp.mlx_backend.blas import find_openblas; raise SystemExit(not find_openblas())'; \
+	@if $(BIN)/python -c 'from mlx_mcp.mlx_backend.cpu.openblas import find_openblas; raise SystemExit(not find_openblas())'; \
 	  then TEST_BLAS=openblas $(PYTEST) $(COMPUTING); \
 	  else echo 'Skipped: there is no OpenBLAS. On Debian and Ubuntu: apt-get install libopenblas0'; fi
 
@@ -69,6 +69,7 @@ lint: $(VENV)/installed-dev
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
+	$(BIN)/mypy -p benchmarks.hosts
 
 # The training recipe end to end, in a few steps, and the benchmarks in their shortest form.
 smoke: $(VENV)-training/installed $(VENV)/installed

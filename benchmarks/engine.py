@@ -27,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-from mlx_mcp.mlx_backend.blas import prefer_openblas
+from mlx_mcp.mlx_backend.cpu.openblas import prefer_openblas
 
 BLAS = prefer_openblas()  # before anything imports MLX
 
@@ -63,7 +63,8 @@ def make_model(config: dict[str, Any]) -> Any:
     """A llama with random weights."""
     mx.random.seed(0)
     rest = {"rms_norm_eps": 1e-5, "max_position_embeddings": 131_072, "tie_word_embeddings": False}
-    model = llama.Model(llama.ModelArgs.from_dict({"model_type": "llama", **config, **rest}))
+    args: Any = llama.ModelArgs
+    model = llama.Model(args.from_dict({"model_type": "llama", **config, **rest}))
     model.update(tree_map(lambda a: mx.random.normal(a.shape) * 1.5 / a.shape[-1] ** 0.5, model.parameters()))
     mx.eval(model.parameters())
     return model
@@ -149,11 +150,12 @@ class Theirs:
     emitted: dict[int, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.generator = BatchGenerator(self.model, max_tokens=ENDLESS)
+        self.generator: Any = BatchGenerator(self.model, max_tokens=ENDLESS)
 
     def add(self, prompt: list[int], **sampling: float) -> int:
         """Insert a row that never ends; returns its id."""
         sampler = [make_sampler(sampling["temperature"], top_p=sampling["top_p"])] if sampling else None
+        row: int
         (row,) = self.generator.insert([prompt], samplers=sampler)
         self.emitted[row] = []
         return row
@@ -170,7 +172,7 @@ class Theirs:
     @property
     def kv_bytes(self) -> int:
         """What keys and values take."""
-        return self.generator.prompt_cache_nbytes
+        return int(self.generator.prompt_cache_nbytes)
 
     def close(self) -> None:
         """Drop the rows."""
@@ -195,9 +197,10 @@ def paired(ours: Ours, theirs: Theirs, rounds: int) -> tuple[float, float]:
 
     Both sides run a step ahead, so a step by itself would be charged with the other side's last one.
     """
+    sides: tuple[Ours | Theirs, ...] = (ours, theirs)
     taken: dict[int, list[float]] = {0: [], 1: []}
     for i in range(rounds + 1):
-        for at, side in enumerate((ours, theirs)):
+        for at, side in enumerate(sides):
             mx.synchronize()
             mx.synchronize(theirs.generator.stream)
             start = time.perf_counter()
@@ -276,11 +279,10 @@ def sampling(rounds: int) -> None:
     size = MODEL_VOCABULARY["vocab_size"]
     model = make_model(MODEL_VOCABULARY)
     prompts = [prompt(16) for _ in range(16)]
+    greedy: list[dict[str, float]] = [{} for _ in prompts]
+    top_p = [{"temperature": 0.7 + 0.02 * i, "top_p": 0.8 + 0.01 * i} for i in range(16)]
     figures = {}
-    for label, params in (
-        ("greedy", [{} for _ in prompts]),
-        ("top-p", [{"temperature": 0.7 + 0.02 * i, "top_p": 0.8 + 0.01 * i} for i in range(16)]),
-    ):
+    for label, params in (("greedy", greedy), ("top-p", top_p)):
         ours, theirs = Ours(model, size), Theirs(model)
         fill(ours, prompts, params)
         fill(theirs, prompts, params)

@@ -1,7 +1,7 @@
 """What it takes to keep sessions on disk, and what it saves after a kill.
 
 Run with `make bench-persistence` (minutes), or `python benchmarks/persistence.py [SECTION …] [--rounds N] [--short]`.
-On the llama of benchmarks/sharing.py, float32, OpenBLAS in front where it is installed, one thread of it. All figures
+On the llama of benchmarks/llama.py, float32, OpenBLAS in front where it is installed, one thread of it. All figures
 are ratios within one run; ends with 1 if a goal is missed. `--short` is small, and without goals.
 
     restart  (W1, W5) a session is persisted, the server killed with SIGKILL and started again: the time to the first
@@ -29,8 +29,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx2
-from engine import MODEL_25M, Loader, make_model, mx  # which puts OpenBLAS in front of MLX
-from sharing import ANSWER_S, Ours, Texts, make_folder, running
+from engine import MODEL_25M, Loader, make_model  # which puts OpenBLAS in front of MLX
+from llama import Texts, make_folder
+from processes import running
+from servers import ANSWER_S, Ours
 
 from mlx_mcp.core.durable import SessionRecord
 from mlx_mcp.core.layout import CacheKind, Form, LayerCache, Tensor
@@ -42,6 +44,7 @@ from mlx_mcp.engine.engine import Engine, Persisting
 from mlx_mcp.engine.io_thread import IoThread
 from mlx_mcp.engine.messages import Cancel, Command, Load, Persist, Persisted, Submit
 from mlx_mcp.mlx_backend.layers import KvPayload
+from mlx_mcp.mlx_backend.runner import Runner
 from mlx_mcp.storage.store import Store
 
 MIB = 1 << 20
@@ -188,15 +191,8 @@ def beside(num_mib: int, rounds: int, goals: bool) -> bool:
         nothing: Any = None
         engine.handle(Load(PreparedModel("m", Path(), {}, nothing, 0), lambda event: True))
 
-        def step() -> float:
-            start = time.perf_counter()
-            while inbox:
-                engine.handle(inbox.popleft())
-            engine.step()
-            return time.perf_counter() - start
-
         while engine.loads or engine.persistence is None or engine.persistence.opening:
-            step()
+            step(engine, inbox)
         for i in range(8):
             prompt = tuple(random.randrange(2048) for _ in range(128))
             engine.handle(Submit(i, "m", prompt, SamplingParams(100_000, temperature=0.0), lambda event: True))
@@ -204,13 +200,13 @@ def beside(num_mib: int, rounds: int, goals: bool) -> bool:
         for _ in range(rounds):
             session = large_session(engine, num_mib)
             for _ in range(20):
-                step()
-            alone = median(step() for _ in range(60))
+                step(engine, inbox)
+            alone = median(step(engine, inbox) for _ in range(60))
             heard: list[Any] = []
             engine.handle(Persist("", session, "", partial(listen, heard)))
             meanwhile = []
             while not heard:
-                meanwhile.append(step())
+                meanwhile.append(step(engine, inbox))
             assert isinstance(heard[0], Persisted), heard[0]
             engine.sessions.close(engine.sessions.get("", session))
             ratios.append(median(meanwhile) / alone)
@@ -222,6 +218,15 @@ def beside(num_mib: int, rounds: int, goals: bool) -> bool:
     return judge(line, median(ratios), BESIDE_GOAL if goals else None)
 
 
+def step(engine: Engine, inbox: deque[Command]) -> float:
+    """Do what was sent, and one step; returns the seconds."""
+    start = time.perf_counter()
+    while inbox:
+        engine.handle(inbox.popleft())
+    engine.step()
+    return time.perf_counter() - start
+
+
 def listen(heard: list[Any], event: object) -> bool:
     """Take an event."""
     heard.append(event)
@@ -230,19 +235,23 @@ def listen(heard: list[Any], event: object) -> bool:
 
 def large_session(engine: Engine, num_mib: int) -> str:
     """A session of blocks of 1 MiB of random numbers, as if it had been computed."""
+    import mlx.core as mx  # here, so that engine.py is imported first
+
     cache = engine.residents["m"].scheduler.cache
     assert cache is not None, "the model can be cut"
     session = engine.sessions.open("", "m", SessionOptions(), (), turn=-1)
     block = cache.root("")
-    codec = engine.residents["m"].model.runner.rows.codec
+    runner = engine.residents["m"].model.runner
+    assert isinstance(runner, Runner)
+    codec = runner.rows.codec
     for _ in range(num_mib):
         data = mx.random.normal((16, 4, 64, 64))
         mx.eval(data)
         assert engine.ledger.charge(data.nbytes), "out of memory"
         tokens = tuple(random.randrange(2048) for _ in range(64))
         payload = KvPayload(codec, 64, block.end, True, (data,), (), ())
-        made = cache.cache.insert(block, tokens, payload)
-        assert made is not None, "two blocks of one hash"
+        made = cache.cache.put(block, tokens, payload, data.nbytes, private=False)
+        assert made is not block, "two blocks of one hash"
         block = made
     log = tuple(token for each in reversed(list(block.chain())) for token in each.tokens)
     engine.sessions.finish(session, log, block, "assistant")

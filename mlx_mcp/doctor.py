@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_mcp import __version__
+from mlx_mcp.chat.message import Message
 from mlx_mcp.config import Config, available_memory_bytes, config_path
-from mlx_mcp.core.ports import Message
+from mlx_mcp.core.sampling import Sampling
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.requests import GenerateRequest, Result
 from mlx_mcp.errors import MlxMcpError
-from mlx_mcp.mlx_backend.blas import HINT, find_openblas, prefer_openblas
+from mlx_mcp.mlx_backend.cpu.openblas import HINT, find_openblas, prefer_openblas
 from mlx_mcp.models.registry import EMBEDDED
 from mlx_mcp.wiring import wire
 
@@ -114,7 +115,7 @@ async def embedded_finding(client: EngineClient) -> Finding:
     """Whether the embedded model recalls a fact, through the whole engine."""
     began, text = time.monotonic(), ""
     try:
-        async for update in client.generate(GenerateRequest((Message("user", QUESTION),), EMBEDDED, 32)):
+        async for update in client.generate(GenerateRequest((Message("user", QUESTION),), EMBEDDED, Sampling(32))):
             if isinstance(update, Result):
                 text = update.text
     except MlxMcpError as error:

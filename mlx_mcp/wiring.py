@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 from mlx_mcp.config import Config, available_memory_bytes
-from mlx_mcp.core.kv_cache_manager import Sharing
+from mlx_mcp.core.cache.shared_prefixes import Sharing
 from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelLoader, ModelSpec, PreparedModel, Report
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.engine.client import EngineClient
@@ -20,7 +20,7 @@ from mlx_mcp.engine.io_thread import IoThread
 from mlx_mcp.engine.persistence import PersistenceOptions
 from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.errors import StorageError
-from mlx_mcp.mlx_backend.blas import prefer_openblas
+from mlx_mcp.mlx_backend.cpu.openblas import prefer_openblas
 from mlx_mcp.mlx_backend.streams import clear_streams
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.storage.store import Store

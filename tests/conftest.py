@@ -11,7 +11,7 @@ import tempfile
 
 import pytest
 
-from mlx_mcp.mlx_backend.blas import HINT, openblas_in_front, prefer_openblas
+from mlx_mcp.mlx_backend.cpu.openblas import HINT, prefer_openblas, uses_openblas
 from mlx_mcp.process.daemon import stop
 from mlx_mcp.process.place import user_place
 from tests.comparing import OPENBLAS
@@ -34,7 +34,7 @@ sys.dont_write_bytecode = False
 
 if OPENBLAS:  # as many tests run at once as there are cores
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-if OPENBLAS and not (prefer_openblas() and openblas_in_front()):
+if OPENBLAS and not (prefer_openblas() and uses_openblas()):
     pytest.exit(f"OpenBLAS cannot be put in front: {HINT}", 2)
 
 

@@ -8,34 +8,38 @@ from collections.abc import Callable, Generator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlx_mcp.core.durable import SessionHead, SessionRecord
+from mlx_mcp.chat.answer import Piece, TextKind
+from mlx_mcp.chat.message import Message, ToolCall
+from mlx_mcp.chat.prompt import Grammar, Prompt
+from mlx_mcp.core.durable import SessionHead, SessionRecord, Store, Transfer
 from mlx_mcp.core.layout import CacheKind, Form, LayerCache, Layout, Logits, Payload, Tensor
 from mlx_mcp.core.ports import (
-    Grammar,
+    AnswerReader,
+    BlockTier,
+    ChatTokenizer,
+    Flight,
     LoadedModel,
     LoadProgress,
-    Message,
+    ModelLoader,
+    ModelRegistry,
+    ModelRunner,
     ModelSpec,
-    Piece,
     PreparedModel,
-    Prompt,
     Report,
     StepResult,
     StoredBlock,
-    TextKind,
-    ToolCall,
     never,
 )
 from mlx_mcp.core.scheduler import Limits
-from mlx_mcp.core.sequence import Constraint, Sequence
-from mlx_mcp.core.slots import KvCost
-from mlx_mcp.core.steps import Step
+from mlx_mcp.core.sequence import Constraint, SamplingParams
+from mlx_mcp.core.slots import KvCost, SharedPrefix
+from mlx_mcp.core.steps import Restore, Step
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.engine import Engine, Keeping
 from mlx_mcp.engine.worker import EngineThread
-from mlx_mcp.errors import InvalidRequest, UnknownModel
+from mlx_mcp.errors import InvalidRequest, StorageError, UnknownModel
 from mlx_mcp.storage.memory_tier import MemoryTier
 
 STOP_ID = 0
@@ -52,13 +56,13 @@ class FakeTokenizer:
     def encode_chat(
         self, messages: list[Message], tools: Tools = (), reasoning: bool = True, gone: Callable[[], bool] = never
     ) -> Prompt:
-        text = "".join(message.content for message in messages)
+        text = "".join(message.text for message in messages)
         return Prompt(tuple(map(ord, text if reasoning else re.sub(r"\[.*?\]", "", text))))
 
     def encode_context(
         self, messages: list[Message], tools: Tools = (), gone: Callable[[], bool] = never
     ) -> tuple[int, ...]:
-        return tuple(map(ord, "".join(message.content for message in messages)))
+        return tuple(map(ord, "".join(message.text for message in messages)))
 
     def encode_turn(
         self, text: str, after: str, tools: Tools = (), reasoning: bool = True, gone: Callable[[], bool] = never
@@ -157,6 +161,25 @@ def letters(kept: Payload | Logits) -> tuple[int, ...]:
 
 
 @dataclass
+class FakeRow:
+    """What a runner was told of a row, and what it has drawn since."""
+
+    prompt_ids: tuple[int, ...]
+    output_ids: list[int]
+    params: SamplingParams
+    prefix: SharedPrefix | None
+    capacity: int  # of its slot
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return (*self.prompt_ids, *self.output_ids)
+
+    @property
+    def num_shared(self) -> int:
+        return 0 if self.prefix is None else self.prefix.num_tokens
+
+
+@dataclass
 class FakeRunner:
     """Answers each prompt, or the last turn of it, with its own text, over and over if it must; records every step.
 
@@ -168,7 +191,9 @@ class FakeRunner:
     gate: threading.Event = field(default_factory=threading.Event)
     steps: list[Step] = field(default_factory=list)
     rows: dict[int, int] = field(default_factory=dict)  # sequence id → tokens computed
-    sequences: dict[int, Sequence] = field(default_factory=dict)
+    live: dict[int, FakeRow] = field(default_factory=dict)  # of those that were admitted
+    constraints: dict[int, Constraint] = field(default_factory=dict)
+    constrained: list[Constraint] = field(default_factory=list)  # all that there ever were
     prefixes: dict[int, tuple[int, ...]] = field(default_factory=dict)  # shared prefix → its tokens
     broken: set[int] = field(default_factory=set)
     explode: Exception | None = None
@@ -186,52 +211,76 @@ class FakeRunner:
     def num_rows(self) -> int:
         return len(self.rows)
 
-    def must_wait(self, sequence: Sequence) -> bool:
+    def constrain(self, sequence_id: int, constraint: Constraint) -> None:
+        self.constraints[sequence_id] = constraint
+        self.constrained.append(constraint)
+
+    def must_wait(self, sequence_id: int) -> bool:
         return not self.ahead
 
     def launch(self, step: Step) -> FakeFlight:
         self.steps.append(step)
         assert self.gate.wait(10)
-        assert all(s.slot is not None for s in step.sequences)
+        for sequence_id in step.released:
+            self._free(sequence_id)
+        for each in step.admitted:
+            assert each.sequence_id not in self.live, "a row that begins twice"
+            self.live[each.sequence_id] = FakeRow(
+                each.prompt_ids, list(each.output_ids), each.params, each.prefix, each.slot.capacity
+            )
+        assert self.live.keys() >= set(step.rows), "rows that were never admitted"
         for move in step.moves:
-            assert move.sequence.num_tokens - move.sequence.num_shared <= move.new.capacity
+            row = self.live[move.sequence_id]
+            row.capacity = move.new.capacity
+            assert len(row.tokens) - row.num_shared <= row.capacity
         for restore in step.restores:
-            sequence = restore.sequence
-            tokens = tuple(t for part in restore.parts for t in letters(part.payload)[: part.num_tokens])
-            assert tokens == sequence.tokens(0, restore.num_tokens), "another prefix was restored"
-            end, needed = 0, restore.num_tokens - max(self.layout.windows, default=0)
-            for part in restore.parts:
-                start, end = end, end + part.num_tokens
-                assert end <= needed or part.payload.window_start <= max(start, needed), "a window with a gap"
-            if self.layout.states:
-                assert restore.parts[-1].num_tokens == len(letters(restore.parts[-1].payload))
-                assert restore.parts[-1].payload.has_state
-            if restore.logits is not None:
-                assert letters(restore.logits) == sequence.tokens(0, sequence.num_tokens), "another prompt's logits"
-            if sequence.prefix is not None:
-                first = self.prefixes.setdefault(sequence.prefix.prefix_id, tokens[: sequence.num_shared])
-                assert first == tokens[: sequence.num_shared], "a prefix shared with another's"
-            self.rows[sequence.sequence_id] = restore.num_tokens
+            self._restore(restore)
         for chunk in step.prefill:
-            assert self.rows.get(chunk.sequence.sequence_id, 0) == chunk.start
-            self.rows[chunk.sequence.sequence_id] = chunk.end
-            self.num_computed += chunk.end - chunk.start
-        for sequence in step.decode:
-            self.rows[sequence.sequence_id] += 1
-            self.num_computed += 1
-        self.sequences |= {s.sequence_id: s for s in step.sequences}
-        assert all(cut.end <= self.rows[cut.sequence.sequence_id] for cut in step.cuts)
-        ends = {(chunk.sequence, chunk.end) for chunk in step.prefill}
-        assert all((cut.sequence, cut.end) in ends for cut in step.cuts if cut.state), "states of another moment"
+            assert self.rows.get(chunk.sequence_id, 0) == chunk.start
+            self._compute(chunk.sequence_id, chunk.end - chunk.start)
+        for decode in step.decode:
+            row, at = self.live[decode.sequence_id], self.rows[decode.sequence_id]
+            if decode.token is None:
+                assert decode.sequence_id in self.steps[-2].drawing, "a row ahead of a step that it is not in"
+            else:
+                assert row.tokens[at] == decode.token, "a row is fed what it has not drawn"
+            self._compute(decode.sequence_id, 1)
+        assert all(cut.end <= self.rows[cut.sequence_id] for cut in step.cuts)
+        ends = {(chunk.sequence_id, chunk.end) for chunk in step.prefill}
+        assert all((cut.sequence_id, cut.end) in ends for cut in step.cuts if cut.state), "states of another moment"
         return FakeFlight(self, step)
 
+    def _restore(self, restore: Restore) -> None:
+        row = self.live[restore.sequence_id]
+        tokens = tuple(t for part in restore.parts for t in letters(part.payload)[: part.num_tokens])
+        assert tokens == row.tokens[: restore.num_tokens], "another prefix was restored"
+        end, needed = 0, restore.num_tokens - max(self.layout.windows, default=0)
+        for part in restore.parts:
+            start, end = end, end + part.num_tokens
+            assert end <= needed or part.payload.window_start <= max(start, needed), "a window with a gap"
+        if self.layout.states:
+            assert restore.parts[-1].num_tokens == len(letters(restore.parts[-1].payload))
+            assert restore.parts[-1].payload.has_state
+        if restore.logits is not None:
+            assert letters(restore.logits) == row.tokens, "another prompt's logits"
+        if row.prefix is not None:
+            first = self.prefixes.setdefault(row.prefix.prefix_id, tokens[: row.num_shared])
+            assert first == tokens[: row.num_shared], "a prefix shared with another's"
+        self.rows[restore.sequence_id] = restore.num_tokens
+
+    def _compute(self, sequence_id: int, num_tokens: int) -> None:
+        row, end = self.live[sequence_id], self.rows.get(sequence_id, 0) + num_tokens
+        assert end - row.num_shared <= row.capacity, "a row beyond its slot"
+        self.rows[sequence_id] = end
+        self.num_computed += num_tokens
+
     def cut(self, sequence_id: int, start: int, end: int, state: bool) -> FakePayload:
-        sequence = self.sequences[sequence_id]
         assert end <= self.rows[sequence_id]
         if self.layout.states and state:
             assert end == self.rows[sequence_id], "states of another moment"
         kept = max([start, *(self.rows[sequence_id] - window for window in self.layout.windows)])
-        return FakePayload(sequence.tokens(start, end), min(kept, end), state or not self.layout.states)
+        tokens = self.live[sequence_id].tokens[start:end]
+        return FakePayload(tokens, min(kept, end), state or not self.layout.states)
 
     def unpack(self, stored: StoredBlock) -> Callable[[], Payload]:
         if stored.form != letters_of(stored.nbytes):
@@ -240,11 +289,17 @@ class FakeRunner:
         return lambda: FakePayload(tokens, stored.window_start, stored.has_state)
 
     def release(self, sequence_id: int) -> None:
+        self.constraints.pop(sequence_id, None)
+        self._free(sequence_id)
+
+    def _free(self, sequence_id: int) -> None:
+        self.live.pop(sequence_id, None)
         self.rows.pop(sequence_id, None)
         if not self.rows:
             self.prefixes.clear()
 
     def reset(self) -> None:
+        self.live.clear()
         self.rows.clear()
         self.prefixes.clear()
 
@@ -254,25 +309,33 @@ class FakeFlight:
     runner: FakeRunner
     step: Step
 
+    def __post_init__(self) -> None:
+        self.rows = dict(self.runner.live)  # some may end before this is collected
+
     def collect(self) -> StepResult:
         if self.runner.explode is not None:
             error, self.runner.explode = self.runner.explode, None
             raise error
         result = StepResult()
-        for sequence in self.step.drawing:
-            said = tuple(map(ord, "".join(map(chr, sequence.prompt_ids)).rpartition("|")[2]))
+        for sequence_id in self.step.drawing:
+            row = self.rows[sequence_id]
+            said = tuple(map(ord, "".join(map(chr, row.prompt_ids)).rpartition("|")[2]))
             if said[0] in self.runner.broken:
-                result.failed[sequence.sequence_id] = "broken"
+                result.failed[sequence_id] = "broken"
                 continue
-            at = len(sequence.output_ids)
+            at = len(row.output_ids)
             over = at >= len(said) and not self.runner.endless
-            result.tokens[sequence.sequence_id] = STOP_ID if over else said[at % len(said)]
-        for sequence in (chunk.sequence for chunk in self.step.prefill if chunk.last):
-            if not sequence.output_ids and sequence.sequence_id not in result.failed:
-                result.logits[sequence.sequence_id] = FakeLogits(sequence.prompt_ids)
+            result.tokens[sequence_id] = STOP_ID if over else said[at % len(said)]
+        for sequence_id in (chunk.sequence_id for chunk in self.step.prefill if chunk.last):
+            if not self.rows[sequence_id].output_ids and sequence_id not in result.failed:
+                result.logits[sequence_id] = FakeLogits(self.rows[sequence_id].prompt_ids)
+        for sequence_id, token_id in result.tokens.items():
+            if token_id != STOP_ID:
+                self.rows[sequence_id].output_ids.append(token_id)
         for cut in self.step.cuts:
             state = cut.state or not self.runner.layout.states
-            result.payloads[cut] = FakePayload(cut.sequence.tokens(cut.start, cut.end), cut.start, state)
+            tokens = self.rows[cut.sequence_id].tokens[cut.start : cut.end]
+            result.payloads[cut] = FakePayload(tokens, cut.start, state)
         return result
 
 
@@ -364,6 +427,8 @@ def head(record: SessionRecord) -> SessionHead:
 class FakeStore:
     """A store whose disk is a dict; opening it again finds what was there."""
 
+    num_old = 0
+
     def __init__(self, limit_bytes: int = 1 << 30) -> None:
         self.tier, self.sessions = FakeTier(limit_bytes), self
         self.records: dict[tuple[str, str], SessionRecord] = {}  # by session and version
@@ -385,5 +450,32 @@ class FakeStore:
             del self.records[key]
         return len(gone)
 
+    def purge(self) -> None:
+        self.records.clear()
+        self.tier.delete(list(self.tier._blocks))
+
+    def export(self, session_id: str, version: str, transfer: Transfer) -> int:
+        raise StorageError("Only what is on a disk goes to other files.")
+
+    def look_into(self, transfer: Transfer) -> SessionRecord:
+        raise StorageError("Only what is on a disk comes from other files.")
+
+    def import_(self, transfer: Transfer, name: str = "") -> SessionHead:
+        raise StorageError("Only what is on a disk comes from other files.")
+
     def close(self) -> None:
         pass
+
+
+if TYPE_CHECKING:  # mypy proves that each fake has the whole of its port
+    _tokenizer: type[ChatTokenizer] = FakeTokenizer
+    _reader: type[AnswerReader] = FakeReader
+    _constraint: type[Constraint] = FakeConstraint
+    _payload: type[Payload] = FakePayload
+    _logits: type[Logits] = FakeLogits
+    _runner: type[ModelRunner] = FakeRunner
+    _flight: type[Flight] = FakeFlight
+    _loader: type[ModelLoader] = FakeLoader
+    _registry: type[ModelRegistry] = FakeRegistry
+    _tier: type[BlockTier] = FakeTier
+    _store: type[Store] = FakeStore

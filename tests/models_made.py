@@ -116,7 +116,7 @@ def initial(name: str, array: mx.array) -> mx.array:
     return mx.random.normal(array.shape) * (1.0 if "embed" in name else 1.5 / array.shape[-1] ** 0.5)
 
 
-def write_tokenizer(folder: Path, template: str) -> tuple[int, int]:
+def write_tokenizer(folder: Path, template: str | None) -> tuple[int, int]:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

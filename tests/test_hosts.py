@@ -9,9 +9,10 @@ from benchmarks.hosts import conformance
 from benchmarks.hosts.__main__ import passed
 from benchmarks.hosts.clients.story import TOOLS, ToolFailed, tell
 from benchmarks.hosts.fixtures import add_fixtures
+from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.config import Config
 from mlx_mcp.models.registry import Registry
-from mlx_mcp.server.app import build_server
+from mlx_mcp.service.service import Service
 from mlx_mcp.wiring import wire
 from tests.fakes import fake_client
 
@@ -38,7 +39,7 @@ def engine():
 
 
 async def test_the_story_that_client_libraries_are_told_holds(engine):
-    async with Client(build_server(engine, Registry(None))) as client:
+    async with Client(build_server(Service(engine, Registry(None)))) as client:
 
         async def call(tool, arguments):
             result = await client.call_tool(tool, arguments)
@@ -53,7 +54,7 @@ async def test_the_story_that_client_libraries_are_told_holds(engine):
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
 async def test_the_conformance_fixtures_come_beside_the_tools(mode):
     engine = fake_client()
-    server = build_server(engine, Registry(None))
+    server = build_server(Service(engine, Registry(None)))
     add_fixtures(server)
     async with Client(server, mode=mode) as client:
         names = [tool.name for tool in (await client.list_tools()).tools]

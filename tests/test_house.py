@@ -10,40 +10,65 @@ import pytest
 from typer.main import get_command
 
 import mlx_mcp
+from mlx_mcp.api.mcp.tools import make_tools
 from mlx_mcp.cli.main import app
 from mlx_mcp.config import Config
 from mlx_mcp.models.registry import EMBEDDED_FOLDER, Registry
-from mlx_mcp.server.tools import make_tools
+from mlx_mcp.service.service import Service
 from tests.fakes import fake_client
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mlx_mcp"
 
-# Layer → the project's own layers, and the outside packages, that it may import beside the standard library.
+# Layer, a folder or a file → the project's own layers, and the outside packages, that it may import beside the standard
+# library. What stands for a folder stands for all below it that has no line of its own.
 LAYERS = {
     "errors": ((), ()),
     "stats": ((), ()),
     "config": (("errors",), ("pydantic", "pydantic_settings", "platformdirs")),
-    "core": (("errors", "stats"), ()),
-    "engine": (("core", "errors", "stats"), ()),
+    "chat": (("errors",), ()),
+    "core": (("chat", "errors", "stats"), ()),
+    "engine": (("chat", "core", "errors", "stats"), ()),
     "mlx_backend": (
-        ("core", "errors"),
+        ("chat", "core", "errors"),
         ("mlx", "mlx_lm", "llguidance", "numpy", "jinja2", "threadpoolctl", "tokenizers"),
     ),
     "models": (("core", "errors"), ("huggingface_hub",)),
     "storage": (("core", "errors"), ()),
     "process": (("errors", "__init__"), ()),
-    "server": (
-        ("core", "engine", "models", "process", "config", "errors", "stats", "__init__"),
-        ("mcp", "mcp_types", "pydantic", "anyio", "starlette", "uvicorn", "h11"),
+    "service": (
+        (
+            "chat",
+            "core/sampling",
+            "core/session",
+            "engine/client",
+            "engine/messages",
+            "engine/requests",
+            "models",
+            "errors",
+            "stats",
+        ),
+        ("anyio",),
+    ),
+    "api": ((), ()),
+    "api/mcp": (("service", "chat", "errors", "__init__"), ("mcp", "mcp_types", "pydantic", "anyio")),
+    "api/http": (("service", "config"), ("mcp", "mcp_types", "pydantic", "starlette", "uvicorn", "h11")),
+    "hosting": (
+        ("api", "service", "core", "engine", "models", "process", "wiring", "config", "errors", "__init__"),
+        ("mcp", "mcp_types", "pydantic", "anyio", "starlette", "uvicorn"),
     ),
     "wiring": (("config", "core", "engine", "errors", "mlx_backend", "models", "storage"), ()),
-    "doctor": (("config", "core", "engine", "errors", "mlx_backend", "models", "wiring", "__init__"), ("mlx",)),
+    "doctor": (("chat", "config", "core", "engine", "errors", "mlx_backend", "models", "wiring", "__init__"), ("mlx",)),
     "cli": (None, ("typer", "rich", "anyio")),
     "cli/sessions": (("cli", "config", "core", "errors", "storage"), ("typer", "rich")),
     "__main__": (("cli", "errors", "process"), ()),
     "__init__": ((), ()),
 }
+
+
+def layer_of(inside):
+    """The line of the table that holds for a path inside the package, which has no suffix."""
+    return next(line for line in (str(inside), *map(str, inside.parents)) if line in LAYERS)
 
 
 def imports(path):
@@ -57,27 +82,41 @@ def imports(path):
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_a_layer_imports_only_what_the_table_allows(path):
-    inside = path.relative_to(PACKAGE).with_suffix("")
-    layer = inside.parts[0]
-    own, outside = LAYERS.get(str(inside), LAYERS[layer])
+    layer = layer_of(path.relative_to(PACKAGE).with_suffix(""))
+    own, outside = LAYERS[layer]
     for name in imports(path):
         top, *rest = name.split(".")
         if top == "mlx_mcp":
-            imported = rest[0] if rest else "__init__"
-            assert own is None or imported in (*own, layer), f"{layer} must not import {name}"
+            imported = "/".join(rest) or "__init__"
+            allowed = own is None or any(imported == may or imported.startswith(f"{may}/") for may in (*own, layer))
+            assert allowed, f"{layer} must not import {name}"
         elif top not in sys.stdlib_module_names:
             assert top in outside, f"{layer} must not import {name}"
 
 
-def test_the_table_knows_every_layer():
-    found = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert found == {layer for layer in LAYERS if "/" not in layer}
+def test_every_line_of_the_table_is_a_layer():
+    assert {layer_of(path.relative_to(PACKAGE).with_suffix("")) for path in PACKAGE.rglob("*.py")} == set(LAYERS)
+
+
+def test_a_face_imports_no_other_and_nothing_below_the_service_imports_what_is_above_it():
+    above = {"api", "hosting", "cli", "wiring", "doctor"}
+    below = {"chat", "core", "engine", "mlx_backend", "models", "storage", "process", "service"}
+    for layer, (own, outside) in LAYERS.items():
+        reached = {may.partition("/")[0] for may in own or ()}
+        if layer.startswith("api"):
+            assert not reached & above, layer
+        if layer.partition("/")[0] in below:
+            assert not reached & above, layer
+            assert not {"mcp", "mcp_types", "pydantic", "starlette"} & set(outside), layer
+    for layer in ("chat", "storage", "process", "core", "engine"):
+        assert LAYERS[layer][1] == (), layer
 
 
 def test_nothing_heavy_is_imported_before_the_first_generation():
     code = (
         "import sys; from mlx_mcp.config import Config; from mlx_mcp.wiring import wire; "
-        "from mlx_mcp.server.app import build_server; build_server(*wire(Config.load())); "
+        "from mlx_mcp.api.mcp.server import build_server; from mlx_mcp.service.service import Service; "
+        "build_server(Service(*wire(Config.load()))); "
         "print([m for m in ('mlx.core', 'mlx_lm', 'transformers', 'numpy', 'torch') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
@@ -103,9 +142,11 @@ def options(command):
 
 def test_every_tool_argument_command_and_setting_is_in_the_readme_or_the_guide():
     docs = (ROOT / "README.md").read_text() + (ROOT / "docs" / "guide.md").read_text()
-    words = [tool.name for tool in make_tools(fake_client(), Registry(None))]
+    words = [tool.name for tool in make_tools(Service(fake_client(), Registry(None)))]
     words += [
-        argument for tool in make_tools(fake_client(), Registry(None)) for argument in tool.parameters["properties"]
+        argument
+        for tool in make_tools(Service(fake_client(), Registry(None)))
+        for argument in tool.parameters["properties"]
     ]
     words += [f"mlx-mcp {command.callback.__name__}" for command in app.registered_commands]
     words += options(get_command(app))

@@ -58,7 +58,7 @@ def test_damage_shows_in_recall_or_probe(model, probes, damage):
 
 def test_a_dialog_is_tokenized_as_the_chat_template_has_it(model):
     """What the model was trained on is what a caller's messages become."""
-    from mlx_mcp.core.ports import Message
+    from mlx_mcp.chat.message import Message
     from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
 
     script = Script(model.tokenizer, "template")

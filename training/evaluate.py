@@ -20,7 +20,7 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.utils import load_model
 from tokenizers import Tokenizer
 
-from mlx_mcp.mlx_backend.blas import prefer_openblas
+from mlx_mcp.mlx_backend.cpu.openblas import prefer_openblas
 from training import grammar
 from training.damage import BLOCK, DAMAGES, HARMLESS, Scene
 from training.grammar import Turn, World

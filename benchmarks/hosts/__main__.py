@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from benchmarks.hosts import claude_code, conformance
 from benchmarks.hosts.inspector import Inspector
@@ -38,7 +38,7 @@ def checks(url: str, guarded: str, suite: str, short: bool) -> Iterator[Check]:
     """Every check, given three servers: without a token, with one, and with the suite's fixtures."""
     bearer = f"Authorization: Bearer {TOKEN}"
     http, tokened = [url, "--transport", "http"], [guarded, "--transport", "http", "--header", bearer]
-    entries = {
+    entries: dict[str, dict[str, Any]] = {
         "stdio": {"command": SERVE[0], "args": SERVE[1:]},
         "HTTP with a token": {"url": guarded, "headers": {"Authorization": f"Bearer {TOKEN}"}},
     }

@@ -33,7 +33,7 @@ def passes(revision: str, url: str) -> str:
     """All that a revision of the protocol requires passes, and what fails of the rest is EXPECTED to."""
     folder = WORK / "conformance" / revision
     shutil.rmtree(folder, ignore_errors=True)
-    command = [COMMANDS / "conformance", "server", "--url", url, "--requirements", revision, "-o", folder]
+    command = [str(COMMANDS / "conformance"), "server", "--url", url, "--requirements", revision, "-o", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
     said = judged(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -11,7 +11,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from mcp import MCPError
 from mcp.server.mcpserver import Context, MCPServer
@@ -36,13 +36,14 @@ from mcp_types import (
     TextResourceContents,
     UnsubscribeRequestParams,
 )
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, JsonValue
 
-import mlx_mcp.server.app
+import mlx_mcp.api.mcp.server
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8DwHwAFBQIAX8jx0gAAAABJRU5ErkJggg=="
 WAV = "UklGRiYAAABXQVZFZm10IBAAAAABAAEAQB8AAAB9AAACABAAZGF0YQIAAAA="
 STEP_S = 0.05  # between two notifications, as the suite asks
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def add_fixtures(server: MCPServer[Any]) -> None:
@@ -51,12 +52,13 @@ def add_fixtures(server: MCPServer[Any]) -> None:
     add_notifications(server)
     add_questions(server)
     add_multi_round_trips(server)
+    add_states(server)
     add_resources(server)
     add_prompts(server)
     add_handlers(server)
 
 
-def fixture(decorator: Callable[..., Any]) -> Any:
+def fixture(decorator: Callable[..., Callable[[F], F]]) -> Callable[[F], F]:
     """The decorator with a description, which the suite wants every tool and prompt to have."""
     return decorator(description="A fixture of the conformance suite.")
 
@@ -158,7 +160,7 @@ class Defaults(BaseModel):
     verified: bool = True
 
 
-def titled(**titles: str) -> list[dict[str, str]]:
+def titled(**titles: str) -> list[JsonValue]:
     """Choices with titles, as JSON schema has them."""
     return [{"const": const, "title": title} for const, title in titles.items()]
 
@@ -208,7 +210,7 @@ def add_questions(server: MCPServer[Any]) -> None:
     async def test_missing_capability(ctx: Context) -> str:
         able = ctx.session.client_capabilities
         if able is None or able.sampling is None:
-            needed = {"requiredCapabilities": {"sampling": {}}}
+            needed: dict[str, Any] = {"requiredCapabilities": {"sampling": {}}}
             raise MCPError(MISSING_REQUIRED_CLIENT_CAPABILITY, "This tool requires sampling", needed)
         return "The client declared sampling."
 
@@ -256,6 +258,11 @@ def add_multi_round_trips(server: MCPServer[Any]) -> None:
         answer = (ctx.input_responses or {}).get("client_roots")
         return needs(input_requests={"client_roots": ListRootsRequest()}) if answer is None else f"Roots: {answer}"
 
+
+def add_states(server: MCPServer[Any]) -> None:
+    """Tools that do the same, and send a state with their question, which comes back with the answer."""
+    needs = InputRequiredResult
+
     @fixture(server.tool)
     async def test_input_required_result_request_state(ctx: Context) -> str | InputRequiredResult:
         if ctx.request_state == "nonce" and "confirm" in (ctx.input_responses or {}):
@@ -270,7 +277,7 @@ def add_multi_round_trips(server: MCPServer[Any]) -> None:
 
     @fixture(server.tool)
     async def test_input_required_result_multiple_inputs(ctx: Context) -> str | InputRequiredResult:
-        asked = {
+        asked: dict[str, CreateMessageRequest | ListRootsRequest | ElicitRequest] = {
             "user_name": form("Your name?", name="string"),
             "greeting": sampling("Generate a greeting"),
             "client_roots": ListRootsRequest(),
@@ -359,9 +366,11 @@ def add_prompts(server: MCPServer[Any]) -> None:
 def add_handlers(server: MCPServer[Any]) -> None:
     """Methods that MCPServer has no public way to serve (mcp 2.3)."""
 
-    @server.completion()
     async def complete(ref: Any, argument: Any, context: Any) -> Completion:
         return Completion(values=[], total=0, has_more=False)
+
+    untyped: Any = server
+    untyped.completion()(complete)
 
     async def obey(ctx: Any, params: Any) -> EmptyResult:
         return EmptyResult()
@@ -374,14 +383,14 @@ def add_handlers(server: MCPServer[Any]) -> None:
 
 def main() -> None:
     """Start `mlx-mcp` with the fixtures in every server."""
-    build_server = mlx_mcp.server.app.build_server
+    build_server = mlx_mcp.api.mcp.server.build_server
 
     def build_with_fixtures(*args: Any, **kwargs: Any) -> MCPServer[Any]:
         server = build_server(*args, **kwargs)
         add_fixtures(server)
         return server
 
-    mlx_mcp.server.app.build_server = build_with_fixtures  # before anything else imports it
+    mlx_mcp.api.mcp.server.build_server = build_with_fixtures  # before anything else imports it
     from mlx_mcp.__main__ import main
 
     main()

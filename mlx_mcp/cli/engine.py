@@ -9,7 +9,7 @@ import typer
 
 from mlx_mcp.cli.options import Json
 from mlx_mcp.cli.output import Column, show_json, show_table
-from mlx_mcp.cli.reporting import NOTHING, note, reporting_errors
+from mlx_mcp.cli.reporting import NOTHING, note, reporting_errors, say
 from mlx_mcp.errors import NoSharedEngine
 
 SLOW_STEP_S = 5.0
@@ -122,8 +122,8 @@ def run_engine(
     ready_fd: Annotated[int | None, typer.Option(help="Written to and closed once the engine listens.")] = None,
 ) -> None:
     """Be the engine process; what `start` starts."""
-    from mlx_mcp.cli.serving import serve_engine
     from mlx_mcp.config import Config
+    from mlx_mcp.hosting.serving import serve_engine
     from mlx_mcp.process.daemon import NO_SOCKETS, START_S, take_life_lock
     from mlx_mcp.process.place import user_place
 
@@ -136,4 +136,4 @@ def run_engine(
     except NoSharedEngine as error:
         note(str(error))
         raise typer.Exit(NO_SOCKETS) from error
-    serve_engine(config, listener, ready_fd)
+    serve_engine(config, listener, ready_fd, say)

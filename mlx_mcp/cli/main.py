@@ -5,16 +5,16 @@ Imports little at the top: a host waits three seconds for the first answer of `s
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mlx_mcp import __version__
 from mlx_mcp.cli.completion import PROGRAM, Commands
 from mlx_mcp.cli.engine import engine
-from mlx_mcp.cli.options import Json, Model, OpenBlas
+from mlx_mcp.cli.options import Json, Model, OpenBlas, sampling_flags, sampling_of
 from mlx_mcp.cli.output import Column, show_json, show_marked, show_table
-from mlx_mcp.cli.reporting import NOTHING, never_fail_to_print, note, reporting_errors
+from mlx_mcp.cli.reporting import NOTHING, never_fail_to_print, note, reporting_errors, say
 from mlx_mcp.cli.sessions import sessions
 from mlx_mcp.errors import InvalidRequest, NoSharedEngine
 
@@ -69,9 +69,9 @@ def serve(
     if not standalone:
         try:
             if http:
-                from mlx_mcp.cli.serving import share_http
+                from mlx_mcp.hosting.serving import share_http
 
-                share_http(model, host, port, openblas)
+                share_http(model, host, port, openblas, say)
             else:
                 from mlx_mcp.process.relay import serve
 
@@ -79,12 +79,12 @@ def serve(
             return
         except NoSharedEngine as error:
             note(f"No engine can be shared here, since {error}; serving in this process alone, as with --standalone.")
-    from mlx_mcp.cli.serving import serve_http, serve_stdio
     from mlx_mcp.config import Config
+    from mlx_mcp.hosting.serving import serve_http, serve_stdio
 
     config = Config.load(model=model, host=host, port=port, openblas=openblas)
     if http:
-        serve_http(config)
+        serve_http(config, say)
     else:
         from mlx_mcp.process.relay import tell_a_terminal
 
@@ -94,6 +94,7 @@ def serve(
 
 @app.command()
 @reporting_errors
+@sampling_flags(after="schema")
 def run(
     prompt: Annotated[
         str | None,
@@ -108,21 +109,16 @@ def run(
     schema: Annotated[
         str | None, typer.Option(help="A JSON schema that the answer obeys: a file, or the JSON itself.")
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that together reach this.")] = 1.0,
-    stop: Annotated[list[str] | None, typer.Option(help="A string that ends the answer; may be given again.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
     as_json: Json = False,
     openblas: OpenBlas = None,
+    **drawn: Any,
 ) -> None:
     """Answer one prompt in the terminal, as it is generated."""
     from mlx_mcp.cli.run import generate, request_of
     from mlx_mcp.config import Config
 
     config = Config.load(model=model, openblas=openblas, max_ssd_bytes=0)
-    sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-    request = request_of(config, prompt, files, schema, system, stop=tuple(stop or ()), **sampling)
+    request = request_of(config, prompt, files, schema, system, sampling_of(drawn))
     generate(config, request, as_json)
 
 

@@ -93,7 +93,7 @@ def write_export(
     cache: PromptCache, target: Path, file: Path, prompt: str | None, model: str | None, config: Config
 ) -> None:
     """Write a prompt cache as an exported session."""
-    from mlx_mcp.core.prefix_cache import block_key, identity_of
+    from mlx_mcp.core.cache.prefixes import block_key, identity_of
     from mlx_mcp.mlx_backend.loader import fingerprint
 
     own = json.loads(cache.metadata.get(OWN, "{}"))
@@ -190,7 +190,7 @@ def tokens_in(
     Raises:
         InvalidRequest: nothing says what they are, or what says it does not fit.
     """
-    from mlx_mcp.core.ports import Message
+    from mlx_mcp.chat.message import Message
 
     if prompt is None:
         if own.get("num_kept") == cache.num_tokens and isinstance(own.get("tokens"), list):

@@ -36,7 +36,12 @@ _TOOL_WORDS = [
 
 def note(text: str) -> None:
     """Tell the user something beside the output."""
-    typer.echo(f"mlx-mcp: {text}", err=True)
+    say(f"mlx-mcp: {text}")
+
+
+def say(line: str) -> None:
+    """Show a line beside the output."""
+    typer.echo(line, err=True)
 
 
 def at_a_terminal(error: MlxMcpError) -> str:

@@ -10,17 +10,18 @@ import stat
 import sys
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from mlx_mcp.cli.output import show_json
 from mlx_mcp.cli.reporting import INTERRUPTED, note
 from mlx_mcp.errors import InvalidRequest
-from mlx_mcp.server.files import decoded, framed
+from mlx_mcp.service.files import decoded, framed
 
 if TYPE_CHECKING:
     from mlx_mcp.config import Config
+    from mlx_mcp.core.sampling import Sampling
     from mlx_mcp.engine.client import EngineClient
     from mlx_mcp.engine.requests import GenerateRequest, Result
 
@@ -150,8 +151,8 @@ def json_schema(given: str, limits: Limits) -> str:
 
 async def answer(client: EngineClient, request: GenerateRequest, as_json: bool) -> Result:
     """Print the answer as it is generated, or all of the result as JSON; on the way there show how far it is."""
+    from mlx_mcp.chat.answer import TextKind
     from mlx_mcp.cli.progress import Display
-    from mlx_mcp.core.ports import TextKind
     from mlx_mcp.engine.requests import Delta, Progress, Result
 
     result = None
@@ -168,9 +169,9 @@ async def answer(client: EngineClient, request: GenerateRequest, as_json: bool) 
                         result = update
     assert result is not None, "a generation ends with a result or an error"
     if as_json:
-        from mlx_mcp.server.results import generation
+        from mlx_mcp.api.mcp.translate import generation
 
-        show_json(generation(result, None).model_dump(mode="json", exclude_none=True))
+        show_json(generation(result).model_dump(mode="json", exclude_none=True))
     else:
         typer.echo()
     return result
@@ -182,20 +183,21 @@ def request_of(
     files: list[str] | None,
     schema: str | None,
     system: str | None,
-    **sampling: Any,
+    sampling: Sampling,
 ) -> GenerateRequest:
     """What the arguments ask for.
 
     Raises:
         InvalidRequest: there is no prompt, or something cannot be read.
     """
-    from mlx_mcp.core.ports import Grammar, GrammarKind, Message
+    from mlx_mcp.chat.message import Message
+    from mlx_mcp.chat.prompt import Grammar, GrammarKind
     from mlx_mcp.engine.requests import GenerateRequest
 
     limits = Limits(config.max_file_bytes, config.max_files_bytes)
     grammar = None if schema is None else Grammar(GrammarKind.JSON_SCHEMA, json_schema(schema, limits))
     user = Message("user", whole_prompt(prompt, files or [], limits))
-    return GenerateRequest((*([Message("system", system)] if system else []), user), grammar=grammar, **sampling)
+    return GenerateRequest((*([Message("system", system)] if system else []), user), None, sampling, grammar=grammar)
 
 
 def generate(config: Config, request: GenerateRequest, as_json: bool) -> None:

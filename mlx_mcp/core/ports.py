@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from mlx_mcp.chat.answer import Piece
+from mlx_mcp.chat.message import Message, ToolCall
+from mlx_mcp.chat.prompt import Grammar, Prompt
 from mlx_mcp.core.layout import Form, Layout, Logits, Payload
-from mlx_mcp.core.sequence import Constraint, Sequence, TokenLogprobs
+from mlx_mcp.core.sequence import Constraint, TokenLogprobs
 from mlx_mcp.core.slots import KvCost
 from mlx_mcp.core.steps import Cut, Step
 
@@ -31,14 +33,6 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
-class Message:
-    """One turn of a chat."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True)
 class StepResult:
     """What a step produced, by sequence id: the next token, or why there is none."""
 
@@ -47,38 +41,6 @@ class StepResult:
     failed: dict[int, str] = field(default_factory=dict)
     payloads: dict[Cut, Payload] = field(default_factory=dict)  # of the step's cuts
     logits: dict[int, Logits] = field(default_factory=dict)  # of the rows whose prompts the step has read to the end
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A chat as token ids, and in which state the answer to it begins."""
-
-    ids: tuple[int, ...]
-    reasoning: bool = False  # the template opened the reasoning: the answer begins inside it
-
-
-class TextKind(StrEnum):
-    """What a piece of generated text is."""
-
-    ANSWER = "answer"
-    REASONING = "reasoning"
-    TOOL_CALL = "tool_call"
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Text that became certain."""
-
-    kind: TextKind
-    text: str
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A call that the model asks for."""
-
-    name: str
-    arguments: dict[str, Any]
 
 
 class AnswerReader(Protocol):
@@ -93,22 +55,6 @@ class AnswerReader(Protocol):
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """The calls that are whole by now."""
-
-
-class GrammarKind(StrEnum):
-    """What a grammar is written in."""
-
-    JSON_SCHEMA = "json_schema"
-    REGEX = "regex"
-    LARK = "lark"
-
-
-@dataclass(frozen=True)
-class Grammar:
-    """What an answer must look like."""
-
-    kind: GrammarKind
-    source: str  # a JSON schema as JSON text, a regular expression, or a Lark grammar
 
 
 def never() -> bool:
@@ -198,8 +144,8 @@ class ChatTokenizer(Protocol):
 class ModelRunner(Protocol):
     """Computes steps for one model, and owns the keys and values of its live rows.
 
-    Steps may overlap: the next one may be launched before this one's result is collected, as long as it only goes on
-    with rows of this one, and no row of either `must_wait`.
+    What it knows of a row is what steps have said of it. Steps may overlap: the next one may be launched before this
+    one's result is collected, if it says that its rows take their tokens from this one, of which none `must_wait`.
     """
 
     @property
@@ -218,8 +164,11 @@ class ModelRunner(Protocol):
     def layout(self) -> Layout:
         """How its rows can be cut and put back."""
 
-    def must_wait(self, sequence: Sequence) -> bool:
-        """Whether drawing this row's next token needs its last one on the host.
+    def constrain(self, sequence_id: int, constraint: Constraint) -> None:
+        """Hold a sequence to a grammar, from before its first step until it is released, preempted or not."""
+
+    def must_wait(self, sequence_id: int) -> bool:
+        """Whether drawing an admitted row's next token needs its last one on the host.
 
         Also whether the row must not be ahead of its tokens because it has windows or states, which cannot go back.
         """
@@ -242,10 +191,13 @@ class ModelRunner(Protocol):
         """Start computing every chunk and every decoding row; only a prompt's last chunk yields a token."""
 
     def release(self, sequence_id: int) -> None:
-        """Free a row; unknown ids are ignored, since a sequence may end before its first step."""
+        """Free a row of a sequence that has ended; unknown ids are ignored, since one may end before its first step."""
 
     def reset(self) -> None:
-        """Drop every row: after an exception nothing that a step may have touched is trusted."""
+        """Free every row: after an exception nothing that a step may have touched is trusted.
+
+        Sequences that were held to grammars still are, when they are admitted again.
+        """
 
 
 class Flight(Protocol):

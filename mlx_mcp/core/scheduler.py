@@ -1,8 +1,9 @@
 """Decides which sequences run next. Knows nothing of text, threads or MLX.
 
 A step holds every decoding sequence and prefill chunks within a token budget, so that a long prompt delays the others'
-next token by one chunk and no more. Groups of sessions take turns, for a place in the batch and for prefill, and so do
-the sessions of a group; within a session sequences go first come, first served. A sequence is admitted when its keys
+next token by one chunk and no more. Sequences that wait are in lanes: one for each session, for each call without one,
+or as the caller says. Groups of lanes take turns, for a place in the batch and for prefill, and so do the lanes of a
+group; within a lane sequences go first come, first served. A sequence is admitted when its keys
 and values so far fit in memory; when one outgrows what is left, the youngest gives way: it keeps its tokens, and is
 computed again when there is room.
 """
@@ -11,14 +12,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mlx_mcp.core.kv_cache_manager import KvCacheManager
+from mlx_mcp.core.cache.manager import KvCacheManager
 from mlx_mcp.core.layout import Payload
 from mlx_mcp.core.sequence import Sequence
 from mlx_mcp.core.slots import HEADROOM_TOKENS, SlotPool
-from mlx_mcp.core.steps import Chunk, Cut, Move, Restore, Step
+from mlx_mcp.core.steps import Admission, Chunk, Cut, Decode, Move, Restore, Step
 from mlx_mcp.errors import CapacityError, RequestTooLarge
 
 RETRY_AFTER_S = 5
@@ -45,6 +45,15 @@ class Limits:
 
 
 @dataclass
+class Changes:
+    """Which rows begin, move and give up their slots before a step."""
+
+    released: list[int] = field(default_factory=list)  # sequence ids
+    admitted: dict[Sequence, Restore | None] = field(default_factory=dict)
+    moves: dict[Sequence, Move] = field(default_factory=dict)
+
+
+@dataclass
 class Scheduler:
     """The waiting and the running sequences of one model; without a cache they share nothing."""
 
@@ -52,12 +61,12 @@ class Scheduler:
     pool: SlotPool
     cache: KvCacheManager | None = None
     running: list[Sequence] = field(default_factory=list)  # in order of admission
-    # Session → its queue; the order of the sessions is the order of their turns.
+    # Lane → its queue; the order of the lanes is the order of their turns.
     waiting: dict[str, deque[Sequence]] = field(default_factory=dict)
-    # Session → when it last had a prefill turn; only of sessions that run.
-    turns: dict[str, int] = field(default_factory=dict)
+    # Lane → when it last had a prefill turn; only of lanes that run.
+    last_prefill: dict[str, int] = field(default_factory=dict)
     # The same of groups.
-    group_turns: dict[str, int] = field(default_factory=dict)
+    last_group_prefill: dict[str, int] = field(default_factory=dict)
     clock: int = 0
     # Whether every place is taken and nobody gives one up, until a sequence leaves or comes.
     blocked: bool = False
@@ -73,7 +82,7 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
-        """Put a sequence at the end of its session's queue.
+        """Put a sequence at the end of its lane's queue.
 
         Raises:
             RequestTooLarge: it would not fit in memory if it were alone.
@@ -91,24 +100,27 @@ class Scheduler:
                 f"{len(self.running)} calls are running and {waiting} waiting, as many as are allowed.",
                 RETRY_AFTER_S,
             )
-        self.waiting.setdefault(sequence.session, deque()).append(sequence)
+        self.waiting.setdefault(sequence.lane, deque()).append(sequence)
         self.blocked = False
         if self.cache is not None:
             self.cache.enter(sequence)
 
     def schedule(self) -> Step:
         """Make room for those that grow, admit what fits, and choose the next step's work."""
-        preempted: list[Sequence] = []
-        restores: dict[Sequence, Restore] = {}
-        moves = self._grow(preempted)
-        self._admit(preempted, restores)
-        decode = tuple(sequence for sequence in self.running if sequence.decoding)
-        chunks = self._chunks(busy=bool(decode))
-        cuts = () if self.cache is None else self.cache.plan(chunks, decode)
-        # Of those who move or begin some may have been preempted after all.
-        moves = [move for move in moves if move.sequence.slot is move.new]
-        begin = tuple(r for r in restores.values() if r.num_tokens and r.sequence.slot is not None)
-        return Step(chunks, decode, tuple(moves), begin, cuts, tuple(preempted))
+        changes = Changes()
+        self._grow(changes)
+        self._admit(changes)
+        decoding = [sequence for sequence in self.running if sequence.decoding]
+        chunks = self._chunks(busy=bool(decoding))
+        return Step(
+            chunks,
+            tuple(Decode(sequence.sequence_id, sequence.output_ids[-1]) for sequence in decoding),
+            tuple(changes.moves.values()),
+            tuple(r for r in changes.admitted.values() if r is not None and r.num_tokens),
+            self._cuts(chunks, [(sequence.sequence_id, sequence.num_computed + 1) for sequence in decoding]),
+            tuple(admission(sequence) for sequence in changes.admitted),
+            tuple(changes.released),
+        )
 
     def ahead(self, step: Step) -> Step | None:
         """The step after `step`, whose tokens are not known yet; None if that takes more than going on with its rows.
@@ -117,55 +129,47 @@ class Scheduler:
         """
         if self.waiting and not self.blocked:
             return None
-        drawing = step.drawing
-        going = [s for s in drawing if s in self.running and len(s.output_ids) + 1 < s.params.max_tokens]
-        fits = all(s.slot is not None and s.num_tokens - s.num_shared < s.slot.capacity for s in going)
-        if not going or not fits or set(self.running) - set(drawing):
+        drawing, repeating = set(step.drawing), set(step.repeating)
+        if any(s.sequence_id not in drawing for s in self.running):
             return None
-        computing = set(drawing) - set(step.repeating)
-        cuts = () if self.cache is None else self.cache.plan((), going, computing)
-        return Step(decode=tuple(going), cuts=cuts)
+        running = {s.sequence_id: s for s in self.running}
+        drawn = [running[i] for i in step.drawing if i in running]
+        going = [s for s in drawn if len(s.output_ids) + 1 < s.params.max_tokens]
+        if not going or not all(s.slot is not None and s.num_tokens - s.num_shared < s.slot.capacity for s in going):
+            return None
+        # Rows that get a token without a pass are no further after the step than they are known to be.
+        ends = [(s.sequence_id, s.num_computed + 1 + (s.sequence_id not in repeating)) for s in going]
+        return Step(decode=tuple(Decode(s.sequence_id, None) for s in going), cuts=self._cuts((), ends))
 
-    def commit(
-        self,
-        step: Step,
-        tokens: dict[int, int],
-        payloads: dict[Cut, Payload] | None = None,
-        keep: Callable[[Sequence], None] | None = None,
-    ) -> list[Sequence]:
-        """Take the step's new tokens, by sequence id; returns the sequences that finished, which hold no place more.
+    def commit(self, step: Step, tokens: dict[int, int], payloads: dict[Cut, Payload] | None = None) -> tuple[int, ...]:
+        """Take a step's new tokens, by sequence id, and what its cuts gave; returns the sequences that have ended.
 
-        `payloads` are what its cuts gave; `keep` is called for each that finished while it still has its row.
+        These still have their rows, so that their ends can be kept; whoever has kept them calls `remove`.
         """
-        finished = []
+        running = {s.sequence_id: s for s in self.running}  # of a step that was run ahead some may have ended meanwhile
         for chunk in step.prefill:
-            chunk.sequence.num_computed = chunk.end
-        running = set(self.running)  # a step that was run ahead may hold sequences that ended meanwhile
-        for sequence in step.decode:
-            sequence.num_computed += sequence in running
-        for sequence in step.drawing:
-            if sequence.sequence_id in tokens and sequence in running:
-                sequence.append(tokens[sequence.sequence_id])
-                if sequence.finish_reason is not None:
-                    finished.append(sequence)
+            if chunk.sequence_id in running:
+                running[chunk.sequence_id].num_computed = chunk.end
+        for sequence_id in step.decoding:
+            if sequence_id in running:
+                running[sequence_id].num_computed += 1
+        drawn = [running[i] for i in step.drawing if i in tokens and i in running]
+        for sequence in drawn:
+            sequence.append(tokens[sequence.sequence_id])
         if self.cache is not None:
             self.cache.commit(step.cuts, payloads or {})
-        for sequence in finished:
-            if keep is not None:
-                keep(sequence)
-            self.remove(sequence)
-        return finished
+        return tuple(sequence.sequence_id for sequence in drawn if sequence.finish_reason is not None)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence wherever it is: finished, cancelled or failed."""
         if sequence in self.running:
             self._leave(sequence)
-        elif sequence in self.waiting.get(sequence.session, ()):
-            self.waiting[sequence.session].remove(sequence)
-            if not self.waiting[sequence.session]:
-                del self.waiting[sequence.session]
+        elif sequence in self.waiting.get(sequence.lane, ()):
+            self.waiting[sequence.lane].remove(sequence)
+            if not self.waiting[sequence.lane]:
+                del self.waiting[sequence.lane]
             if not self.waiting:
-                self._give_up_first()
+                self._give_up_reservation()
         else:
             return
         if self.cache is not None:
@@ -180,16 +184,16 @@ class Scheduler:
     def preempt_all(self) -> None:
         """Have every running sequence computed again from its tokens, in the same order."""
         for sequence in reversed(list(self.running)):
-            self._preempt(sequence, [])
+            self._preempt(sequence, Changes())
 
     def num_ahead(self, sequence: Sequence) -> int:
         """How many sequences are admitted before this one if nobody comes and all are of one group; 0 once it runs."""
-        queue = self.waiting.get(sequence.session, ())
+        queue = self.waiting.get(sequence.lane, ())
         if sequence not in queue:
             return 0
-        sessions = list(self.waiting)
-        turn, at = queue.index(sequence), sessions.index(sequence.session)
-        before = sum(min(len(self.waiting[s]), turn + (i < at)) for i, s in enumerate(sessions) if i != at)
+        lanes = list(self.waiting)
+        turn, at = queue.index(sequence), lanes.index(sequence.lane)
+        before = sum(min(len(self.waiting[s]), turn + (i < at)) for i, s in enumerate(lanes) if i != at)
         return turn + before
 
     def check_integrity(self) -> None:
@@ -198,17 +202,16 @@ class Scheduler:
         assert all(queue for queue in self.waiting.values()), "an empty queue was kept"
         slots = [s.slot for s in self.running if s.slot is not None]
         assert len(slots) == len(self.running), "a running sequence has no slot"
-        assert set(self.turns) == {s.session for s in self.running}, "turns of sessions that do not run"
-        assert set(self.group_turns) == {s.group for s in self.running}, "turns of groups that do not run"
+        assert set(self.last_prefill) == {s.lane for s in self.running}, "turns of lanes that do not run"
+        assert set(self.last_group_prefill) == {s.group for s in self.running}, "turns of groups that do not run"
         self.pool.check_integrity(slots)
         if self.cache is not None:
             self.cache.check_integrity(self.running, [s for queue in self.waiting.values() for s in queue])
 
     # Memory
 
-    def _grow(self, preempted: list[Sequence]) -> list[Move]:
+    def _grow(self, changes: Changes) -> None:
         """Give every sequence that is full a larger slot; the youngest give way, at last the one itself."""
-        moves = []
         for sequence in list(self.running):
             old = sequence.slot
             if old is None or sequence.num_tokens - sequence.num_shared <= old.capacity:
@@ -216,29 +219,30 @@ class Scheduler:
             need = self._need(sequence) - sequence.num_shared
             new = self.pool.take(need)
             while new is None and sequence in self.running:
-                self._preempt(self.running[-1], preempted)
+                self._preempt(self.running[-1], changes)
                 new = self.pool.take(need) if sequence in self.running else None
             if new is not None:
                 # Only after the copy is the old slot free, but the runner copies before anything else is written.
                 self.pool.give_back(old)
                 sequence.slot = new
-                moves.append(Move(sequence, old, new))
-        return moves
+                changes.moves[sequence] = Move(sequence.sequence_id, old, new)
 
     def _need(self, sequence: Sequence) -> int:
         """Tokens to have room for: what is there and some to come; more for one that has shown that it goes on."""
         some = max(HEADROOM_TOKENS, sequence.num_tokens // 4) if sequence.output_ids else HEADROOM_TOKENS
         return min(sequence.num_tokens + some, sequence.max_length)
 
-    def _preempt(self, sequence: Sequence, preempted: list[Sequence]) -> None:
-        """Take a sequence's slot; it is the next of its session, and its session the next of all."""
+    def _preempt(self, sequence: Sequence, changes: Changes) -> None:
+        """Take a sequence's slot; it is the next of its lane, and its lane the next of all."""
         self._leave(sequence)
         sequence.num_computed = 0
         sequence.num_preemptions += 1
-        queue = self.waiting.pop(sequence.session, deque())
+        queue = self.waiting.pop(sequence.lane, deque())
         queue.appendleft(sequence)
-        self.waiting = {sequence.session: queue, **self.waiting}
-        preempted.append(sequence)
+        self.waiting = {sequence.lane: queue, **self.waiting}
+        changes.released.append(sequence.sequence_id)
+        changes.admitted.pop(sequence, None)
+        changes.moves.pop(sequence, None)
 
     def _leave(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -248,113 +252,127 @@ class Scheduler:
         self.pool.give_back(sequence.slot)
         sequence.slot = None
         self.blocked = False
-        if all(other.session != sequence.session for other in self.running):
-            del self.turns[sequence.session]
+        if all(other.lane != sequence.lane for other in self.running):
+            del self.last_prefill[sequence.lane]
         if all(other.group != sequence.group for other in self.running):
-            del self.group_turns[sequence.group]
+            del self.last_group_prefill[sequence.group]
 
     # Turns
 
-    def _admit(self, preempted: list[Sequence], restores: dict[Sequence, Restore]) -> None:
-        """Give places to the sessions in turn, as long as there are places and memory; the group with the fewest first.
+    def _admit(self, changes: Changes) -> None:
+        """Give places to the lanes in turn, as long as there are places and memory; the group with the fewest first.
 
         Whoever has the turn and does not fit keeps it: nobody small slips past for ever, of this model or another. A
-        group that runs nothing gets a place of the one that runs the most, and so does a session. Who waits for
+        group that runs nothing gets a place of the one that runs the most, and so does a lane. Who waits for
         something else is passed over, and keeps its turn.
         """
         ledger = self.pool.ledger
-        while self.waiting and (ledger.first is None or ledger.first is self.pool):
-            session = self._next_session()
-            if session is None:
-                self._give_up_first()
+        while self.waiting and (ledger.reserved_for is None or ledger.reserved_for is self.pool):
+            lane = self._next_lane()
+            if lane is None:
+                self._give_up_reservation()
                 return
             full = len(self.running) >= self.limits.max_running
-            if full or not self._place(self.waiting[session][0], restores):
-                claim = self._claim()
-                if claim is None:
+            if full or not self._place(self.waiting[lane][0], changes):
+                lane = self._make_place(changes)
+                if lane is None:
                     self.blocked = full
                     if not full:
-                        ledger.first = self.pool
+                        ledger.reserved_for = self.pool
                     return
-                idle, crowding = claim
-                crowding.gave_way = True
-                self._preempt(crowding, preempted)
-                self._to_the_end(crowding.session)
-                session = idle
-                if not self._place(self.waiting[session][0], restores):
+                if not self._place(self.waiting[lane][0], changes):
                     return
-            sequence = self.waiting[session].popleft()
+            sequence = self.waiting[lane].popleft()
             self.running.append(sequence)
-            self._give_up_first()
-            self._to_the_end(session)
-            if session not in self.turns:
+            self._give_up_reservation()
+            self._pass_turn(lane)
+            if lane not in self.last_prefill:
                 self.clock += 1
-                self.turns[session] = self.clock
-            self.group_turns.setdefault(sequence.group, self.clock)
+                self.last_prefill[lane] = self.clock
+            self.last_group_prefill.setdefault(sequence.group, self.clock)
 
-    def _held(self, sequence: Sequence) -> bool:
-        """Whether it waits for something other than its turn: a prefix that another computes, or pins to be let go."""
+    def _must_wait(self, sequence: Sequence) -> bool:
+        """Whether it must wait for something other than its turn: a prefix that comes, or pinned blocks to go."""
         if self.cache is None:
             return False
         free = self.pool.ledger.limit_bytes - self.cache.pool.protected_bytes
-        return self.pool.alone_bytes(self._need(sequence)) > free or self.cache.held(sequence)
+        return self.pool.alone_bytes(self._need(sequence)) > free or self.cache.wait(sequence)
 
-    def _place(self, sequence: Sequence, restores: dict[Sequence, Restore]) -> bool:
+    def _place(self, sequence: Sequence, changes: Changes) -> bool:
         """Give a sequence a slot, and note what its row begins with; False if there is no memory."""
+        restore = None
         if self.cache is None:
             sequence.slot = self.pool.take(self._need(sequence))
-            return sequence.slot is not None
-        restore = self.cache.admit(sequence, self._need(sequence))
-        if restore is not None:
-            restores[sequence] = restore
-        return restore is not None
+        else:
+            restore = self.cache.admit(sequence, self._need(sequence))
+        if sequence.slot is None:
+            return False
+        changes.admitted[sequence] = restore
+        return True
 
-    def _give_up_first(self) -> None:
-        if self.pool.ledger.first is self.pool:
-            self.pool.ledger.first = None
+    def _give_up_reservation(self) -> None:
+        if self.pool.ledger.reserved_for is self.pool:
+            self.pool.ledger.reserved_for = None
 
-    def _next_session(self) -> str | None:
-        """The first session that could run, of the groups that run the least."""
+    def _next_lane(self) -> str | None:
+        """The first lane that could run, of the groups that run the least."""
         running = Counter(sequence.group for sequence in self.running)
         for count in sorted({running[queue[0].group] for queue in self.waiting.values()}):
-            for session, queue in self.waiting.items():
-                if running[queue[0].group] == count and not self._held(queue[0]):
-                    return session
+            for lane, queue in self.waiting.items():
+                if running[queue[0].group] == count and not self._must_wait(queue[0]):
+                    return lane
         return None
 
-    def _claim(self) -> tuple[str, Sequence] | None:
-        """A session that gets a place though there is none, and who gives way: the youngest of those that run the most.
-
-        Groups that run nothing come before sessions that run nothing, and these take from no group that runs less than
-        theirs. Nobody gives way twice: sessions that come and go could have it computed again and again.
-        """
-        groups, sessions = Counter(s.group for s in self.running), Counter(s.session for s in self.running)
-        may = [s for s in reversed(self.running) if not s.gave_way]
-        crowding = max(may, key=lambda s: groups[s.group], default=None)
-        if crowding is not None and groups[crowding.group] > 1:
-            for session, queue in self.waiting.items():
-                if not groups[queue[0].group] and not self._held(queue[0]):
-                    return session, crowding
-        if all(count == 1 for count in sessions.values()):
+    def _make_place(self, changes: Changes) -> str | None:
+        """Preempt a sequence for a lane that runs nothing; returns the lane, None if none gets a place in this way."""
+        found = self._choose_victim()
+        if found is None:
             return None
-        for session, queue in self.waiting.items():
-            if session in self.turns or self._held(queue[0]):
+        lane, victim = found
+        victim.made_place = True
+        self._preempt(victim, changes)
+        self._pass_turn(victim.lane)
+        return lane
+
+    def _choose_victim(self) -> tuple[str, Sequence] | None:
+        """A lane that gets a place though there is none, and a sequence to preempt: the youngest where most run.
+
+        Groups that run nothing come before lanes that run nothing, and these take from no group that runs less than
+        theirs. No sequence is preempted twice for that: lanes that come and go could have it computed for ever.
+        """
+        groups, lanes = Counter(s.group for s in self.running), Counter(s.lane for s in self.running)
+        may = [s for s in reversed(self.running) if not s.made_place]
+        victim = max(may, key=lambda s: groups[s.group], default=None)
+        if victim is not None and groups[victim.group] > 1:
+            for lane, queue in self.waiting.items():
+                if not groups[queue[0].group] and not self._must_wait(queue[0]):
+                    return lane, victim
+        if all(count == 1 for count in lanes.values()):
+            return None
+        for lane, queue in self.waiting.items():
+            if lane in self.last_prefill or self._must_wait(queue[0]):
                 continue
             group = queue[0].group
             of = [s for s in may if s.group == group or groups[s.group] > groups[group]]
-            crowding = max(of, key=lambda s: sessions[s.session], default=None)
-            if crowding is not None and sessions[crowding.session] > 1:
-                return session, crowding
+            victim = max(of, key=lambda s: lanes[s.lane], default=None)
+            if victim is not None and lanes[victim.lane] > 1:
+                return lane, victim
         return None
 
-    def _to_the_end(self, session: str) -> None:
-        """Pass the turn on; a session without a queue has none."""
-        queue = self.waiting.pop(session)
+    def _pass_turn(self, lane: str) -> None:
+        """Pass the turn on; a lane without a queue has none."""
+        queue = self.waiting.pop(lane)
         if queue:
-            self.waiting[session] = queue
+            self.waiting[lane] = queue
+
+    # Work
+
+    def _cuts(self, chunks: tuple[Chunk, ...], decode: list[tuple[int, int]]) -> tuple[Cut, ...]:
+        """The blocks that these chunks fill, and these rows, by id, which have so many tokens by then."""
+        return () if self.cache is None else self.cache.plan_cuts(chunks, decode)
 
     def _chunks(self, busy: bool) -> tuple[Chunk, ...]:
-        """Prefill chunks within the budget: each goes to the session that has gone without for longest.
+        """Prefill chunks within the budget: each goes to the lane that has gone without for longest.
 
         A chunk that yields a first token makes the step a busy one: nobody waits for that through others' prompts.
         """
@@ -363,8 +381,8 @@ class Scheduler:
         starts = {s: s.num_computed for s in self.running if not s.decoding and s.num_computed < s.num_tokens}
         chunks: list[Chunk] = []
         while starts:
-            # The first admitted of a session.
-            sequence = min(starts, key=lambda s: (self.group_turns[s.group], self.turns[s.session]))
+            # The first admitted of a lane.
+            sequence = min(starts, key=lambda s: (self.last_group_prefill[s.group], self.last_prefill[s.lane]))
             start, size = starts[sequence], self.limits.chunk_tokens
             # What is left after a cached prefix is not cut once more where it crosses a boundary.
             left = sequence.num_tokens - start
@@ -372,11 +390,25 @@ class Scheduler:
             if used + end - start > budget:
                 break
             used += end - start
-            chunks.append(Chunk(sequence, start, end, last=end == sequence.num_tokens))
+            chunks.append(Chunk(sequence.sequence_id, start, end, last=end == sequence.num_tokens))
             self.clock += 1
-            self.turns[sequence.session] = self.group_turns[sequence.group] = self.clock
+            self.last_prefill[sequence.lane] = self.last_group_prefill[sequence.group] = self.clock
             starts[sequence] = end
             if end == sequence.num_tokens:
                 del starts[sequence]
                 budget = self.limits.prefill_tokens_busy
         return tuple(chunks)
+
+
+def admission(sequence: Sequence) -> Admission:
+    """What a runner must know of a sequence that has just got its slot."""
+    assert sequence.slot is not None, f"sequence {sequence.sequence_id} is admitted without a slot"
+    return Admission(
+        sequence.sequence_id,
+        sequence.prompt_ids,
+        tuple(sequence.output_ids),
+        sequence.params,
+        sequence.stop_ids,
+        sequence.slot,
+        sequence.prefix,
+    )

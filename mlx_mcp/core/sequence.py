@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from mlx_mcp.core.miss import Miss
+from mlx_mcp.core.cache.misses import Miss
+from mlx_mcp.core.sampling import Sampling
 from mlx_mcp.core.slots import SharedPrefix, Slot
 
 
@@ -19,29 +20,10 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True)
-class SamplingParams:
-    """How the next token is chosen.
-
-    `temperature` 0 is greedy. Then, in this order: `top_k` keeps the k likeliest tokens (0: all), `top_p` the smallest
-    set of the likeliest of these whose probability reaches it, both with whatever is as likely as their last one, and
-    `min_p` those at least that fraction as likely as the likeliest. Before all that, `repetition_penalty` divides the
-    positive logits of every token of prompt and output and multiplies the negative ones (Keskar et al., arXiv
-    1909.05858), `presence_penalty` and `frequency_penalty` are taken off the logits of output tokens once or once per
-    occurrence (as in OpenAI's API), and `logit_bias` is added to the logits of the tokens it names. `logprobs` reports
-    each token's log-probability with those of that many of the likeliest tokens. The same `seed` on the same tokens
-    draws the same text, whatever else is running.
-    """
+class SamplingParams(Sampling):
+    """How a sequence's tokens are chosen: Sampling with all settled that a call may leave open."""
 
     max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    logprobs: int | None = None
     seed: int = 0
 
 
@@ -74,12 +56,11 @@ class Sequence:
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     stop_ids: frozenset[int]
-    session: str = ""  # whose turn it takes when there is not room for all
+    lane: str = ""  # which takes turns with others when there is not room for all
     tenant: str = ""  # with whose prompts it may share keys and values
     num_kept: int = 0  # tokens whose keys and values its session had when they were last computed
-    estranged: bool = False  # these were another model's, or computed otherwise
+    other_model: bool = False  # these were computed by another model, or with other settings
     ephemeral: bool = False  # what it computes never leaves memory
-    constraint: Constraint | None = None
     output_ids: list[int] = field(default_factory=list)
     num_computed: int = 0  # tokens whose keys and values are in the cache
     slot: Slot | None = None  # where these are; None while it waits
@@ -88,9 +69,9 @@ class Sequence:
     num_restored: int = 0  # of these came from a tier for it
     miss: Miss | None = None  # why not more
     num_preemptions: int = 0  # times it gave up its slot and was computed again
-    gave_way: bool = False  # to a session that ran nothing; it does so once
+    made_place: bool = False  # it was preempted for a lane that ran nothing, which happens to it once
     finish_reason: FinishReason | None = None
-    group: str = ""  # of sessions, which takes turns with others as a whole
+    group: str = ""  # of lanes, which takes turns with others as a whole
 
     @property
     def num_tokens(self) -> int:

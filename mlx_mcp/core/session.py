@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mlx_mcp.core.block_pool import Block, BlockPool, walk
+from mlx_mcp.core.cache.blocks import Block, BlockPool, walk
 from mlx_mcp.core.durable import SessionHead, SessionRecord
 from mlx_mcp.core.ports import ChatTokenizer
 from mlx_mcp.errors import CapacityError, InvalidRequest, SessionBusy, UnknownSession
@@ -360,7 +360,7 @@ class SessionStore:
         """Move a session's hold, and its pin, to another block."""
         old, pinned = session.leaf, session.options.pinned
         if leaf is not None:
-            self.pool.hold(leaf)
+            self.pool.add_session(leaf)
             self.pool.touch(leaf)
             leaf.num_hits += 1
         if leaf is not None and pinned:
@@ -373,7 +373,7 @@ class SessionStore:
         if old is not None:
             if pinned:
                 self.pool.release(old)
-            self.pool.let_go(old, whole=session.options.ephemeral and leaf is None)
+            self.pool.remove_session(old, whole=session.options.ephemeral and leaf is None)
 
     def _check(self, tenant: str, names: tuple[str, ...] | list[str], count: int) -> None:
         for name in names:

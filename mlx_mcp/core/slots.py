@@ -54,7 +54,7 @@ class Ledger:
     reclaim: Callable[[int], bool] | None = field(default=None, repr=False, compare=False)
     # The pool whose model lacks memory to go on admitting. The others admit nothing meanwhile, or they could for ever
     # take what it lacks.
-    first: SlotPool | None = field(default=None, repr=False, compare=False)
+    reserved_for: SlotPool | None = field(default=None, repr=False, compare=False)
 
     def charge(self, num_bytes: int) -> bool:
         """Book the bytes, for which cached blocks may go; False, and nothing booked, if they do not fit."""
@@ -97,13 +97,12 @@ class Slot:
         return self.slab.capacity
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class SharedPrefix:
     """The first tokens of several rows, kept once for all of them; the rows' slots hold what comes after."""
 
     prefix_id: int
     num_tokens: int
-    num_rows: int = 0
 
 
 @dataclass

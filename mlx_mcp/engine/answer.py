@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlx_mcp.core.ports import LoadedModel, Piece, Prompt, TextKind
+from mlx_mcp.chat.answer import Piece, TextKind
+from mlx_mcp.chat.prompt import Prompt
+from mlx_mcp.core.ports import LoadedModel
 from mlx_mcp.core.sequence import FinishReason
 from mlx_mcp.core.session import SessionInfo
 from mlx_mcp.core.stop_strings import StopStrings
@@ -26,7 +28,7 @@ class Answer:
         """`prompt` comes after `num_before` tokens of a session, which has these `tools`."""
         self._model = model
         self._reader = model.tokenizer.reader(prompt, tools, plain=request.grammar is not None)
-        self._stop = StopStrings(request.stop)
+        self._stop = StopStrings(request.sampling.stop)
         self._deltas: list[Delta] = []
         self._choices: list[TokenChoice] = []
         self._prefilled = Prefilled(0)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
+from mlx_mcp.chat.prompt import Prompt
 from mlx_mcp.core.ports import (
     ChatTokenizer,
     LoadedModel,
@@ -26,7 +27,6 @@ from mlx_mcp.core.ports import (
     ModelRegistry,
     ModelSpec,
     PreparedModel,
-    Prompt,
 )
 from mlx_mcp.core.sequence import FinishReason
 from mlx_mcp.core.session import SessionInfo
@@ -461,7 +461,7 @@ def encode(
     """
     reasoning = request.reasoning and request.grammar is None
     if session is not None:
-        return tokenizer.encode_turn(request.messages[-1].content, session.after, session.tools, reasoning, gone)
+        return tokenizer.encode_turn(request.messages[-1].text, session.after, session.tools, reasoning, gone)
     if request.context:
         return Prompt(tokenizer.encode_context(list(request.messages), request.tools, gone))
     return tokenizer.encode_chat(list(request.messages), request.tools, reasoning, gone)
@@ -474,7 +474,7 @@ def turn_of(request: GenerateRequest, session: SessionInfo | None) -> Turn:
         context = "assistant" if request.messages[-1].role == "assistant" else "user"
     if session is None:
         return Turn(request.tenant, opens=request.opens, tools=request.tools, context=context)
-    cut = request.max_tokens is None
+    cut = request.sampling.max_tokens is None
     return Turn(request.tenant, session.session_id, session.after, request.keep, request.queue, cut)
 
 

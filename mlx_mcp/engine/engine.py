@@ -14,12 +14,13 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from mlx_mcp.core.block_pool import BlockPool
+from mlx_mcp.core.cache.blocks import BlockPool
+from mlx_mcp.core.cache.manager import KvCacheManager
+from mlx_mcp.core.cache.misses import Miss, MissReason
+from mlx_mcp.core.cache.prefixes import PrefixCache
+from mlx_mcp.core.cache.shared_prefixes import Sharing
 from mlx_mcp.core.durable import Store
-from mlx_mcp.core.kv_cache_manager import KvCacheManager, Sharing
-from mlx_mcp.core.miss import Miss, MissReason
 from mlx_mcp.core.ports import Flight, LoadedModel, LoadProgress, ModelLoader, PreparedModel, StepResult
-from mlx_mcp.core.prefix_cache import PrefixCache
 from mlx_mcp.core.scheduler import RETRY_AFTER_S, Limits, Scheduler
 from mlx_mcp.core.sequence import FinishReason, Sequence
 from mlx_mcp.core.session import Session, SessionStore
@@ -302,7 +303,9 @@ class Engine:
             booked += scheduler.pool.used_bytes
             if cache is not None:
                 cuts = () if resident.step is None else resident.step.cuts
-                assert set(cache.building) == set(cuts), "blocks are kept for another step than the one under way"
+                assert set(cache.publishing.building) == set(cuts), (
+                    "blocks are kept for another step than the one under way"
+                )
                 booked += cache.booked_bytes
                 references += cache.references
         if self.persistence is not None:
@@ -378,7 +381,6 @@ class Engine:
             lane,
             turn.tenant,
             kept,
-            constraint=command.constraint,
             group=command.group,
         )
         if scheduler.cache is None and (session is not None or turn.opens is not None):
@@ -386,7 +388,7 @@ class Engine:
         if session is not None:
             sequence.ephemeral = session.options.ephemeral
             if session.fingerprint not in (b"", resident.model.fingerprint):
-                sequence.estranged, sequence.num_kept = True, len(session.log)
+                sequence.other_model, sequence.num_kept = True, len(session.log)
         if turn.opens is not None:
             sequence.ephemeral = turn.opens.ephemeral
             session = self.sessions.open(turn.tenant, command.model, turn.opens, turn.tools, command.sequence_id)
@@ -402,6 +404,8 @@ class Engine:
             else:
                 self.sessions.use(session)
                 session = None
+        if command.constraint is not None:
+            resident.model.runner.constrain(sequence.sequence_id, command.constraint)
         self.live[sequence.sequence_id] = Live(sequence, resident, command, self.clock(), session)
         if self.persistence is not None and scheduler.cache is not None:
             self.persistence.fetch(sequence, scheduler.cache, resident.model.runner)
@@ -419,16 +423,12 @@ class Engine:
         try:
             if step is None or flight is None:
                 step = scheduler.schedule()
-                self.num_preemptions += len(step.preempted)
-                for sequence in step.preempted:
-                    runner.release(sequence.sequence_id)
-                    if sequence.slot is None:  # else it has a place again already
-                        self._emit(sequence, Waiting(scheduler.num_ahead(sequence)))
-                if not step.sequences:
+                self._preempted(step.released)
+                if not (step.rows or step.released):
                     return False
                 started = self.clock()
                 flight = runner.launch(step)
-            if not any(runner.must_wait(sequence) for sequence in step.drawing):
+            if not any(runner.must_wait(sequence_id) for sequence_id in step.drawing):
                 resident.step = scheduler.ahead(step)
             if resident.step is not None:
                 resident.flight = runner.launch(resident.step)
@@ -443,6 +443,14 @@ class Engine:
             self._commit(resident, step, result)
         return True
 
+    def _preempted(self, sequence_ids: tuple[int, ...]) -> None:
+        """Tell those that gave up their places that they wait."""
+        self.num_preemptions += len(sequence_ids)
+        for sequence_id in sequence_ids:
+            live = self.live.get(sequence_id)
+            if live is not None and live.sequence.slot is None:  # else it has a place again already
+                self._emit(live.sequence, Waiting(live.resident.scheduler.num_ahead(live.sequence)))
+
     def _fail_step(self, resident: Resident, step: Step | None, error: Exception) -> None:
         """Fail a step's sequences, drop everything computed, and have the other sequences computed again.
 
@@ -452,8 +460,8 @@ class Engine:
         logger.exception("a step failed", exc_info=error)
         steps = [step] if resident.step is None else [step, resident.step]
         resident.step = resident.flight = None
-        for sequence in step.sequences:
-            self._fail(sequence.sequence_id, repr(error))
+        for sequence_id in step.rows:
+            self._fail(sequence_id, repr(error))
         resident.scheduler.abandon(*steps)
         resident.model.runner.reset()
 
@@ -462,29 +470,31 @@ class Engine:
             live = self.live.get(sequence_id)
             if live is not None and resident.scheduler.cache is not None and not live.command.turn.context:
                 resident.scheduler.cache.remember(live.sequence, logits)
-        finished = resident.scheduler.commit(step, result.tokens, result.payloads, self._keep)
+        ended = [self.live[i].sequence for i in resident.scheduler.commit(step, result.tokens, result.payloads)]
+        for sequence in ended:
+            self._keep(sequence)
+            resident.scheduler.remove(sequence)
         for sequence_id, cause in result.failed.items():
             if sequence_id in self.live and resident.scheduler.cache is not None:
-                resident.scheduler.cache.distrust(self.live[sequence_id].sequence)
+                resident.scheduler.cache.forget_blocks(self.live[sequence_id].sequence)
             self._fail(sequence_id, cause)
-        for sequence in step.prompting:
-            if not sequence.num_preemptions:  # else the caller has heard it
-                self._prefilled(sequence)
-        for sequence in step.drawing:
-            live = self.live.get(sequence.sequence_id)
-            if live is None or live.command.turn.context or sequence.sequence_id not in result.tokens:
+        for sequence_id in step.prompting:
+            live = self.live.get(sequence_id)
+            if live is not None and not live.sequence.num_preemptions:  # else the caller has heard it
+                self._prefilled(live.sequence)
+        for sequence_id in step.drawing:
+            live = self.live.get(sequence_id)
+            if live is None or live.command.turn.context or sequence_id not in result.tokens:
                 continue
-            if sequence.finish_reason is not FinishReason.STOP:
-                self._emit(sequence, Token(sequence.output_ids[-1], result.logprobs.get(sequence.sequence_id)))
-        for sequence in finished:
+            if live.sequence.finish_reason is not FinishReason.STOP:
+                self._emit(live.sequence, Token(live.sequence.output_ids[-1], result.logprobs.get(sequence_id)))
+        for sequence in ended:
             self._ended(sequence)
 
     def _prefilled(self, sequence: Sequence) -> None:
-        live = self.live.get(sequence.sequence_id)
-        if live is not None:
-            self._emit(
-                sequence, Prefilled(sequence.num_computed, sequence.num_cached, sequence.num_restored, sequence.miss)
-            )
+        self._emit(
+            sequence, Prefilled(sequence.num_computed, sequence.num_cached, sequence.num_restored, sequence.miss)
+        )
 
     def _finish(self, sequence_id: int, num_output: int) -> None:
         """End a sequence after its first tokens; the step that may be under way computes it once for nothing."""
@@ -579,7 +589,7 @@ class Engine:
             self.persistence.look_at_the_clock()
         for live in list(self.live.values()):
             cache = live.resident.scheduler.cache
-            if live.sequence.slot is not None or (cache is not None and cache.follows(live.sequence)):
+            if live.sequence.slot is not None or (cache is not None and cache.is_waiting(live.sequence)):
                 live.since = now
             elif now - live.since > self.keeping.max_wait_s:
                 self._drop(live.sequence.sequence_id)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mlx_mcp.core.cache.misses import Miss
 from mlx_mcp.core.durable import Transfer
-from mlx_mcp.core.miss import Miss
 from mlx_mcp.core.ports import LoadedModel, LoadProgress, PreparedModel
 from mlx_mcp.core.sequence import Constraint, FinishReason, SamplingParams, TokenLogprobs
 from mlx_mcp.core.session import SessionInfo, SessionOptions

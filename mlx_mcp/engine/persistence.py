@@ -19,12 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mlx_mcp.core.block_pool import Block
+from mlx_mcp.core.cache.blocks import Block
+from mlx_mcp.core.cache.manager import KvCacheManager
+from mlx_mcp.core.cache.prefixes import PrefixCache
+from mlx_mcp.core.cache.tiers import Wanted
 from mlx_mcp.core.durable import SessionRecord, Store, said_of_old
-from mlx_mcp.core.kv_cache_manager import KvCacheManager, Wanted
 from mlx_mcp.core.layout import Payload
 from mlx_mcp.core.ports import ModelRunner, StoredBlock
-from mlx_mcp.core.prefix_cache import PrefixCache
 from mlx_mcp.core.sequence import Sequence
 from mlx_mcp.core.session import Session, SessionStore
 from mlx_mcp.engine.io_thread import Io

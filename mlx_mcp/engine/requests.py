@@ -3,57 +3,33 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_mcp.core.miss import MissReason
-from mlx_mcp.core.ports import Grammar, LoadedModel, Message, TextKind, ToolCall
+from mlx_mcp.chat.answer import TextKind
+from mlx_mcp.chat.message import Message, ToolCall
+from mlx_mcp.chat.prompt import Grammar
+from mlx_mcp.core.cache.misses import MissReason
+from mlx_mcp.core.ports import LoadedModel
+from mlx_mcp.core.sampling import PARAMETERS, Sampling
 from mlx_mcp.core.sequence import FinishReason, SamplingParams
 from mlx_mcp.core.session import SessionInfo, SessionOptions
 from mlx_mcp.errors import InvalidRequest, PromptTooLong
 
 DEFAULT_MAX_TOKENS = 512
-MAX_LOGIT_BIASES = 1024
-
-# What an argument may be.
-RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_tokens": (lambda value: value is None or value >= 1, "at least 1"),
-    "temperature": (lambda value: 0 <= value <= 5, "from 0 (greedy) to 5"),
-    "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    "top_k": (lambda value: value >= 0, "0 (all tokens) or more"),
-    "min_p": (lambda value: 0 <= value <= 1, "from 0 to 1"),
-    "repetition_penalty": (lambda value: 0.01 <= value <= 10, "from 0.01 to 10; 1 means none"),
-    "presence_penalty": (lambda value: -2 <= value <= 2, "from -2 to 2"),
-    "frequency_penalty": (lambda value: -2 <= value <= 2, "from -2 to 2"),
-    "logprobs": (lambda value: value is None or 0 <= value <= 20, "from 0 to 20"),
-}
 
 
 @dataclass(frozen=True)
 class GenerateRequest:
     """One completion.
 
-    `max_tokens` None means 512, or what the context leaves; `seed` None draws one. `stop` strings end the answer, and
-    only in the answer are they looked for: not in reasoning, not in tool calls. `tools` are function definitions in
-    OpenAI's form; `reasoning` False asks the model for none. A `grammar` holds all of the text, which then has neither
-    reasoning nor tool calls. Sampling is described in `SamplingParams`.
+    `tools` are function definitions in OpenAI's form; `reasoning` False asks the model for none. A `grammar` holds all
+    of the text, which then has neither reasoning nor tool calls.
     """
 
     messages: tuple[Message, ...]
     model: str | None = None
-    max_tokens: int | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()  # token id, what is added to its logit
-    logprobs: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
     lane: str = ""  # calls of one lane share a turn when there is not room for all
     grammar: Grammar | None = None
     tools: tuple[dict[str, Any], ...] = ()
@@ -147,10 +123,12 @@ def check(request: GenerateRequest) -> None:
     Raises:
         InvalidRequest: with the argument's name and what it may be.
     """
+    if any(message.images for message in request.messages):
+        raise InvalidRequest("The models here cannot see: leave images out, and describe in `prompt` what they show.")
     if request.context:
-        if not any(message.content.strip() for message in request.messages):
+        if not any(message.text.strip() for message in request.messages):
             raise InvalidRequest("The context is empty. Give `system`, `files` or `messages`.")
-    elif not any(message.content.strip() for message in request.messages if message.role != "system"):
+    elif not any(message.text.strip() for message in request.messages if message.role != "system"):
         raise InvalidRequest("The prompt is empty. Say in `prompt` what the model should do.")
     if request.session and (len(request.messages) != 1 or request.tools or request.opens or request.context):
         raise InvalidRequest(
@@ -160,27 +138,46 @@ def check(request: GenerateRequest) -> None:
         raise InvalidRequest(
             "`queue` waits for a turn of a session, and there is no `session`: give one, or no `queue`."
         )
-    for argument, (may_be, words) in RANGES.items():
-        value = getattr(request, argument)
-        if not may_be(value):  # as nothing is that compares with NaN
-            raise InvalidRequest(f"{argument} is {value}; it must be {words}.")
-    if any(not stop for stop in request.stop):
+    check_sampling(request.sampling)
+    if request.grammar is not None and (request.tools or request.sampling.stop):
+        other = "tools" if request.tools else "stop"
+        raise InvalidRequest(f"`{other}` and a grammar cannot go together, it would not be obeyed: leave one out.")
+    check_tools(request.tools)
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Refuse parameters that cannot be.
+
+    Raises:
+        InvalidRequest: with the parameter's name and what it may be.
+    """
+    for name, parameter in PARAMETERS.items():
+        value = getattr(sampling, name)
+        if parameter.words and not parameter.bounds.hold(value):
+            raise InvalidRequest(f"{name} is {value}; it must be {parameter.words}.")
+    if any(not stop for stop in sampling.stop):
         raise InvalidRequest("A stop string is empty; leave it out.")
-    biased = [token_id for token_id, _ in request.logit_bias]
-    if len(biased) > MAX_LOGIT_BIASES:
-        raise InvalidRequest(f"logit_bias has {len(biased)} entries; it may have {MAX_LOGIT_BIASES}.")
+    biased = [token_id for token_id, _ in sampling.logit_bias]
+    limits = PARAMETERS["logit_bias"].bounds
+    if not limits.hold(biased):
+        raise InvalidRequest(f"logit_bias has {len(biased)} entries; it may have {limits.max_length}.")
     if len(set(biased)) < len(biased):
         raise InvalidRequest("logit_bias names a token id twice; leave one out.")
-    for token_id, bias in request.logit_bias:
+    for token_id, bias in sampling.logit_bias:
         if token_id < 0 or not -100 <= bias <= 100:
             raise InvalidRequest(
                 f"logit_bias has {bias} for token id {token_id}; ids are 0 or more, biases from -100 to 100."
             )
-    if request.grammar is not None and (request.tools or request.stop):
-        other = "tools" if request.tools else "stop"
-        raise InvalidRequest(f"`{other}` and a grammar cannot go together, it would not be obeyed: leave one out.")
+
+
+def check_tools(tools: tuple[dict[str, Any], ...]) -> None:
+    """Refuse what is no list of functions in OpenAI's form.
+
+    Raises:
+        InvalidRequest: with the function's name and how to write it.
+    """
     names: set[str] = set()
-    for tool in request.tools:
+    for tool in tools:
         function: Any = tool.get("function")
         name: Any = function.get("name") if isinstance(function, dict) else None
         if not isinstance(name, str) or not name:
@@ -206,26 +203,15 @@ def sampling_params(request: GenerateRequest, num_prompt: int, model: LoadedMode
         PromptTooLong: prompt and answer do not fit.
         InvalidRequest: logit_bias has an id that the model does not have.
     """
-    room = model.context_tokens - num_prompt
-    asked = None if request.context else request.max_tokens
-    max_tokens = request.max_tokens or max(1, min(DEFAULT_MAX_TOKENS, room))
+    sampling, room = request.sampling, model.context_tokens - num_prompt
+    asked = None if request.context else sampling.max_tokens
+    max_tokens = sampling.max_tokens or max(1, min(DEFAULT_MAX_TOKENS, room))
     if max_tokens > room:
         raise PromptTooLong(num_prompt, asked, model.context_tokens)
-    for token_id, _ in request.logit_bias:
+    for token_id, _ in sampling.logit_bias:
         if token_id >= model.vocab_size:
             raise InvalidRequest(
                 f"logit_bias has token id {token_id}; the ids of {model.name!r} go up to {model.vocab_size - 1}."
             )
-    return SamplingParams(
-        max_tokens=max_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=request.top_k,
-        min_p=request.min_p,
-        repetition_penalty=request.repetition_penalty,
-        presence_penalty=request.presence_penalty,
-        frequency_penalty=request.frequency_penalty,
-        logit_bias=request.logit_bias,
-        logprobs=request.logprobs,
-        seed=random.getrandbits(32) if request.seed is None else request.seed,
-    )
+    seed = random.getrandbits(32) if sampling.seed is None else sampling.seed
+    return SamplingParams(**vars(sampling) | {"max_tokens": max_tokens, "seed": seed})

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from mlx_mcp.core.block_pool import walk
+from mlx_mcp.core.cache.blocks import walk
 from mlx_mcp.core.durable import SessionHead, SessionRecord, Store, Transfer, check_name, find_heads
 from mlx_mcp.core.session import NAME, Session, SessionStore
 from mlx_mcp.engine.messages import Export, Failed, Heads, Import, OnDisk, Purge, Read, Remove, Sink, Told

@@ -24,7 +24,8 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from mlx_mcp.core.ports import Grammar, GrammarKind, never
+from mlx_mcp.chat.prompt import Grammar, GrammarKind
+from mlx_mcp.core.ports import never
 from mlx_mcp.errors import Abandoned, CapacityError, GenerationFailed, InvalidRequest
 
 MAX_SOURCE_BYTES = 256 * 1024
@@ -114,7 +115,7 @@ class Grammars:
 
     @contextlib.contextmanager
     def _turn(self, key: tuple[Grammar, int], gone: Callable[[], bool]) -> Iterator[None]:
-        """Alone with this grammar, since who waits for it finds it made, and beside few others."""
+        """Compile this grammar in one thread alone, whose result the others find, and few grammars at once."""
         began = time.monotonic()
         with self._compiled:
             while key in self._compiling or len(self._compiling) >= MAX_TRIALS:
@@ -135,7 +136,7 @@ class Grammars:
         grammar, vocab_size = key
         try:
             source = translate(grammar)
-            try_apart(source, gone)
+            try_in_process(source, gone)
             with self._making:
                 if self._vocabulary is None or self._vocabulary.size != vocab_size:
                     self._vocabulary = make_vocabulary(self._tokenizer, self._stop_ids, vocab_size)
@@ -163,7 +164,7 @@ class Grammars:
 
 
 class GrammarConstraint:
-    """Where one answer stands in its grammar. Used by one thread at a time."""
+    """The place of one answer in its grammar. Used by one thread at a time."""
 
     def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary, forget: Callable[[], None]) -> None:
         self._matcher, self._vocabulary, self._forget = matcher, vocabulary, forget
@@ -187,7 +188,7 @@ class GrammarConstraint:
         return bits.to_bytes((self._vocabulary.size + 7) // 8, "little")
 
     def accept(self, token_id: int) -> None:
-        """Go on past a token of text that the mask allowed.
+        """Advance past a token of text that the mask allowed.
 
         Raises:
             GenerationFailed: the grammar did not allow it, or is too complex to tell.
@@ -225,8 +226,8 @@ def make_vocabulary(tokenizer: Any, stop_ids: frozenset[int], vocab_size: int) -
             "Choose another model (list_models shows them), or leave the grammar out."
         ) from error
     added = backend.get_added_tokens_decoder().items()
-    barred = {i for i, token in added if re.fullmatch(r"[<\[].*[>\]]", token.content)} | set(stops)
-    is_text = (i not in barred and not tokens.is_special_token(i) for i in reversed(range(vocab_size)))
+    controls = {i for i, token in added if re.fullmatch(r"[<\[].*[>\]]", token.content)} | set(stops)
+    is_text = (i not in controls and not tokens.is_special_token(i) for i in reversed(range(vocab_size)))
     text = int("".join("01"[bit] for bit in is_text), 2)
     return Vocabulary(tokens, text, sum(1 << i for i in stops), vocab_size)
 
@@ -298,7 +299,7 @@ def exact(digits: str) -> int:
     return int(digits)
 
 
-def try_apart(source: str, gone: Callable[[], bool] = never) -> None:
+def try_in_process(source: str, gone: Callable[[], bool] = never) -> None:
     """Compile a translated grammar in another process, within bounds of time, memory and stack.
 
     Raises:

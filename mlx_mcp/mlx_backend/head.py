@@ -1,8 +1,8 @@
-"""Has a model compute, at a prompt's end, no more than the logits of its last token need.
+"""Computes, at the end of a prompt, only the logits of its last token.
 
-mlx-lm's models compute logits for every token of their input, and of a prompt's end one is read: with a vocabulary of
-150,000 the others take a small model longer than its layers do. What a model calls last, each token for itself, can be
-given the last tokens alone. Engine thread only.
+mlx-lm's models compute logits for every token of their input, of which those of a prompt's last token alone are read.
+With a vocabulary of 150,000 the others take a small model longer than its layers do. The modules that a model calls
+last compute each token by itself, so they can be given the last tokens alone. Engine thread only.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Asked:
 
 
 class Head:
-    """A model, asked for the logits of its rows' last tokens.
+    """A model that is asked for the logits of its rows' last tokens.
 
-    With `cut` no others go through its output layer, which goes by NAMES or is tied to an embedding, or through the end
-    of its last layer; what that adds to the other tokens is wrong, and read by nobody. For the model files of
-    `rows.ALLOWED`, and no others, tests/mlx_backend/test_architectures.py proves it right.
+    With `cut`, no other tokens go through its output layer, which has one of NAMES or is tied to an embedding, or
+    through the end of its last layer; what that adds to the other tokens is wrong, and nobody reads it.
+    tests/mlx_backend/test_architectures.py proves it right for the model files of `architectures.ALLOWED` alone.
     """
 
     def __init__(self, model: Any, cut: bool) -> None:
@@ -46,7 +46,7 @@ class Head:
     def last(self, inputs: mx.array, caches: list[Any], sizes: list[int]) -> mx.array:
         """Logits [rows, vocabulary] of each row's last token.
 
-        inputs: [rows, longest], of each row as many as `sizes` says, and whatever there is after them.
+        inputs: [rows, longest]; each row has as many tokens as `sizes` says, and anything after them.
         """
         self.asked.sizes = sizes
         try:
@@ -69,9 +69,9 @@ def tied(module: Any) -> bool:
 
 
 def narrowed(kind: type[Any], asked: Asked) -> type[Any]:
-    """A class of modules like `kind` that leave out the tokens whose logits are not asked for.
+    """A class of modules like `kind` that compute only the tokens whose logits are asked for.
 
-    It knows of no model: the weights would stay with it until the garbage is collected.
+    It refers to no model, whose weights would otherwise be kept until the garbage is collected.
     """
     call = kind.as_linear if tied(kind) else kind.__call__
 

@@ -1,8 +1,8 @@
-"""Cuts tokens out of a row's layers into payloads, and lays payloads end to end again. Knows no rows.
+"""Cuts tokens out of a row's layers into payloads, and joins payloads again. Knows no rows.
 
     FULL    KVCache          every token
-    WINDOW  RotatingKVCache  the last tokens that its ring would keep, as far as they are still there
-    STATE   ArraysCache      nothing of a token: all there is, as it was after the last one
+    WINDOW  RotatingKVCache  the last tokens that its ring would keep, as far as it still has them
+    STATE   ArraysCache      the whole state as it was after the last token, nothing of each token
 
 A payload has one array for the planes of one shape of all layers of a kind, in this order, one after another: Metal
 gives a process 499,000 buffers and no more. Engine thread only.
@@ -22,7 +22,8 @@ from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
 
 from mlx_mcp.core.layout import CacheKind, Form, LayerCache, Layout, Part, Tensor
 from mlx_mcp.core.ports import StoredBlock
-from mlx_mcp.mlx_backend.attention import FullLayer, KvBits
+from mlx_mcp.mlx_backend.device import on_cpu
+from mlx_mcp.mlx_backend.slabs import FullLayer, KvBits
 
 DTYPES = {  # by the names that safetensors files have for them
     **{
@@ -38,7 +39,7 @@ QUANTIZED = ("", ".scales", ".biases")  # what mx.quantize makes of keys, and of
 
 @dataclass(frozen=True, eq=False)
 class KvPayload:
-    """See core.layout.Payload. Its arrays share memory with nothing else, and one may be still being computed."""
+    """See core.layout.Payload. Its arrays share memory with nothing else, and may still be being computed."""
 
     codec: Codec  # of the model
     num_tokens: int
@@ -48,9 +49,16 @@ class KvPayload:
     windows: tuple[mx.array, ...]  # the same of the last tokens
     states: tuple[mx.array, ...]  # for each stack [planes, …], or none at all
 
+    def __eq__(self, other: object) -> bool:
+        """Whether the same bits are in both, for the same tokens; waits for them."""
+        if not isinstance(other, KvPayload):
+            return NotImplemented
+        mine, its = ((p.num_tokens, p.window_start, p.has_state, *p.pack()) for p in (self, other))
+        return mine == its
+
     @property
     def arrays(self) -> list[mx.array]:
-        """All there is in it."""
+        """All arrays in it."""
         return [*self.full, *self.windows, *self.states]
 
     @property
@@ -82,7 +90,7 @@ class Stack:
 
 
 class Codec:
-    """How a model's rows are cut and put back. A layer's planes are first those of its keys, then those of its values.
+    """Cuts a model's rows and restores them. A layer's planes are first those of its keys, then those of its values.
 
     `caches` hold one token; FULL layers store theirs as `kv_bits` says, and rows can share them where `sharing` is set.
     `refused` is why nothing is reused, `nested` whether a layer can have several of the caches.
@@ -98,14 +106,14 @@ class Codec:
         self.forms: dict[tuple[Plane, ...], Form] = {}
         windows = tuple(sorted({stack.window for stack in self.windows}))
         sharing = sharing and bool(self.full)
-        # Measured on CPUs (docs/log.md); on a GPU nobody has yet, so there it is for a setting to say.
-        rows = 2 if mx.default_device() == mx.cpu else 0
+        # Measured on CPUs (docs/log.md). Nobody has measured it on a GPU: there, a setting says it.
+        rows = 2 if on_cpu() else 0
         self.layout = Layout(windows, bool(self.states), sharing, rows if sharing else 0)
         if refused:
             self.layout = Layout(refused=refused)
 
     def cut(self, read: Callable[[int], list[mx.array]], start: int, end: int, state: bool) -> KvPayload:
-        """A payload of tokens [start, end), of which `read` returns a layer's planes; nothing is computed yet."""
+        """A payload of tokens [start, end), not computed yet; `read` returns the planes of a layer."""
         planes: dict[int, list[mx.array]] = {}
 
         def stacked(some: tuple[Stack, ...]) -> tuple[mx.array, ...]:
@@ -118,40 +126,20 @@ class Codec:
         return KvPayload(self, end - start, window_start, len(states) == len(self.states), full, windows, states)
 
     def tokens(self, parts: Seq[Part], start: int, end: int) -> dict[int, list[mx.array]]:
-        """Tokens [start, end) of the parts laid end to end, by FULL layer."""
+        """Tokens [start, end) of the concatenated parts, by FULL layer."""
         payloads = [payload(part) for part in parts]
         arrays = [[p.full[n] for p in payloads] for n in range(len(self.full))]
-        return apart(self.full, [lay(parts, each, start, end) for each in arrays])
-
-    def pour(self, parts: Seq[Part], start: int, end: int, places: dict[int, list[mx.array]], row: int) -> None:
-        """Copy tokens [start, end) of the parts laid end to end to the beginning of a row of each FULL layer's planes.
-
-        On a CPU only, at once and outside of MLX's graphs: thousands of small operations take thrice as long as the
-        memory. Nothing under way may read or write that row of the planes, which are evaluated.
-        """
-        mx.synchronize()
-        for n, stack in enumerate(self.full):
-            targets = [memory(places[i][k])[row] for i, k in stack.planes]
-            at = 0
-            for part in parts:
-                stop = at + part.num_tokens
-                if start < stop and at < end:
-                    first, last = max(at, start), min(stop, end)
-                    source = memory(payload(part).full[n])[:, :, first - at : last - at]
-                    for target, plane in zip(targets, source, strict=True):
-                        target[:, first - start : last - start] = plane
-                at = stop
-            assert at >= end, f"{at} tokens where {end} are needed"
+        return by_layer(self.full, [concatenate(parts, each, start, end) for each in arrays])
 
     def latest(self, parts: Seq[Part], num_tokens: int) -> dict[int, list[mx.array]]:
-        """By WINDOW layer the last tokens, by STATE layer the states, after the first `num_tokens` tokens."""
+        """The last of the first `num_tokens` tokens by WINDOW layer, and the states after them by STATE layer."""
         payloads = [payload(part) for part in parts]
         assert payloads[-1].has_state, "a row without its states"
         windows = []
         for n, stack in enumerate(self.windows):
             start = max(0, num_tokens - stack.window)
-            windows.append(lay(parts, [p.windows[n] for p in payloads], start, num_tokens))
-        return apart(self.windows, windows) | apart(self.states, payloads[-1].states)
+            windows.append(concatenate(parts, [p.windows[n] for p in payloads], start, num_tokens))
+        return by_layer(self.windows, windows) | by_layer(self.states, payloads[-1].states)
 
     def form(self, planes: tuple[Plane, ...]) -> Form:
         """What the bytes of a payload are whose arrays have such planes."""
@@ -166,10 +154,10 @@ class Codec:
         return self.forms[planes]
 
     def unpack(self, stored: StoredBlock) -> Callable[[], KvPayload]:
-        """Take over what `KvPayload.pack` gave; see ModelRunner.unpack.
+        """Turn what `KvPayload.pack` returned into a payload; see ModelRunner.unpack.
 
-        Copies the bytes into arrays of bytes, which builds no graph, so that any thread may; the rest is for the
-        engine's.
+        The bytes are copied into arrays of bytes, which builds no graph, so any thread may call this. The engine thread
+        calls what it returns, for the rest.
         """
         some = [*self.full, *self.windows, *(self.states if stored.has_state else ())]
         planes: list[Plane] = []
@@ -217,7 +205,7 @@ def layer_cache(cache: Any, kv_bits: KvBits | None) -> LayerCache:
 
 
 def stacks(layers: dict[int, Any], kv_bits: KvBits | None) -> tuple[Stack, ...]:
-    """The planes of caches that hold one token, by shape, and by window where these differ."""
+    """The planes of caches that hold one token, grouped by shape and window."""
     stored, found = FullLayer(kv_bits), dict[Any, list[tuple[int, int, str]]]()
     for i, cache in layers.items():
         kind, window = type(cache), 0
@@ -241,7 +229,7 @@ def stacks(layers: dict[int, Any], kv_bits: KvBits | None) -> tuple[Stack, ...]:
 
 
 def read(cache: Any, start: int, end: int) -> list[mx.array]:
-    """The planes of a row's cache: tokens [start, end), of a ring the last it keeps and still has; or the states."""
+    """The planes of a row's cache: its tokens [start, end), of a ring those that it still has; or the states."""
     kind = type(cache)
     if kind is ArraysCache:
         return list(cache.cache)
@@ -254,7 +242,7 @@ def read(cache: Any, start: int, end: int) -> list[mx.array]:
 
 
 def put(cache: Any, planes: list[mx.array], num_tokens: int) -> None:
-    """Let an empty cache hold planes of its latest tokens, out of `num_tokens`; or states."""
+    """Fill an empty cache with planes of its latest tokens, out of `num_tokens`, or with states."""
     kind = type(cache)
     if kind is ArraysCache:
         cache.cache = planes
@@ -269,7 +257,7 @@ def joined(planes: list[mx.array]) -> mx.array:
     return mx.concatenate([*planes, planes[0][:0]])
 
 
-def apart(some: tuple[Stack, ...], arrays: Seq[mx.array]) -> dict[int, list[mx.array]]:
+def by_layer(some: tuple[Stack, ...], arrays: Seq[mx.array]) -> dict[int, list[mx.array]]:
     """The planes [1, …] that lie in a payload's arrays, by layer."""
     found: dict[int, dict[int, mx.array]] = {}
     for stack, array in zip(some, arrays, strict=True):
@@ -278,8 +266,8 @@ def apart(some: tuple[Stack, ...], arrays: Seq[mx.array]) -> dict[int, list[mx.a
     return {i: [planes[k] for k in sorted(planes)] for i, planes in found.items()}
 
 
-def lay(parts: Seq[Part], arrays: list[mx.array], start: int, end: int) -> mx.array:
-    """Tokens [start, end) of the parts laid end to end; of each there is an array that ends where its payload does."""
+def concatenate(parts: Seq[Part], arrays: list[mx.array], start: int, end: int) -> mx.array:
+    """Tokens [start, end) of the concatenated parts; each part's array ends where its payload does."""
     pieces, at = [], 0
     for part, array in zip(parts, arrays, strict=True):
         stop = at + part.num_tokens
@@ -292,12 +280,7 @@ def lay(parts: Seq[Part], arrays: list[mx.array], start: int, end: int) -> mx.ar
     return whole
 
 
-def memory(array: mx.array) -> Any:
-    """An array's own memory, to read and write; numpy has no bfloat16, and only copies bytes here."""
-    return np.asarray(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
-
-
 def payload(part: Part) -> KvPayload:
-    """What was cut here, and nowhere else."""
+    """The payload of a part, which must have been cut by a Codec."""
     assert isinstance(part.payload, KvPayload), f"a {type(part.payload).__name__} for a row of keys and values"
     return part.payload

@@ -23,12 +23,13 @@ from mlx_lm.utils import load_model
 
 from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelSpec, PreparedModel, Report
 from mlx_mcp.errors import MlxMcpError, ModelError
-from mlx_mcp.mlx_backend.runner import SPARE_BYTES, Runner
+from mlx_mcp.mlx_backend.device import SPARE_BYTES, on_cpu
+from mlx_mcp.mlx_backend.runner import Runner
 from mlx_mcp.mlx_backend.streams import clear_streams
 from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
 
 SLICE_BYTES = 64 << 20
-HASHED_BYTES = 64 << 20  # weights of so many bytes are told apart by what is in them
+HASHED_BYTES = 64 << 20  # weights of up to so many bytes are told apart by their content
 FALLBACK_CONTEXT_TOKENS = 4096  # where neither config nor tokenizer says
 
 
@@ -53,14 +54,14 @@ class MlxLoader:
         config = read_config(folder)
         weights_bytes = sum(checked_size(path) for path in weight_files(folder))
         try:
-            tokenizer = ChatTokenizer(folder, config.get("eos_token_id"), foreign=spec.source != "embedded")
+            tokenizer = ChatTokenizer(folder, config.get("eos_token_id"), isolated=spec.source != "embedded")
         except MlxMcpError:
             raise
         except Exception as error:  # transformers raises of every kind for a folder it cannot read
             raise ModelError(
                 f"The tokenizer in {folder} cannot be read: {error}. Download the model again, or choose another."
             ) from error
-        if mx.default_device() == mx.cpu and not is_quantized(config):
+        if on_cpu() and not is_quantized(config):
             weights_bytes *= 2  # halves become singles, see materialise
         return PreparedModel(spec.name, folder, config, tokenizer, weights_bytes)
 
@@ -76,7 +77,7 @@ class MlxLoader:
             model, _ = load_model(prepared.folder, lazy=True)
         except Exception as error:  # model code raises of every kind for a config or weights it does not expect
             raise ModelError(f"{prepared.name!r} cannot be loaded: {error}") from error
-        if mx.default_device() == mx.cpu:
+        if on_cpu():
             model.set_dtype(mx.float32)
             mx.set_cache_limit(SPARE_BYTES)  # there MLX keeps 32 MB, less than a row of some thousand tokens
         weights = list(dict(tree_flatten(model.parameters())).values())
@@ -186,7 +187,7 @@ def fingerprint(folder: Path, kv_bits: int | None) -> bytes:
 
 def kept_dtype() -> str | None:
     """What keys and values are here, as safetensors files name it; None where that is what the model's weights are."""
-    return "F32" if mx.default_device() == mx.cpu else None
+    return "F32" if on_cpu() else None
 
 
 def is_quantized(config: dict[str, Any]) -> bool:

@@ -5,11 +5,8 @@ Engine thread only: MLX streams belong to the thread that made them.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import mlx.core as mx
@@ -17,23 +14,54 @@ import numpy as np
 
 from mlx_mcp.core.layout import Layout, Logits, Payload
 from mlx_mcp.core.ports import StepResult, StoredBlock
-from mlx_mcp.core.sequence import Sequence, TokenLogprobs
+from mlx_mcp.core.sequence import Constraint, SamplingParams, TokenLogprobs
 from mlx_mcp.core.slots import KvCost
-from mlx_mcp.core.steps import Chunk, Cut, Step
+from mlx_mcp.core.steps import Admission, Chunk, Cut, Step
+from mlx_mcp.mlx_backend.cpu.memory import keep_freed_memory
+from mlx_mcp.mlx_backend.device import SPARE_BYTES, on_cpu
 from mlx_mcp.mlx_backend.head import Head
-from mlx_mcp.mlx_backend.rows import SlottedRows, make_rows
+from mlx_mcp.mlx_backend.make_rows import make_rows
 from mlx_mcp.mlx_backend.sampler import Drawn, Row, draw, on_host
+from mlx_mcp.mlx_backend.slotted_rows import SlottedRows
 
 async_eval: Any = mx.async_eval  # which has no types
-SPARE_BYTES = 256 << 20  # freed memory that MLX, or the C library, may keep while nothing runs, for the rows to come
 CLEAR_CACHE_STEPS = 512  # attention's temporaries grow with the rows, and MLX keeps a buffer of every size
+
+
+@dataclass(frozen=True)
+class RowLogits:
+    """See core.layout.Logits: one row's, as float32."""
+
+    data: bytes
+
+    @property
+    def nbytes(self) -> int:
+        """See core.layout.Logits."""
+        return len(self.data)
+
+
+@dataclass(eq=False)
+class LiveRow:
+    """What the runner keeps of a row beside its keys and values, from its admission on."""
+
+    sequence_id: int
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    stop_ids: frozenset[int]
+    output_ids: list[int]  # drawn and read; in a step that runs ahead one is missing
+    constraint: Constraint | None
+
+    def tokens(self, start: int, end: int) -> tuple[int, ...]:
+        """Token ids [start, end) of prompt and output laid end to end."""
+        split = len(self.prompt_ids)
+        return (*self.prompt_ids[start:end], *self.output_ids[max(0, start - split) : max(0, end - split)])
 
 
 @dataclass
 class Flight:
-    """A step that is being computed: for each forward pass the sequences and the tokens drawn for them."""
+    """A step that is being computed: for each forward pass the rows and the tokens drawn for them."""
 
-    drawn: list[tuple[list[Sequence], Drawn]] = field(default_factory=list)
+    drawn: list[tuple[list[LiveRow], Drawn]] = field(default_factory=list)
     read: set[int] = field(default_factory=set)  # the sequences whose prompts were read to the end
     failed: dict[int, str] = field(default_factory=dict)
     payloads: dict[Cut, Payload] = field(default_factory=dict)
@@ -44,27 +72,27 @@ class Flight:
         logprobs: dict[int, TokenLogprobs] = {}
         logits: dict[int, Logits] = {}
         failed = dict(self.failed)
-        for sequences, drawn in self.drawn:
-            for i, (sequence, choice) in enumerate(zip(sequences, drawn.read(), strict=True)):
-                if sequence.sequence_id in failed:
+        for rows, drawn in self.drawn:
+            for i, (row, choice) in enumerate(zip(rows, drawn.read(), strict=True)):
+                sequence_id = row.sequence_id
+                if sequence_id in failed:
                     continue
                 if choice.token_id is None:
-                    failed[sequence.sequence_id] = (
-                        "the model's logits are not numbers, or its constraint allows none of them"
-                    )
+                    failed[sequence_id] = "the model's logits are not numbers, or its constraint allows none of them"
                     continue
-                if sequence.constraint is not None and choice.token_id not in sequence.stop_ids:
+                if row.constraint is not None and choice.token_id not in row.stop_ids:
                     try:
-                        sequence.constraint.accept(choice.token_id)
+                        row.constraint.accept(choice.token_id)
                     except Exception as error:  # as in _draw: it must not take the other rows with it
-                        failed[sequence.sequence_id] = f"its grammar failed, write it with smaller repetitions: {error}"
+                        failed[sequence_id] = f"its grammar failed, write it with smaller repetitions: {error}"
                         continue
-                tokens[sequence.sequence_id] = choice.token_id
+                row.output_ids.append(choice.token_id)
+                tokens[sequence_id] = choice.token_id
                 if choice.logprobs is not None:
-                    logprobs[sequence.sequence_id] = choice.logprobs
-                if sequence.sequence_id in self.read:
-                    logits[sequence.sequence_id] = np.array(np.asarray(drawn.logits)[i])  # a copy of this row alone
-        payloads = {cut: payload for cut, payload in self.payloads.items() if cut.sequence.sequence_id not in failed}
+                    logprobs[sequence_id] = choice.logprobs
+                if sequence_id in self.read:
+                    logits[sequence_id] = RowLogits(np.asarray(drawn.logits)[i].tobytes())
+        payloads = {cut: payload for cut, payload in self.payloads.items() if cut.sequence_id not in failed}
         self.payloads = {}  # a flight stays until the next one, and they may go before
         return StepResult(tokens, logprobs, failed, payloads, logits)
 
@@ -73,10 +101,13 @@ class Runner:
     """A model and the keys and values of its live rows."""
 
     def __init__(self, model: Any, kv_bits: int | None = None, chunk_tokens: int = 128) -> None:
-        keep_freed_memory()
+        if on_cpu():
+            keep_freed_memory(SPARE_BYTES)
         self.model = model
         self.rows = make_rows(model, kv_bits, chunk_tokens)
         self.head = Head(model, cut=isinstance(self.rows, SlottedRows))
+        self.live: dict[int, LiveRow] = {}  # by sequence id
+        self.constraints: dict[int, Constraint] = {}  # which outlive the rows of sequences that are preempted
         self.latest = Flight()
         self.num_launched = 0
 
@@ -100,10 +131,16 @@ class Runner:
         """How its rows can be cut and put back."""
         return self.rows.codec.layout
 
-    def must_wait(self, sequence: Sequence) -> bool:
-        """Whether drawing this row's next token needs its last one on the host, or its windows and states would go."""
-        layout = self.layout
-        return sequence.constraint is not None or on_host(sequence.params) or bool(layout.windows) or layout.states
+    def constrain(self, sequence_id: int, constraint: Constraint) -> None:
+        """See ModelRunner.constrain."""
+        self.constraints[sequence_id] = constraint
+
+    def must_wait(self, sequence_id: int) -> bool:
+        """See ModelRunner.must_wait; a row that is gone draws nothing."""
+        row, layout = self.live.get(sequence_id), self.layout
+        if row is None:
+            return False
+        return row.constraint is not None or on_host(row.params) or bool(layout.windows) or layout.states
 
     def cut(self, sequence_id: int, start: int, end: int, state: bool) -> Payload:
         """Copy tokens [start, end) out of a row between steps."""
@@ -119,22 +156,27 @@ class Runner:
         Decoding rows go first. A chunk writes into tensors that they read, which costs no copy once they are done.
         """
         flight = Flight()
+        for sequence_id in step.released:
+            self._free(sequence_id)
+        for admission in step.admitted:
+            self._admit(admission)
         for move in step.moves:
             self.rows.move(move)
         for restore in step.restores:
             self.rows.restore(restore)
         repeats: list[Any] = [r for r in step.restores if r.logits is not None]
         if repeats:
-            logits = mx.array(np.stack([restore.logits for restore in repeats]))
-            self._draw(flight, [restore.sequence for restore in repeats], logits)
-        for sequences, caches in self.rows.batches(list(step.decode)):
-            logits = self.model(self._inputs(sequences), cache=caches)[:, -1]
-            self._draw(flight, sequences, logits)
-        self._cut(flight, [cut for cut in step.cuts if cut.sequence in step.decode])
+            logits = np.stack([np.frombuffer(restore.logits.data, np.float32) for restore in repeats])
+            self._draw(flight, [restore.sequence_id for restore in repeats], mx.array(logits))
+        given = {each.sequence_id: each.token for each in step.decode}
+        for sequence_ids, caches in self.rows.batches(list(given)):
+            logits = self.model(self._inputs([given[i] for i in sequence_ids], sequence_ids), cache=caches)[:, -1]
+            self._draw(flight, sequence_ids, logits)
+        self._cut(flight, [cut for cut in step.cuts if cut.sequence_id in given])
         for chunks in self.rows.passes(step.prefill):
             self._read(flight, chunks)
             for chunk in chunks:
-                own = (cut for cut in step.cuts if cut.sequence is chunk.sequence)
+                own = (cut for cut in step.cuts if cut.sequence_id == chunk.sequence_id)
                 self._cut(flight, [cut for cut in own if chunk.start < cut.end <= chunk.end])
         assert len(flight.payloads) == len(step.cuts), "a cut of tokens that the step does not compute"
         self.latest = flight
@@ -144,78 +186,83 @@ class Runner:
         return flight
 
     def release(self, sequence_id: int) -> None:
-        """Free a row's keys and values."""
+        """Free the row of a sequence that has ended."""
+        self.constraints.pop(sequence_id, None)
+        self._free(sequence_id)
+
+    def reset(self) -> None:
+        """Free every row."""
+        for sequence_id in list(self.live):
+            self._free(sequence_id)
+
+    def _admit(self, admission: Admission) -> None:
+        """Know of a row that begins."""
+        sequence_id = admission.sequence_id
+        assert sequence_id not in self.live, f"row {sequence_id} is there already"
+        self.live[sequence_id] = LiveRow(
+            sequence_id,
+            admission.prompt_ids,
+            admission.params,
+            admission.stop_ids,
+            list(admission.output_ids),
+            self.constraints.get(sequence_id),
+        )
+        self.rows.admit(admission)
+
+    def _free(self, sequence_id: int) -> None:
+        """Forget a row, its keys and values."""
+        self.live.pop(sequence_id, None)
         if self.rows.release(sequence_id) and not self.rows.lengths:
             self.latest = Flight()
             # Memory that the system has to map anew takes a row longer than to fill it.
             if mx.get_cache_memory() > SPARE_BYTES:
                 mx.clear_cache()
 
-    def reset(self) -> None:
-        """Drop every row."""
-        for sequence_id in list(self.rows.lengths):
-            self.release(sequence_id)
-
     def _read(self, flight: Flight, chunks: list[Chunk]) -> None:
         """Compute a chunk, or several of different rows that are the last of their prompts, in one pass."""
-        sequences, sizes = [chunk.sequence for chunk in chunks], [chunk.end - chunk.start for chunk in chunks]
-        tokens = (chunk.sequence.tokens(chunk.start, chunk.end) for chunk in chunks)
+        sequence_ids, sizes = [chunk.sequence_id for chunk in chunks], [chunk.end - chunk.start for chunk in chunks]
+        tokens = (self.live[chunk.sequence_id].tokens(chunk.start, chunk.end) for chunk in chunks)
         padded = [(*ids, *[0] * (max(sizes) - len(ids))) for ids in tokens]
         caches = self.rows.together(chunks)
-        flight.read |= {c.sequence.sequence_id for c in chunks if c.last and not c.sequence.output_ids}
+        flight.read |= {c.sequence_id for c in chunks if c.last and not self.live[c.sequence_id].output_ids}
         if chunks[0].last:
-            self._draw(flight, sequences, self.head.last(mx.array(padded), caches, sizes))
+            self._draw(flight, sequence_ids, self.head.last(mx.array(padded), caches, sizes))
         else:
             # The keys and values alone: nobody reads these logits, so the vocabulary product is never computed.
             self.model(mx.array(padded), cache=caches)
-            async_eval(self.rows.arrays(sequences))
+            async_eval(self.rows.arrays(sequence_ids))
 
     def _cut(self, flight: Flight, cuts: list[Cut]) -> None:
         """Take cuts now, before their rows go on."""
         for cut in cuts:
-            flight.payloads[cut] = self.rows.cut(cut.sequence.sequence_id, cut.start, cut.end, cut.state)
+            flight.payloads[cut] = self.rows.cut(cut.sequence_id, cut.start, cut.end, cut.state)
 
-    def _inputs(self, sequences: list[Sequence]) -> mx.array:
-        """The token each row is fed: [rows, 1]. In a step that is run ahead they are still on the device."""
-        positions = [self.rows.lengths[s.sequence_id] - 1 for s in sequences]
-        if all(at < s.num_tokens for at, s in zip(positions, sequences, strict=True)):
-            return mx.array([s.tokens(at, at + 1) for at, s in zip(positions, sequences, strict=True)])
-        order = [s.sequence_id for some, _ in self.latest.drawn for s in some]
-        tokens = mx.concatenate([drawn.tokens for _, drawn in self.latest.drawn])
-        if order != [s.sequence_id for s in sequences]:
-            tokens = tokens[mx.array([order.index(s.sequence_id) for s in sequences])]
-        return tokens[:, None]
+    def _inputs(self, tokens: list[int | None], sequence_ids: list[int]) -> mx.array:
+        """The token each row is fed: [rows, 1]. Those of a step that is run ahead are still on the device."""
+        if None not in tokens:
+            return mx.array([[token] for token in tokens])
+        assert set(tokens) == {None}, "a step that runs ahead with a part of its rows"
+        order = [row.sequence_id for rows, _ in self.latest.drawn for row in rows]
+        latest = mx.concatenate([drawn.tokens for _, drawn in self.latest.drawn])
+        if order != sequence_ids:
+            latest = latest[mx.array([order.index(sequence_id) for sequence_id in sequence_ids])]
+        return latest[:, None]
 
-    def _draw(self, flight: Flight, sequences: list[Sequence], logits: mx.array) -> None:
+    def _draw(self, flight: Flight, sequence_ids: list[int], logits: mx.array) -> None:
         """Draw each row's next token from logits [rows, vocab], and have all of it evaluated."""
-        waits = [s for s in sequences if s.constraint is not None]
-        if waits:
+        live = [self.live[sequence_id] for sequence_id in sequence_ids]
+        if any(row.constraint is not None for row in live):
             async_eval(logits)  # masks are made meanwhile
         rows = []
-        for sequence in sequences:
-            sequence_id = sequence.sequence_id
+        for row in live:
             mask = None
-            if sequence.constraint is not None:
+            if row.constraint is not None:
                 try:
-                    mask = sequence.constraint.mask()
+                    mask = row.constraint.mask()
                 except Exception as error:  # a grammar that breaks at run time must not take the other rows with it
-                    flight.failed[sequence_id] = f"its grammar failed, write it with smaller repetitions: {error}"
-            index = self.rows.lengths[sequence_id] - len(sequence.prompt_ids)
-            rows.append(Row(sequence.params, index, sequence.prompt_ids, sequence.output_ids, mask))
+                    flight.failed[row.sequence_id] = f"its grammar failed, write it with smaller repetitions: {error}"
+            index = self.rows.lengths[row.sequence_id] - len(row.prompt_ids)
+            rows.append(Row(row.params, index, row.prompt_ids, row.output_ids, mask))
         drawn = draw(logits, rows)
-        flight.drawn.append((sequences, drawn))
-        async_eval(drawn.arrays(), self.rows.arrays(sequences))
-
-
-@cache
-def keep_freed_memory() -> None:
-    """Have glibc keep what is freed, up to SPARE_BYTES; on GPUs and with other C libraries nothing is done.
-
-    Of its own accord it gives back to the system whatever is large or lies last, and a row's slots are both: to have
-    them mapped anew takes a restore twice as long.
-    """
-    if mx.default_device() == mx.cpu and sys.platform.startswith("linux"):
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at its largest
-            mallopt(-1, SPARE_BYTES)  # M_TRIM_THRESHOLD
+        flight.drawn.append((live, drawn))
+        async_eval(drawn.arrays(), self.rows.arrays(sequence_ids))

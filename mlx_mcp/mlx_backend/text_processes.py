@@ -1,10 +1,10 @@
-"""Foreign chat templates and tokenizers at work in processes of their own, each of which is killed at a deadline.
+"""Runs chat templates and tokenizers of models in other processes, which are killed at a deadline.
 
 Guarantees:
     - A piece of work ends within its limit, in another process, whatever the template or tokenizer does: it may loop,
       or hold the interpreter in one call, or take all memory.
     - When nobody waits for it any more its process is killed at once.
-    - What one piece does holds up no other as long as fewer than MAX_PROCESSES are stuck; then others wait their turn.
+    - One piece of work delays no other while fewer than MAX_PROCESSES are stuck; then the others wait for a process.
     - The processes end with their owner, and with this process, however it ends.
 """
 
@@ -32,7 +32,7 @@ from mlx_mcp.errors import Abandoned, CapacityError
 from mlx_mcp.mlx_backend import text_worker
 
 MAX_PROCESSES = 4  # for one tokenizer
-PATIENCE_S = 0.3  # how long to wait for a busy process before another is started
+START_ANOTHER_S = 0.3  # how long to wait for a busy process before another is started
 WAIT_S = 60.0  # for a process, while all are stuck
 LOOK_S = 0.05  # how often to look whether anybody still waits
 READ_S = 60.0  # to start, and to read a tokenizer
@@ -78,7 +78,7 @@ class TextProcess:
     def ask(
         self, header: dict[str, Any], blob: bytes, limit_s: float, gone: Callable[[], bool]
     ) -> tuple[dict[str, Any], bytes]:
-        """Have it do something. Unless an answer comes, the process is not `usable` any more.
+        """Send the process a request, and wait for its answer. Unless one comes, it is not `usable` any more.
 
         Raises:
             Failed: with what the process says is wrong, or how it ended.
@@ -131,7 +131,7 @@ class TextProcess:
 
 @dataclass
 class _Pool:
-    """The processes of one tokenizer; apart from it so that they can be ended when it goes."""
+    """The processes of one tokenizer, in an object of their own, so that they can be ended when that is collected."""
 
     tokenizer: bytes = b""  # serialised
     idle: list[TextProcess] = field(default_factory=list)
@@ -147,7 +147,7 @@ class _Pool:
 
 
 class TextProcesses:
-    """Renders and encodes with one foreign tokenizer; any thread may ask."""
+    """Renders and encodes with one model's template and tokenizer; any thread may call it."""
 
     def __init__(self) -> None:
         self._pool = _Pool()
@@ -212,12 +212,12 @@ class TextProcesses:
                 process.end()
 
     def _take(self, gone: Callable[[], bool]) -> TextProcess:
-        """A process to work with: one that is idle, soon idle, or new."""
+        """A process to work with: one that is idle, one that becomes idle soon, or a new one."""
         pool, began = self._pool, time.monotonic()
         with pool.changed:
             while not pool.idle:
                 waited = time.monotonic() - began
-                if not pool.num_busy or (pool.num_busy < MAX_PROCESSES and waited >= PATIENCE_S):
+                if not pool.num_busy or (pool.num_busy < MAX_PROCESSES and waited >= START_ANOTHER_S):
                     break
                 if gone():
                     raise Abandoned

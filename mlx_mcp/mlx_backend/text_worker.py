@@ -1,4 +1,4 @@
-"""Renders a foreign chat template and encodes with a foreign tokenizer, in a process that can be killed.
+"""Renders a model's chat template and encodes with its tokenizer, in a process that can be killed.
 
 The program of the process that `text_processes` starts. It reads requests from stdin and answers on stdout, and imports
 no more than it needs: jinja2 and tokenizers, a tenth of transformers' time. Knows nothing of MLX.
@@ -75,7 +75,7 @@ class Worker:
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_buffer(data)
-        # What a tokenizer does with every token, and with some text, it had better do here first.
+        # A tokenizer that fails at one of its tokens, or at some text, must fail here first.
         self._tokenizer.encode_batch_fast([SAMPLE], add_special_tokens=True)
         self._tokenizer.decode(list(range(self._tokenizer.get_vocab_size())), skip_special_tokens=False)
 
@@ -89,9 +89,9 @@ class Worker:
 
 
 def environment() -> Any:
-    """What templates are written for: as transformers has it, which takes two seconds to import.
+    """The environment that templates are written for, as in transformers, which takes two seconds to import.
 
-    tests/mlx_backend/test_text_worker.py holds it to transformers' own.
+    tests/mlx_backend/test_text_worker.py compares it with transformers' own.
     """
     import jinja2
     from jinja2.ext import Extension, loopcontrols
@@ -185,7 +185,7 @@ def main() -> None:
             answer = worker.answer(header, blob)
         except MemoryError:
             answer = {"error": f"it takes more than {MAX_BYTES >> 30} GiB of memory"}, b""
-        except BaseException as error:  # foreign code raises of every kind, and Rust panics as BaseException
+        except BaseException as error:  # such code raises errors of every kind, and Rust panics as BaseException
             answer = {"error": str(error) or type(error).__name__}, b""
         write(wire_out, *answer)
 

@@ -10,6 +10,7 @@ import struct
 import sys
 import termios
 import time
+from typing import Any, Self
 
 WAIT_S = 90
 
@@ -17,7 +18,7 @@ WAIT_S = 90
 class Terminal:
     """A command that takes the other end of a pseudo-terminal for its user."""
 
-    def __init__(self, *arguments, columns=72, **env):
+    def __init__(self, *arguments: str, columns: int = 72, **env: str) -> None:
         self.text = ""
         self.pid, self.fd = pty.fork()
         if not self.pid:
@@ -26,10 +27,10 @@ class Terminal:
             env = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"TERM": "xterm"} | env
             os.execve(sys.executable, [sys.executable, "-m", "mlx_mcp", *arguments], env)
 
-    def type(self, keys):
+    def type(self, keys: bytes) -> None:
         os.write(self.fd, keys)
 
-    def until(self, words):
+    def until(self, words: str | None) -> Self:
         """Read until these words were printed, or everything if they never are."""
         deadline = time.monotonic() + WAIT_S
         while words is None or words not in self.text:
@@ -46,7 +47,7 @@ class Terminal:
             self.text += data.decode()
         return self
 
-    def end(self):
+    def end(self) -> int:
         """Read to the end; returns the exit status."""
         self.until(None)
         _, status = os.waitpid(self.pid, 0)
@@ -54,22 +55,22 @@ class Terminal:
         return os.waitstatus_to_exitcode(status)
 
     @property
-    def lines(self):
+    def lines(self) -> list[str]:
         """What the terminal shows, without what only moves the cursor or colours."""
         plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.text)
         return [line.split("\r")[-1] for line in plain.replace("\r\n", "\n").split("\n")]
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
         os.close(self.fd)
 
 
-def shown(*arguments, **options):
+def shown(*arguments: str, **options: Any) -> tuple[list[str], int]:
     """The lines that a command shows in a terminal, and its exit status."""
     with Terminal(*arguments, **options) as terminal:
         status = terminal.end()

@@ -20,10 +20,11 @@ from mlx_lm.models.cache import (
 from mlx_lm.utils import load
 from typer.testing import CliRunner
 
+from mlx_mcp.chat.message import Message
 from mlx_mcp.cli.main import app
 from mlx_mcp.config import Config
-from mlx_mcp.core.ports import Message
-from mlx_mcp.core.prefix_cache import block_key
+from mlx_mcp.core.cache.prefixes import block_key
+from mlx_mcp.core.sampling import Sampling
 from mlx_mcp.core.session import SessionOptions
 from mlx_mcp.engine.requests import GenerateRequest, Result
 from mlx_mcp.errors import StorageError
@@ -82,13 +83,15 @@ class Here:
         return asyncio.run(run())
 
     def prime(self, name="base"):
-        request = GenerateRequest((Message("user", TEXT),), opens=SessionOptions(name=name), context=True, max_tokens=1)
+        request = GenerateRequest(
+            (Message("user", TEXT),), opens=SessionOptions(name=name), context=True, sampling=Sampling(1)
+        )
         return self.ask(request, persist=name)
 
     def turn(self, session):
         """A turn of the session: what came of it, and the tokens that it added."""
         before = len(self.record(session).tokens)
-        request = GenerateRequest((Message("user", TURN),), session=session, max_tokens=NUM_TOKENS)
+        request = GenerateRequest((Message("user", TURN),), session=session, sampling=Sampling(NUM_TOKENS))
         [result] = self.ask(request, persist=session)
         return result, self.record(session).tokens[before:]
 

@@ -14,7 +14,7 @@ from mlx_mcp.cli import progress
 from mlx_mcp.cli.reporting import at_a_terminal
 from mlx_mcp.engine.requests import Progress
 from mlx_mcp.errors import NotOnDisk, PromptTooLong, UnknownModel
-from mlx_mcp.server.calls import Meter
+from mlx_mcp.service.activity import Meter
 from tests.cli.test_main import OPTIONS, invoked
 from tests.process.windows import WAIT_S, command, wait_until
 

@@ -1,12 +1,15 @@
+import pickle
 import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_mcp.core import slots, steps
 from mlx_mcp.core.scheduler import Limits, Scheduler
 from mlx_mcp.core.sequence import SamplingParams, Sequence
 from mlx_mcp.core.slots import KvCost, Ledger, SlotPool
+from mlx_mcp.core.steps import Decode
 from mlx_mcp.errors import CapacityError, RequestTooLarge
 from tests.effort import drawn
 
@@ -23,15 +26,24 @@ def sequence(sequence_id, num_prompt, max_tokens=5, session=None, group=""):
 
 
 def chunks(step):
-    return [(chunk.sequence.sequence_id, chunk.start, chunk.end) for chunk in step.prefill]
+    return [(chunk.sequence_id, chunk.start, chunk.end) for chunk in step.prefill]
 
 
 def take(scheduler):
     """Schedule a step and commit it with a token for everyone; returns the step."""
     step = scheduler.schedule()
-    scheduler.commit(step, {s.sequence_id: 9 for s in step.drawing})
+    commit(scheduler, step, dict.fromkeys(step.drawing, 9))
     scheduler.check_integrity()
     return step
+
+
+def commit(scheduler, step, tokens):
+    """Commit a step, and remove the sequences that have ended; returns these."""
+    running = {s.sequence_id: s for s in scheduler.running}
+    ended = [running[i] for i in scheduler.commit(step, tokens)]
+    for s in ended:
+        scheduler.remove(s)
+    return ended
 
 
 # Chunks
@@ -51,7 +63,7 @@ def test_a_long_prompt_costs_decoding_rows_one_chunk_a_step():
     take(scheduler)
     scheduler.add(sequence(2, 10))
     step = take(scheduler)
-    assert step.decode == (decoding,)
+    assert step.decoding == [decoding.sequence_id]
     assert chunks(step) == [(2, 0, 4)]
 
 
@@ -107,7 +119,7 @@ def test_sequences_are_admitted_first_come_first_served_and_a_finished_one_makes
     step = scheduler.schedule()
     assert scheduler.running == [first, second]
     assert scheduler.num_ahead(third) == 0
-    assert scheduler.commit(step, {1: 9, 2: 9}) == [first, second]
+    assert commit(scheduler, step, {1: 9, 2: 9}) == [first, second]
     scheduler.schedule()
     assert scheduler.running == [third]
 
@@ -117,7 +129,7 @@ def test_sessions_take_turns_for_places_and_within_one_the_order_holds():
     for i, session in enumerate("aaaabbc"):
         scheduler.add(sequence(i, 2, max_tokens=1, session=session))
     ahead = {s.sequence_id: scheduler.num_ahead(s) for queue in scheduler.waiting.values() for s in queue}
-    order = [take(scheduler).sequences[0].sequence_id for _ in range(7)]
+    order = [take(scheduler).rows[0] for _ in range(7)]
     assert order == [0, 4, 6, 1, 5, 2, 3]
     assert [ahead[i] for i in order] == [0, 1, 2, 3, 4, 5, 6]
 
@@ -130,18 +142,18 @@ def test_a_session_with_fifty_prompts_holds_up_no_session_with_one():
         scheduler.add(s)
     for _ in range(30):  # the crowd has every place
         take(scheduler)
-    assert {s.session for s in scheduler.running} == {"crowd"}
+    assert {s.lane for s in scheduler.running} == {"crowd"}
     singles = [sequence(100 + i, 8, max_tokens=20) for i in range(7)]
     for s in singles:
         scheduler.add(s)
-    first_token, finished = {}, []
+    first_token, finished, rows = {}, [], {s.sequence_id: s for s in crowd + singles}
     for step_number in range(4000):
         if not scheduler.has_work:
             break
-        for s in take(scheduler).drawing:
-            first_token.setdefault(s.sequence_id, step_number)
-            if s.finish_reason:
-                finished.append(s.sequence_id)
+        for sequence_id in take(scheduler).drawing:
+            first_token.setdefault(sequence_id, step_number)
+            if rows[sequence_id].finish_reason:
+                finished.append(sequence_id)
     # Eight sessions share the prefill budget: two chunks each need at most eight turns apiece, and a step over.
     assert max(first_token[s.sequence_id] for s in singles) <= 2 * 8 + 1
     assert max(finished.index(s.sequence_id) for s in singles) < finished.index(49)
@@ -167,7 +179,7 @@ def test_a_session_that_runs_nothing_gets_a_place_from_the_one_with_the_most():
     take(scheduler)
     scheduler.add(other := sequence(3, 2, session="b"))
     step = take(scheduler)
-    assert step.preempted == (second,)
+    assert step.released == (second.sequence_id,)
     assert scheduler.running == [first, other]
 
 
@@ -178,7 +190,7 @@ def test_a_sequence_makes_place_for_another_session_once_and_no_more():
         scheduler.add(s)
     take(scheduler)
     for i in range(3, 30):  # one call after another of a session that never runs two
-        if all(s.session != "b" for s in scheduler.running) and "b" not in scheduler.waiting:
+        if all(s.lane != "b" for s in scheduler.running) and "b" not in scheduler.waiting:
             scheduler.add(sequence(i, 2, max_tokens=1, session="b"))
         take(scheduler)
     assert second.num_preemptions == 1
@@ -213,8 +225,8 @@ def test_a_session_never_loses_its_only_place():
     for i in (1, 2, 3):
         scheduler.add(sequence(i, 2, max_tokens=4))
     steps = [take(scheduler) for _ in range(4)]
-    assert all(step.preempted == () for step in steps)
-    assert [s.sequence_id for s in steps[-1].decode] == [1, 2]
+    assert all(step.released == () for step in steps)
+    assert steps[-1].decoding == [1, 2]
 
 
 # Groups
@@ -228,7 +240,7 @@ def test_a_group_with_thirty_calls_gives_a_place_to_one_with_one():
     scheduler.add(single := sequence(99, 2, group="other"))
     step = take(scheduler)
     assert single in scheduler.running
-    assert [s.sequence_id for s in step.preempted] == [3]
+    assert step.released == (3,)
 
 
 def test_a_free_place_goes_to_the_group_that_runs_the_least():
@@ -243,7 +255,7 @@ def test_a_free_place_goes_to_the_group_that_runs_the_least():
         step = scheduler.schedule()
         if any(s.group == "other" for queue in scheduler.waiting.values() for s in queue):
             assert any(s.group == "other" for s in scheduler.running)
-        scheduler.commit(step, {s.sequence_id: 9 for s in step.drawing})
+        commit(scheduler, step, dict.fromkeys(step.drawing, 9))
 
 
 def test_a_session_takes_no_place_of_a_group_that_runs_less():
@@ -253,7 +265,7 @@ def test_a_session_takes_no_place_of_a_group_that_runs_less():
     for i in range(10, 20):
         scheduler.add(sequence(i, 2, max_tokens=50, group="large"))
     for _ in range(20):
-        assert not take(scheduler).preempted
+        assert not take(scheduler).released
     assert [s.group for s in scheduler.running].count("small") == 2
 
 
@@ -310,7 +322,7 @@ def test_no_model_takes_for_ever_what_another_lacks():
     while small.has_work or large.has_work:
         take(small)
         take(large)
-    assert (ledger.used_bytes, ledger.first) == (0, None)
+    assert (ledger.used_bytes, ledger.reserved_for) == (0, None)
 
 
 def test_a_model_whose_callers_gave_up_holds_up_no_other():
@@ -352,7 +364,7 @@ def test_a_row_that_outgrows_its_slot_moves_and_only_that_row():
     old, moves = growing.slot, []
     while not moves:
         moves = take(scheduler).moves
-    assert [(m.sequence, m.old, m.new) for m in moves] == [(growing, old, growing.slot)]
+    assert [(m.sequence_id, m.old, m.new) for m in moves] == [(1, old, growing.slot)]
     assert growing.num_tokens == 130  # the step that computes token 129 found no room in 128; a token came with it
     assert growing.slot.capacity == 256
 
@@ -366,8 +378,8 @@ def test_when_memory_runs_out_the_youngest_gives_way_keeps_its_tokens_and_comes_
         scheduler.add(s)
     preempted = []
     while not preempted:
-        preempted = list(take(scheduler).preempted)
-    assert preempted == [young]
+        preempted = list(take(scheduler).released)
+    assert preempted == [young.sequence_id]
     kept = list(young.output_ids)
     assert len(kept) > 0
     assert young in scheduler.waiting["2"]
@@ -411,8 +423,8 @@ def test_a_row_that_cannot_grow_even_alone_is_computed_again_in_a_larger_slot():
     scheduler.add(s := sequence(1, 180, max_tokens=200))
     preempted = []
     while scheduler.has_work:
-        preempted += take(scheduler).preempted
-    assert preempted == [s]
+        preempted += take(scheduler).released
+    assert preempted == [s.sequence_id]
     assert len(s.output_ids) == 200
 
 
@@ -460,6 +472,34 @@ def test_max_tokens_ends_a_sequence_with_length():
     assert s.finish_reason == "length"
 
 
+# Steps as values
+
+
+def test_a_decoding_row_is_fed_its_latest_token():
+    scheduler = make()
+    scheduler.add(sequence(1, 2))
+    for token in (7, 8):
+        commit(scheduler, scheduler.schedule(), {1: token})
+    assert scheduler.schedule().decode == (Decode(1, 8),)
+
+
+def test_a_step_is_printed_compared_and_pickled_without_any_sequence():
+    scheduler = make()
+    for s in (sequence(1, 2, session="a"), sequence(2, 9, session="a")):
+        scheduler.add(s)
+    take(scheduler)
+    scheduler.add(sequence(3, 2, session="b"))
+    step = scheduler.schedule()
+    assert step.released == (2,)
+    assert [row.sequence_id for row in step.admitted] == [3]
+    assert step.decode
+    assert step.prefill
+    names = {name: value for name, value in [*vars(steps).items(), *vars(slots).items()] if isinstance(value, type)}
+    assert eval(repr(step), {**names, "SamplingParams": SamplingParams}) == step
+    assert pickle.loads(pickle.dumps(step)) == step
+    assert hash(step) == hash(pickle.loads(pickle.dumps(step)))
+
+
 # Running ahead
 
 
@@ -470,12 +510,12 @@ def test_a_step_goes_ahead_with_the_rows_that_are_not_sure_to_end():
         scheduler.add(s)
     first = scheduler.schedule()
     second = scheduler.ahead(first)
-    assert second.decode == (short, long)
-    assert scheduler.commit(first, {1: 9, 2: 9}) == []
+    assert second.decode == (Decode(1, None), Decode(2, None))
+    assert commit(scheduler, first, {1: 9, 2: 9}) == []
     third = scheduler.ahead(second)
-    assert third.decode == (long,)
-    assert scheduler.commit(second, {1: 9, 2: 0}) == [short, long]
-    assert scheduler.commit(third, {2: 9}) == []  # computed for nothing
+    assert third.decode == (Decode(2, None),)
+    assert commit(scheduler, second, {1: 9, 2: 0}) == [short, long]
+    assert commit(scheduler, third, {2: 9}) == []  # computed for nothing
     assert long.output_ids == [9]
     scheduler.check_integrity()
 
@@ -489,13 +529,14 @@ def test_no_step_goes_ahead_of_other_work(reason):
         scheduler.add(sequence(1, 64, max_tokens=100))
         while True:
             step = scheduler.schedule()
-            if step.decode and step.decode[0].num_tokens == step.decode[0].slot.capacity:
+            (s,) = scheduler.running
+            if step.decode and s.num_tokens == s.slot.capacity:
                 break
-            scheduler.commit(step, {1: 9})
+            commit(scheduler, step, {1: 9})
     else:
         step = scheduler.schedule()
         assert scheduler.ahead(step) is not None
-        scheduler.commit(step, {1: 9})
+        commit(scheduler, step, {1: 9})
         scheduler.add(sequence(2, 30))
         if reason == "a prompt is not read":
             step = scheduler.schedule()
@@ -523,17 +564,18 @@ def test_whatever_comes_and_goes_every_sequence_gets_all_its_tokens_once(seed, l
             break
         step = ahead or scheduler.schedule()
         if ahead is None:
-            for s in step.preempted:
-                computed[s.sequence_id] = 0
+            for sequence_id in step.released:
+                computed[sequence_id] = 0
         for chunk in step.prefill:  # every token is computed once, in order, within the slot
-            assert computed.get(chunk.sequence.sequence_id, 0) == chunk.start
-            computed[chunk.sequence.sequence_id] = chunk.end
-            assert chunk.end <= chunk.sequence.slot.capacity
-        for s in step.decode:
-            computed[s.sequence_id] += 1
-            assert s.slot is None or computed[s.sequence_id] <= s.slot.capacity
+            assert computed.get(chunk.sequence_id, 0) == chunk.start
+            computed[chunk.sequence_id] = chunk.end
+            assert chunk.end <= alive[chunk.sequence_id].slot.capacity
+        for sequence_id in step.decoding:
+            computed[sequence_id] += 1
+            s = alive.get(sequence_id)
+            assert s is None or computed[sequence_id] <= s.slot.capacity
         ahead = scheduler.ahead(step) if rng.random() < 0.5 else None
-        for s in scheduler.commit(step, {s.sequence_id: 9 for s in step.drawing}):
+        for s in commit(scheduler, step, dict.fromkeys(step.drawing, 9)):
             assert len(alive.pop(s.sequence_id).output_ids) == s.params.max_tokens
         scheduler.check_integrity()
         scheduler.pool.ledger.check_integrity(scheduler.pool.used_bytes)

@@ -99,7 +99,7 @@ def test_a_fork_goes_on_from_its_parents_block_and_is_not_pinned():
 def test_a_block_that_counts_a_session_too_many_is_a_bug_that_shows():
     house = House()
     session = house.open(words(20))
-    house.pool.hold(session.leaf.parent)
+    house.pool.add_session(session.leaf.parent)
     with pytest.raises(AssertionError, match="blocks miscount their sessions"):
         house.store.check_integrity()
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from mlx_mcp.core.block_pool import BlockPool
-from mlx_mcp.core.kv_cache_manager import Sharing
+from mlx_mcp.core.cache.blocks import BlockPool
+from mlx_mcp.core.cache.misses import Miss
+from mlx_mcp.core.cache.shared_prefixes import Sharing
 from mlx_mcp.core.layout import Layout
-from mlx_mcp.core.miss import Miss
 from mlx_mcp.core.ports import ModelSpec
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import SamplingParams

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from hypothesis.strategies import DataObject
 
+from mlx_mcp.core.cache.shared_prefixes import Sharing
 from mlx_mcp.core.durable import Store
-from mlx_mcp.core.kv_cache_manager import Sharing
 from mlx_mcp.core.ports import ModelLoader, ModelSpec
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import SamplingParams
@@ -452,7 +452,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.seen.update(restored=stats.restored, offloaded=stats.offloaded)
         self.seen.update(evictions=stats.evictions, preemptions=stats.preemptions, cached=stats.cached_tokens)
         caches = [resident.scheduler.cache for resident in self.engine.residents.values()]
-        self.seen.update(shared=sum(cache.num_prefixes for cache in caches if cache is not None))
+        self.seen.update(shared=sum(cache.shared.num_made for cache in caches if cache is not None))
 
     # All of it once, where chance is not to be relied on
 

@@ -6,17 +6,11 @@ from contextlib import aclosing
 
 import pytest
 
-from mlx_mcp.core.ports import (
-    Grammar,
-    GrammarKind,
-    LoadedModel,
-    LoadProgress,
-    Message,
-    Piece,
-    Prompt,
-    TextKind,
-    ToolCall,
-)
+from mlx_mcp.chat.answer import Piece, TextKind
+from mlx_mcp.chat.message import Message, ToolCall
+from mlx_mcp.chat.prompt import Grammar, GrammarKind, Prompt
+from mlx_mcp.core.ports import LoadedModel, LoadProgress
+from mlx_mcp.core.sampling import PARAMETERS, Sampling
 from mlx_mcp.core.sequence import SamplingParams, TokenLogprobs
 from mlx_mcp.engine import client as client_module
 from mlx_mcp.engine.answer import Answer
@@ -32,7 +26,8 @@ YES = Grammar(GrammarKind.REGEX, "yes")
 
 
 def asking(text, **options):
-    return GenerateRequest((Message("user", text),), **options)
+    drawn = {name: options.pop(name) for name in PARAMETERS if name in options}
+    return GenerateRequest((Message("user", text),), sampling=Sampling(**drawn), **options)
 
 
 async def collect(client, request):
@@ -231,8 +226,8 @@ async def test_reasoning_may_be_declined(client):
 async def test_a_grammar_reaches_the_engine_compiled_and_the_answer_is_read_as_it_stands(client):
     result = await answer(client, asking("[hm]{yes}", grammar=YES))
     assert (result.text, result.reasoning, result.tool_calls, result.finish_reason) == ("{yes}", "", (), "stop")
-    (sequence,) = {s for step in client.loader.runner.steps for s in step.sequences}
-    assert isinstance(sequence.constraint, FakeConstraint)
+    (constraint,) = client.loader.runner.constrained
+    assert isinstance(constraint, FakeConstraint)
 
 
 async def test_slow_grammars_hold_up_no_call_without_one(client, monkeypatch):
@@ -277,7 +272,7 @@ async def test_a_grammar_that_cannot_be_compiled_is_refused_before_anything_is_q
     assert client.loader.runner.steps == []
 
 
-async def test_the_engine_gets_the_lane_and_every_sampling_parameter(client):
+async def test_the_engine_gets_the_lane_and_every_sampling_parameter(client, monkeypatch):
     params = SamplingParams(
         max_tokens=3,
         temperature=0.5,
@@ -292,9 +287,12 @@ async def test_the_engine_gets_the_lane_and_every_sampling_parameter(client):
         seed=7,
     )
     options = {name: getattr(params, name) for name in SamplingParams.__dataclass_fields__}
+    sent, send = [], client.thread.send
+    monkeypatch.setattr(client.thread, "send", lambda command: (sent.append(command), send(command)))
     await answer(client, asking("abc", lane="mine", **options))
-    sequence = client.loader.runner.steps[0].sequences[0]
-    assert (sequence.params, sequence.session) == (params, "mine")
+    (row,) = client.loader.runner.steps[0].admitted
+    assert row.params == params
+    assert [command.lane for command in sent if isinstance(command, Submit)] == ["mine"]
 
 
 async def test_logprobs_come_with_the_text_of_each_token():
@@ -339,8 +337,9 @@ async def test_a_cancelled_call_frees_its_row_and_leaves_the_others(client):
     runner.gate.set()
     assert (await other).finish_reason == "length"
     first, *later = runner.steps
-    assert first.prefill[0].sequence.prompt_ids == (97, 98, 99)
-    assert all(first.prefill[0].sequence not in step.decode for step in later)
+    (doomed_row,) = first.admitted
+    assert doomed_row.prompt_ids == (97, 98, 99)
+    assert all(doomed_row.sequence_id not in step.decoding for step in later)
 
 
 async def test_a_call_cancelled_while_its_model_loads_leaves_nothing_behind(client):

@@ -237,7 +237,7 @@ def test_calls_without_a_session_take_turns_as_sessions_of_their_own():
         submit(engine, i, "a", lane="crowd", max_tokens=1)
     submit(engine, 9, "b", max_tokens=1)
     run(engine)
-    assert [step.sequences[0].sequence_id for step in engine.loader.runner.steps] == [0, 9, 1, 2]
+    assert [step.rows[0] for step in engine.loader.runner.steps] == [0, 9, 1, 2]
 
 
 def test_a_free_place_goes_to_a_group_that_runs_nothing():
@@ -246,7 +246,7 @@ def test_a_free_place_goes_to_a_group_that_runs_nothing():
         submit(engine, i, "abc", group="crowd")
     submit(engine, 9, "abc", group="other")
     engine.step()
-    assert {s.sequence_id for s in engine.loader.runner.steps[0].sequences} == {0, 9}
+    assert set(engine.loader.runner.steps[0].rows) == {0, 9}
 
 
 def test_token_ids_beyond_the_vocabulary_never_reach_the_model():

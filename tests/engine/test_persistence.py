@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
+from mlx_mcp.core.cache.misses import MissReason
 from mlx_mcp.core.layout import Layout
-from mlx_mcp.core.miss import MissReason
 from mlx_mcp.core.session import SessionOptions
 from mlx_mcp.core.slots import KvCost
 from mlx_mcp.engine.engine import Persisting

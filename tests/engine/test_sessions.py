@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from mlx_mcp.core.block_pool import walk
-from mlx_mcp.core.kv_cache_manager import Sharing
+from mlx_mcp.core.cache.blocks import walk
+from mlx_mcp.core.cache.misses import MissReason
+from mlx_mcp.core.cache.shared_prefixes import Sharing
 from mlx_mcp.core.layout import Layout
-from mlx_mcp.core.miss import MissReason
 from mlx_mcp.core.session import MAX_FORKS, SessionOptions
 from mlx_mcp.core.slots import KvCost
 from mlx_mcp.engine.engine import MAX_QUEUE
@@ -674,7 +674,7 @@ def test_prefixes_whose_hashes_collide_are_not_shared():
         calls = [house.say(text + tail, max_tokens=9, tenant=tenant) for text in texts for tail in "xyz"]
         house.run()
         assert [c.text for c in calls] == [text[:9] for text in texts for _ in range(3)]
-    assert house.engine.residents["tiny"].scheduler.cache.num_prefixes
+    assert house.engine.residents["tiny"].scheduler.cache.shared.num_made
 
 
 # Memory

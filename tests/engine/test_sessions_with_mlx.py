@@ -15,12 +15,12 @@ from hypothesis.stateful import run_state_machine_as_test
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
+from mlx_mcp.core.cache.prefixes import usable
 from mlx_mcp.core.layout import Part
 from mlx_mcp.core.ports import LoadedModel, PreparedModel
-from mlx_mcp.core.prefix_cache import usable
 from mlx_mcp.core.slots import capacity_for
+from mlx_mcp.mlx_backend.cache_tree import leaves
 from mlx_mcp.mlx_backend.layers import read
-from mlx_mcp.mlx_backend.rows import leaves
 from mlx_mcp.mlx_backend.runner import Runner
 from tests.comparing import assert_same, within
 from tests.effort import THOROUGH, drawn

@@ -7,7 +7,9 @@ import re
 import jsonschema
 import pytest
 
-from mlx_mcp.core.ports import Grammar, GrammarKind, Message
+from mlx_mcp.chat.message import Message
+from mlx_mcp.chat.prompt import Grammar, GrammarKind
+from mlx_mcp.core.sampling import PARAMETERS, Sampling
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import FinishReason
 from mlx_mcp.engine.client import EngineClient
@@ -54,7 +56,8 @@ def client():
 
 def ask(text, system=None, **settings):
     messages = (Message("system", system),) if system else ()
-    return GenerateRequest((*messages, Message("user", text)), **settings)
+    drawn = {name: settings.pop(name) for name in PARAMETERS if name in settings}
+    return GenerateRequest((*messages, Message("user", text)), sampling=Sampling(**drawn), **settings)
 
 
 async def answer(client, request):
@@ -77,7 +80,7 @@ async def test_a_template_that_loops_for_one_prompt_is_left_with_its_calls_and_a
     try:
         before = await answer(client, usual)
         calls = [asyncio.create_task(answer(client, ask(f"loop {i}", model="looping"))) for i in range(12)]
-        pool = client._loaded["looping"].tokenizer._apart._pool
+        pool = client._loaded["looping"].tokenizer._processes._pool
         await until(lambda: pool.num_busy > 1)
         assert (await answer(client, ask("hi", max_tokens=2))).model == "embedded"
         for call in calls:

@@ -1,4 +1,4 @@
-"""Which of mlx-lm's model files run which way (mlx_backend/rows.py), and the proof that each gives right answers.
+"""Which of mlx-lm's model files run which way (architectures.py), and the proof that each gives right answers.
 
 Every file is run on a tiny random model: rows of mixed lengths that join and leave at different steps, some far past a
 window of 24 tokens. Each row's logits must be bit by bit those of the row alone, and those of mlx-lm's own caches.
@@ -16,11 +16,15 @@ from mlx_mcp.core.scheduler import Limits, Scheduler
 from mlx_mcp.core.sequence import SamplingParams, Sequence
 from mlx_mcp.core.slots import Ledger, SlotPool
 from mlx_mcp.errors import ModelError
-from mlx_mcp.mlx_backend import rows as rows_module
+from mlx_mcp.mlx_backend import architectures
 from mlx_mcp.mlx_backend import runner as runner_module
+from mlx_mcp.mlx_backend.architectures import ALLOWED, ALONE
+from mlx_mcp.mlx_backend.cache_tree import leaves, regroup
 from mlx_mcp.mlx_backend.head import Head
-from mlx_mcp.mlx_backend.rows import ALLOWED, ALONE, PaddedRows, SlottedRows, SoloRows, leaves, regroup
+from mlx_mcp.mlx_backend.padded_rows import PaddedRows
+from mlx_mcp.mlx_backend.rows import SoloRows
 from mlx_mcp.mlx_backend.runner import Runner
+from mlx_mcp.mlx_backend.slotted_rows import SlottedRows
 from tests.comparing import assert_same, assert_same_answer
 from tests.effort import THOROUGH, rare_ones_slow
 from tests.models_made import initial
@@ -522,8 +526,10 @@ def run(monkeypatch):
             result = runner.launch(step).collect()
             assert not result.failed
             assert runner.kv_bytes <= scheduler.pool.ledger.used_bytes, "more than was reserved"
-            for finished in scheduler.commit(step, result.tokens):
-                runner.release(finished.sequence_id)
+            running = {s.sequence_id: s for s in scheduler.running}
+            for sequence_id in scheduler.commit(step, result.tokens):
+                scheduler.remove(running[sequence_id])
+                runner.release(sequence_id)
             step_number += 1
         assert runner.num_rows == runner.kv_bytes == 0
         return {key: np.array(logits) for key, logits in seen.items()}
@@ -613,7 +619,7 @@ def test_the_ends_of_prompts_read_in_one_pass_are_what_they_are_alone(name, run,
     limits = Limits(chunk_tokens=16, prefill_tokens_idle=256, prefill_tokens_busy=256)
     rows = [(n, 3, 0) for n in ((5, 9, 16, 35, 1, 44, 60) if THOROUGH else (5, 16, 35, 1))]
     assert_right(model, runner, run, rows, BOUNDS.get(name, 0.0), limits=limits)
-    assert max(len(some) for step in passes for some in step) == (1 if runner.rows.apart else len(rows))
+    assert max(len(some) for step in passes for some in step) == (1 if runner.rows.by_row else len(rows))
 
 
 def test_the_lists_hold_what_is_proved_here_and_no_more():
@@ -628,7 +634,7 @@ def test_the_lists_hold_what_is_proved_here_and_no_more():
 
 def test_an_architecture_outside_the_list_goes_another_way_and_answers_right(run, monkeypatch):
     model = build("qwen3")
-    monkeypatch.setattr(rows_module, "ALLOWED", ALLOWED - {"qwen3"})
+    monkeypatch.setattr(architectures, "ALLOWED", ALLOWED - {"qwen3"})
     runner = Runner(model)
     assert type(runner.rows) is PaddedRows
     assert_right(model, runner, run)
@@ -636,8 +642,8 @@ def test_an_architecture_outside_the_list_goes_another_way_and_answers_right(run
 
 @pytest.mark.parametrize("name", ["afm7", "deepseek_v3", "gemma2", "plamo", "stablelm"])
 def test_a_model_that_looks_into_its_keys_fails_where_it_would_answer_wrongly(name, run, monkeypatch):
-    monkeypatch.setattr(rows_module, "ALLOWED", ALLOWED | {name})
-    monkeypatch.setattr(rows_module, "ALONE", frozenset())
+    monkeypatch.setattr(architectures, "ALLOWED", ALLOWED | {name})
+    monkeypatch.setattr(architectures, "ALONE", frozenset())
     runner = Runner(build(name))
     assert type(runner.rows) is SlottedRows
     with pytest.raises((AttributeError, TypeError)):

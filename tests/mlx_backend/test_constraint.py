@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mlx_mcp.core.ports import Grammar, GrammarKind
+from mlx_mcp.chat.prompt import Grammar, GrammarKind
 from mlx_mcp.errors import Abandoned, GenerationFailed, InvalidRequest
 from mlx_mcp.mlx_backend import constraint
 from mlx_mcp.mlx_backend.constraint import MAX_SOURCE_BYTES, Grammars

@@ -12,11 +12,13 @@ import pytest
 from mlx_lm.utils import load_model
 
 from mlx_mcp.core.layout import Layout, Part
+from mlx_mcp.core.scheduler import admission
 from mlx_mcp.core.sequence import SamplingParams, Sequence
 from mlx_mcp.core.slots import Ledger, SharedPrefix, SlotPool
-from mlx_mcp.core.steps import Chunk, Cut, Move, Restore, Step
+from mlx_mcp.core.steps import Chunk, Cut, Decode, Move, Restore, Step
 from mlx_mcp.mlx_backend import rows as rows_module
 from mlx_mcp.mlx_backend import runner as runner_module
+from mlx_mcp.mlx_backend import slotted_rows
 from mlx_mcp.mlx_backend.layers import joined
 from mlx_mcp.mlx_backend.runner import Runner
 from tests.effort import rare_ones_slow
@@ -78,6 +80,7 @@ class Table:
     model: object
     kv_bits: int | None = None
     logits: dict = field(default_factory=dict)  # sequence, number of its output token → array
+    sequences: dict = field(default_factory=dict)  # by id
 
     def __post_init__(self):
         self.runner = Runner(self.model, self.kv_bits, CHUNK)
@@ -86,9 +89,14 @@ class Table:
     def sequence(self, sequence_id, prompt_ids, output_ids=(), prefix=None, max_tokens=OUTPUT + LATER):
         s = Sequence(sequence_id, tuple(prompt_ids), SamplingParams(max_tokens), frozenset(), output_ids=[*output_ids])
         s.prefix, s.slot = prefix, self.pool.take(s.max_length)
+        self.sequences[sequence_id] = s
         return s
 
     def launch(self, step):
+        """Launch a step; the rows that it takes up first are admitted with it."""
+        begin = [*(restore.sequence_id for restore in step.restores), *step.rows]
+        new = [i for i in dict.fromkeys(begin) if i not in self.runner.live]
+        step = replace(step, admitted=tuple(admission(self.sequences[i]) for i in new))
         drawn, original = [], runner_module.draw
 
         def draw(logits, rows):
@@ -100,31 +108,33 @@ class Table:
             flight = self.runner.launch(step)
         finally:
             runner_module.draw = original
-        for (sequences, _), logits in zip(flight.drawn, drawn, strict=True):
-            for s, row in zip(sequences, logits, strict=True):
-                self.logits[s, self.runner.rows.lengths[s.sequence_id] - len(s.prompt_ids)] = row.astype(mx.float32)
+        for (rows, _), logits in zip(flight.drawn, drawn, strict=True):
+            for row, its_logits in zip(rows, logits, strict=True):
+                s, index = self.sequences[row.sequence_id], self.runner.rows.lengths[row.sequence_id]
+                self.logits[s, index - len(s.prompt_ids)] = its_logits.astype(mx.float32)
         return flight
 
     def commit(self, step, flight):
         result = flight.collect()
         for chunk in step.prefill:
-            chunk.sequence.num_computed = chunk.end
-        for s in step.decode:
-            s.num_computed += 1
-        for s in step.drawing:
-            s.append(result.tokens[s.sequence_id])
+            self.sequences[chunk.sequence_id].num_computed = chunk.end
+        for sequence_id in step.decoding:
+            self.sequences[sequence_id].num_computed += 1
+        for sequence_id in step.drawing:
+            self.sequences[sequence_id].append(result.tokens[sequence_id])
         return result
 
     def run(self, *sequences, restores=(), cuts=False, num_chunks=2, until=OUTPUT + LATER):
         """Compute sequences to their ends, each step with up to `num_chunks` chunks; returns the cuts' payloads."""
         payloads = {}
         for restore in restores:
-            restore.sequence.num_computed = restore.num_tokens
+            self.sequences[restore.sequence_id].num_computed = restore.num_tokens
         while going := [s for s in sequences if len(s.output_ids) < until and s.finish_reason is None]:
             chunks = [c for s in going if not s.decoding for c in chunks_of(s)][:num_chunks]
-            decode = tuple(s for s in going if s.decoding)
-            planned = [c for chunk in chunks for c in cuts_of(chunk.sequence, chunk.start, chunk.end)]
-            planned += [c for s in decode for c in cuts_of(s, s.num_computed, s.num_computed + 1)]
+            decoding = [s for s in going if s.decoding]
+            planned = [c for chunk in chunks for c in cuts_of(chunk.sequence_id, chunk.start, chunk.end)]
+            planned += [c for s in decoding for c in cuts_of(s.sequence_id, s.num_computed, s.num_computed + 1)]
+            decode = tuple(Decode(s.sequence_id, s.output_ids[-1]) for s in decoding)
             step = Step(tuple(chunks), decode, restores=tuple(restores), cuts=tuple(planned) if cuts else ())
             payloads |= self.commit(step, self.launch(step)).payloads
             restores = ()
@@ -138,13 +148,15 @@ class Table:
 
 def chunks_of(s):
     starts = [s.num_computed, *range(s.num_computed // CHUNK * CHUNK + CHUNK, s.num_tokens, CHUNK)]
-    return [Chunk(s, a, b, b == s.num_tokens) for a, b in zip(starts, [*starts[1:], s.num_tokens], strict=True)]
+    return [
+        Chunk(s.sequence_id, a, b, b == s.num_tokens) for a, b in zip(starts, [*starts[1:], s.num_tokens], strict=True)
+    ]
 
 
-def cuts_of(s, start, end):
+def cuts_of(sequence_id, start, end):
     """The blocks that are filled as the row goes from `start` to `end` tokens, with states at the ends of chunks."""
     ends = range(start // BLOCK * BLOCK + BLOCK, end + 1, BLOCK)
-    return [Cut(s, e - BLOCK, e, e == end and e % (2 * BLOCK) == 0) for e in ends]
+    return [Cut(sequence_id, e - BLOCK, e, e == end and e % (2 * BLOCK) == 0) for e in ends]
 
 
 def prompt(index, num_tokens):
@@ -188,7 +200,7 @@ def whole(model, kv_bits):
     table.run(other, until=5)
     cuts = table.run(s, other, cuts=True, until=OUTPUT)
     exact = s.num_computed
-    payloads = [payload for cut, payload in sorted(cuts.items(), key=lambda c: c[0].end) if cut.sequence is s]
+    payloads = [payload for cut, payload in sorted(cuts.items(), key=lambda c: c[0].end) if cut.sequence_id == 2]
     assert len(payloads) == exact // BLOCK
     tail = table.runner.cut(2, len(payloads) * BLOCK, exact, True)
     table.run(s)
@@ -208,7 +220,7 @@ def go_on(table, row, n, sequence_id=7, prefix=None):
     """A sequence that begins with the first n tokens of a row, and knows the token that comes after these."""
     outputs = row.sequence.output_ids[: max(0, n + 1 - PROMPT)]
     s = table.sequence(sequence_id, row.sequence.prompt_ids, outputs, prefix)
-    return s, Restore(s, row.parts(n), n)
+    return s, Restore(sequence_id, row.parts(n), n)
 
 
 def assert_goes_on(table, row, s, n, bounds=(0.0, 0.0)):
@@ -262,14 +274,14 @@ def test_rows_of_every_architecture_go_on_where_they_were_cut(name):
     assert not table.runner.layout.refused
     first = table.sequence(1, prompt(2, 30))
     cuts = table.run(first, cuts=True, until=7)
-    tail = Cut(first, 32, 36, True)
+    tail = Cut(1, 32, 36, True)
     cuts[tail] = table.runner.cut(1, 32, 36, True)
     for cut, payload in cuts.items():
         assert payload.nbytes == table.runner.cost.cut_bytes(cut.end - cut.start, cut.state)
     table.run(first, until=10)
     second = table.sequence(2, first.prompt_ids, first.output_ids[:7])
     parts = tuple(Part(payload, cut.end - cut.start) for cut, payload in cuts.items())
-    table.run(second, restores=[Restore(second, parts, 36)], until=10)
+    table.run(second, restores=[Restore(2, parts, 36)], until=10)
     for i in range(7, 10):
         difference = np.abs(np.array(table.logits[first, i]) - np.array(table.logits[second, i])).max()
         assert difference <= (1e-4 if table.runner.layout.windows else 0.0), f"output token {i}: {difference}"
@@ -370,10 +382,11 @@ def test_chunks_of_one_sequence_in_one_step_are_each_cut_before_the_next(kind):
 def test_a_row_that_runs_ahead_is_cut_as_it_was(llama):
     table = Table(llama)
     s = table.sequence(1, prompt(2, 20))
-    assert not table.runner.must_wait(s)
     table.run(s, until=12)
+    assert not table.runner.must_wait(1)
     assert s.num_computed == 31
-    step, ahead = Step(decode=(s,), cuts=(Cut(s, 16, 32, False),)), Step(decode=(s,))
+    step = Step(decode=(Decode(1, s.output_ids[-1]),), cuts=(Cut(1, 16, 32, False),))
+    ahead = Step(decode=(Decode(1, None),))
     flight = table.launch(step)
     flight_ahead = table.launch(ahead)
     (payload,) = table.commit(step, flight).payloads.values()
@@ -392,7 +405,8 @@ def test_a_row_that_the_step_ahead_leaves_out_can_still_be_cut(architecture, lla
     ending, going = table.sequence(1, prompt(1, 20)), table.sequence(2, prompt(2, 33))
     table.run(ending, going, until=2)
     expected = contents(table.runner.cut(1, 0, 20, False))
-    step, ahead = Step(decode=(ending, going)), Step(decode=(going,))
+    step = Step(decode=tuple(Decode(s.sequence_id, s.output_ids[-1]) for s in (ending, going)))
+    ahead = Step(decode=(Decode(2, None),))
     flight, flight_ahead = table.launch(step), table.launch(ahead)
     table.commit(step, flight)
     assert contents(table.runner.cut(1, 0, 20, False)) == expected
@@ -413,23 +427,25 @@ def test_rows_that_windows_or_states_keep_from_going_back_do_not_run_ahead(kind)
     model, kv_bits, _, _ = kind
     table = Table(model, kv_bits)
     layout = table.runner.layout
-    assert table.runner.must_wait(table.sequence(1, (1,))) == bool(layout.windows or layout.states)
+    table.run(table.sequence(1, (1,)), until=1)
+    assert table.runner.must_wait(1) == bool(layout.windows or layout.states)
 
 
 def test_nothing_is_kept_of_a_row_that_failed(tmp_path):
     model = load(tmp_path, "llama")
     model.model.embed_tokens.weight[299] = mx.nan
     table = Table(model)
-    bad, good = table.sequence(1, (*prompt(1, 20), 299)), table.sequence(2, prompt(1, 20))
-    cuts = (Cut(bad, 0, 16, False), Cut(good, 0, 16, False))
-    result = table.launch(Step((Chunk(bad, 0, 21, True), Chunk(good, 0, 20, True)), cuts=cuts)).collect()
+    table.sequence(1, (*prompt(1, 20), 299))
+    table.sequence(2, prompt(1, 20))
+    cuts = (Cut(1, 0, 16, False), Cut(2, 0, 16, False))
+    result = table.launch(Step((Chunk(1, 0, 21, True), Chunk(2, 0, 20, True)), cuts=cuts)).collect()
     assert list(result.failed) == [1]
     assert list(result.payloads) == [cuts[1]]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "deepseek_v3", "gemma2"])
 def test_long_restores_are_laid_out_piece_by_piece(architecture, llama, monkeypatch):
-    monkeypatch.setattr(rows_module, "in_reach", lambda: False)  # as on a GPU
+    monkeypatch.setattr(slotted_rows, "on_cpu", lambda: False)  # as on a GPU
     monkeypatch.setattr(rows_module, "SPAN_TOKENS", 37)
     model = llama if architecture == "llama" else build(architecture)
     row, table = whole(model, None), Table(model)
@@ -457,7 +473,7 @@ def test_a_row_put_where_another_was_has_nothing_of_it_and_changes_nothing_that_
     table.release(old)
     s = table.sequence(7, row.sequence.prompt_ids[:100])
     assert (s.slot, s.slot.slab) == (slot, other.slot.slab)
-    table.launch(Step(restores=(Restore(s, row.parts(33), 33),)))
+    table.launch(Step(restores=(Restore(7, row.parts(33), 33),)))
     assert contents(payload) == before
     for layer in table.runner.rows.layers.values():
         for (plane,) in layer.slabs[slot.slab.slab_id]:
@@ -503,7 +519,7 @@ def test_a_row_that_shares_a_prefix_moves_with_what_is_its_own(llama):
     table.run(s, restores=[restore], until=20)
     assert s.slot.capacity < s.num_computed
     new = table.pool.take(300)
-    step = Step(decode=(s,), moves=(Move(s, s.slot, new),))
+    step = Step(decode=(Decode(7, s.output_ids[-1]),), moves=(Move(7, s.slot, new),))
     table.commit(step, table.launch(step))
     table.run(s)
     assert_goes_on(table, row, s, 160)

@@ -8,8 +8,8 @@ from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
 
 from mlx_mcp.core.layout import CacheKind, Form, LayerCache, Tensor
 from mlx_mcp.core.ports import StoredBlock
-from mlx_mcp.mlx_backend.attention import FullLayer, KvBits
 from mlx_mcp.mlx_backend.layers import Codec
+from mlx_mcp.mlx_backend.slabs import FullLayer, KvBits
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])

@@ -9,7 +9,8 @@ import threading
 import pytest
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
-from mlx_mcp.core.ports import Message, ModelSpec, never
+from mlx_mcp.chat.message import Message
+from mlx_mcp.core.ports import ModelSpec, never
 from mlx_mcp.errors import Abandoned, InvalidRequest, ModelError
 from mlx_mcp.mlx_backend import text_processes
 from mlx_mcp.mlx_backend.loader import MlxLoader
@@ -30,6 +31,7 @@ NO_END = [
 
 @pytest.fixture
 def processes():
+    gc.collect()  # tokenizers that other tests have left in cycles, whose processes would be counted
     return TextProcesses()
 
 

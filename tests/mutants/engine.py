@@ -134,7 +134,7 @@ MUTANTS = [
     fault(
         "blocks of a row whose logits are no numbers kept",
         "engine/engine.py",
-        "                resident.scheduler.cache.distrust(self.live[sequence_id].sequence)\n",
+        "                resident.scheduler.cache.forget_blocks(self.live[sequence_id].sequence)\n",
         "                pass\n",
         "test_sessions.py::test_what_a_row_computed_or_began_with_is_forgotten_when_its_logits_are_no_numbers",
     ),

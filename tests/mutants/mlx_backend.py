@@ -27,7 +27,7 @@ MUTANTS = [
     fault(
         "draw goes by the row's place in the batch",
         "mlx_backend/runner.py",
-        "index = self.rows.lengths[sequence_id] - len(sequence.prompt_ids)",
+        "index = self.rows.lengths[row.sequence_id] - len(row.prompt_ids)",
         "index = len(rows)",
         "test_runner.py::test_a_seed_draws_the_same_text_alone_and_among_others",
     ),
@@ -97,31 +97,31 @@ MUTANTS = [
     fault(
         "constraint not told of its token",
         "mlx_backend/runner.py",
-        "                        sequence.constraint.accept(choice.token_id)\n",
+        "                        row.constraint.accept(choice.token_id)\n",
         "                        pass\n",
         "test_runner.py::test_every_row_obeys_its_own_constraint_token_by_token",
     ),
     fault(
         "grammar mask one token late",
         "mlx_backend/runner.py",
-        "                    mask = sequence.constraint.mask()\n",
-        "                    masks = sequence.__dict__.setdefault('masks', [])\n"
-        "                    masks.append(sequence.constraint.mask())\n"
+        "                    mask = row.constraint.mask()\n",
+        "                    masks = row.__dict__.setdefault('masks', [])\n"
+        "                    masks.append(row.constraint.mask())\n"
         "                    mask = masks[max(0, len(masks) - 2)]\n",
         "test_runner.py::test_every_row_obeys_its_own_constraint_token_by_token",
     ),
     fault(
-        "row fed with the token before its latest",
+        "a row ahead is fed another row's token",
         "mlx_backend/runner.py",
-        "positions = [self.rows.lengths[s.sequence_id] - 1 for s in sequences]",
-        "positions = [self.rows.lengths[s.sequence_id] - 2 for s in sequences]",
-        "test_runner.py::test_a_row_alone_is_what_mlx_lm_itself_computes[llama]",
+        "        if order != sequence_ids:\n",
+        "        if len(order) != len(sequence_ids):\n",
+        "test_replay.py::test_a_row_ahead_is_fed_its_own_token_whatever_the_order",
     ),
     fault(
         "rope offset one late after a restore",
         "mlx_backend/rows.py",
-        "        self.lengths[sequence.sequence_id] = num_tokens\n        mx.eval",
-        "        self.lengths[sequence.sequence_id] = num_tokens + 1\n        mx.eval",
+        "        self.lengths[sequence_id] = num_tokens\n        mx.eval",
+        "        self.lengths[sequence_id] = num_tokens + 1\n        mx.eval",
         "test_layers.py::test_many_rows_restored_at_once_go_on_in_one_batch[llama]",
     ),
     fault(
@@ -133,14 +133,14 @@ MUTANTS = [
     ),
     fault(
         "positions leave out the shared prefix",
-        "mlx_backend/attention.py",
+        "mlx_backend/placement.py",
         "mx.array([length for _, length, _ in rows])",
         "mx.array([length - num_shared(prefix) for _, length, prefix in rows])",
-        "test_attention.py::test_positions_count_the_prefix",
+        "test_placement.py::test_positions_count_the_prefix",
     ),
     fault(
         "quantized scales and biases swapped",
-        "mlx_backend/attention.py",
+        "mlx_backend/slabs.py",
         "return tuple(mx.quantize(x, group_size=self.kv_bits.group_size, bits=self.kv_bits.bits))",
         "x, scales, biases = mx.quantize(x, group_size=self.kv_bits.group_size, bits=self.kv_bits.bits)\n"
         "        return x, biases, scales",
@@ -155,35 +155,35 @@ MUTANTS = [
     ),
     fault(
         "slot not zeroed",
-        "mlx_backend/attention.py",
+        "mlx_backend/slabs.py",
         "        for planes in self.slabs.get(slot.slab.slab_id, ()):\n",
         "        for planes in ():\n",
         "test_layers.py::test_a_row_put_where_another_was_has_nothing_of_it_and_changes_nothing_that_was_cut_out_of_it",
     ),
     fault(
         "window one token too long",
-        "mlx_backend/attention.py",
+        "mlx_backend/placement.py",
         "(tokens <= last) & (tokens > last - window)",
         "(tokens <= last) & (tokens >= last - window)",
-        "test_attention.py::test_a_window_holds_the_last_tokens_and_no_other",
+        "test_decode_cache.py::test_a_window_holds_the_last_tokens_and_no_other",
     ),
     fault(
         "row moved without its last token",
-        "mlx_backend/rows.py",
+        "mlx_backend/slotted_rows.py",
         "layer.copy(move.old, move.new, self.lengths[sequence_id] - num_shared(self.prefixes[sequence_id]))",
         "layer.copy(move.old, move.new, self.lengths[sequence_id] - num_shared(self.prefixes[sequence_id]) - 1)",
         "test_layers.py::test_a_row_that_shares_a_prefix_moves_with_what_is_its_own",
     ),
     fault(
         "one row's states for all",
-        "mlx_backend/rows.py",
-        "self.joined[i].extract(at[j])",
-        "self.joined[i].extract(0)",
+        "mlx_backend/states.py",
+        "self.caches[i].extract(rows[j])",
+        "self.caches[i].extract(0)",
         "test_runner.py::test_a_row_that_joins_others_leaves_their_states_as_they_were",
     ),
     fault(
         "padding written after the end of a prompt",
-        "mlx_backend/attention.py",
+        "mlx_backend/prefill_cache.py",
         "row.append(keys[i : i + 1, :, :size], values[i : i + 1, :, :size])",
         "row.append(keys[i : i + 1], values[i : i + 1])",
         "test_architectures.py::test_the_ends_of_prompts_read_in_one_pass_are_what_they_are_alone[qwen3]",
@@ -191,7 +191,7 @@ MUTANTS = [
     fault(
         "payload kept of a row that failed",
         "mlx_backend/runner.py",
-        " if cut.sequence.sequence_id not in failed}",
+        " if cut.sequence_id not in failed}",
         "}",
         "test_layers.py::test_nothing_is_kept_of_a_row_that_failed",
     ),

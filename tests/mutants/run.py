@@ -30,10 +30,11 @@ from functools import cache, partial
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.mutants import core, engine, mlx_backend, process, server, storage
+from tests.mutants import api, core, engine, hosting, mlx_backend, process, service, storage
 from tests.mutants.mutant import Mutant
 
-MUTANTS = [mutant for layer in (core, storage, mlx_backend, engine, server, process) for mutant in layer.MUTANTS]
+LAYERS = (core, storage, mlx_backend, engine, service, api, hosting, process)
+MUTANTS = [mutant for layer in LAYERS for mutant in layer.MUTANTS]
 ROOT = Path(__file__).parents[2]
 COPIED = ("mlx_mcp", "tests", "pyproject.toml")
 TEST_S, RUN_S = 60, 240  # how long a test may take, and all that are run for one fault

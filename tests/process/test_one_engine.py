@@ -22,6 +22,7 @@ from mlx_mcp.models.registry import EMBEDDED_FOLDER
 from mlx_mcp.process import daemon
 from tests.comparing import OPENBLAS
 from tests.effort import THOROUGH, drawn
+from tests.hosting.test_stdio import BAD_LINES
 from tests.process.windows import (
     ERAS,
     INITIALIZE,
@@ -36,7 +37,6 @@ from tests.process.windows import (
     status,
     wait_until,
 )
-from tests.server.test_stdio import BAD_LINES
 
 FACTS = "The code of Rex is 4096. The code of Kim is 771. " * 12
 QUESTION = "What is the code of Rex?"

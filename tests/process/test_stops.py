@@ -36,7 +36,8 @@ def test_windows_get_every_answer_whenever_their_engine_is_stopped(how):
                 (window, window.call("generate", **COUNT | {"seed": i})) for i in range(4) for window in (one, other)
             ]
             if rng.random() < 0.5:
-                wait_until(lambda: status(place)["rows"] > 0)
+                # On a busy machine all may be answered before the engine is asked how it is.
+                wait_until(lambda: status(place)["rows"] > 0 or not (one.lines.empty() and other.lines.empty()))
             else:  # some are still on their way
                 pass
             ended_by(place, env, how)
@@ -52,14 +53,14 @@ def test_http_clients_get_every_answer_whenever_the_engine_is_stopped():
         async with Client(address, mode="auto") as client:
             await client.call_tool("generate", COUNT)
             tasks = [asyncio.create_task(client.call_tool("generate", COUNT | {"seed": i})) for i in range(8)]
-            await asyncio.to_thread(stop)
+            await asyncio.to_thread(stop, tasks)
             return await asyncio.gather(*tasks)
 
     with state_folder(**PATIENT) as (place, env), HttpListener(env) as listener:
         ended = []
 
-        def stop():
-            wait_until(lambda: status(place)["rows"] > 0)
+        def stop(tasks):
+            wait_until(lambda: status(place)["rows"] > 0 or any(task.done() for task in tasks))
             ended.append(ended_by(place, env, "signal"))
 
         for _ in range(drawn(4)):

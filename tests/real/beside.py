@@ -103,6 +103,7 @@ def behind(logits: np.ndarray[Any, Any], ids: list[int]) -> np.ndarray[Any, Any]
 
 def log_softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """In float64."""
-    x = logits.astype(np.float64)
+    x: np.ndarray[Any, Any] = logits.astype(np.float64)
     x -= x.max(axis=-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    x -= np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    return x

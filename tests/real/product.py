@@ -90,7 +90,8 @@ class Host:
         """What a call that must fail says."""
         result = await self.client.call_tool(tool, arguments)
         assert result.is_error
-        return str(result.content[0].text)
+        said: Any = result.content[0]
+        return str(said.text)
 
 
 @contextlib.asynccontextmanager

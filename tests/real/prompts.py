@@ -1,8 +1,11 @@
 """What the model is asked, and how much of it."""
 
 import os
+from collections.abc import Sequence as Seq
+from typing import TypeVar
 
 EFFORT = float(os.environ.get("EFFORT", "0.1"))
+Item = TypeVar("Item")
 
 PROMPTS = [
     "What is the capital of France?",
@@ -28,6 +31,6 @@ PROMPTS = [
 ]
 
 
-def some(items, least):
+def some(items: Seq[Item], least: int) -> Seq[Item]:
     """The first of the items, as many as EFFORT says and `least`."""
     return items[: max(least, round(len(items) * min(EFFORT, 1)))]

@@ -6,8 +6,9 @@ import random
 import pytest
 from transformers import AutoTokenizer
 
-from mlx_mcp.core.ports import Message
-from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer, StreamDetokenizer
+from mlx_mcp.chat.message import Message
+from mlx_mcp.mlx_backend.detokenizer import StreamDetokenizer
+from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
 from tests.real.prompts import EFFORT, PROMPTS
 
 PIECES = [

@@ -17,7 +17,13 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from pathlib import Path
+from types import FrameType
 
+from mlx_mcp.core.durable import SessionRecord
+from mlx_mcp.core.ports import StoredBlock
 from mlx_mcp.errors import StorageError
 from mlx_mcp.storage import export, folder, sealed, session_log, ssd_tier, store
 from tests.storage.world import Op, State, check_folder, next_op, open_store, perform, scratch
@@ -29,7 +35,7 @@ LONGEST_S = 0.012  # until a kill at random
 STORAGE = os.path.dirname(folder.__file__)
 
 
-def child(path, state, seed, spec, pipe):
+def child(path: Path, state: State, seed: int, spec: str | None, pipe: int) -> None:
     """Do things until killed, or until there is nothing left to do."""
     calls = Halves(spec)
     opened = open_store(path, calls=calls)
@@ -70,7 +76,7 @@ MOMENTS = {  # before or after which call, made by which functions, outermost fi
 }
 
 
-def is_subsequence(some, whole):
+def is_subsequence(some: Iterable[str], whole: Iterable[str]) -> bool:
     """Whether these come in the whole in this order."""
     rest = iter(whole)
     return all(each in rest for each in some)
@@ -79,16 +85,16 @@ def is_subsequence(some, whole):
 class Halves(folder.Calls):
     """Writes half of what is asked, as a system may, and kills the process the nth time that it comes by a moment."""
 
-    def __init__(self, spec):
+    def __init__(self, spec: str | None) -> None:
         name, _, nth = (spec or "").partition("@")
         self.moment, self.left = MOMENTS.get(name), int(nth or 1)
-        self.folders = set()
+        self.folders: set[int] = set()
 
-    def pass_by(self, when, call, what):
+    def pass_by(self, when: str, call: str, what: str) -> None:
         if self.moment is None or self.moment[:2] != (when, call):
             return
         functions = [what]
-        frame = sys._getframe(2)
+        frame: FrameType | None = sys._getframe(2)
         while frame is not None:
             code = frame.f_code
             if code.co_filename.startswith(STORAGE):
@@ -99,42 +105,42 @@ class Halves(folder.Calls):
             if self.left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def open(self, name, flags, dir_fd=None):
+    def open(self, name: str | Path, flags: int, dir_fd: int | None = None) -> int:
         self.pass_by("before", "open", "file")
         fd = super().open(name, flags, dir_fd)
         self.folders |= {fd} if flags & os.O_DIRECTORY else set()
         self.pass_by("after", "open", "file")
         return fd
 
-    def close(self, fd):
+    def close(self, fd: int) -> None:
         super().close(fd)
         self.folders.discard(fd)
         self.pass_by("after", "close", "file")
 
-    def pwrite(self, fd, buffers, offset):
+    def pwrite(self, fd: int, buffers: Seq[folder.Buffer], offset: int) -> int:
         whole = b"".join(buffers)
         written = super().pwrite(fd, [whole[: (len(whole) + 1) // 2]], offset)
         self.pass_by("after", "pwrite", "file")
         return written
 
-    def fsync(self, fd):
+    def fsync(self, fd: int) -> None:
         what = "folder" if fd in self.folders else "file"
         self.pass_by("before", "fsync", what)
         super().fsync(fd)
         self.pass_by("after", "fsync", what)
 
-    def rename(self, old, new, dir_fd):
+    def rename(self, old: str, new: str, dir_fd: int) -> None:
         self.pass_by("before", "rename", "file")
         super().rename(old, new, dir_fd)
         self.pass_by("after", "rename", "file")
 
-    def unlink(self, name, dir_fd):
+    def unlink(self, name: str, dir_fd: int) -> None:
         self.pass_by("before", "unlink", "file")
         super().unlink(name, dir_fd)
         self.pass_by("after", "unlink", "file")
 
 
-def hear(pipe, kill_after_s, pid):
+def hear(pipe: int, kill_after_s: float | None, pid: int) -> list[str]:
     """All that a child said before it ended; kill it when its time has come."""
     said = b""
     deadline = None if kill_after_s is None else time.monotonic() + kill_after_s
@@ -150,7 +156,9 @@ def hear(pipe, kill_after_s, pid):
         said += heard
 
 
-def one_life(path, state, seed, spec, kill_after_s):
+def one_life(
+    path: Path, state: State, seed: int, spec: str | None, kill_after_s: float | None
+) -> tuple[bool, list[State]]:
     """One child from birth to death; returns whether it was killed, and the states that it may have left."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -169,21 +177,21 @@ def one_life(path, state, seed, spec, kill_after_s):
         os.close(reader)
         _, status = os.waitpid(pid, 0)
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the process broke"
-    under_way = None
+    under_way: Op | None = None
     for line in lines:
-        if line == "done":
-            state, under_way = state.after(under_way), None
-        elif line == "refused":
-            state, under_way = state.after_refusing(under_way), None
-        else:
+        if line not in ("done", "refused"):
             under_way = Op.parse(line)
+            continue
+        assert under_way is not None, "it ended what it had not begun"
+        state = state.after(under_way) if line == "done" else state.after_refusing(under_way)
+        under_way = None
     return os.WIFSIGNALED(status), [state] if under_way is None else state.during(under_way)
 
 
 # -- writers that the loop must catch
 
 
-def write_in_place(calls, dir_fd, name, pieces):
+def write_in_place(calls: folder.Calls, dir_fd: int, name: str, pieces: Iterable[folder.Piece]) -> int:
     """No temporary file, no renaming."""
     fd = calls.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, dir_fd)
     end = 0
@@ -195,41 +203,64 @@ def write_in_place(calls, dir_fd, name, pieces):
     return end
 
 
-def persist_session_first(self, blocks, record):
+def no_mac(*_: object) -> bytes:
+    """The same for everything, too."""
+    return b"0" * 64
+
+
+def no_digest(*_: object) -> bytes:
+    """The same for everything."""
+    return bytes(32)
+
+
+def persist_session_first(self: store.Store, blocks: Seq[StoredBlock], record: SessionRecord) -> int:
     """The session is there before its blocks are."""
     self.sessions.save(record)
-    self.tier.put(blocks)
+    return self.tier.put(blocks)
 
 
-def plant(name):
-    if name in ("no-rename", "no-rename-no-checksum"):
-        folder.write_durably = write_in_place
-    if name == "no-rename-no-checksum":
-        sealed._mac = lambda *_: b"0" * 64
-        ssd_tier.digest = session_log.digest = export.digest = lambda _: bytes(32)
-    if name == "session-first":
-        store.Store.persist = persist_session_first
+NO_RENAME = (folder, "write_durably", write_in_place)
+WRITERS: dict[str, list[tuple[object, str, object]]] = {
+    "no-rename": [NO_RENAME],
+    "no-rename-no-checksum": [
+        NO_RENAME,
+        (sealed, "_mac", no_mac),
+        (ssd_tier, "digest", no_digest),
+        (session_log, "digest", no_digest),
+        (export, "digest", no_digest),
+    ],
+    "session-first": [(store.Store, "persist", persist_session_first)],
+}
 
 
-def main():
+def plant(name: str) -> None:
+    """Put one of these writers in place of the package's."""
+    for owner, attribute, writer in WRITERS[name]:
+        setattr(owner, attribute, writer)
+
+
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--each-point", action="store_true", help="kill at every point once instead")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plant", default="")
+    parser.add_argument("--plant", choices=WRITERS, default="")
     options = parser.parse_args()
-    plant(options.plant)
+    if options.plant:
+        plant(options.plant)
     rng = random.Random(options.seed)
     named = itertools.cycle(itertools.product(range(1, MAX_OCCURRENCE + 1), MOMENTS))
     killed = {"at a point": 0, "at random": 0}
-    points, violations, seed, began = set(), [], options.seed, time.process_time()
+    points: set[str] = set()
+    violations: list[str] = []
+    seed, began = options.seed, time.process_time()
 
-    def left():
+    def left() -> bool:
         if violations and options.plant:  # one is enough to say that it was caught
             return False
         if options.each_point:  # some points are on few children's way
             return len(points) < len(MOMENTS) and seed < options.seed + 100 * len(MOMENTS)
-        return sum(killed.values()) < options.kills
+        return sum(killed.values()) < int(options.kills)
 
     while left():
         with scratch() as parent:

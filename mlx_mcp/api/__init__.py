@@ -1,0 +1,1 @@
+"""The faces: one folder for each protocol, which never import each other."""

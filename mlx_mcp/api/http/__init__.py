@@ -1,0 +1,1 @@
+"""HTTP: who gets in, and the app that all of it makes."""

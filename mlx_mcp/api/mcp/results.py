@@ -1,0 +1,197 @@
+"""What the tools return. Hosts show a model this and nothing else, so it is small: what is not there is left out.
+
+Some hosts show the structured result, some the text blocks, some both: each must have all of it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from mcp_types import CallToolResult, TextContent
+from pydantic import BaseModel
+
+NO_TEXT = "(no text)"  # an answer in a batch that failed, or is nothing but tool calls
+
+
+class CalledTool(BaseModel):
+    """A call that the local model asks for; nobody has carried it out."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class LikelyToken(BaseModel):
+    """A token of the answer: how it reads, its log-probability, and the likeliest ones in its place."""
+
+    token: str
+    logprob: float
+    top: list[tuple[str, float]]
+
+
+class Miss(BaseModel):
+    """Why more was computed than was to be expected, from token `index` on."""
+
+    reason: str
+    index: int
+    before: str | None = None
+    after: str | None = None
+    earlier: str | None = None
+    detail: str | None = None
+
+
+class Generation(BaseModel):
+    """What `generate` returns."""
+
+    text: str
+    finish_reason: Literal["stop", "length", "tool_calls"]
+    model: str
+    session: str | None = None
+    prompt_tokens: int
+    cached_tokens: int
+    restored_tokens: int
+    computed_tokens: int
+    completion_tokens: int
+    reasoning: str | None = None
+    tool_calls: list[CalledTool] | None = None
+    logprobs: list[LikelyToken] | None = None
+    miss: Miss | None = None
+    note: str | None = None
+
+
+class Branch(BaseModel):
+    """One answer of `generate_batch`, or why there is none."""
+
+    text: str | None = None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None = None
+    session: str | None = None
+    cached_tokens: int | None = None
+    restored_tokens: int | None = None
+    computed_tokens: int | None = None
+    completion_tokens: int | None = None
+    tool_calls: list[CalledTool] | None = None
+    miss: Miss | None = None
+    error: str | None = None
+
+
+class Batch(BaseModel):
+    """What `generate_batch` returns: n answers to the first prompt, then to the second, and so on."""
+
+    results: list[Branch]
+    model: str
+    note: str | None = None
+
+
+class NewSession(BaseModel):
+    """What `create_session` returns."""
+
+    session: str
+    name: str | None = None
+    model: str
+    tokens: int
+    cached_tokens: int
+    restored_tokens: int
+    computed_tokens: int
+    miss: Miss | None = None
+    note: str | None = None
+
+
+class Forks(BaseModel):
+    """What `fork_session` returns."""
+
+    sessions: list[str]
+    names: list[str] | None = None
+    model: str
+    tokens: int
+
+
+class KeptSession(BaseModel):
+    """One session of `list_sessions`."""
+
+    session: str
+    name: str | None = None
+    model: str
+    tokens: int
+    cached_tokens: int
+    busy: bool
+    pinned: bool
+    ephemeral: bool
+    idle_s: int
+    expires_in_s: int
+    parent: str | None = None
+    persisted: bool
+    versions: list[str] | None = None
+
+
+class PersistedSession(BaseModel):
+    """What `persist_session` returns."""
+
+    session: str
+    name: str | None = None
+    version: str | None = None
+    tokens: int
+    kept_tokens: int
+    written_bytes: int
+    expires_in_s: int
+
+
+class SessionList(BaseModel):
+    """What `list_sessions` returns: the ones used last come first."""
+
+    sessions: list[KeptSession]
+    not_shown: int | None = None
+
+
+class Closed(BaseModel):
+    """What `close_session` returns."""
+
+    closed: list[str]
+    not_shown: int | None = None
+
+
+class ModelEntry(BaseModel):
+    """One model of `list_models`."""
+
+    name: str
+    default: bool
+    loaded: bool
+    weights_mb: float | None
+    context_tokens: int | None
+    about: str
+
+
+class ModelList(BaseModel):
+    """What `list_models` returns."""
+
+    models: list[ModelEntry]
+
+
+def reply(result: BaseModel) -> CallToolResult:
+    """A tool's result: structured, and as text for hosts that show their model nothing else.
+
+    The texts of answers are blocks of their own, as they are. A last block says as JSON what these do not: it has no
+    text again, since some hosts show everything.
+    """
+    structured = result.model_dump(mode="json", exclude_none=True)
+    texts, rest = apart(structured)
+    content = [TextContent(type="text", text=text) for text in (*texts, compact(rest))]
+    return CallToolResult(content=list(content), structured_content=structured)
+
+
+def apart(structured: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """The texts of a result's answers, and the rest of it.
+
+    A single answer without text has no block, in a batch every answer has one. Counts of 0 are left out of a batch's
+    rest, which has many.
+    """
+    rest = {key: value for key, value in structured.items() if key != "text"}
+    if "results" not in rest:
+        return [structured["text"]] if structured.get("text") else [], rest
+    branches = rest["results"]
+    rest["results"] = [{key: value for key, value in b.items() if key != "text" and value != 0} for b in branches]
+    return [branch.get("text") or NO_TEXT for branch in branches], rest
+
+
+def compact(value: Any) -> str:
+    """As JSON that is cheap to read."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

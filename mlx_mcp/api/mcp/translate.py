@@ -1,0 +1,190 @@
+"""What the service returns, as the tools return it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from mlx_mcp.api.mcp.results import (
+    Batch,
+    Branch,
+    CalledTool,
+    Closed,
+    Forks,
+    Generation,
+    KeptSession,
+    LikelyToken,
+    Miss,
+    ModelEntry,
+    ModelList,
+    NewSession,
+    PersistedSession,
+    SessionList,
+)
+from mlx_mcp.service.batch import Batch as Answers
+from mlx_mcp.service.generate import Answered
+from mlx_mcp.service.models import Model
+from mlx_mcp.service.values import CacheMiss, Persisted, Result, SessionInfo
+
+MAX_LISTED = 100
+
+
+def counts(result: Result) -> dict[str, Any]:
+    """How many of the prompt's tokens were in memory, came from disk, and were computed."""
+    return {
+        "cached_tokens": result.cached_tokens,
+        "restored_tokens": result.restored_tokens,
+        "computed_tokens": result.prompt_tokens - result.cached_tokens - result.restored_tokens,
+    }
+
+
+def tool_calls(result: Result) -> list[CalledTool] | None:
+    """The calls that the model asks for."""
+    return [CalledTool(name=c.name, arguments=c.arguments) for c in result.tool_calls] or None
+
+
+def handle(result: Result) -> str | None:
+    """The session that the answer is kept in."""
+    return None if result.session is None else result.session.session_id
+
+
+def miss(found: CacheMiss | None) -> Miss | None:
+    """The miss, without the texts that it has none of."""
+    if found is None:
+        return None
+    return Miss(
+        reason=found.reason.value,
+        index=found.index,
+        before=found.before or None,
+        after=found.after or None,
+        earlier=found.earlier or None,
+        detail=found.detail or None,
+    )
+
+
+def generation(result: Result, note: str = "") -> Generation:
+    """All that `generate` tells of a result."""
+    return Generation(
+        text=result.text,
+        finish_reason=result.finish_reason.value,
+        model=result.model,
+        session=handle(result),
+        prompt_tokens=result.prompt_tokens,
+        **counts(result),
+        completion_tokens=result.completion_tokens,
+        reasoning=result.reasoning or None,
+        tool_calls=tool_calls(result),
+        logprobs=[
+            LikelyToken(token=c.text, logprob=c.logprob, top=[(text, logprob) for _, text, logprob in c.top])
+            for c in result.logprobs
+        ]
+        or None,
+        miss=miss(result.miss),
+        note=note or None,
+    )
+
+
+def branch(result: Result) -> Branch:
+    """All that `generate_batch` tells of a result: of reasoning nothing, which would multiply."""
+    return Branch(
+        text=result.text,
+        finish_reason=result.finish_reason.value,
+        session=handle(result),
+        **counts(result),
+        completion_tokens=result.completion_tokens,
+        tool_calls=tool_calls(result),
+        miss=miss(result.miss),
+    )
+
+
+def batch(came: Answers) -> Batch:
+    """What came of a batch; a branch that failed says why in its place."""
+    results = [branch(each) if isinstance(each, Result) else Branch(error=str(each)) for each in came.outcomes]
+    return Batch(results=results, model=came.model, note=came.note or None)
+
+
+def new_session(made: Answered) -> NewSession:
+    """The session that a context was computed for."""
+    session = made.result.session
+    assert session is not None, "a context ends in its session"
+    return NewSession(
+        session=session.session_id,
+        name=session.name or None,
+        model=made.result.model,
+        tokens=session.num_tokens,
+        **counts(made.result),
+        miss=miss(made.result.miss),
+        note=made.note or None,
+    )
+
+
+def forks(made: list[SessionInfo], named: bool) -> Forks:
+    """The forks of a session, and their names if they were `named`."""
+    return Forks(
+        sessions=[fork.session_id for fork in made],
+        names=[fork.name for fork in made] if named else None,
+        model=made[0].model,
+        tokens=made[0].num_tokens,
+    )
+
+
+def session_list(infos: list[SessionInfo]) -> SessionList:
+    """The sessions in their order, no more than a host takes."""
+    now = time.monotonic()  # the engine's clock
+    return SessionList(
+        sessions=[
+            KeptSession(
+                session=info.session_id,
+                name=info.name or None,
+                model=info.model,
+                tokens=info.num_tokens,
+                cached_tokens=info.num_cached,
+                busy=info.busy,
+                pinned=info.pinned,
+                ephemeral=info.ephemeral,
+                idle_s=round(now - info.used_at),
+                expires_in_s=max(0, round(info.used_at + info.ttl_s - now)),
+                parent=info.parent_id or None,
+                persisted=info.persisted,
+                versions=list(info.versions) or None,
+            )
+            for info in infos[:MAX_LISTED]
+        ],
+        not_shown=len(infos[MAX_LISTED:]) or None,
+    )
+
+
+def persisted(event: Persisted) -> PersistedSession:
+    """What was made durable."""
+    info = event.info
+    return PersistedSession(
+        session=info.session_id,
+        name=info.name or None,
+        version=event.version or None,
+        tokens=info.num_tokens,
+        kept_tokens=event.num_kept,
+        written_bytes=event.num_bytes,
+        expires_in_s=round(info.ttl_s),
+    )
+
+
+def closed_list(infos: list[SessionInfo]) -> Closed:
+    """The sessions that were closed, no more than a host takes."""
+    return Closed(closed=[info.session_id for info in infos[:MAX_LISTED]], not_shown=len(infos[MAX_LISTED:]) or None)
+
+
+def model_list(models: list[Model]) -> ModelList:
+    """The models in their order."""
+    return ModelList(
+        models=[
+            ModelEntry(
+                name=model.entry.spec.name,
+                default=model.entry.default,
+                loaded=model.loaded,
+                weights_mb=None if model.entry.weights_bytes is None else round(model.entry.weights_bytes / 1e6, 1),
+                context_tokens=model.entry.context_tokens,
+                about=model.entry.spec.summary,
+            )
+            for model in models
+        ]
+    )

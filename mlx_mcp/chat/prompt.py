@@ -1,0 +1,30 @@
+"""What a model is given: the chat as token ids, and what its answer must look like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A chat as token ids, and in which state the answer to it begins."""
+
+    ids: tuple[int, ...]
+    reasoning: bool = False  # the template opened the reasoning: the answer begins inside it
+
+
+class GrammarKind(StrEnum):
+    """What a grammar is written in."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    LARK = "lark"
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What an answer must look like."""
+
+    kind: GrammarKind
+    source: str  # a JSON schema as JSON text, a regular expression, or a Lark grammar

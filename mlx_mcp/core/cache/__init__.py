@@ -1,0 +1,1 @@
+"""What is kept of computed tokens, where it is, and who may go on from it."""

@@ -1,0 +1,127 @@
+"""Tells why tokens were computed that were computed before. Knows the latest prompts, and no keys and values."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections import deque
+from dataclasses import dataclass
+from enum import StrEnum
+
+from mlx_mcp.core.cache.blocks import Block
+from mlx_mcp.core.cache.prefixes import Match
+
+RECENT = 32  # prompts that are remembered, per model and tenant
+SAMPLE = 16  # tokens that must be the same again after a difference, for two prompts to be taken for one with a change
+EXCERPT = 24  # tokens shown on each side
+Tokens = tuple[int, ...]
+
+
+class MissReason(StrEnum):
+    """Why there was no hit where one could be expected."""
+
+    DIVERGED = "diverged"  # an earlier prompt of the same text, but for a change at one place
+    EVICTED = "evicted"  # it was there, and made room for others
+    NO_CHECKPOINT = "no_checkpoint"  # the model's states go on only from where one was taken
+    NOT_REUSABLE = "not_reusable"  # of this architecture nothing is reused
+    RECOMPUTED = "recomputed"  # it is on disk, and was sooner computed than read
+    OTHER_MODEL = "other_model"  # the session was kept with other weights, another tokenizer or other settings
+
+
+@dataclass(frozen=True)
+class Miss:
+    """Where the cached prefix ended, and why there."""
+
+    reason: MissReason
+    index: int  # the first token that was not taken from the cache for this reason
+    before: Tokens = ()  # what stands before it
+    after: Tokens = ()  # what stands there in this prompt
+    earlier: Tokens = ()  # what stood there in the earlier one
+    detail: str = ""
+
+
+class Recent:
+    """The latest prompts of one model and tenant."""
+
+    def __init__(self) -> None:
+        self._prompts: deque[bytes] = deque(maxlen=RECENT)
+
+    def remember(self, tokens: Tokens) -> None:
+        """Take a prompt for one that others may be compared with; the same again counts once."""
+        coded = array("I", tokens).tobytes()
+        if coded in self._prompts:
+            self._prompts.remove(coded)
+        self._prompts.append(coded)
+
+    def known(self, tokens: Tokens) -> int:
+        """How many of the first tokens were in one of the prompts."""
+        coded = array("I", tokens).tobytes()
+        return max((alike(coded, other) for other in self._prompts), default=0)
+
+    def diverged(self, tokens: Tokens) -> Miss | None:
+        """Where these tokens leave a remembered prompt with which they go on alike after the change."""
+        coded = array("I", tokens).tobytes()
+        for other in reversed(self._prompts):
+            index = alike(coded, other)
+            earlier = tuple(array("I", other[4 * index : 4 * (index + EXCERPT)]))
+            if not earlier or index == len(tokens):  # one goes on where the other ends: nothing was changed
+                continue
+            for skip in (SAMPLE, 4 * SAMPLE, 16 * SAMPLE):
+                at = 4 * (index + skip)
+                sample = coded[at : at + 4 * SAMPLE]
+                found = other.find(sample, 4 * index, at + 4 * (16 + 2) * SAMPLE)
+                if len(sample) == 4 * SAMPLE and found >= 0 and found % 4 == 0:
+                    before, after = tokens[max(0, index - EXCERPT) : index], tokens[index : index + EXCERPT]
+                    return Miss(MissReason.DIVERGED, index, before, after, earlier)
+        return None
+
+
+class Misses:
+    """The latest prompts of one model, by the root of their tenant's trees."""
+
+    def __init__(self, block_tokens: int) -> None:
+        self.block_tokens = block_tokens
+        self.recent: dict[Block, Recent] = {}
+
+    def explain(
+        self,
+        root: Block,
+        prompt: Tokens,
+        match: Match,
+        num_kept: int,
+        other_model: bool = False,
+        passed_over: bool = False,
+    ) -> Miss | None:
+        """Why a prompt's tokens are computed that were computed before; None if they are not, as far as is known.
+
+        `num_kept` tokens of it are its session's, 0 if it has none; `other_model` says that these were computed by
+        another model, and `passed_over` that a tier has more than `match`, which is sooner computed than read. A prompt
+        of no session is remembered, unless an earlier one explains it.
+        """
+        recent = self.recent.setdefault(root, Recent())
+        got, most, size = match.num_tokens, len(prompt) - 1, self.block_tokens
+        kept = min(num_kept, most)
+        if not num_kept and got + size <= most:
+            kept = min(recent.known(prompt), most) // size * size
+        if got < kept:
+            if other_model:
+                return Miss(MissReason.OTHER_MODEL, got)
+            if passed_over:
+                return Miss(MissReason.RECOMPUTED, got)
+            return Miss(MissReason.NO_CHECKPOINT if match.num_whole > got else MissReason.EVICTED, got)
+        if num_kept:
+            return None
+        miss = recent.diverged(prompt) if got + size <= most else None
+        recent.remember(prompt)
+        return miss
+
+
+def alike(one: bytes, other: bytes) -> int:
+    """How many 4-byte tokens two prompts begin with alike; compares few bytes more than these."""
+    most, start, size = min(len(one), len(other)) // 4, 0, 64
+    while start < most and one[4 * start : 4 * (start + size)] == other[4 * start : 4 * (start + size)]:
+        start, size = start + size, 2 * size
+    if start >= most:
+        return most
+    ends = range(start + 1, min(most, start + size) + 1)
+    return start + bisect_left(ends, True, key=lambda n: one[4 * start : 4 * n] != other[4 * start : 4 * n])

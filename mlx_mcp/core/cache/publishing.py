@@ -1,0 +1,242 @@
+"""Puts what rows compute into the trees of blocks: whole blocks in the step that fills them, the rest at a row's end.
+
+tokens of a sequence    0 ........ 64 ....... 128 ...... 192 .. 201
+in the trees            [ block   ][ block   ][ block   ][ tail ]      the tail once it ends
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+from mlx_mcp.core.cache.blocks import Block, BlockHash
+from mlx_mcp.core.cache.prefixes import Match, PrefixCache
+from mlx_mcp.core.cache.tracks import Track
+from mlx_mcp.core.layout import Layout, Logits, Payload, PromptEnd
+from mlx_mcp.core.sequence import Sequence
+from mlx_mcp.core.slots import KvCost
+from mlx_mcp.core.steps import Chunk, Cut
+
+CHECKPOINT_TOKENS = 1024  # a model's states are kept so often while a prompt is computed, and where prompts part
+
+
+@dataclass(eq=False)
+class Publication:
+    """How much of a running sequence is in the trees."""
+
+    track: Track
+    origin: Block | None  # the last block that its row was restored from
+    block: Block  # the newest of its whole blocks that is in the trees
+    planned: int  # tokens that are in the trees, or will be when the steps under way are committed
+    num_known: int  # tokens that were in the trees when it began, whether it could go on from them or not
+    stopped: bool = False  # a block of it found no room
+
+
+class Publishing:
+    """What one model's running sequences put into the trees; charges it to the ledger when it is planned."""
+
+    def __init__(self, cache: PrefixCache, cost: KvCost, layout: Layout, chunk_tokens: int) -> None:
+        self.cache, self.cost, self.layout, self.chunk_tokens = cache, cost, layout, chunk_tokens
+        self.publications: dict[int, Publication] = {}  # by sequence id
+        # What steps under way cut out of rows → the block that it comes after, which must stay until then.
+        self.building: dict[Cut, Block] = {}
+        # The logits after prompts that were computed, which go to the blocks where these end.
+        self.logits: dict[Sequence, Logits] = {}
+
+    @property
+    def booked_bytes(self) -> int:
+        """What is on the ledger for cuts and logits that are in no block yet."""
+        cuts = (self._cost(cut.start, cut.end, cut.state) for cut in self.building)
+        return sum(cuts) + sum(logits.nbytes for logits in self.logits.values())
+
+    def start(self, track: Track, match: Match) -> None:
+        """Publish what a sequence computes from now on, after the prefix that it begins with."""
+        whole = match.num_tokens // self.cache.block_tokens
+        block = match.blocks[whole - 1] if whole else track.root
+        origin = match.blocks[-1] if match.blocks else None
+        self.publications[track.sequence.sequence_id] = Publication(track, origin, block, block.end, match.num_whole)
+
+    def stop(self, sequence: Sequence) -> None:
+        """Publish nothing more of a sequence that gives up its row."""
+        self.publications.pop(sequence.sequence_id, None)
+
+    def exit(self, sequence: Sequence) -> None:
+        """Forget a sequence that neither waits nor runs any more."""
+        logits = self.logits.pop(sequence, None)
+        if logits is not None:
+            self.cache.pool.ledger.refund(logits.nbytes)
+
+    # Blocks that steps fill
+
+    def plan_cuts(
+        self, chunks: Iterable[Chunk], decode: Iterable[tuple[int, int]], users: Counter[BlockHash]
+    ) -> tuple[Cut, ...]:
+        """The blocks that a step fills; their bytes are on the ledger from now on.
+
+        `decode` are the decoding rows, by sequence id, with the tokens that each has computed by then; `users` counts
+        by block hash the sequences whose prompts begin with it.
+        """
+        cuts: list[Cut] = []
+        for chunk in chunks:
+            publication = self.publications[chunk.sequence_id]
+            self._plan_row(publication, chunk.end, self._checkpoint(publication, chunk.end, users), cuts)
+        for sequence_id, end in decode:
+            self._plan_row(self.publications[sequence_id], end, state=False, cuts=cuts)
+        return tuple(cuts)
+
+    def commit(self, cuts: tuple[Cut, ...], payloads: dict[Cut, Payload]) -> None:
+        """Put what a step has cut into the trees; what cannot be is refunded. Call it when tokens are taken."""
+        for cut in cuts:
+            self.cache.pool.release(self.building.pop(cut))
+            payload, charged = payloads.get(cut), self._cost(cut.start, cut.end, cut.state)
+            publication = self.publications.get(cut.sequence_id)
+            if payload is None or publication is None or not self._fits(publication, cut):
+                self.cache.pool.ledger.refund(charged)
+                if publication is not None:
+                    publication.stopped = True
+                continue
+            sequence = publication.track.sequence
+            tokens = sequence.tokens(cut.start, cut.end)
+            publication.block = self.cache.put(publication.block, tokens, payload, charged, sequence.ephemeral)
+            publication.stopped = publication.block.end != cut.end
+
+    def _fits(self, publication: Publication, cut: Cut) -> bool:
+        """Whether a cut comes right after the newest block of a sequence, which still has all its tokens."""
+        block = publication.block
+        follows = block.resident and block.end == cut.start
+        return not publication.stopped and follows and cut.end <= publication.track.sequence.num_tokens
+
+    def _plan_row(self, publication: Publication, end: int, state: bool, cuts: list[Cut]) -> None:
+        """Add to `cuts` the blocks that a sequence has filled at token `end`; `state` keeps its states there."""
+        size, sequence, pool = self.cache.block_tokens, publication.track.sequence, self.cache.pool
+        while not publication.stopped and publication.planned + size <= end:
+            start, until, block = publication.planned, publication.planned + size, publication.block
+            cut = Cut(sequence.sequence_id, start, until, state and until == end)
+            if not block.resident:
+                publication.stopped = True
+                return
+            if block.end == start and until <= sequence.num_tokens:
+                tokens = sequence.tokens(start, until)
+                there = self.cache.child(block, self.cache.hash(block.hash, tokens), tokens)
+                if there is not None and not self._poorer(there, cut):
+                    publication.block, publication.planned = there, until
+                    continue
+            pool.acquire(block)
+            if not pool.ledger.charge(self._cost(start, until, cut.state)):
+                pool.release(block)
+                publication.stopped = True
+                return
+            self.building[cut] = block
+            publication.planned = until
+            cuts.append(cut)
+
+    def _poorer(self, block: Block, cut: Cut) -> bool:
+        """Whether a block lacks what a cut would have."""
+        assert block.payload is not None, "an evicted block in a tree"
+        windows = bool(self.layout.windows) and block.payload.window_start > max(
+            block.start, block.end - min(self.layout.windows)
+        )
+        return windows or (cut.state and not block.payload.has_state)
+
+    def _checkpoint(self, publication: Publication, end: int, users: Counter[BlockHash]) -> bool:
+        """Whether to keep the states at a chunk's end: every so often, at the prompt's last, and where prompts part."""
+        if not self.layout.states or end % self.chunk_tokens:
+            return False
+        track, size = publication.track, self.cache.block_tokens
+        num_prompt = len(track.sequence.prompt_ids)
+        at, following = end // size, (end + self.chunk_tokens) // size
+        if end % CHECKPOINT_TOKENS == 0 or following * size >= num_prompt:
+            return end < num_prompt
+        counts = [users[digest] for digest in track.hashes[at - 1 : following]]
+        return counts[-1] < counts[0] or end <= publication.num_known < following * size
+
+    # Ends
+
+    def remember(self, sequence: Sequence, logits: Logits) -> None:
+        """Keep the logits after a sequence's prompt, if there is room, for whoever asks the same again once it ends."""
+        if sequence not in self.logits and self.cache.pool.ledger.charge(logits.nbytes):
+            self.logits[sequence] = logits
+
+    def finish(self, track: Track, cut: Callable[[int, int, bool], Payload], exact: bool) -> Block | None:
+        """Keep the rest of a sequence that is about to give up its row; returns its last block, if there is room.
+
+        `cut` copies tokens [start, end) out of the row, with or without its states; `exact` is whether the row ends
+        where the sequence does, so that its states can be kept.
+        """
+        sequence, size, states = track.sequence, self.cache.block_tokens, self.layout.states
+        end = sequence.num_computed
+        tokens = sequence.tokens(0, end)
+        block = self.cache.walk(track.root, tokens, self.cache.hashes(track.root, tokens, track.hashes))[-1]
+        if states and not exact:
+            return None  # nothing could go on from its end
+        while block.end < end or (states and not has_state(block)):
+            start = block.end if block.end < end else block.start
+            until = min(start + size, end)
+            state = states and until == end
+            charged = self._cost(start, until, state)
+            if not self._charge(sequence, block, charged):
+                break
+            parent = block if start == block.end else block.parent
+            assert parent is not None, "a root has no states"
+            try:
+                payload = cut(start, until, state)
+            except Exception:
+                self.cache.pool.ledger.refund(charged)
+                raise
+            block = self.cache.put(parent, tokens[start:until], payload, charged, sequence.ephemeral)
+            if block.end != until:  # a hash that is another block's too
+                break
+        self.cache.pool.touch(block)
+        self._end_prompt(sequence, block)
+        return block if block.parent is not None else None
+
+    def _charge(self, sequence: Sequence, block: Block, num_bytes: int) -> bool:
+        """Book the bytes while a block is kept; the logits after the sequence's own prompt make room for them."""
+        pool = self.cache.pool
+        pool.acquire(block)
+        fits = pool.ledger.charge(num_bytes)
+        if not fits and sequence in self.logits:
+            pool.ledger.refund(self.logits.pop(sequence).nbytes)
+            fits = pool.ledger.charge(num_bytes)
+        pool.release(block)
+        return fits
+
+    def _end_prompt(self, sequence: Sequence, last: Block) -> None:
+        """Leave the logits after a sequence's prompt with the block where it ended, if that is there."""
+        end = len(sequence.prompt_ids)
+        if sequence not in self.logits:
+            return
+        for block in last.chain():
+            if block.start < end <= block.end:
+                self.cache.pool.end_prompt(block, PromptEnd(end, self.logits.pop(sequence)))
+                return
+
+    def forget_blocks(self, sequence: Sequence) -> None:
+        """Forget the blocks of a running sequence whose logits were no numbers, as far as nothing else needs them.
+
+        Those that it began with too: if one of them is to blame, nobody shall fail by it again.
+        """
+        publication = self.publications.get(sequence.sequence_id)
+        if publication is None:
+            return
+        for block in (publication.origin, publication.block):
+            while block is not None and block.parent is not None and block.resident:
+                if block.children or block.ref_count:
+                    break
+                self.cache.pool.drop(block)
+                block = block.parent
+
+    def _cost(self, start: int, end: int, state: bool) -> int:
+        return self.cost.cut_bytes(end - start, state)
+
+    def check_integrity(self, running: Collection[Sequence], waiting: Collection[Sequence]) -> None:
+        """Prove that exactly the running sequences are published, and that logits are of sequences that live."""
+        ids = {sequence.sequence_id for sequence in running}
+        assert set(self.publications) == ids, "a sequence is published that does not run, or one is not"
+        assert set(self.logits) <= {*running, *waiting}, "logits of a sequence that is gone"
+
+
+def has_state(block: Block) -> bool:
+    """Whether a model's states after a block's last token are in it."""
+    return block.payload is not None and block.payload.has_state

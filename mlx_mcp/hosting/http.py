@@ -1,0 +1,117 @@
+"""Serves an HTTP app on sockets, and ends so that no answer is lost. Knows nothing of what it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import select
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, cast
+
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mlx_mcp.api.http.arrival import TimedProtocol
+from mlx_mcp.config import Config
+from mlx_mcp.hosting.lifetime import CUT_OFF_S, let_end
+from mlx_mcp.service.activity import Activity
+
+LINGER_S = 0.5
+
+
+class HttpServer(uvicorn.Server):
+    """Uvicorn, with the signals left to whoever runs it, and an end that loses no answer.
+
+    To end it: `stop_accepting`, wait while it is `busy`, `hang_up`.
+    """
+
+    def __init__(self, app: ASGIApp, config: Config) -> None:
+        self._app = app
+        self._num_open = 0
+        self._ending_until = math.inf
+        graceful_s = math.ceil(config.shutdown_timeout_s + CUT_OFF_S)
+        super().__init__(
+            uvicorn.Config(
+                self._count,
+                interface="asgi3",
+                http=cast(Any, partial(TimedProtocol, config.request_timeout_s)),
+                ws="none",
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=graceful_s,
+            )
+        )
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits for an answer, or may have sent a request that has not arrived.
+
+        A client may connect, or use a connection that is open, at the very moment at which that would be closed. So
+        connections are taken for LINGER_S more, each is closed with the answer to its last request, and those without
+        any request LINGER_S later.
+        """
+        transports = [c.transport for c in self._connections if c.transport is not None]
+        return (
+            self._num_open > 0
+            or time.monotonic() < self._ending_until < math.inf
+            or any(transport.get_write_buffer_size() for transport in transports)
+            or has_unread(transports)
+        )
+
+    @property
+    def _connections(self) -> list[Any]:
+        return list(self.server_state.connections)
+
+    def stop_accepting(self) -> None:
+        """Take no further connection from LINGER_S on; requests on those that are open are answered still."""
+        self._ending_until = time.monotonic() + 2 * LINGER_S
+        for server in self.servers:
+            asyncio.get_running_loop().call_later(LINGER_S, server.close)
+
+    def hang_up(self) -> None:
+        """Close every connection, streams of notifications too, and have `serve` return."""
+        self.should_exit = True
+        for connection in self._connections:
+            if connection.transport is not None:
+                connection.transport.close()
+
+    async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve, and count whoever waits for an answer: requests other than GET, which opens streams."""
+        if scope["type"] != "http" or scope["method"] == "GET":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_last(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._ending_until < math.inf:
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        self._num_open += 1
+        try:
+            await self._app(scope, receive, send_last)
+        finally:
+            self._num_open -= 1
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Install nothing."""
+        yield
+
+
+def has_unread(transports: list[asyncio.Transport]) -> bool:
+    """Whether something has come for one of the transports that was not read yet: closing it would lose a request."""
+    poll = select.poll()
+    for transport in transports:
+        if not transport.is_closing():
+            poll.register(transport.get_extra_info("socket"), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+async def end(server: HttpServer, activity: Activity, timeout_s: float) -> None:
+    """End a server: what was asked of it is answered, with an error once `timeout_s` has passed."""
+    server.stop_accepting()
+    await let_end(lambda: server.busy, [activity], timeout_s)
+    server.hang_up()

@@ -1,0 +1,60 @@
+"""Ends a serving process in bounded time: on the client's end of file, on a signal, and when something hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterable
+
+import anyio
+
+from mlx_mcp.service.activity import Activity
+
+CUT_OFF_S = 2.0  # for the answers of calls that were cut off to reach the wire
+POLL_S = 0.02
+
+
+async def until_signal(
+    serve: Callable[[], Awaitable[None]], stop: Callable[[anyio.CancelScope], Awaitable[None]]
+) -> None:
+    """Run `serve` until it returns, or until SIGTERM or SIGINT, on which `stop` is awaited once.
+
+    After the first signal the system's own handling is back: a second one ends the process at once.
+    """
+    async with anyio.create_task_group() as tasks:
+
+        async def watch() -> None:
+            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                async for _ in signals:
+                    break
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            await stop(tasks.cancel_scope)
+
+        tasks.start_soon(watch)
+        await serve()
+        tasks.cancel_scope.cancel()
+
+
+async def let_end(is_busy: Callable[[], bool], activities: Iterable[Activity], timeout_s: float) -> None:
+    """Wait until `is_busy` says no; calls that go on after `timeout_s` are cut off, and answered with an error."""
+    for limit_s in (timeout_s, CUT_OFF_S):
+        with anyio.move_on_after(limit_s):
+            # What has come of the calls has no event.
+            while is_busy():  # noqa: ASYNC110
+                await anyio.sleep(POLL_S)
+        for activity in activities:
+            activity.cut_off()
+
+
+def exit_within(timeout_s: float) -> None:
+    """End the process after `timeout_s` even if a thread is stuck in a write that nobody reads."""
+
+    def end() -> None:
+        print(f"mlx-mcp: not ended within {timeout_s:g} s; exiting now", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(timeout_s, end)
+    timer.daemon = True
+    timer.start()

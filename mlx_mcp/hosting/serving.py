@@ -1,0 +1,158 @@
+"""What `serve` and the engine process do, from settings to the end: each life cycle of a process in one function.
+
+`say` shows a line to whoever started the process. Imports little at the top: a host waits three seconds for the first
+answer of `serve`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mlx_mcp import __version__
+
+if TYPE_CHECKING:
+    import socket
+
+    import anyio
+
+    from mlx_mcp.config import Config
+
+Say = Callable[[str], None]
+
+
+def share_http(model: str | None, host: str | None, port: int | None, openblas: bool | None, say: Say) -> None:
+    """Have the user's engine serve HTTP until a signal comes.
+
+    Raises:
+        NoSharedEngine: there can be no such process here.
+    """
+    from mlx_mcp.config import Config
+    from mlx_mcp.process.daemon import window
+    from mlx_mcp.process.listener import hold, listen
+    from mlx_mcp.process.place import user_place
+
+    if openblas is not None:
+        os.environ["MLX_MCP_OPENBLAS"] = "1" if openblas else "0"
+    place, config = user_place(), Config.load(model=model, host=host, port=port)
+    listener = listen(config.host, config.port)
+    address = address_of(config.host, listener)
+    token = None if config.token is None else config.token.get_secret_value()
+    own = {name: getattr(config, name) for name in ("host", "port", "allowed_hosts", "allowed_origins")}
+    hello = window("http", model) | own | {"token": token, "address": address}
+
+    def serving(reply: dict[str, object]) -> None:
+        say(f"mlx-mcp {__version__} serving {reply['model']!r} at {address}/mcp")
+
+    hold(place, hello, listener, lambda text: say(f"mlx-mcp: {text}"), serving, end_s(config))
+
+
+def address_of(host: str, listener: socket.socket) -> str:
+    """The URL of a listener."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+
+def end_s(config: Config) -> float:
+    """How long a process may take to end: for its calls, their answers, and what the engine still writes."""
+    return 2 * config.shutdown_timeout_s + 5
+
+
+def serve_stdio(config: Config) -> None:
+    """Serve one host over stdin and stdout in this process until it goes away or a signal comes."""
+    from mlx_mcp.hosting.stdio import OpenRequests, serve_stdio, take_stdio
+
+    wire_in, wire_out = take_stdio()
+
+    import anyio
+
+    from mlx_mcp.api.mcp.server import build_server
+    from mlx_mcp.hosting.lifetime import exit_within, let_end, until_signal
+    from mlx_mcp.process.place import project_folder
+    from mlx_mcp.service.activity import Activity
+    from mlx_mcp.service.files import FileReader
+    from mlx_mcp.service.service import Service
+    from mlx_mcp.wiring import wire
+
+    client, registry = wire(config)
+    files = FileReader.of_window(config.file_roots, project_folder(), config.max_file_bytes, config.max_files_bytes)
+    activity, requests = Activity(), OpenRequests()
+    server = build_server(Service(client, registry), files, activity)
+
+    async def main() -> None:
+        async def stop(scope: anyio.CancelScope) -> None:
+            exit_within(end_s(config))
+            activity.closed = True
+            await let_end(lambda: requests.waiting, [activity], config.shutdown_timeout_s)
+            scope.cancel()
+
+        await until_signal(lambda: serve_stdio(server, wire_in, wire_out, config.max_request_bytes, requests), stop)
+
+    anyio.run(main)
+    exit_within(end_s(config))
+    client.close(config.shutdown_timeout_s)
+
+
+def serve_http(config: Config, say: Say) -> None:
+    """Serve any number of hosts over HTTP in this process until a signal comes."""
+    import anyio
+
+    from mlx_mcp.api.http.app import http_app
+    from mlx_mcp.api.http.token import auth_settings
+    from mlx_mcp.api.mcp.server import build_server
+    from mlx_mcp.hosting.http import HttpServer, end
+    from mlx_mcp.hosting.lifetime import exit_within, until_signal
+    from mlx_mcp.process.listener import listen
+    from mlx_mcp.service.activity import Activity
+    from mlx_mcp.service.files import FileReader
+    from mlx_mcp.service.service import Service
+    from mlx_mcp.wiring import wire
+
+    listener = listen(config.host, config.port)
+    client, registry = wire(config)
+    files = FileReader(config.file_roots or (), config.max_file_bytes, config.max_files_bytes)
+    activity = Activity()
+    service = Service(client, registry)
+    mcp = build_server(service, files, activity, **auth_settings(config))
+    server = HttpServer(http_app(mcp, service, config), config)
+    address = address_of(config.host, listener)
+    say(f"mlx-mcp {__version__} serving {registry.resolve(None).name!r} at {address}/mcp")
+
+    async def main() -> None:
+        async def stop(_: anyio.CancelScope) -> None:
+            exit_within(end_s(config))
+            await end(server, activity, config.shutdown_timeout_s)
+
+        await until_signal(lambda: server.serve(sockets=[listener]), stop)
+
+    anyio.run(main)
+    client.close(config.shutdown_timeout_s)
+
+
+def serve_engine(config: Config, listener: socket.socket, ready_fd: int | None, say: Say) -> None:
+    """Serve whoever connects to the user's socket, until a signal comes or nothing is to do for long enough."""
+    import contextlib
+
+    import anyio
+
+    from mlx_mcp.hosting.connections import Connections
+    from mlx_mcp.hosting.lifetime import exit_within, until_signal
+    from mlx_mcp.wiring import wire
+
+    client, _ = wire(config)
+
+    async def main() -> None:
+        connections = Connections(client, config, listener)
+
+        async def stop(_: anyio.CancelScope) -> None:
+            connections.stop()
+
+        say(f"mlx-mcp: process {os.getpid()} of version {__version__} listens at {listener.getsockname()}")
+        if ready_fd is not None:
+            with contextlib.suppress(BrokenPipeError):  # whoever started us has gone; others will come
+                os.write(ready_fd, b"ready")
+            os.close(ready_fd)
+        await until_signal(lambda: connections.serve(lambda: exit_within(end_s(config))), stop)
+
+    anyio.run(main)
+    client.close(config.shutdown_timeout_s)

@@ -1,1 +1,0 @@
-"""The MCP surface: tools over stdio and streamable HTTP, all on one engine client."""

@@ -1,0 +1,103 @@
+"""Has one prompt answered."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from mlx_mcp.chat.message import Message
+from mlx_mcp.chat.prompt import Grammar
+from mlx_mcp.core.sampling import Sampling
+from mlx_mcp.core.session import SessionOptions
+from mlx_mcp.engine.requests import GenerateRequest, Result
+from mlx_mcp.service.activity import Meter
+from mlx_mcp.service.caller import Caller
+from mlx_mcp.service.context import Context, chat
+from mlx_mcp.service.models import note_of
+from mlx_mcp.service.service import Service
+
+# Awaited whenever something has come of a call, with how far each of its generations is.
+Report = Callable[[Sequence[Meter]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a context is to be answered.
+
+    With a `session` the last message is its next turn, and it goes on with the answer unless `keep` is False; without
+    one `keep` opens one. `queue` waits for a turn of the session that is under way.
+    """
+
+    model: str = ""
+    session: str = ""
+    keep: bool | None = None
+    queue: bool = False
+    tools: tuple[dict[str, Any], ...] = ()
+    grammar: Grammar | None = None
+    reasoning: bool = True
+    sampling: Sampling = field(default_factory=Sampling)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the answer is kept in a session."""
+        return bool(self.session) if self.keep is None else self.keep
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer, and what else the caller should know."""
+
+    result: Result
+    note: str = ""
+
+
+async def generate(service: Service, caller: Caller, context: Context, options: Options, report: Report) -> Answered:
+    """Answer a context.
+
+    Raises:
+        MlxMcpError: see EngineClient.generate; and InvalidRequest for files that cannot be read.
+    """
+    request = request_of(caller, await chat(caller, context), options)
+    meter = Meter()
+    result = await run(service, caller, request, meter, partial(report, [meter]))
+    return Answered(result, note_of(service, options.model or options.session))
+
+
+def request_of(caller: Caller, messages: tuple[Message, ...], options: Options, lane: str = "") -> GenerateRequest:
+    """What the engine is asked for; calls of one `lane` share a turn."""
+    return GenerateRequest(
+        messages,
+        options.model or None,
+        options.sampling,
+        lane=lane,
+        grammar=options.grammar,
+        tools=options.tools,
+        reasoning=options.reasoning,
+        tenant=caller.tenant,
+        session=options.session,
+        keep=options.keeps,
+        queue=options.queue,
+        opens=SessionOptions() if options.keeps and not options.session else None,
+    )
+
+
+async def run(
+    service: Service, caller: Caller, request: GenerateRequest, meter: Meter, report: Callable[[], Awaitable[None]]
+) -> Result:
+    """Run a request to its end; a cancelled caller frees the row."""
+    try:
+        with caller.activity.watching(meter):
+            async with aclosing(service.engine.generate(request)) as updates:
+                async for update in updates:
+                    if isinstance(update, Result):
+                        if update.session is not None:
+                            caller.activity.sessions.add(update.session.session_id)
+                        return update
+                    meter.take(update)
+                    await report()
+    finally:
+        meter.ended = True
+    raise AssertionError("a generation ends with a result or an error")

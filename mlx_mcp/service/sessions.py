@@ -1,0 +1,108 @@
+"""Makes sessions, forks them, makes them durable, lists and ends them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from mlx_mcp.core.sampling import Sampling
+from mlx_mcp.core.session import SessionInfo, SessionOptions
+from mlx_mcp.engine.messages import Persisted
+from mlx_mcp.engine.requests import GenerateRequest
+from mlx_mcp.errors import InvalidRequest
+from mlx_mcp.service.activity import Meter
+from mlx_mcp.service.caller import Caller
+from mlx_mcp.service.context import BREAK, Context, chat, with_text
+from mlx_mcp.service.generate import Answered, Report, run
+from mlx_mcp.service.models import note_of
+from mlx_mcp.service.service import Service
+
+UNPINNED_NOTE = (
+    "It is not pinned: pinned sessions may take half of the memory for keys and values. Close some of them, or have "
+    "the server started with a larger max_kv_bytes."
+)
+
+
+async def create_session(
+    service: Service,
+    caller: Caller,
+    context: Context,
+    model: str,
+    tools: tuple[dict[str, Any], ...],
+    options: SessionOptions,
+    report: Report,
+) -> Answered:
+    """Compute a context that calls go on from; the result has its session, and no text.
+
+    If the context ends in a message of the user, the prompts to come go on with that message.
+
+    Raises:
+        MlxMcpError: see EngineClient.generate; and InvalidRequest for files that cannot be read.
+    """
+    messages = context.messages
+    if messages and messages[-1].role == "user":
+        messages = (*messages[:-1], with_text(messages[-1], after=BREAK))
+    request = GenerateRequest(
+        await chat(caller, replace(context, messages=messages)),
+        model or None,
+        Sampling(max_tokens=1),
+        tools=tools,
+        tenant=caller.tenant,
+        opens=options,
+        context=True,
+    )
+    meter = Meter()
+    result = await run(service, caller, request, meter, partial(report, [meter]))
+    assert result.session is not None, "a context ends in its session"
+    unpinned = UNPINNED_NOTE if options.pinned and not result.session.pinned else ""
+    return Answered(result, " ".join(filter(None, (note_of(service, model), unpinned))))
+
+
+async def fork_session(
+    service: Service, caller: Caller, session: str, count: int | None, names: tuple[str, ...], version: str
+) -> list[SessionInfo]:
+    """New sessions that go on from another one: as many as were asked for, or one for each name, or one.
+
+    Raises:
+        MlxMcpError: see EngineClient.fork.
+    """
+    forks = await service.engine.fork(caller.tenant, session, count or len(names) or 1, names, version)
+    caller.activity.sessions.update(fork.session_id for fork in forks)
+    return forks
+
+
+async def persist_session(service: Service, caller: Caller, session: str, version: str) -> Persisted:
+    """Make a session durable.
+
+    Raises:
+        MlxMcpError: see EngineClient.persist.
+    """
+    return await service.engine.persist(caller.tenant, session, version)
+
+
+async def list_sessions(service: Service, caller: Caller) -> list[SessionInfo]:
+    """The caller's sessions, those used last first.
+
+    Raises:
+        EngineDead: the engine thread has ended.
+    """
+    infos = await service.engine.sessions(caller.tenant)
+    return sorted(infos, key=lambda info: info.used_at, reverse=True)
+
+
+async def close_sessions(
+    service: Service, caller: Caller, sessions: tuple[str, ...], everything: bool
+) -> list[SessionInfo]:
+    """End these sessions, or all of the caller's that are not persisted.
+
+    Raises:
+        InvalidRequest: neither or both were asked for.
+        UnknownSession: one of them is not there; then none is closed.
+        EngineDead: the engine thread has ended.
+    """
+    if everything == bool(sessions):
+        raise InvalidRequest(
+            "Give the `sessions` to close, or all=true to close all of yours but persisted ones; one of the two."
+        )
+    return await service.engine.close_sessions(caller.tenant, sessions)

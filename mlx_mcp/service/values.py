@@ -1,0 +1,18 @@
+"""The values of the layers below that a face gives to the service and gets from it: faces import them from here."""
+
+from mlx_mcp.core.sampling import PARAMETERS, Parameter, Sampling
+from mlx_mcp.core.session import MAX_FORKS, SessionInfo, SessionOptions
+from mlx_mcp.engine.messages import Persisted
+from mlx_mcp.engine.requests import CacheMiss, Result
+
+__all__ = [
+    "MAX_FORKS",
+    "PARAMETERS",
+    "CacheMiss",
+    "Parameter",
+    "Persisted",
+    "Result",
+    "Sampling",
+    "SessionInfo",
+    "SessionOptions",
+]

@@ -1,0 +1,157 @@
+"""Reasoning, tool calls and text of answers."""
+
+import json
+from itertools import groupby
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlx_mcp.chat.message import ToolCall
+from tests.mlx_backend.tokenizers_made import (
+    HARMONY,
+    LFM,
+    cut,
+    make_tokenizer,
+    read,
+)
+
+
+def test_special_tokens_are_not_shown(qwen, mistral):
+    assert read(qwen, "a<|im_start|>b<|endoftext|>") == ([("answer", "ab")], [])
+    assert read(mistral, "a[INST]b") == ([("answer", "ab")], [])
+
+
+def test_reasoning_is_told_from_the_answer_whoever_opened_it(qwen):
+    expected = [("reasoning", "let me see\n"), ("answer", "It is.")], []
+    assert read(qwen, "<think>\nlet me see\n</think>\n\nIt is.") == expected
+    assert read(qwen, "\nlet me see\n</think>\n\nIt is.", reasoning=True) == expected
+
+
+def test_a_plain_answer_is_not_split(qwen, mistral):
+    text = '<think>a</think>\n<tool_call>{"name": "look"}</tool_call>'
+    assert read(qwen, text, plain=True, reasoning=True) == ([("answer", text)], [])
+    assert read(mistral, "[TOOL_CALLS]look[ARGS]{}", plain=True) == ([("answer", "look{}")], [])
+
+
+def test_what_only_begins_like_a_marker_is_text(qwen):
+    assert read(qwen, "a < b <thin") == ([("answer", "a < b <thin")], [])
+
+
+def test_calls_are_parsed_and_told_from_the_answer(qwen):
+    calls = ['{"name": "look", "arguments": {"at": "é"}}', '\n{"name": "look", "arguments": "{\\"at\\": 2}"}\n']
+    pieces, parsed = read(qwen, f"Let me.<tool_call>{calls[0]}</tool_call>\n<tool_call>{calls[1]}</tool_call>\nSo.")
+    assert pieces == [("answer", "Let me."), ("tool_call", "".join(calls)), ("answer", "So.")]
+    assert parsed == [ToolCall("look", {"at": "é"}), ToolCall("look", {"at": 2})]
+
+
+@pytest.mark.parametrize("arguments", ["", ', "arguments": {}', ', "arguments": null', ', "arguments": ""'])
+def test_a_call_may_have_no_arguments(qwen, arguments):
+    text = f'{{"name": "look"{arguments}}}'
+    assert read(qwen, f"<tool_call>{text}</tool_call>") == ([("tool_call", text)], [ToolCall("look", {})])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "look!",
+        '{"name": "look", "arguments": {"at": ',
+        '{"name": "burn", "arguments": {}}',
+        '{"name": ["look"], "arguments": {}}',
+        '{"arguments": {}}',
+        '"look"',
+        "[]",
+        '[{"name": "look"}, {"name": "burn"}]',
+        '{"name": "look", "arguments": [1]}',
+        '{"name": "look", "arguments": "x"}',
+        '{"name": "look", "arguments": {"at": NaN}}',
+        '{"name": "look", "arguments": {"at": "\\ud800"}}',
+        "[" * 5000,
+    ],
+)
+def test_what_is_no_call_of_an_offered_tool_is_shown_as_it_was_written(qwen, text):
+    written = f"Well.\n<tool_call>{text}</tool_call>\nYes."
+    assert read(qwen, written) == ([("answer", written)], [])
+
+
+def test_a_call_that_was_not_asked_for_is_text(qwen):
+    written = '<tool_call>{"name": "look"}</tool_call>'
+    assert read(qwen, written, tools=()) == ([("answer", written)], [])
+
+
+def test_a_call_that_was_cut_off_is_shown_and_is_no_call(qwen):
+    whole = '<tool_call>{"name": "look", "arguments": {}}'
+    assert read(qwen, whole) == ([("answer", whole)], [])
+    assert read(qwen, f"{whole}</tool") == ([("answer", f"{whole}</tool")], [])
+
+
+def test_special_tokens_mark_calls_and_stand_in_them(mistral):
+    call = '[{"name": "look", "arguments": {"at": 1}}]'
+    assert read(mistral, f"So[TOOL_CALLS]{call}") == (
+        [("answer", "So"), ("tool_call", call)],
+        [ToolCall("look", {"at": 1})],
+    )
+    assert read(mistral, 'look: [TOOL_CALLS]look[ARGS]{"at": 1}[TOOL_CALLS]look[ARGS]{}')[1] == [
+        ToolCall("look", {"at": 1}),
+        ToolCall("look", {}),
+    ]
+
+
+def test_a_call_without_an_end_marker_that_was_cut_off_is_shown(mistral):
+    written = 'So[TOOL_CALLS]look[ARGS]{"at": '
+    assert read(mistral, written) == ([("answer", written)], [])
+
+
+def test_arguments_that_json_cannot_hold_are_no_call(tmp_path):
+    lfm = make_tokenizer(tmp_path, **LFM)
+    assert read(lfm, "<|tool_call_start|>[look(at=(1, 2))]<|tool_call_end|>")[1] == [ToolCall("look", {"at": [1, 2]})]
+    written = "<|tool_call_start|>[look(at={1, 2})]<|tool_call_end|>"
+    assert read(lfm, written) == ([("answer", written)], [])
+
+
+def test_the_channels_of_gpt_oss_are_told_apart(tmp_path):
+    harmony = make_tokenizer(tmp_path, **HARMONY)
+    written = (
+        "<|channel|>analysis<|message|>Let me see.<|end|><|start|>assistant<|channel|>commentary<|message|>I look."
+        "<|end|><|start|>assistant<|channel|>final<|message|>It is."
+    )
+    assert read(harmony, written) == ([("reasoning", "Let me see."), ("answer", "I look.It is.")], [])
+
+
+def test_the_embedded_models_calls_are_read(embedded):
+    call = '{"name": "look", "arguments": {"at": "the door"}}'
+    assert read(embedded, f"<tool_call>{call}</tool_call>")[1] == [ToolCall("look", {"at": "the door"})]
+
+
+TEXTS = st.text(alphabet="a<>/é中\n ", max_size=12)  # parts of markers, and none whole
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    parts=st.lists(st.tuples(st.sampled_from(["reasoning", "answer", "call", "no call"]), TEXTS), max_size=5),
+    cuts=st.lists(st.integers(0, 200), max_size=12),
+)
+def test_however_an_answer_is_cut_into_tokens_its_pieces_are_the_same(qwen, parts, cuts):
+    written, expected, calls, after_marker = "", [], [], False
+    for kind, text in parts:
+        call = json.dumps({"name": "look", "arguments": {"at": text}}, ensure_ascii=False)
+        written += {
+            "reasoning": f"<think>{text}</think>",
+            "answer": text,
+            "call": f"<tool_call>{call}</tool_call>",
+            "no call": f"<tool_call>{text}</tool_call>",
+        }[kind]
+        match kind:
+            case "reasoning":
+                expected.append((kind, text.lstrip("\n")))
+            case "answer":
+                expected.append((kind, text.lstrip("\n") if after_marker else text))
+            case "call":
+                expected.append(("tool_call", call))
+                calls.append(ToolCall("look", {"at": text}))
+            case "no call":
+                expected.append(("answer", f"<tool_call>{text}</tool_call>"))
+        after_marker = kind in ("reasoning", "call") or (after_marker and kind == "answer" and not expected[-1][1])
+    runs = groupby((part for part in expected if part[1]), key=lambda part: part[0])
+    assert read(qwen, *cut(written, cuts)) == ([(kind, "".join(text for _, text in run)) for kind, run in runs], calls)

@@ -1,0 +1,41 @@
+"""Faults in the faces: what is understood of callers, and who gets in. See `mutant.py`."""
+
+from tests.mutants.mutant import fault
+
+MUTANTS = [
+    fault(
+        "token check left out",
+        "api/http/token.py",
+        "        if not hmac.compare_digest(digest(token), self._digest):\n",
+        "        if False:\n",
+        "http/test_http.py::test_with_a_token_only_those_who_have_it_get_in",
+    ),
+    fault(
+        "callers over HTTP taken for one",
+        "api/mcp/calls.py",
+        'return "" if token is None else token.client_id',
+        'return ""',
+        "http/test_http.py::test_sessions_and_cached_prompts_are_their_callers_alone",
+    ),
+    fault(
+        "body size check left out",
+        "api/http/messages.py",
+        "            if len(body) > self._max_bytes:\n",
+        "            if False:\n",
+        "http/test_arrival.py::test_a_long_body_is_refused_as_soon_as_it_is_too_long_and_the_connection_ends",
+    ),
+    fault(
+        "Host check left out",
+        "api/http/gate.py",
+        "if len(hosts) != 1 or not self._is_ours(hosts[0].lower()):",
+        "if len(hosts) != 1:",
+        "http/test_http.py::test_a_page_that_rebinds_its_name_is_kept_out",
+    ),
+    fault(
+        "Origin check left out",
+        "api/http/gate.py",
+        "            if not self._may_call(origin.lower()):\n",
+        "            if False:\n",
+        "http/test_http.py::test_a_page_that_rebinds_its_name_is_kept_out",
+    ),
+]
