@@ -35,6 +35,7 @@ from processes import running
 from servers import ANSWER_S, Ours
 
 from mlx_mcp.core.durable import SessionRecord
+from mlx_mcp.core.layout import CacheKind, Form, LayerCache, Tensor
 from mlx_mcp.core.ports import PreparedModel, StoredBlock
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import SamplingParams
@@ -44,6 +45,7 @@ from mlx_mcp.engine.io_thread import IoThread
 from mlx_mcp.engine.messages import Cancel, Command, Event, Load, Persist, Persisted, Submit
 from mlx_mcp.engine.persistence import Persisting
 from mlx_mcp.mlx_backend.layers import KvPayload
+from mlx_mcp.mlx_backend.runner import Runner
 from mlx_mcp.storage.store import Store
 
 MIB = 1 << 20
@@ -72,7 +74,9 @@ def blocks(count: int, nbytes: int) -> list[StoredBlock]:
     data = memoryview(os.urandom(nbytes))
     keys = [b"root", *(os.urandom(32) for _ in range(count))]
     tokens = tuple(range(64))
-    return [StoredBlock(keys[i + 1], keys[i], 64 * i, tokens, 64 * i, True, "bytes", (data,)) for i in range(count)]
+    planes = [(f"layers.{i}.{part}", "U8", (nbytes // 32,)) for i in range(16) for part in ("keys", "values")]
+    form = Form((LayerCache(CacheKind.FULL),) * 16, tuple(Tensor(*plane) for plane in planes))
+    return [StoredBlock(keys[i + 1], keys[i], 64 * i, tokens, 64 * i, True, form, (data,)) for i in range(count)]
 
 
 def record(chain: list[StoredBlock]) -> SessionRecord:
@@ -242,12 +246,15 @@ def large_session(engine: Engine, num_mib: int) -> str:
     assert cache is not None, "the model can be cut"
     session = engine.sessions.open("", "m", SessionOptions(), (), turn=-1)
     block = cache.root("")
+    runner = engine.models.by_name["m"].model.runner
+    assert isinstance(runner, Runner)
+    codec = runner.rows.codec
     for _ in range(num_mib):
         data = mx.random.normal((16, 4, 64, 64))
         mx.eval(data)
         assert engine.ledger.charge(data.nbytes), "out of memory"
         tokens = tuple(random.randrange(2048) for _ in range(64))
-        payload = KvPayload(64, block.end, True, (data,), (), ())
+        payload = KvPayload(codec, 64, block.end, True, (data,), (), ())
         made = cache.cache.put(block, tokens, payload, data.nbytes, private=False)
         assert made is not block, "two blocks of one hash"
         block = made

@@ -29,6 +29,7 @@ from table import (
 )
 
 from mlx_mcp.core.cache.blocks import BlockHash, BlockPool
+from mlx_mcp.core.layout import Form
 from mlx_mcp.core.session import SessionOptions, SessionStore
 from mlx_mcp.core.slots import Ledger
 
@@ -181,9 +182,9 @@ class Nothing:
 
     nbytes, window_start, has_state = 0, 0, True
 
-    def pack(self) -> tuple[str, tuple[memoryview, ...]]:
+    def pack(self) -> tuple[Form, tuple[memoryview, ...]]:
         """See Payload.pack."""
-        return "", ()
+        return Form((), ()), ()
 
 
 WORKLOADS: dict[str, Callable[[Server, Bench], Awaitable[dict[Line, Sample]]]] = {

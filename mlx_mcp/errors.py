@@ -8,6 +8,7 @@
     │   ├── UnknownModel          no such model here
     │   ├── UnknownSession        no such session of this caller, or no more
     │   ├── UnknownVersion        no version of that name of a session was persisted
+    │   ├── OtherTokenizer        a session was kept with another tokenizer than its model has now
     │   ├── NotOnDisk             nothing of such a session is on disk
     │   └── SessionBusy           another turn goes on with this session
     ├── CapacityError             full for now; retry after `retry_after_s`
@@ -107,6 +108,16 @@ class UnknownVersion(RequestError):
         super().__init__(
             f"Session {session[:80]!r} has no version {version[:80]!r} on disk; it has: {shown}. persist_session makes "
             "one."
+        )
+
+
+class OtherTokenizer(RequestError):
+    """A session's tokens were written by another tokenizer than its model has now: to that they say something else."""
+
+    def __init__(self, session: str, model: str) -> None:
+        super().__init__(
+            f"Session {session[:80]!r} was kept with another tokenizer than {model[:80]!r} has now, so its tokens no "
+            "longer mean the same. Begin a new session; `mlx-mcp sessions show` tells a user what was said in this one."
         )
 
 

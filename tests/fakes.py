@@ -14,7 +14,7 @@ from mlx_mcp.chat.answer import Piece, TextKind
 from mlx_mcp.chat.message import Message, ToolCall
 from mlx_mcp.chat.prompt import Grammar, Prompt
 from mlx_mcp.core.durable import SessionHead, SessionRecord, Store, Transfer
-from mlx_mcp.core.layout import Layout, Logits, Payload
+from mlx_mcp.core.layout import CacheKind, Form, LayerCache, Layout, Logits, Payload, Tensor
 from mlx_mcp.core.ports import (
     AnswerReader,
     BlockTier,
@@ -78,9 +78,6 @@ class FakeTokenizer:
     def transcript(self, ids: tuple[int, ...]) -> str:
         return self.decode(ids)
 
-    def encode_transcript(self, transcript: str) -> tuple[int, ...]:
-        return tuple(map(ord, transcript))
-
     def reader(self, prompt: Prompt, tools: Tools = (), plain: bool = False) -> FakeReader:
         return FakeReader({} if plain else MARKERS)
 
@@ -128,6 +125,11 @@ class FakeConstraint:
         pass
 
 
+def letters_of(num_tokens: int) -> Form:
+    """What a fake's bytes are."""
+    return Form((LayerCache(CacheKind.FULL),), (Tensor("letters", "U8", (num_tokens,)),))
+
+
 @dataclass(frozen=True)
 class FakePayload:
     """Keeps the tokens themselves: what is restored from it can be compared with what it should be."""
@@ -140,8 +142,8 @@ class FakePayload:
     def nbytes(self) -> int:
         return len(self.tokens)
 
-    def pack(self) -> tuple[str, tuple[memoryview, ...]]:
-        return "letters", (memoryview("".join(map(chr, self.tokens)).encode("latin-1")),)
+    def pack(self) -> tuple[Form, tuple[memoryview, ...]]:
+        return letters_of(len(self.tokens)), (memoryview("".join(map(chr, self.tokens)).encode("latin-1")),)
 
 
 @dataclass(frozen=True)
@@ -281,7 +283,7 @@ class FakeRunner:
         return FakePayload(tokens, min(kept, end), state or not self.layout.states)
 
     def unpack(self, stored: StoredBlock) -> Callable[[], Payload]:
-        if stored.form != "letters":
+        if stored.form != letters_of(stored.nbytes):
             raise ValueError("no letters")
         tokens = tuple(map(ord, b"".join(stored.data).decode("latin-1")))
         return lambda: FakePayload(tokens, stored.window_start, stored.has_state)
@@ -424,6 +426,8 @@ def head(record: SessionRecord) -> SessionHead:
 
 class FakeStore:
     """A store whose disk is a dict; opening it again finds what was there."""
+
+    num_old = 0
 
     def __init__(self, limit_bytes: int = 1 << 30) -> None:
         self.tier, self.sessions = FakeTier(limit_bytes), self

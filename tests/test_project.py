@@ -1,8 +1,11 @@
 """What the project says of itself beside its code: make targets, workflows, versions of Python."""
 
+import ast
 import json
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,30 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 # The log is of other days.
 DOCUMENTS = [path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")] if path.name != "log.md"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+COMES_WITH = {"mcp_types": "mcp"}  # a part of the other, in a distribution of its own
+
+
+def imported(folder):
+    """The outside packages that are imported anywhere in a folder."""
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            yield from (name.partition(".")[0] for name in names)
+
+
+def canonical(name):
+    """As one distribution may be spelled."""
+    return name.lower().replace("_", "-")
+
+
+def test_every_package_that_is_imported_is_a_declared_dependency():
+    declared = {canonical(re.split(r"[\[<>=;]", line)[0]) for line in PROJECT["dependencies"]}
+    outside = set(imported(ROOT / "mlx_mcp")) - set(sys.stdlib_module_names) - {"mlx_mcp"}
+    providers = packages_distributions()
+    undeclared = {name for name in outside if not declared & set(map(canonical, providers[name]))}
+    assert undeclared - COMES_WITH.keys() == set()
+    assert COMES_WITH.keys() <= outside
 
 
 def targets(makefile):

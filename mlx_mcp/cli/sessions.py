@@ -6,7 +6,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,6 +27,14 @@ if TYPE_CHECKING:
     from mlx_mcp.storage.store import Store
 
 sessions = typer.Typer(name="sessions", help="Persisted sessions: list, show, remove, move.", no_args_is_help=True)
+
+
+class ExportForm(StrEnum):
+    """What a session is exported as."""
+
+    SESSION = "session"
+    PROMPT_CACHE = "prompt-cache"
+
 
 Session = Annotated[str, typer.Argument(help="Handle or name.", autocompletion=session_names)]
 Version = Annotated[str, typer.Option(help="A version of it; the session itself if not given.")]
@@ -114,6 +124,17 @@ def meter(transfer: Transfer | None) -> Iterator[Callable[[int, int], None]]:
         yield went_on
 
 
+def note_old() -> None:
+    """Say so where there are sessions that an earlier version kept in another form."""
+    from mlx_mcp.config import Config
+    from mlx_mcp.core.durable import said_of_old
+    from mlx_mcp.storage.session_log import OLD_SUFFIX
+
+    num_old = len(list(Config.load().store_dir.glob(f"*{OLD_SUFFIX}")))
+    if num_old:
+        note(said_of_old(num_old))
+
+
 @sessions.command("list")
 @reporting_errors
 def list_(as_json: Json = False) -> None:
@@ -121,6 +142,7 @@ def list_(as_json: Json = False) -> None:
     from mlx_mcp.core.durable import shown
 
     found = look(lambda log: [shown(head) for head in log.heads()], do="list")
+    note_old()
     found.sort(key=lambda head: -head["used_at"])
     if as_json:
         show_json(found)
@@ -154,6 +176,7 @@ def show(session: Session, version: Version = "", as_json: Json = False) -> None
             raise StorageError(f"What was kept of session {session[:80]!r} is damaged and cannot be read.")
         return shown(record) | {"text": transcript(record)}
 
+    note_old()
     found = look(read, do="show", session=session, at=version)
     if as_json:
         show_json(found)
@@ -186,9 +209,35 @@ def purge(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = Fals
 @sessions.command()
 @reporting_errors
 def export(
-    session: Session, file: Annotated[Path, typer.Argument(help="To be written.")], version: Version = ""
+    session: Session,
+    file: Annotated[Path, typer.Argument(help="To be written.")],
+    version: Version = "",
+    form: Annotated[
+        ExportForm, typer.Option("--as", help="For another mlx-mcp, or as a prompt cache for mlx_lm.")
+    ] = ExportForm.SESSION,
 ) -> None:
     """Write a session, with its keys and values, to a file that another machine can import."""
+    if form is ExportForm.SESSION:
+        typer.echo(f"{file}: {exported(session, version, file) / 1e6:,.1f} MB")
+        return
+    from mlx_mcp.cli.prompt_cache import write_prompt_cache
+    from mlx_mcp.config import Config
+    from mlx_mcp.storage.transfer import to_file
+
+    to_file(file)  # else there can be no such file
+    with TemporaryDirectory(dir=file.absolute().parent, prefix=".mlx-mcp-") as folder:
+        exported(session, version, Path(folder) / file.name)
+        size, num_left = write_prompt_cache(Path(folder) / file.name, file, Config.load())
+    typer.echo(f"{file}: {size / 1e6:,.1f} MB")
+    if num_left:
+        note(
+            f"The keys and values of its last {num_left} tokens are not computed yet and not in the file. "
+            'What goes on from it has to begin with these tokens: they end the list under "tokens" in its metadata.'
+        )
+
+
+def exported(session: str, version: str, file: Path) -> int:
+    """Export a session to a file; returns its bytes."""
     from mlx_mcp.core.durable import find_heads
     from mlx_mcp.storage.transfer import to_file
 
@@ -198,20 +247,24 @@ def export(
         (head,) = find_heads(store.sessions.heads(), session, version)
         return store.export(head.session_id, version, transfer)
 
-    size = change(write, transfer, do="export", session=session, at=version)
-    typer.echo(f"{file}: {size / 1e6:,.1f} MB")
+    return int(change(write, transfer, do="export", session=session, at=version))
 
 
 @sessions.command("import")
 @reporting_errors
 def import_(
-    file: Annotated[Path, typer.Argument(help="What `export` wrote; import only what you trust.")],
+    file: Annotated[Path, typer.Argument(help="What `export` or mlx_lm.cache_prompt wrote; only what you trust.")],
     name: Annotated[str, typer.Option(help="What it is called from now on; as it was if not given.")] = "",
+    prompt: Annotated[
+        str | None, typer.Option(help="Of a prompt cache: the text that mlx_lm.cache_prompt was given; - is stdin.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Of a prompt cache: the model, by its name here.")] = None,
 ) -> None:
-    """Take in an exported session, in place of one of the same handle."""
+    """Take in an exported session, in place of one of the same handle; or a prompt cache of mlx_lm as a new one."""
+    from mlx_mcp.cli.prompt_cache import as_export
+    from mlx_mcp.config import Config
     from mlx_mcp.core.durable import shown
-    from mlx_mcp.storage.transfer import from_file
 
-    transfer = from_file(file)
-    head = change(lambda store: shown(store.import_(transfer, name)), transfer, do="import", name=name)
+    with as_export(file, prompt, model, Config.load()) as transfer:
+        head = change(lambda store: shown(store.import_(transfer, name)), transfer, do="import", name=name)
     typer.echo(f"{head['session']} {head['name']}".rstrip())

@@ -13,9 +13,9 @@ from mlx_mcp.core.ports import BlockTier, StoredBlock
 from mlx_mcp.errors import InvalidRequest, NotOnDisk, StorageError
 
 
-@dataclass(frozen=True)
-class SessionRecord:
-    """A session as it is kept: all that is needed to go on with it, or to compute it again."""
+@dataclass(frozen=True, kw_only=True)
+class SessionFacts:
+    """What is known of a session on disk, whether its tokens were read or not."""
 
     session_id: str
     tenant: str
@@ -24,8 +24,6 @@ class SessionRecord:
     version: str  # a snapshot's name; "" is the current one
     fingerprint: bytes  # of all that its keys and values depend on
     tokenizer: bytes  # a digest
-    text: str  # the transcript, for when the tokenizer has changed
-    tokens: tuple[int, ...]
     num_kept: int  # so many of the tokens have their keys and values in the blocks
     after: str
     tools: tuple[dict[str, Any], ...]
@@ -35,30 +33,27 @@ class SessionRecord:
     ephemeral: bool
     saved_at: float  # by the wall clock, seconds
     used_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionRecord(SessionFacts):
+    """A session as it is kept: all that is needed to go on with it, or to compute it again."""
+
+    text: str  # the transcript, for people
+    tokens: tuple[int, ...]
     blocks: tuple[bytes, ...]  # keys, in order, with the tail
 
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens there are."""
+        return len(self.tokens)
 
-@dataclass(frozen=True)
-class SessionHead:
+
+@dataclass(frozen=True, kw_only=True)
+class SessionHead(SessionFacts):
     """What is known of a durable session without reading its tokens."""
 
-    session_id: str
-    tenant: str
-    model: str
-    name: str
-    version: str
-    fingerprint: bytes
-    tokenizer: bytes
     num_tokens: int
-    num_kept: int
-    after: str
-    tools: tuple[dict[str, Any], ...]
-    parent_id: str
-    ttl_s: float | None
-    pinned: bool
-    ephemeral: bool
-    saved_at: float
-    used_at: float
     stored_bytes: int  # of its own file; its blocks may be shared
 
 
@@ -69,13 +64,21 @@ def shown(head: SessionHead | SessionRecord) -> dict[str, Any]:
         "name": head.name,
         "version": head.version,
         "model": head.model,
-        "tokens": head.num_tokens if isinstance(head, SessionHead) else len(head.tokens),
+        "tokens": head.num_tokens,
         "kept_tokens": head.num_kept,
         "pinned": head.pinned,
         "parent": head.parent_id,
         "saved_at": head.saved_at,
         "used_at": head.used_at,
     }
+
+
+def said_of_old(num_old: int) -> str:
+    """What a user is told of sessions in an earlier version's form."""
+    return (
+        f"{num_old} durable sessions in the cache folder are in an earlier version's form (files *.session), which "
+        "this version does not read. Go on with them in that version, or delete these files and begin new sessions."
+    )
 
 
 def transcript(record: SessionRecord) -> str:
@@ -155,6 +158,8 @@ class OffloadTier(BlockTier, Protocol):
 
 class SessionLog(Protocol):
     """The sessions of a store."""
+
+    num_old: int  # files of sessions in an earlier version's form, which is not read
 
     def heads(self) -> list[SessionHead]:
         """Every durable session and version."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 
@@ -21,6 +22,44 @@ class Layout:
     refused: str = ""  # why nothing of this model is reused; empty where it is
 
 
+@dataclass(frozen=True)
+class Tensor:
+    """An array among a payload's bytes."""
+
+    name: str  # its layer and part, such as "layers.3.keys"
+    dtype: str  # as safetensors files name it, such as "BF16"
+    shape: tuple[int, ...]
+
+
+class CacheKind(StrEnum):
+    """How a layer keeps what it needs of earlier tokens."""
+
+    FULL = "full"  # keys and values of every token, perhaps quantized
+    WINDOW = "window"  # keys and values of the last tokens
+    STATE = "state"  # states, which have no tokens
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """The cache of one layer."""
+
+    kind: CacheKind
+    window: int = 0  # tokens that a WINDOW layer keeps
+    group_size: int = 0  # numbers that a FULL layer quantizes together; 0 where it does not
+    bits: int = 0  # of each such number
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a payload's bytes are: tensors end to end, and the cache of each layer that these belong to.
+
+    `layers` is empty where a layer has several caches.
+    """
+
+    layers: tuple[LayerCache, ...]
+    tensors: tuple[Tensor, ...]
+
+
 class Payload(Protocol):
     """Keys and values of a run of tokens, cut out of a row; never changed again."""
 
@@ -36,8 +75,8 @@ class Payload(Protocol):
     def has_state(self) -> bool:
         """Whether the states as they were after its last token are in it (true where the model has none)."""
 
-    def pack(self) -> tuple[str, tuple[memoryview, ...]]:
-        """What its bytes are, in words that `ModelRunner.unpack` reads, and the bytes, which are not copied."""
+    def pack(self) -> tuple[Form, tuple[memoryview, ...]]:
+        """What its bytes are, which `ModelRunner.unpack` reads, and the bytes, which are not copied."""
 
 
 class Logits(Protocol):

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from mlx_mcp.chat.answer import Piece
 from mlx_mcp.chat.message import Message, ToolCall
 from mlx_mcp.chat.prompt import Grammar, Prompt
-from mlx_mcp.core.layout import Layout, Logits, Payload
+from mlx_mcp.core.layout import Form, Layout, Logits, Payload
 from mlx_mcp.core.sequence import Constraint, TokenLogprobs
 from mlx_mcp.core.slots import KvCost
 from mlx_mcp.core.steps import Cut, Step
@@ -125,14 +125,7 @@ class ChatTokenizer(Protocol):
         """Of what the token ids mean: the same for tokenizers that read every id alike."""
 
     def transcript(self, ids: tuple[int, ...]) -> str:
-        """A log in words that `encode_transcript` of any tokenizer reads: control tokens apart from text."""
-
-    def encode_transcript(self, transcript: str) -> tuple[int, ...]:
-        """The log in this tokenizer's ids; no text becomes a control token.
-
-        Raises:
-            InvalidRequest: it has control tokens that this tokenizer does not have.
-        """
+        """A log in words, as JSON: control tokens apart from text."""
 
     def reader(self, prompt: Prompt, tools: tuple[dict[str, Any], ...] = (), plain: bool = False) -> AnswerReader:
         """A fresh one, for one answer to `prompt`; `plain` takes all text for the answer."""
@@ -300,7 +293,7 @@ class StoredBlock:
     tokens: tuple[int, ...]
     window_start: int  # see Payload
     has_state: bool
-    form: str  # what the bytes are, for whoever packed them
+    form: Form  # what the bytes are
     data: tuple[memoryview, ...]  # flat views of bytes; laid end to end they are the payload
 
     @property

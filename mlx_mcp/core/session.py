@@ -306,11 +306,6 @@ class SessionStore:
         session.ttl_s = self.ttl_s if record.ttl_s is None else record.ttl_s
         self.note(session)
 
-    def translated(self, session: Session, log: tuple[int, ...]) -> None:
-        """Take the same tokens in other ids, for which nothing is computed."""
-        session.log, session.foreign, session.num_kept, session.keys = log, None, 0, ()
-        self.note(session)
-
     def note(self, session: Session) -> None:
         """Let others see what has changed of it."""
         self.infos[session.session_id] = session.info

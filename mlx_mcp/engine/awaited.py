@@ -55,15 +55,6 @@ class VersionReading:
 
 
 @dataclass(frozen=True)
-class SessionTranslating:
-    """A session's tokens are being encoded for another tokenizer."""
-
-    session_id: str
-    state: ClassVar[CallState] = CallState.AWAITS_SESSION
-    words: ClassVar[str] = "for its session to be encoded for another tokenizer"
-
-
-@dataclass(frozen=True)
 class TurnOf:
     """Another turn of the session is under way."""
 
@@ -169,7 +160,6 @@ Awaited = (
     StoreOpening
     | SessionReading
     | VersionReading
-    | SessionTranslating
     | TurnOf
     | Encoding
     | Reloading

@@ -26,7 +26,6 @@ from mlx_mcp.engine.awaited import (
     CallState,
     ModelLoading,
     SessionReading,
-    SessionTranslating,
     StoreOpening,
 )
 from mlx_mcp.engine.call import Call, Calls, Emit
@@ -58,7 +57,6 @@ from mlx_mcp.engine.results import (
     BlocksWritten,
     SessionRead,
     SessionsRemoved,
-    SessionTranslated,
     SessionWritten,
     StoreOpened,
     ThreadResult,
@@ -316,8 +314,6 @@ class Engine:
                 self._resume(StoreOpening())
             case SessionRead(session_id):
                 self._resume(SessionReading(session_id), persistence.session_read(result))
-            case SessionTranslated(session_id):
-                self._resume(SessionTranslating(session_id), persistence.translated(result))
             case VersionRead():
                 self.session_commands.version_read(result)
             case SessionWritten():

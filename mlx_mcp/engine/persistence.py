@@ -22,10 +22,10 @@ from typing import Any
 
 from mlx_mcp.core.cache.blocks import Block
 from mlx_mcp.core.cache.prefixes import PrefixCache
-from mlx_mcp.core.durable import SessionRecord, Store
-from mlx_mcp.core.ports import ChatTokenizer, StoredBlock
+from mlx_mcp.core.durable import SessionRecord, Store, said_of_old
+from mlx_mcp.core.ports import StoredBlock
 from mlx_mcp.core.session import Session, SessionInfo, SessionStore
-from mlx_mcp.engine.awaited import SessionReading, SessionTranslating, SessionWriting
+from mlx_mcp.engine.awaited import SessionReading, SessionWriting
 from mlx_mcp.engine.call import Calls
 from mlx_mcp.engine.io_thread import Io
 from mlx_mcp.engine.offload import Offload, stored
@@ -34,7 +34,6 @@ from mlx_mcp.engine.results import (
     BlocksWritten,
     SessionRead,
     SessionsRemoved,
-    SessionTranslated,
     SessionWritten,
     StoreOpened,
     VersionRead,
@@ -93,7 +92,7 @@ class Persistence:
         self.store: Store | None = None
         self.failure: MlxMcpError | None = None  # why there is none, or what was last to be written was not
         self.opening = True
-        self.reading: set[SessionReading | SessionTranslating] = set()  # what is under way
+        self.reading: set[SessionReading] = set()  # what is under way
         self.writing: dict[int, Writing] = {}
         self.num_writings = 0
         self.engine_busy = False  # read on the thread that writes
@@ -138,6 +137,8 @@ class Persistence:
         else:
             self.store = self.offload.store = self.restoring.store = result.outcome
             self.sessions.adopt_all(list(result.heads))
+            if result.outcome.sessions.num_old:
+                logger.warning("%s", said_of_old(result.outcome.sessions.num_old))
 
     def the_store(self) -> Store:
         """The store.
@@ -297,26 +298,6 @@ class Persistence:
         """
         store, session_id = self.the_store(), session.session_id
         self.io.submit(lambda: store.sessions.load(session_id, version), partial(VersionRead, call_id), urgent=True)
-
-    def translate(self, session: Session, tokenizer: ChatTokenizer) -> SessionTranslating:
-        """Have a session's tokens encoded for a tokenizer other than the one it was kept with; returns the wait."""
-        foreign, key = session.foreign, SessionTranslating(session.session_id)
-        assert foreign is not None, "a session that is known to mean what it says"
-        if key not in self.reading:
-            self.reading.add(key)
-            work = partial(tokenizer.encode_transcript, foreign.text)
-            self.io.submit(work, partial(SessionTranslated, session.session_id), urgent=True)
-        return key
-
-    def translated(self, result: SessionTranslated) -> MlxMcpError | None:
-        """Take a session's tokens in the ids of another tokenizer; returns why there are none."""
-        self.reading.discard(SessionTranslating(result.session_id))
-        session = self.sessions.sessions.get(result.session_id)
-        if isinstance(result.outcome, MlxMcpError):
-            return result.outcome
-        if session is not None and session.foreign is not None:
-            self.sessions.translated(session, result.outcome)
-        return None
 
     def remove(self, sessions: list[Session], call_id: int = 0, closed: tuple[SessionInfo, ...] = ()) -> bool:
         """Begin to remove what is on disk of sessions that were closed, by a call; returns whether there is any.

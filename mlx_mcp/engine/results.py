@@ -41,14 +41,6 @@ class VersionRead:
 
 
 @dataclass(frozen=True)
-class SessionTranslated:
-    """A session's tokens in the ids of another tokenizer."""
-
-    session_id: str
-    outcome: tuple[int, ...] | MlxMcpError
-
-
-@dataclass(frozen=True)
 class SessionWritten:
     """The latest record of a session that would survive a power cut now, and the bytes of blocks written for it."""
 
@@ -149,13 +141,5 @@ class ImportDone:
 
 FileResult = FilesRead | RemovalFound | RemovalDone | PurgeFound | PurgeDone | ImportFound | ImportDone
 ThreadResult = (
-    StoreOpened
-    | SessionRead
-    | VersionRead
-    | SessionTranslated
-    | SessionWritten
-    | SessionsRemoved
-    | BlocksRead
-    | BlocksWritten
-    | FileResult
+    StoreOpened | SessionRead | VersionRead | SessionWritten | SessionsRemoved | BlocksRead | BlocksWritten | FileResult
 )

@@ -27,6 +27,7 @@ from mlx_mcp.errors import (
     GenerationFailed,
     InvalidRequest,
     MlxMcpError,
+    OtherTokenizer,
     PromptTooLong,
     SessionBusy,
     UnknownSession,
@@ -220,7 +221,11 @@ class Turns:
         return False
 
     def _wait_for_tokens(self, call: Call, session: Session, model: LoadedModel) -> bool:
-        """Have a call wait if its session's tokens are not in memory, in the ids of the model; whether it waits."""
+        """Have a call wait if its session's tokens are not in memory; returns whether it waits.
+
+        Raises:
+            OtherTokenizer: they are not what the model's tokenizer would read.
+        """
         if self.persistence is None:
             return False
         if session.resting:
@@ -230,8 +235,7 @@ class Turns:
         if foreign is None:
             return False
         if model.fingerprint != foreign.fingerprint and model.tokenizer.digest != foreign.tokenizer:
-            self.calls.wait(call, self.persistence.translate(session, model.tokenizer))
-            return True
+            raise OtherTokenizer(session.session_id, model.name)
         session.foreign = None
         return False
 

@@ -10,7 +10,6 @@ gives a process 499,000 buffers and no more. Engine thread only.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -21,22 +20,28 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
 
-from mlx_mcp.core.layout import Layout, Part
+from mlx_mcp.core.layout import CacheKind, Form, LayerCache, Layout, Part, Tensor
 from mlx_mcp.core.ports import StoredBlock
 from mlx_mcp.mlx_backend.device import on_cpu
 from mlx_mcp.mlx_backend.slabs import FullLayer, KvBits
 
-DTYPES = frozenset(f"{kind}{bits}" for kind in ("uint", "int") for bits in (8, 16, 32, 64)) | {
-    "float16",
-    "bfloat16",
-    "float32",
+DTYPES = {  # by the names that safetensors files have for them
+    **{
+        f"{kind[0].upper()}{bits}": getattr(mx, f"{kind}{bits}") for kind in ("uint", "int") for bits in (8, 16, 32, 64)
+    },
+    "F16": mx.float16,
+    "BF16": mx.bfloat16,
+    "F32": mx.float32,
 }
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+QUANTIZED = ("", ".scales", ".biases")  # what mx.quantize makes of keys, and of values
 
 
 @dataclass(frozen=True, eq=False)
 class KvPayload:
     """See core.layout.Payload. Its arrays share memory with nothing else, and may still be being computed."""
 
+    codec: Codec  # of the model
     num_tokens: int
     window_start: int
     has_state: bool
@@ -61,13 +66,15 @@ class KvPayload:
         """See core.layout.Payload."""
         return sum(array.nbytes for array in self.arrays)
 
-    def pack(self) -> tuple[str, tuple[memoryview, ...]]:
+    def pack(self) -> tuple[Form, tuple[memoryview, ...]]:
         """See core.layout.Payload."""
-        kinds = (self.full, self.windows, self.states)
-        form = [[[str(a.dtype).rpartition(".")[2], *a.shape] for a in arrays] for arrays in kinds]
         # As bytes, since NumPy knows no bfloat16; a view of the array's own memory.
         flat = (np.array(array.view(mx.uint8), copy=False).reshape(-1) for array in self.arrays)
-        return json.dumps(form), tuple(each.data.toreadonly() for each in flat)
+        data = tuple(each.data.toreadonly() for each in flat)
+        return self.codec.form(tuple((NAMES[array.dtype], tuple(array.shape[1:])) for array in self.arrays)), data
+
+
+Plane = tuple[str, tuple[int, ...]]  # the dtype, as files name it, and the shape of the planes of one array
 
 
 @dataclass(frozen=True)
@@ -76,19 +83,27 @@ class Stack:
 
     window: int  # tokens that its layers keep; 0 where that is all or none
     planes: tuple[tuple[int, int], ...]  # layer, and which of its planes
+    names: tuple[str, ...]  # of these planes in files
+    is_state: bool
+    dtype: str  # in files
+    shape: tuple[int, ...]  # of each plane, of one token where it has tokens
 
 
 class Codec:
     """Cuts a model's rows and restores them. A layer's planes are first those of its keys, then those of its values.
 
     `caches` hold one token; FULL layers store theirs as `kv_bits` says, and rows can share them where `sharing` is set.
-    `refused` is why nothing is reused.
+    `refused` is why nothing is reused, `nested` whether a layer can have several of the caches.
     """
 
-    def __init__(self, caches: list[Any], kv_bits: KvBits | None, sharing: bool, refused: str = "") -> None:
+    def __init__(
+        self, caches: list[Any], kv_bits: KvBits | None, sharing: bool, refused: str = "", nested: bool = False
+    ) -> None:
         self.full = stacks({i: c for i, c in enumerate(caches) if type(c) is KVCache}, kv_bits)
         self.windows = stacks({i: c for i, c in enumerate(caches) if type(c) is RotatingKVCache}, None)
         self.states = stacks({i: c for i, c in enumerate(caches) if type(c) is ArraysCache}, None)
+        self.layers = () if nested else tuple(layer_cache(cache, kv_bits) for cache in caches)
+        self.forms: dict[tuple[Plane, ...], Form] = {}
         windows = tuple(sorted({stack.window for stack in self.windows}))
         sharing = sharing and bool(self.full)
         # Measured on CPUs (docs/log.md). Nobody has measured it on a GPU: there, a setting says it.
@@ -108,7 +123,7 @@ class Codec:
         full, windows = stacked(self.full), stacked(self.windows)
         window_start = max((end - array.shape[2] for array in windows), default=start)
         states = stacked(self.states) if state else ()
-        return KvPayload(end - start, window_start, len(states) == len(self.states), full, windows, states)
+        return KvPayload(self, end - start, window_start, len(states) == len(self.states), full, windows, states)
 
     def tokens(self, parts: Seq[Part], start: int, end: int) -> dict[int, list[mx.array]]:
         """Tokens [start, end) of the concatenated parts, by FULL layer."""
@@ -126,51 +141,91 @@ class Codec:
             windows.append(concatenate(parts, [p.windows[n] for p in payloads], start, num_tokens))
         return by_layer(self.windows, windows) | by_layer(self.states, payloads[-1].states)
 
+    def form(self, planes: tuple[Plane, ...]) -> Form:
+        """What the bytes of a payload are whose arrays have such planes."""
+        if planes not in self.forms:
+            some = [*self.full, *self.windows, *self.states]
+            tensors = [
+                Tensor(name, dtype, shape)
+                for stack, (dtype, shape) in zip(some, planes, strict=False)  # there may be no states
+                for name in stack.names
+            ]
+            self.forms[planes] = Form(self.layers, tuple(tensors))
+        return self.forms[planes]
+
     def unpack(self, stored: StoredBlock) -> Callable[[], KvPayload]:
         """Turn what `KvPayload.pack` returned into a payload; see ModelRunner.unpack.
 
         The bytes are copied into arrays of bytes, which builds no graph, so any thread may call this. The engine thread
         calls what it returns, for the rest.
         """
+        some = [*self.full, *self.windows, *(self.states if stored.has_state else ())]
+        planes: list[Plane] = []
+        at = 0
+        for stack in some:
+            planes += [(tensor.dtype, tensor.shape) for tensor in stored.form.tensors[at : at + 1]]
+            at += len(stack.names)
+        fits = [fit(stack, *plane) for stack, plane in zip(some, planes, strict=False)]
+        if len(planes) < len(some) or not all(fits) or stored.form != self.form(tuple(planes)):
+            raise ValueError("a block of another layout, or with other states")
         data = b"".join(stored.data) if len(stored.data) != 1 else stored.data[0]
-        kinds, at = [], 0
-        for specs in json.loads(stored.form):
-            arrays = []
-            for name, *shape in specs:
-                if name not in DTYPES:
-                    raise ValueError(f"an array of {name}")
-                dtype = getattr(mx, name)
-                shape[-1] *= dtype.size
-                size = prod(shape)
-                arrays.append((mx.array(np.frombuffer(data, np.uint8, size, at).reshape(shape)), dtype))
-                at += size
-            kinds.append(arrays)
-        if [len(arrays) for arrays in kinds[:2]] != [len(self.full), len(self.windows)] or at != len(data):
-            raise ValueError("a block of another layout")
-        if len(kinds[2]) not in (0, len(self.states)) or stored.has_state != (len(kinds[2]) == len(self.states)):
-            raise ValueError("a block with other states")
+        arrays, at = [], 0
+        for stack, (name, shape) in zip(some, planes, strict=True):
+            dtype = DTYPES[name]
+            raw = (len(stack.names), *shape[:-1], shape[-1] * dtype.size)
+            arrays.append((mx.array(np.frombuffer(data, np.uint8, prod(raw), at).reshape(raw)), dtype))
+            at += prod(raw)
+        if at != len(data):
+            raise ValueError("other bytes than are described")
 
         def make() -> KvPayload:
-            full, windows, states = (tuple(raw.view(dtype) for raw, dtype in arrays) for arrays in kinds)
-            mx.eval([*full, *windows, *states])
-            return KvPayload(len(stored.tokens), stored.window_start, stored.has_state, full, windows, states)
+            made = [raw.view(dtype) for raw, dtype in arrays]
+            mx.eval(made)
+            first, second = len(self.full), len(self.full) + len(self.windows)
+            kinds = tuple(made[:first]), tuple(made[first:second]), tuple(made[second:])
+            return KvPayload(self, len(stored.tokens), stored.window_start, stored.has_state, *kinds)
 
         return make
 
 
+def fit(stack: Stack, dtype: str, shape: tuple[int, ...]) -> bool:
+    """Whether planes of a stack may be of this dtype and shape, however many tokens there are of them."""
+    if stack.is_state:
+        return dtype in DTYPES and shape == stack.shape
+    return dtype == stack.dtype and len(shape) == 3 and (shape[0], shape[2]) == (stack.shape[0], stack.shape[2])
+
+
+def layer_cache(cache: Any, kv_bits: KvBits | None) -> LayerCache:
+    """How a layer keeps its tokens, whose empty cache this would be; those of other kinds are never in a payload."""
+    if type(cache) is RotatingKVCache:
+        return LayerCache(CacheKind.WINDOW, cache.max_size)
+    if type(cache) is ArraysCache:
+        return LayerCache(CacheKind.STATE)
+    return LayerCache(CacheKind.FULL, 0, *((kv_bits.group_size, kv_bits.bits) if kv_bits else (0, 0)))
+
+
 def stacks(layers: dict[int, Any], kv_bits: KvBits | None) -> tuple[Stack, ...]:
     """The planes of caches that hold one token, grouped by shape and window."""
-    stored, found = FullLayer(kv_bits), dict[Any, list[tuple[int, int]]]()
+    stored, found = FullLayer(kv_bits), dict[Any, list[tuple[int, int, str]]]()
     for i, cache in layers.items():
         kind, window = type(cache), 0
         if kind is ArraysCache:
-            planes = cache.cache
+            planes = {f"state.{k}": plane for k, plane in enumerate(cache.cache)}
         else:
-            planes = [*stored.encode(cache.keys), *stored.encode(cache.values)]
+            named = {"keys": stored.encode(cache.keys), "values": stored.encode(cache.values)}
+            planes = {
+                part + of: plane
+                for part, some in named.items()
+                for of, plane in zip(QUANTIZED, some, strict=False)  # one plane where nothing is quantized
+            }
             window = cache.max_size if kind is RotatingKVCache else 0
-        for k, plane in enumerate(planes):
-            found.setdefault((window, plane.shape, plane.dtype), []).append((i, k))
-    return tuple(Stack(window, tuple(places)) for (window, _, _), places in found.items())
+        for k, (part, plane) in enumerate(planes.items()):
+            alike = window, kind is ArraysCache, NAMES[plane.dtype], tuple(plane.shape[1:])
+            found.setdefault(alike, []).append((i, k, f"layers.{i}.{part}"))
+    return tuple(
+        Stack(window, tuple((i, k) for i, k, _ in places), tuple(name for *_, name in places), is_state, dtype, shape)
+        for (window, is_state, dtype, shape), places in found.items()
+    )
 
 
 def read(cache: Any, start: int, end: int) -> list[mx.array]:

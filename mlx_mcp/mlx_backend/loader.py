@@ -185,6 +185,11 @@ def fingerprint(folder: Path, kv_bits: int | None) -> bytes:
     return digest.digest()
 
 
+def kept_dtype() -> str | None:
+    """What keys and values are here, as safetensors files name it; None where that is what the model's weights are."""
+    return "F32" if on_cpu() else None
+
+
 def is_quantized(config: dict[str, Any]) -> bool:
     """Whether the weights are stored in fewer than 16 bits."""
     return any(key in config for key in ("quantization", "quantization_config"))

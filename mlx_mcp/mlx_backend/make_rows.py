@@ -27,6 +27,7 @@ def make_rows(model: Any, kv_bits: int | None, chunk_tokens: int) -> Rows:
     """
     caches = make_prompt_cache(model)
     rows = rows_class(model, {type(leaf) for leaf in leaves(caches)})
+    nested = len(leaves(caches)) > len(caches)
     model(mx.array([[0]]), cache=caches)  # to see what its keys and values look like
     mx.eval([cache.state for cache in caches])
     if rows is SlottedRows:
@@ -35,11 +36,12 @@ def make_rows(model: Any, kv_bits: int | None, chunk_tokens: int) -> Rows:
         if quantized is not None:
             try_quantized(model, quantized)
         cost = kv_cost(leaves(caches), quantized, SlottedRows, chunk_tokens)
-        return SlottedRows(model, cost, Codec(leaves(caches), quantized, True, reuse_refusal(model, caches)), quantized)
+        codec = Codec(leaves(caches), quantized, True, reuse_refusal(model, caches), nested)
+        return SlottedRows(model, cost, codec, quantized)
     if kv_bits is not None:
         raise not_quantizable(f"The architecture {architecture(model)!r} reads them itself.")
     cost = kv_cost(leaves(caches), None, rows, chunk_tokens)
-    return rows(model, cost, Codec(leaves(caches), None, False, reuse_refusal(model, caches)))
+    return rows(model, cost, Codec(leaves(caches), None, False, reuse_refusal(model, caches), nested))
 
 
 def rows_class(model: Any, kinds: set[type]) -> type[Rows]:

@@ -156,29 +156,6 @@ class ChatTokenizer:
                 run.append(token_id)
         return json.dumps([*parts, self.decode(tuple(run))])
 
-    def encode_transcript(self, transcript: str) -> tuple[int, ...]:
-        """The log in this tokenizer's ids; no text becomes a control token.
-
-        Raises:
-            InvalidRequest: it has control tokens that this tokenizer does not have.
-        """
-        ids: list[int] = []
-        for part in json.loads(transcript or "[]"):
-            if isinstance(part, list):
-                if part[0] not in self._controls.ids:
-                    raise InvalidRequest(
-                        f"The session was kept with another tokenizer: the one that is there now has no {part[0]!r}. "
-                        "Have the server started with the model of then, or begin a new session."
-                    )
-                ids.append(self._controls.ids[part[0]])
-            elif part:
-                texts = self._controls.cut(part)
-                if not ids:
-                    (ids,) = self._encoder.encode(texts[:1], never)
-                    texts = texts[1:]
-                ids += self._encoder.encode_following(texts, never)
-        return tuple(ids)
-
     def reader(self, prompt: Prompt, tools: tuple[dict[str, Any], ...] = (), plain: bool = False) -> AnswerReader:
         """A new reader of one answer to `prompt`; `plain` takes all text for the answer."""
         if plain:

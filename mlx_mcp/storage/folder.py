@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_mcp.errors import FolderInUse, StorageError
-from mlx_mcp.storage.faults import point
 
 LOCK, TMP = "lock", "tmp-"
 KEYS = ("key", "key.copy")  # two: without its key everything in the folder is lost
@@ -158,23 +157,17 @@ def write_durably(calls: Calls, dir_fd: int, name: str, pieces: Iterable[Piece])
     fd = calls.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, dir_fd)
     try:
         try:
-            point("write.opened")
             for offset, buffers in pieces:
                 end = max(end, _write_all(calls, fd, buffers, offset))
-                point("write.half_written")
-            point("write.written")
             calls.fsync(fd)
         finally:
             calls.close(fd)
-        point("write.synced")
         calls.rename(tmp, name, dir_fd)
     except BaseException:
         with contextlib.suppress(OSError):
             calls.unlink(tmp, dir_fd)
         raise
-    point("write.renamed")
     calls.fsync(dir_fd)
-    point("write.durable")
     return end
 
 
@@ -233,7 +226,6 @@ class Folder:
         return folder
 
     def _settle(self) -> None:
-        point("open.locked")
         names = self.names()
         self.unlink([name for name in names if name.startswith(TMP)])  # syncs: what is found here is durable
         found = {name: self._read_key(name) for name in KEYS if name in names}
@@ -320,7 +312,6 @@ class Folder:
         try:
             with contextlib.suppress(FileNotFoundError):
                 self.calls.rename(old, new, self._fd)
-            point("rename.done")
             self.calls.fsync(self._fd)
         except OSError as exc:
             raise storage_error(exc, "Renaming a file of the cache folder") from exc
@@ -335,9 +326,7 @@ class Folder:
             for name in names:
                 with contextlib.suppress(FileNotFoundError):
                     self.calls.unlink(name, self._fd)
-                point("unlink.some")
             self.calls.fsync(self._fd)
-            point("unlink.all")
         except OSError as exc:
             raise storage_error(exc, "Removing files of the cache folder") from exc
 

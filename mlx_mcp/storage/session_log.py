@@ -6,6 +6,7 @@ Knows no blocks beyond their keys, and no tokenizer. One thread calls it.
 - Blocks that a session no longer needs are on record until they are removed, so that a kill leaves no bytes behind: the
   file of a removed session is renamed to *.gone, and a file that replaces one says which blocks only that one needed.
 - A damaged file is set aside (*.bad, the newest 16), counted, and never an error: its tokens cannot be computed again.
+- Sessions that an earlier version wrote in another form are counted and left alone.
 - Idle time is measured by a clock of our own. It goes as the wall clock goes, but never back, and by an hour at most
   from one look to the next; the time between two processes counts too, unless it were over 30 days. So a wall clock
   that jumps by years costs no session more than an hour of its TTL.
@@ -18,16 +19,19 @@ import math
 import sys
 from array import array
 from collections import Counter
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
-from mlx_mcp.core.durable import SessionHead, SessionRecord
+from mlx_mcp.core.durable import SessionFacts, SessionHead, SessionRecord
+from mlx_mcp.core.layout import Tensor
 from mlx_mcp.errors import StorageError
 from mlx_mcp.storage.folder import Folder, OpenFile
-from mlx_mcp.storage.sealed import Head, Unsound, digest, encode, head_nbytes, seal, unseal
+from mlx_mcp.storage.sealed import Unsound, digest, draft, encode, unseal
 
-MAGIC = b"mlxmcpS1"
-SUFFIX, GONE, BAD = ".session", ".gone", ".bad"
+KIND = "mlx-mcp session 1"
+SUFFIX, GONE, BAD = ".session.safetensors", ".gone", ".bad"
+OLD_SUFFIX = ".session"  # of what an earlier version wrote in another form
 MAX_TOKENS = 1 << 22
 MAX_TEXT_BYTES = 1 << 26
 MAX_BAD_FILES = 16
@@ -48,28 +52,23 @@ class _Kept:
     used_at: float  # by our clock
 
 
-_PLAIN = {  # fields that are in the head as they are, and their types
-    "session_id": (str,),
-    "tenant": (str,),
-    "model": (str,),
-    "name": (str,),
-    "version": (str,),
-    "num_kept": (int,),
-    "after": (str,),
-    "tools": (list,),
-    "parent_id": (str,),
-    "ttl_s": (int, float, type(None)),
-    "pinned": (bool,),
-    "ephemeral": (bool,),
-    "saved_at": (int, float),
-    "used_at": (int, float),
-    "num_tokens": (int,),
-    "text_bytes": (int,),
-}
+def _json_types(hint: Any) -> tuple[type, ...]:
+    """What JSON has in place of a field's type."""
+    if hint is bytes:
+        return (str,)
+    if get_origin(hint) is tuple:
+        return (list,)
+    if float in (hint, *get_args(hint)):
+        return (int, float, *get_args(hint))
+    return (hint,)
+
+
+FACTS = get_type_hints(SessionFacts)  # the fields that a record has as they are, and their types
+_SAID = {name: _json_types(hint) for name, hint in FACTS.items()} | {"num_tokens": (int,), "text_bytes": (int,)}
 
 
 def describe(record: SessionRecord) -> tuple[dict[str, Any], bytes]:
-    """A record as a head says it, and its payload: tokens and text.
+    """A session as a header's record says it, and its payload: tokens and text.
 
     Raises:
         StorageError: it is larger than any session may be.
@@ -80,60 +79,61 @@ def describe(record: SessionRecord) -> tuple[dict[str, Any], bytes]:
             f"The session has {len(record.tokens)} tokens and {len(text) / 1e6:.1f} MB of text; at most {MAX_TOKENS} "
             f"and {MAX_TEXT_BYTES / 1e6:.1f} MB can be kept on disk. Go on in a new session."
         )
-    meta = {name: getattr(record, name) for name in _PLAIN if name not in ("num_tokens", "text_bytes")}
-    meta |= {name: getattr(record, name).hex() for name in ("fingerprint", "tokenizer")}
-    meta["tools"] = list(record.tools)
-    meta |= {"num_tokens": len(record.tokens), "text_bytes": len(text), "blocks": [key.hex() for key in record.blocks]}
-    return meta, _swapped(array("I", record.tokens)).tobytes() + text
+    facts = {name: getattr(record, name) for name in FACTS} | {"tools": list(record.tools)}
+    said = {name: fact.hex() if isinstance(fact, bytes) else fact for name, fact in facts.items()}
+    said |= {"num_tokens": len(record.tokens), "text_bytes": len(text), "blocks": [key.hex() for key in record.blocks]}
+    return said, _swapped(array("I", record.tokens)).tobytes() + text
 
 
-def head_of(meta: dict[str, Any], stored_bytes: int) -> tuple[SessionHead, tuple[bytes, ...]]:
-    """What a head says, with the keys of the blocks.
+def tensors_of(said: dict[str, Any]) -> list[Tensor]:
+    """What is in the payload of a session that a record says."""
+    return [Tensor("session.tokens", "U32", (said["num_tokens"],)), Tensor("session.text", "U8", (said["text_bytes"],))]
+
+
+def head_of(said: dict[str, Any], stored_bytes: int) -> tuple[SessionHead, tuple[bytes, ...]]:
+    """The session that a record says, with the keys of the blocks.
 
     Raises:
         Unsound: it says nothing that `describe` would.
     """
     try:
-        for name, types in _PLAIN.items():
-            if type(meta[name]) not in types:
+        for name, types in _SAID.items():
+            if type(said[name]) not in types:
                 raise Unsound(f"{name} is of another type")
-        plain = {name: meta[name] for name in _PLAIN if name not in ("text_bytes", "tools")}
-        head = SessionHead(
-            **plain,
-            tools=tuple(meta["tools"]),
-            fingerprint=bytes.fromhex(meta["fingerprint"]),
-            tokenizer=bytes.fromhex(meta["tokenizer"]),
-            stored_bytes=stored_bytes,
-        )
+        facts: dict[str, Any] = {
+            name: bytes.fromhex(said[name]) if FACTS[name] is bytes else said[name] for name in FACTS
+        }
+        facts["tools"] = tuple(said["tools"])
+        head = SessionHead(**facts, num_tokens=said["num_tokens"], stored_bytes=stored_bytes)
     except (KeyError, TypeError, ValueError) as exc:
         raise Unsound("no session") from exc
-    if not (0 <= meta["num_tokens"] <= MAX_TOKENS and 0 <= meta["text_bytes"] <= MAX_TEXT_BYTES):
+    if not (0 <= said["num_tokens"] <= MAX_TOKENS and 0 <= said["text_bytes"] <= MAX_TEXT_BYTES):
         raise Unsound("longer than any session")
-    return head, keys_of(meta, "blocks")
+    return head, keys_of(said, "blocks")
 
 
-def keys_of(meta: dict[str, Any], name: str) -> tuple[bytes, ...]:
-    """The keys that a head has under a name.
+def keys_of(said: dict[str, Any], name: str) -> tuple[bytes, ...]:
+    """The keys that a record has under a name.
 
     Raises:
         Unsound: there are none.
     """
     try:
-        return tuple(bytes.fromhex(key) for key in meta[name])
+        return tuple(bytes.fromhex(key) for key in said[name])
     except (KeyError, TypeError, ValueError) as exc:
         raise Unsound("no keys") from exc
 
 
-def read_record(meta: dict[str, Any], head: Head, file: OpenFile) -> SessionRecord:
-    """The session that `meta` says, whose payload is the first after the head.
+def read_record(said: dict[str, Any], file: OpenFile, offset: int, digests: Seq[bytes]) -> SessionRecord:
+    """The session that `said` says, whose payload begins at `offset` and has the first of the digests.
 
     Raises:
         Unsound: it is not what was written.
         OSError: it cannot be read.
     """
-    found, blocks = head_of(meta, file.nbytes)
-    payload = file.read(payload_bytes(meta), head.nbytes)
-    if len(payload) < payload_bytes(meta) or digest((payload,)) not in head.digests[:1]:
+    found, blocks = head_of(said, file.nbytes)
+    payload = file.read(payload_bytes(said), offset)
+    if len(payload) < payload_bytes(said) or digest((payload,)) not in digests[:1]:
         raise Unsound("changed since it was written")
     tokens = array("I")
     tokens.frombytes(payload[: TOKEN_BYTES * found.num_tokens])
@@ -141,13 +141,13 @@ def read_record(meta: dict[str, Any], head: Head, file: OpenFile) -> SessionReco
         text = payload[TOKEN_BYTES * found.num_tokens :].decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as exc:
         raise Unsound("no text") from exc
-    plain = {name: getattr(found, name) for name in SessionRecord.__dataclass_fields__ if hasattr(found, name)}
-    return SessionRecord(**plain, tokens=tuple(_swapped(tokens)), text=text, blocks=blocks)
+    facts = {name: getattr(found, name) for name in FACTS}
+    return SessionRecord(**facts, tokens=tuple(_swapped(tokens)), text=text, blocks=blocks)
 
 
-def payload_bytes(meta: dict[str, Any]) -> int:
+def payload_bytes(said: dict[str, Any]) -> int:
     """What a session's tokens and text take."""
-    return TOKEN_BYTES * int(meta["num_tokens"]) + int(meta["text_bytes"])
+    return TOKEN_BYTES * int(said["num_tokens"]) + int(said["text_bytes"])
 
 
 def _swapped(tokens: array[int]) -> array[int]:
@@ -168,7 +168,7 @@ class SessionLog:
         self._references: Counter[bytes] = Counter()
         self._gone: set[str] = set()  # files of removed sessions
         self._let_go: set[bytes] = set()  # blocks that a session needed once, and perhaps none does now
-        self.num_damaged = 0
+        self.num_damaged = self.num_old = 0
         self._scan()
         self._clock = max((kept.saved_at for kept in self._kept.values()), default=-math.inf)
         self._wall: float | None = None  # when we last looked at it
@@ -196,9 +196,9 @@ class SessionLog:
         described, payload = describe(record)
         replaced = set(old.blocks if old else ()) - set(record.blocks)
         described |= {"clock": clock, "let_go": [key.hex() for key in self._let_go | replaced]}
-        meta = encode(described)
-        kept = _kept(described, name, head_nbytes(meta, 1) + len(payload))
-        sealed = seal(MAGIC, self._folder.key, meta, [digest((payload,))])
+        header = draft(KIND, described, 1, tensors_of(described))
+        kept = _kept(described, name, header.nbytes + len(payload))
+        sealed = header.seal(self._folder.key, [digest((payload,))])
         try:
             self._folder.write(name, [(0, (sealed, payload))])
         except StorageError:
@@ -215,8 +215,8 @@ class SessionLog:
             return None
         try:
             with self._folder.reading(kept.file_name) as file:
-                head = unseal(MAGIC, self._folder.key, file)
-                return read_record(head.meta, head, file)
+                head = unseal(KIND, self._folder.key, file)
+                return read_record(head.record, file, head.nbytes, head.digests)
         except Unsound:
             self._drop(kept)
             self._set_aside(kept.file_name)
@@ -275,7 +275,9 @@ class SessionLog:
         self._references.clear()
         self._gone.clear()
         self._let_go.clear()
-        self._folder.unlink([name for name in self._folder.names() if name.endswith((SUFFIX, GONE, BAD))])
+        self.num_old = 0
+        ends = SUFFIX, OLD_SUFFIX, GONE, BAD
+        self._folder.unlink([name for name in self._folder.names() if name.endswith(ends)])
 
     # -- inside
 
@@ -287,6 +289,10 @@ class SessionLog:
         for name in self._folder.names():
             if name.endswith(SUFFIX):
                 self._read_again(name)
+            elif name.endswith(OLD_SUFFIX):
+                self.num_old += 1
+            elif name.endswith(OLD_SUFFIX + GONE):
+                self._gone.add(name)
             elif name.endswith(SUFFIX + GONE):
                 try:
                     kept = self._read(name)
@@ -314,9 +320,9 @@ class SessionLog:
 
     def _read(self, name: str) -> _Kept:
         with self._folder.reading(name) as file:
-            head = unseal(MAGIC, self._folder.key, file)
-            kept = _kept(head.meta, name, file.nbytes)
-            if head.nbytes + payload_bytes(head.meta) != file.nbytes:
+            head = unseal(KIND, self._folder.key, file)
+            kept = _kept(head.record, name, file.nbytes)
+            if head.nbytes + payload_bytes(head.record) != file.nbytes:
                 raise Unsound("cut short")
             return kept
 
@@ -355,15 +361,15 @@ class SessionLog:
         return self._clock
 
 
-def _kept(meta: dict[str, Any], file_name: str, file_nbytes: int) -> _Kept:
-    """What a file's head says.
+def _kept(said: dict[str, Any], file_name: str, file_nbytes: int) -> _Kept:
+    """What a file's record says.
 
     Raises:
         Unsound: it says nothing that `SessionLog.save` would.
     """
-    head, blocks = head_of(meta, file_nbytes)
+    head, blocks = head_of(said, file_nbytes)
     try:
-        saved_at, idle_s = float(meta["clock"]["saved"]), float(meta["clock"]["idle_s"])
+        saved_at, idle_s = float(said["clock"]["saved"]), float(said["clock"]["idle_s"])
     except (KeyError, TypeError, ValueError, OverflowError) as exc:
         raise Unsound("no times") from exc
-    return _Kept(head, blocks, keys_of(meta, "let_go"), file_name, saved_at, saved_at - idle_s)
+    return _Kept(head, blocks, keys_of(said, "let_go"), file_name, saved_at, saved_at - idle_s)

@@ -6,6 +6,7 @@ Knows keys and bytes; what they mean is the caller's. One thread calls it; `find
 - A segment is never changed. Removing one of its blocks for good writes the others to a new one first.
 - Damage is a miss and a count. A file goes only when nothing sound in it can be lost: its head is provably not ours, or
   all of its blocks are removed, found damaged, or there anew.
+- Blocks that an earlier version wrote in another form are a miss, a count, and removed.
 - Quota takes whole segments, the least recently used first, never a block that a durable session needs.
 """
 
@@ -15,29 +16,23 @@ import contextlib
 import os
 import secrets
 import time
-from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
 
 from mlx_mcp.core.ports import StoredBlock, TierEntry
 from mlx_mcp.errors import StorageError
-from mlx_mcp.storage.faults import point
+from mlx_mcp.storage.daily_budget import DailyBudget
 from mlx_mcp.storage.folder import Folder, Piece, storage_error
-from mlx_mcp.storage.sealed import Head, Unsound, digest, encode, head_nbytes, seal, unseal
+from mlx_mcp.storage.sealed import Unsound, digest, unseal
+from mlx_mcp.storage.segment import KIND, OLD_SUFFIX, SUFFIX, Record, Segment, SegmentDraft, drafts, read_segment
 
-MAGIC = b"mlxmcpB1"
-SUFFIX = ".blocks"
-MAX_SEGMENT_BLOCKS = 64
-MAX_SEGMENT_BYTES = 64_000_000
 HASH_APART_BYTES = 1 << 16  # less is hashed sooner than another thread has woken up
 HASH_THREADS = max(1, min(3, (os.cpu_count() or 1) // 2))  # SSDs outrun one; the engine needs cores too
-DAY_S = 86400
 
 
 @dataclass(frozen=True)
@@ -52,108 +47,7 @@ class TierStats:
     dropped: int  # blocks that the daily budget refused
     written_bytes: int  # today
     evicted: int  # blocks
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What a segment's head says of one block."""
-
-    key: bytes
-    parent: bytes
-    start: int
-    tokens: array[int]
-    window_start: int
-    has_state: bool
-    form: str
-    nbytes: int
-    offset: int  # in the file
-    digest: bytes
-
-    @property
-    def rank(self) -> tuple[bool, int]:
-        """Of two blocks of a key the higher one is richer: it can do all that the other can."""
-        return self.has_state, -self.window_start
-
-    def restored(self, data: bytes) -> StoredBlock:
-        """The block, with its payload."""
-        return StoredBlock(
-            self.key,
-            self.parent,
-            self.start,
-            tuple(self.tokens),
-            self.window_start,
-            self.has_state,
-            self.form,
-            (memoryview(data),),
-        )
-
-
-def describe(block: StoredBlock | Record) -> dict[str, Any]:
-    """A block as a head says it."""
-    return {
-        "key": block.key.hex(),
-        "parent": block.parent.hex(),
-        "start": block.start,
-        "tokens": list(block.tokens),
-        "window_start": block.window_start,
-        "has_state": block.has_state,
-        "form": block.form,
-        "nbytes": block.nbytes,
-    }
-
-
-def records_of(described: Any, digests: Seq[bytes], offset: int) -> list[Record]:
-    """The blocks that a head says, whose payloads begin there.
-
-    Raises:
-        Unsound: it says nothing that `describe` would.
-    """
-    records = []
-    try:
-        for said, found in zip(described, digests, strict=True):
-            numbers = said["start"], said["window_start"], said["nbytes"]
-            if any(type(number) is not int or number < 0 for number in numbers) or type(said["has_state"]) is not bool:
-                raise Unsound("a number that is none")
-            start, window_start, nbytes = numbers
-            records.append(
-                Record(
-                    bytes.fromhex(said["key"]),
-                    bytes.fromhex(said["parent"]),
-                    start,
-                    array("I", said["tokens"]),
-                    window_start,
-                    said["has_state"],
-                    str(said["form"]),
-                    nbytes,
-                    offset,
-                    found,
-                )
-            )
-            offset += nbytes
-    except (KeyError, TypeError, ValueError, OverflowError) as exc:
-        raise Unsound("no description of blocks") from exc
-    return records
-
-
-@dataclass(eq=False)
-class _Segment:
-    """One file."""
-
-    name: str
-    serial: int  # later files have higher ones
-    nbytes: int
-    offload: bool  # written by an offload, not for a durable session
-    records: dict[bytes, Record] = field(default_factory=dict)  # of all that its head names
-
-
-class _Draft:
-    """A file to be written."""
-
-    def __init__(self, blocks: Seq[StoredBlock], serial: int, offload: bool) -> None:
-        self.blocks, self.serial, self.offload = blocks, serial, offload
-        self.meta = encode({"serial": serial, "offload": offload, "blocks": [describe(block) for block in blocks]})
-        self.begin = head_nbytes(self.meta, len(blocks))
-        self.nbytes = self.begin + sum(block.nbytes for block in blocks)
+    old: int  # files of an earlier version, which were removed
 
 
 class SsdTier:
@@ -176,13 +70,12 @@ class SsdTier:
             is_wanted: whether a durable session needs a block.
             wall: the time of day, in seconds.
         """
-        self._folder, self._wall, self._is_wanted = folder, wall, is_wanted
-        self._quota_bytes, self._daily_bytes = quota_bytes, daily_bytes
-        self._index: dict[bytes, tuple[_Segment, Record]] = {}
-        self._segments: OrderedDict[str, _Segment] = OrderedDict()  # the least recently used first
-        self._serial = self._nbytes = 0
+        self._folder, self._is_wanted, self._quota_bytes = folder, is_wanted, quota_bytes
+        self._budget = DailyBudget(daily_bytes, wall)
+        self._index: dict[bytes, tuple[Segment, Record]] = {}
+        self._segments: OrderedDict[str, Segment] = OrderedDict()  # the least recently used first
+        self._serial = self._nbytes = self._old = 0
         self._hits = self._misses = self._corrupt = self._dropped = self._evicted = 0
-        self._day, self._written_today, self._offloaded_today = self._today(), 0, 0
         self._hashers = ThreadPoolExecutor(HASH_THREADS, "mlx-mcp-hash")
         self._scan()
 
@@ -193,7 +86,6 @@ class SsdTier:
     @property
     def stats(self) -> TierStats:
         """A snapshot."""
-        self._turn_day()
         return TierStats(
             len(self._index),
             self._nbytes,
@@ -201,8 +93,9 @@ class SsdTier:
             self._misses,
             self._corrupt,
             self._dropped,
-            self._written_today,
+            self._budget.written_bytes,
             self._evicted,
+            self._old,
         )
 
     def find(self, key: bytes) -> TierEntry | None:
@@ -228,16 +121,15 @@ class SsdTier:
         new = self._new(blocks)
         if not new:
             return 0
-        drafts = self._drafts(new, offload)
-        need = sum(draft.nbytes for draft in drafts)
-        self._turn_day()
-        if offload and self._offloaded_today + need > self._daily_bytes:
+        files = self._drafts(new, offload)
+        need = sum(draft.nbytes for draft in files)
+        if offload and not self._budget.allows(need):
             self._dropped += len(new)
             return 0
         self._make_room(need, {block.key for block in blocks})
-        self._write(drafts)
+        self._write(files)
         if offload:
-            self._offloaded_today += need
+            self._budget.count_offload(need)
         return need
 
     def get(self, keys: Iterable[bytes]) -> list[StoredBlock]:
@@ -281,21 +173,23 @@ class SsdTier:
             StorageError: some are there still.
         """
         self._unlink(list(self._segments.values()))
-        self._folder.unlink([name for name in self._folder.names() if name.endswith(SUFFIX)])
+        self._folder.unlink([name for name in self._folder.names() if name.endswith((SUFFIX, OLD_SUFFIX))])
 
     # -- what is there
 
     def _scan(self) -> None:
-        unsound = []
-        found = []
-        for name in self._folder.names():
+        names = self._folder.names()
+        old = [name for name in names if name.endswith(OLD_SUFFIX)]
+        self._old = len(old)
+        unsound, found = old, []
+        for name in names:
             if not name.endswith(SUFFIX):
                 continue
             try:
                 with self._folder.reading(name) as file:
-                    head = unseal(MAGIC, self._folder.key, file)
-                    found.append(_segment(name, head, file.nbytes))
-                    self._count_written(found[-1], file.modified_at)
+                    head = unseal(KIND, self._folder.key, file)
+                    found.append(read_segment(name, head, file.nbytes))
+                    self._budget.count_earlier(file.nbytes, found[-1].offload, file.modified_at)
             except Unsound:
                 self._corrupt += 1
                 unsound.append(name)
@@ -308,7 +202,7 @@ class SsdTier:
             self._folder.unlink(unsound)
         self._unlink([segment for segment in self._segments.values() if not self._live(segment)])
 
-    def _add(self, segment: _Segment) -> None:
+    def _add(self, segment: Segment) -> None:
         """Index a file's blocks, unless there are richer ones. Of equals the later wins: the other may be damaged."""
         self._segments[segment.name] = segment
         self._nbytes += segment.nbytes
@@ -318,15 +212,15 @@ class SsdTier:
             if whole and (known is None or record.rank >= known[1].rank):
                 self._index[key] = segment, record
 
-    def _live(self, segment: _Segment) -> list[Record]:
+    def _live(self, segment: Segment) -> list[Record]:
         """The blocks for which this is the file."""
         return [record for key, record in segment.records.items() if self._is_live(segment, key)]
 
-    def _is_live(self, segment: _Segment, key: bytes) -> bool:
+    def _is_live(self, segment: Segment, key: bytes) -> bool:
         known = self._index.get(key)
         return known is not None and known[0] is segment
 
-    def _wanted_in(self, segment: _Segment) -> bool:
+    def _wanted_in(self, segment: Segment) -> bool:
         return any(self._is_wanted(record.key) for record in self._live(segment))
 
     def _new(self, blocks: Seq[StoredBlock]) -> list[StoredBlock]:
@@ -344,7 +238,7 @@ class SsdTier:
 
     # -- reading
 
-    def _locate(self, keys: Iterable[bytes]) -> Iterator[tuple[_Segment, Record]]:
+    def _locate(self, keys: Iterable[bytes]) -> Iterator[tuple[Segment, Record]]:
         for key in keys:
             found = self._index.get(key)
             if found is None:
@@ -358,7 +252,7 @@ class SsdTier:
             return done
         return self._hashers.submit(digest, data)
 
-    def _read(self, segment: _Segment, records: Seq[Record]) -> tuple[list[StoredBlock], OSError | None]:
+    def _read(self, segment: Segment, records: Seq[Record]) -> tuple[list[StoredBlock], OSError | None]:
         """Blocks of one file, up to the first that is damaged or could not be read, and the error if it was that."""
         read: list[tuple[bytes, Future[bytes]]] = []
         error = None
@@ -376,7 +270,7 @@ class SsdTier:
             blocks.append(record.restored(data))
         return blocks, error
 
-    def _forget(self, segment: _Segment, record: Record, damaged: bool) -> None:
+    def _forget(self, segment: Segment, record: Record, damaged: bool) -> None:
         """Take a block for gone. Its file goes too if nothing in it is left, and damage is why.
 
         What could not be read now may be readable after a restart.
@@ -389,49 +283,37 @@ class SsdTier:
 
     # -- writing and removing
 
-    def _drafts(self, blocks: Seq[StoredBlock], offload: bool) -> list[_Draft]:
-        """How blocks are parted into files."""
-        drafts: list[_Draft] = []
-        first = nbytes = 0
-        for at, block in enumerate((*blocks, None)):
-            full = at - first == MAX_SEGMENT_BLOCKS or (block and nbytes + block.nbytes > MAX_SEGMENT_BYTES)
-            if at > first and (block is None or full):
-                self._serial += 1
-                drafts.append(_Draft(blocks[first:at], self._serial, offload))
-                first, nbytes = at, 0
-            nbytes += block.nbytes if block else 0
-        return drafts
+    def _drafts(self, blocks: Seq[StoredBlock], offload: bool) -> list[SegmentDraft]:
+        files = drafts(blocks, self._serial + 1, offload)
+        self._serial += len(files)
+        return files
 
-    def _write(self, drafts: Seq[_Draft]) -> None:
+    def _write(self, files: Seq[SegmentDraft]) -> None:
         """Make files, each of which is in the index once it is durable."""
-        hashes = [[self._hash(block.data) for block in draft.blocks] for draft in drafts]
-        for draft, of_blocks in zip(drafts, hashes, strict=True):  # they go on while files are written and synced
+        hashes = [[self._hash(block.data) for block in draft.blocks] for draft in files]
+        for draft, of_blocks in zip(files, hashes, strict=True):  # they go on while files are written and synced
             self._write_one(draft, of_blocks)
-            point("write.indexed")
 
-    def _write_one(self, draft: _Draft, hashes: Seq[Future[bytes]]) -> None:
+    def _write_one(self, draft: SegmentDraft, hashes: Seq[Future[bytes]]) -> None:
         """Make a file, index it, and let go of those that it leaves without a block."""
         name = secrets.token_hex(16) + SUFFIX
 
         def pieces() -> Iterator[Piece]:
-            offset = draft.begin
+            offset = draft.header.nbytes
             for block in draft.blocks:
                 yield offset, block.data
                 offset += block.nbytes
-            yield 0, (seal(MAGIC, self._folder.key, draft.meta, [hashed.result() for hashed in hashes]),)
+            yield 0, (draft.header.seal(self._folder.key, [hashed.result() for hashed in hashes]),)
 
         try:
-            nbytes = self._folder.write(name, pieces())
+            self._folder.write(name, pieces())
         except StorageError:
             with contextlib.suppress(StorageError):  # the folder's sync may have failed after the renaming
                 self._folder.unlink([name])
             raise
-        digests = [hashed.result() for hashed in hashes]
-        records = records_of([describe(block) for block in draft.blocks], digests, draft.begin)
-        before = {self._index[record.key][0] for record in records if record.key in self._index}
-        self._add(_Segment(name, draft.serial, nbytes, draft.offload, {record.key: record for record in records}))
-        self._turn_day()
-        self._written_today += nbytes
+        before = {self._index[block.key][0] for block in draft.blocks if block.key in self._index}
+        self._add(draft.written(name, [hashed.result() for hashed in hashes]))
+        self._budget.count(draft.nbytes)
         with contextlib.suppress(StorageError):  # the quota will come for them
             self._unlink([segment for segment in before if not self._live(segment)])
 
@@ -467,11 +349,10 @@ class SsdTier:
                 if num_kept == 0 or (shared and num_kept < len(segment.records)):
                     self._remove_from(segment, keep)
                     self._evicted += len(live) - num_kept
-                    point("evict.some")
         if self._nbytes + need > self._quota_bytes:
             raise full(self._nbytes)
 
-    def _remove_from(self, segment: _Segment, keep: Callable[[bytes], bool]) -> None:
+    def _remove_from(self, segment: Segment, keep: Callable[[bytes], bool]) -> None:
         """Leave nothing of a file but what is kept, in a new one."""
         kept = [record for record in self._live(segment) if keep(record.key)]
         while kept:
@@ -480,12 +361,11 @@ class SsdTier:
                 raise storage_error(error, "Reading a file of the cache folder") from error
             if len(blocks) == len(kept):
                 self._write(self._drafts(blocks, segment.offload))
-                point("delete.rewritten")
                 break
             self._forget(segment, kept.pop(len(blocks)), damaged=False)
         self._unlink([segment])
 
-    def _unlink(self, segments: Seq[_Segment]) -> None:
+    def _unlink(self, segments: Seq[Segment]) -> None:
         """Forget segments with all that is live in them, and remove their files."""
         for segment in segments:
             for record in self._live(segment):
@@ -495,29 +375,3 @@ class SsdTier:
         for segment in segments:
             if self._segments.pop(segment.name, None):
                 self._nbytes -= segment.nbytes
-
-    # -- what a day allows
-
-    def _today(self) -> int:
-        return int(self._wall() // DAY_S)
-
-    def _turn_day(self) -> None:
-        if self._today() != self._day:
-            self._day, self._written_today, self._offloaded_today = self._today(), 0, 0
-
-    def _count_written(self, segment: _Segment, modified_at: float) -> None:
-        """Charge today for a file of an earlier run. What has been evicted since is forgotten: the budget is rough."""
-        if modified_at // DAY_S == self._day:
-            self._written_today += segment.nbytes
-            self._offloaded_today += segment.nbytes if segment.offload else 0
-
-
-def _segment(name: str, head: Head, file_nbytes: int) -> _Segment:
-    serial, offload = head.meta.get("serial"), head.meta.get("offload")
-    if type(serial) is not int or type(offload) is not bool:
-        raise Unsound("no segment")
-    records = records_of(head.meta.get("blocks"), head.digests, head.nbytes)
-    by_key = {record.key: record for record in records}
-    if len(by_key) < len(records):
-        raise Unsound("a block twice")
-    return _Segment(name, serial, file_nbytes, offload, by_key)

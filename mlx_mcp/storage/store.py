@@ -18,14 +18,11 @@ from pathlib import Path
 from mlx_mcp.core.durable import SessionHead, SessionRecord, Transfer, check_name
 from mlx_mcp.core.ports import StoredBlock
 from mlx_mcp.errors import StorageError
-from mlx_mcp.storage import session_log
-from mlx_mcp.storage.faults import point
-from mlx_mcp.storage.folder import Calls, Folder, Piece, opened, write_durably
-from mlx_mcp.storage.sealed import Unsound, digest, encode, head_nbytes, seal, unseal
+from mlx_mcp.storage import export
+from mlx_mcp.storage.folder import Calls, Folder, write_durably
+from mlx_mcp.storage.sealed import Unsound
 from mlx_mcp.storage.session_log import SessionLog
-from mlx_mcp.storage.ssd_tier import MAX_SEGMENT_BLOCKS, Record, SsdTier, describe, records_of
-
-EXPORT_MAGIC = b"mlxmcpX1"
+from mlx_mcp.storage.ssd_tier import SsdTier
 
 
 class Store:
@@ -63,13 +60,11 @@ class Store:
         folder = Folder.open(path, calls or Calls())
         try:
             store = cls(folder, quota_bytes, daily_bytes, wall)
-            point("open.scanned")
             with contextlib.suppress(StorageError):  # a full disk: the next start will try again
                 store._finish_removals()
                 # A session whose file could not be read may come back, and then wants its blocks.
                 if not store.sessions.num_damaged:
                     store.tier.collect()
-            point("open.collected")
         except BaseException:
             folder.close()
             raise
@@ -99,9 +94,7 @@ class Store:
                 raise StorageError(
                     f"{num_missing} of the session's {len(record.blocks)} blocks are not on disk. Persist it again."
                 )
-            point("persist.blocks_durable")
             self.sessions.save(record)
-        point("persist.manifest_durable")
         with contextlib.suppress(StorageError):  # the session is durable; what it was before goes the next time
             self._finish_removals()
         return written
@@ -113,7 +106,6 @@ class Store:
             StorageError: some bytes may be there still; `open` goes on with what was begun.
         """
         removed = self.sessions.remove(session_id, version)
-        point("remove.marked")
         self._finish_removals()
         return removed
 
@@ -152,27 +144,21 @@ class Store:
         records = self.tier.records(record.blocks)
         num_kept = min(record.num_kept, sum(len(known.tokens) for known in records))
         record = replace(record, blocks=record.blocks[: len(records)], num_kept=num_kept)
-        described, payload = session_log.describe(record)
-        meta = encode({"session": described, "blocks": [describe(known) for known in records]})
-        digests = [digest((payload,)), *(known.digest for known in records)]
         transfer.total_bytes = sum(known.nbytes for known in records)
 
-        def pieces() -> Iterator[Piece]:
-            yield 0, (seal(EXPORT_MAGIC, b"", meta, digests), payload)
-            offset = head_nbytes(meta, len(digests)) + len(payload)
-            for batch in _batches(records):
+        def blocks() -> Iterator[StoredBlock]:
+            for batch in export.batched(records):
                 keys = [known.key for known in batch]
-                blocks = self.tier.get(keys)
+                got = self.tier.get(keys)
                 if [known.digest for known in self.tier.records(keys)] != [known.digest for known in batch]:
                     raise StorageError("A block of the session is damaged, or was changed meanwhile. Export it again.")
-                for block in blocks:
-                    yield offset, block.data
-                    offset += block.nbytes
-                transfer.went_on(sum(block.nbytes for block in blocks))
+                yield from got
+                transfer.went_on(sum(block.nbytes for block in got))
 
+        pieces = export.pieces(record, records, [known.digest for known in records], blocks())
         try:
             with self._holding(record.blocks):
-                return write_durably(self._folder.calls, transfer.fd, transfer.file_name, pieces())
+                return write_durably(self._folder.calls, transfer.fd, transfer.file_name, pieces)
         except OSError as exc:
             raise StorageError(
                 f"Writing {transfer.file_name} failed: {exc.strerror}. Make room, or choose another place for it."
@@ -187,11 +173,11 @@ class Store:
         Raises:
             StorageError: the file is not whole, or cannot be read.
         """
-        with self._exported(transfer) as (record, batches):
-            for blocks in batches:
+        with export.reading(self._folder.calls, transfer) as exported:
+            for blocks in exported.batches():
                 transfer.went_on(sum(block.nbytes for block in blocks))
         transfer.done_bytes = 0
-        return record
+        return exported.record
 
     def import_(self, transfer: Transfer, name: str = "") -> SessionHead:
         """Make durable what another folder exported, in place of a session of the same handle and version.
@@ -207,12 +193,12 @@ class Store:
             StorageError: the file is damaged, or cannot be read; or its session cannot be kept now.
         """
         keys: list[bytes] = []
-        with self._exported(transfer) as (record, batches):
-            record = replace(record, name=name or record.name)
+        with export.reading(self._folder.calls, transfer) as exported:
+            record = replace(exported.record, name=name or exported.record.name)
             check_import(record, self.sessions.heads())
             try:
                 with self._holding(record.blocks):
-                    for blocks in batches:
+                    for blocks in exported.batches():
                         keys += [block.key for block in blocks]
                         self.tier.put(blocks)
                         transfer.went_on(sum(block.nbytes for block in blocks))
@@ -221,41 +207,6 @@ class Store:
                 self.tier.delete([key for key in keys if not self._is_wanted(key)])
                 raise
         return next(head for head in self.sessions.heads() if _is_of(head, record))
-
-    @contextlib.contextmanager
-    def _exported(self, transfer: Transfer) -> Iterator[tuple[SessionRecord, Iterator[list[StoredBlock]]]]:
-        """The session in an exported file, and its blocks, a few at a time, checked as they are read.
-
-        Raises:
-            StorageError: the file is not whole, or cannot be read.
-        """
-        try:
-            file = opened(self._folder.calls, transfer.fd)
-            head = unseal(EXPORT_MAGIC, b"", file)
-            said = head.meta.get("session")
-            if not isinstance(said, dict):
-                raise Unsound("no session")
-            record = session_log.read_record(said, head, file)
-            begin = head.nbytes + session_log.payload_bytes(said)
-            records = records_of(head.meta.get("blocks"), head.digests[1:], begin)
-            if record.blocks != tuple(known.key for known in records):
-                raise Unsound("other blocks than the session's")
-            transfer.total_bytes = sum(known.nbytes for known in records)
-
-            def batches() -> Iterator[list[StoredBlock]]:
-                for batch in _batches(records):
-                    blocks = [known.restored(file.read(known.nbytes, known.offset)) for known in batch]
-                    if any(digest(block.data) != known.digest for block, known in zip(blocks, batch, strict=True)):
-                        raise Unsound("changed since it was written")
-                    yield blocks
-
-            yield record, batches()
-        except Unsound as exc:
-            raise StorageError(
-                f"{transfer.file_name} is not a whole export of a session ({exc}). Export it again."
-            ) from exc
-        except OSError as exc:
-            raise StorageError(f"Reading {transfer.file_name} failed: {exc.strerror}. Export it again.") from exc
 
     def _is_wanted(self, key: bytes) -> bool:
         return key in self._held or self.sessions.is_referenced(key)
@@ -272,7 +223,6 @@ class Store:
     def _finish_removals(self) -> None:
         let_go = self.sessions.let_go()
         self.tier.delete([key for key in let_go if key not in self._held])
-        point("remove.blocks_deleted")
         if self._held.isdisjoint(let_go):  # else whoever holds them comes here afterwards
             self.sessions.forget()
 
@@ -293,9 +243,3 @@ def check_import(record: SessionRecord, heads: Seq[SessionHead]) -> None:
 
 def _is_of(head: SessionHead, record: SessionRecord) -> bool:
     return (head.session_id, head.version) == (record.session_id, record.version)
-
-
-def _batches(records: list[Record]) -> Iterator[list[Record]]:
-    """A few blocks at a time: they are all in memory."""
-    for first in range(0, len(records), MAX_SEGMENT_BLOCKS):
-        yield records[first : first + MAX_SEGMENT_BLOCKS]

@@ -9,6 +9,7 @@ from mlx_mcp.cli.main import app
 from mlx_mcp.core.durable import SessionRecord
 from mlx_mcp.core.ports import StoredBlock
 from mlx_mcp.storage.store import Store
+from tests.storage.world import raw
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def opened(folder):
 
 def keep(folder, name="facts", version="", text="Alice's badge is 771.", session_id="", model="embedded"):
     block = StoredBlock(
-        name.encode(), b"root", 0, (1, 2, 3), 0, True, "bytes", (memoryview(b"CANARY" + name.encode()),)
+        name.encode(), b"root", 0, (1, 2, 3), 0, True, raw(6 + len(name)), (memoryview(b"CANARY" + name.encode()),)
     )
     record = SessionRecord(
         session_id=session_id or f"s_{name}",
@@ -126,14 +127,25 @@ def test_a_folder_that_a_server_has_open_is_left_alone(folder):
 
 def test_looking_is_possible_while_a_server_has_the_folder_open_and_changes_nothing(folder):
     keep(folder)
-    (folder / ("0" * 40 + ".session")).write_bytes(b"damaged")
+    (folder / ("0" * 40 + ".session.safetensors")).write_bytes(b"damaged")
     store = opened(folder)
-    (folder / ("1" * 40 + ".session")).write_bytes(b"damaged since")
+    (folder / ("1" * 40 + ".session.safetensors")).write_bytes(b"damaged since")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert "facts" in run("list").output
     assert run("show", "facts").output.strip() == "<|user|>Alice's badge is 771."
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     store.close()
+
+
+def test_sessions_in_the_earlier_form_are_spoken_of_and_stay(folder):
+    keep(folder)
+    old = folder / ("0" * 40 + ".session")
+    old.write_bytes(b"mlxmcpS1")
+    for arguments in (("list",), ("show", "facts"), ("show", "older")):
+        said = " ".join(run(*arguments).output.split())
+        assert "1 durable sessions" in said
+        assert "begin new sessions" in said
+    assert old.exists()
 
 
 def test_where_nothing_was_kept_there_is_nothing_to_look_at(folder):

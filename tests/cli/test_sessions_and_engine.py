@@ -51,6 +51,12 @@ def test_every_command_works_while_an_engine_runs_and_the_same_without(tmp_path)
         assert answer["text"] == "771"
         assert answer["restored_tokens"] > 0
         assert "gone on since" in sessions("import", "facts.kv", expect=2)
+        assert sessions("export", "facts", "facts.safetensors", "--as", "prompt-cache").startswith(
+            "facts.safetensors: "
+        )
+        assert sessions("import", "facts.safetensors", "--name", "again").endswith(" again\n")
+        assert window.generate("What is Alice's badge?", session="again")["text"] == "771"
+        assert not list(tmp_path.glob(".mlx-mcp-*")), "what was written on the way is gone"
         assert sessions("purge", "--yes") == "purged\n"
         assert json.loads(sessions("list", "--json")) == []
         assert window.ask("list_sessions")["sessions"] == []

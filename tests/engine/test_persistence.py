@@ -13,7 +13,7 @@ from mlx_mcp.core.session import SessionOptions
 from mlx_mcp.core.slots import KvCost
 from mlx_mcp.engine.messages import Cancel, Close, Failed, Fork, ListSessions, Persist, Persisted, Prefilled
 from mlx_mcp.engine.persistence import PersistenceOptions, Persisting
-from mlx_mcp.errors import EngineDead, InvalidRequest, StorageError, UnknownSession, UnknownVersion
+from mlx_mcp.errors import EngineDead, InvalidRequest, OtherTokenizer, StorageError, UnknownSession, UnknownVersion
 from mlx_mcp.storage.store import Store
 from tests.engine.hand_io import HandIo
 from tests.engine.hearing import hear
@@ -268,15 +268,24 @@ def test_other_weights_are_a_miss_the_tokens_survive_and_the_result_says_so(fold
     assert house.log(session) == words(40) + "on" + events.text
 
 
-def test_another_tokenizer_gets_the_same_text_in_its_own_ids(folder):
+def test_a_session_of_another_tokenizer_is_refused_with_the_next_step_and_stays_as_it_was(folder):
     house, session = come_back(folder, "abc")
     model = house.engine.models.by_name["tiny"].model
     object.__setattr__(model, "fingerprint", b"others")
     model.tokenizer.digest = b"capitals"
-    model.tokenizer.encode_transcript = lambda text: tuple(ord(c.upper()) for c in text)
+    for _ in range(2):
+        events = house.say("def", session, after="user")
+        house.run()
+        assert isinstance(events.error, OtherTokenizer)
+        assert "Begin a new session" in str(events.error)
+    (fork,) = house.fork(session)
+    events = house.say("def", fork, after="user")
+    house.run()
+    assert isinstance(events.error, OtherTokenizer)
+    model.tokenizer.digest = b"letters"
     events = house.say("def", session, after="user")
     house.run()
-    assert house.log(session) == "ABCdef" + events.text
+    assert house.log(session) == "abcdef" + events.text
 
 
 def test_evicted_blocks_come_back_from_disk_if_they_were_used_twice(folder):
@@ -339,7 +348,7 @@ def test_what_is_damaged_on_disk_is_computed_again(folder):
     session = house.prime(words(100))
     house.persist(session)
     house.die()
-    for path in folder.glob("*.blocks"):
+    for path in folder.glob("*.blocks.safetensors"):
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
         path.write_bytes(data)
@@ -353,7 +362,7 @@ def test_a_damaged_session_is_said_to_be(folder):
     house = KeptHouse(folder)
     session = house.prime(words(100))
     house.persist(session)
-    (path,) = folder.glob("*.session")
+    (path,) = folder.glob("*.session.safetensors")
     house.die()
     house = KeptHouse(folder)
     data = bytearray(path.read_bytes())

@@ -8,7 +8,7 @@ from mlx_mcp.core.durable import find_heads
 from mlx_mcp.engine.io_thread import IoThread
 from mlx_mcp.engine.messages import Export, Failed, Heads, Import, OnDisk, Persist, Purge, Read, Remove, Told
 from mlx_mcp.errors import InvalidRequest, NotKeptHere, NotOnDisk, StorageError, UnknownSession
-from mlx_mcp.storage import store as store_module
+from mlx_mcp.storage import export as export_module
 from mlx_mcp.storage.transfer import from_file, to_file
 from tests.engine.hearing import hear
 from tests.engine.house import House, words
@@ -234,7 +234,7 @@ def test_what_is_persisted_while_a_purge_waits_is_not_said_to_be_on_disk(folder)
 
 
 def test_a_long_export_lets_others_have_the_disk_and_is_of_one_moment(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "MAX_SEGMENT_BLOCKS", 2)
+    monkeypatch.setattr(export_module, "MAX_SEGMENT_BLOCKS", 2)
     house = KeptHouse(folder)
     session = house.prime(words(90), name="base")
     house.persist("base")
@@ -267,7 +267,7 @@ def test_a_long_export_lets_others_have_the_disk_and_is_of_one_moment(folder, tm
 
 
 def test_a_session_that_is_removed_while_it_is_exported_is_exported_whole_and_then_gone(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "MAX_SEGMENT_BLOCKS", 2)
+    monkeypatch.setattr(export_module, "MAX_SEGMENT_BLOCKS", 2)
     house = KeptHouse(folder)
     session = house.prime("CANARY" + words(60))
     house.persist(session)

@@ -1,5 +1,6 @@
 """Our tokenizer beside the model's own chat template, to the token."""
 
+import json
 import random
 
 import pytest
@@ -82,7 +83,8 @@ def test_control_tokens_in_a_callers_text_stay_text(ours, theirs):
     assert [i for i in chat if i in control] == [i for i in plain if i in control]
 
 
-def test_a_transcript_gives_its_tokens_back(ours):
+def test_a_transcript_says_what_its_tokens_say(ours):
     for chat in chats(4):
         ids = ours.encode_chat(chat).ids
-        assert ours.encode_transcript(ours.transcript(ids)) == ids
+        parts = json.loads(ours.transcript(ids))
+        assert "".join(part if isinstance(part, str) else part[0] for part in parts) == ours.decode(ids)

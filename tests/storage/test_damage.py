@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 
 import pytest
 
@@ -63,8 +64,7 @@ class Damaged:
         return self.check()
 
     def payload_begins(self, name):
-        _, meta_nbytes, num_digests, _ = sealed._HEAD.unpack_from(self.whole[name])
-        return sealed._HEAD.size + meta_nbytes + 32 * num_digests
+        return 8 + int.from_bytes(self.whole[name][:8], "little")
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +134,8 @@ def test_these_are_more_than_20_000_files(damaged):
 @pytest.mark.parametrize(
     ("which", "said", "instead"),
     [
-        ("body", b'"start":0', b'"start":4'),
-        ("tail", b'"offload":false', b'"offload":true '),
+        ("body", rb"\"start\":0", rb"\"start\":4"),
+        ("tail", rb"\"offload\":false", rb"\"offload\":true "),
         ("session", b"ann", b"bob"),
     ],
 )
@@ -163,7 +163,7 @@ def test_payloads_that_change_places_are_not_believed(damaged):
 
 def test_a_copy_of_a_file_is_as_good_as_the_file(damaged):
     damaged.restore()
-    (damaged.path / ("0" * 32 + ".blocks")).write_bytes(damaged.whole[damaged.body])
+    (damaged.path / ("0" * 32 + ".blocks.safetensors")).write_bytes(damaged.whole[damaged.body])
     assert damaged.check() == (["a", "b", "tail", "s"], 0)
 
 
@@ -201,24 +201,26 @@ def test_what_is_no_plain_file_is_a_miss_and_its_target_unchanged(tmp_path, whic
 def forged(damaged, name, change):
     """That file with another head, sealed with the folder's own key."""
     whole, begin = damaged.whole[name], damaged.payload_begins(name)
-    magic, meta_nbytes, num_digests, _ = sealed._HEAD.unpack_from(whole)
-    meta = json.loads(whole[sealed._HEAD.size :][:meta_nbytes])
-    digests = [whole[begin - 32 * left :][:32] for left in range(num_digests, 0, -1)]
-    meta, digests = change(meta, digests)
-    said = meta if isinstance(meta, bytes) else json.dumps(meta).encode()
-    return sealed.seal(magic, damaged.key, said, digests) + whole[begin:]
+    metadata = json.loads(whole[8:begin])["__metadata__"]
+    digests = [bytes.fromhex(found) for found in re.findall("." * 64, metadata["digests"])]
+    record, digests = change(json.loads(metadata["record"]), digests)
+    said = record.decode("latin-1") if isinstance(record, bytes) else json.dumps(record)
+    metadata = json.dumps({"kind": metadata["kind"], "record": said}, separators=(",", ":"))
+    tail = metadata.removeprefix('{"kind":').encode() + b"}"
+    return sealed.Draft(sealed._KIND + tail, len(digests)).seal(damaged.key, digests) + whole[begin:]
 
 
 WEIRD = [None, True, -1, 0, 1, 1.5, 2**70, -(2**70), float("nan"), "", "x", "zz", [], [[]], {}, "00" * 32]
 
 
 def test_heads_that_say_anything_at_all_break_nothing(damaged):
-    for name, path in [(damaged.body, ("blocks", 0)), (damaged.body, ()), (damaged.session, ())]:
-        meta_nbytes = sealed._HEAD.unpack_from(damaged.whole[name])[1]
-        inner = json.loads(damaged.whole[name][sealed._HEAD.size :][:meta_nbytes])
+    paths = ("blocks", 0), (), ("forms", 0), ("forms", 0, "tensors", 0), ("forms", 0, "layers", 0)
+    for name, path in [*((damaged.body, path) for path in paths), (damaged.session, ())]:
+        header = json.loads(damaged.whole[name][8 : damaged.payload_begins(name)])
+        inner = json.loads(header["__metadata__"]["record"])
         for step in path:
             inner = inner[step]
-        for field in inner:
+        for field in inner if isinstance(inner, dict) else range(len(inner)):
             for value in [*WEIRD, "absent"]:
 
                 def change(meta, digests, field=field, value=value, path=path):
@@ -265,7 +267,8 @@ def test_a_head_cannot_say_that_payloads_overlap(damaged):
     """Each begins where the one before ends: a longer first one moves the second out of its digest."""
 
     def longer(meta, digests):
-        meta["blocks"][0]["nbytes"] += 10
+        meta["forms"].append({"layers": [], "tensors": [["longer", "U8", 70]]})
+        meta["blocks"][0]["form"] = 2
         return meta, digests
 
     assert damaged.with_file(damaged.body, forged(damaged, damaged.body, longer))[0] == ["tail", "s"]

@@ -28,7 +28,7 @@ CALLS = {  # of which each was the one to fail
     "remove": {"open", "pread", "pwrite", "fsync", "rename", "unlink"},
 }
 ERRNOS = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO]
-TIGHT_BYTES = 9_000  # so that a persist has to evict
+TIGHT_BYTES = 12_800  # so that a persist has to evict
 
 
 class Failing(Calls):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_mcp.storage import faults
 from tests.effort import THOROUGH, drawn, seconds
+from tests.storage.kill_loop import MOMENTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +24,7 @@ def run_loop(*options):
 def test_no_point_of_the_code_is_a_bad_one_to_be_killed_at():
     report = run_loop("--each-point")
     assert report["violations"] == []
-    assert report["points"] == sorted(faults.POINTS), "a point that no child came by"
+    assert report["points"] == sorted(MOMENTS), "a point that no child came by"
 
 
 @pytest.mark.timeout(seconds(600))
@@ -35,7 +35,7 @@ def test_no_kill_loses_an_acknowledged_session_or_leaves_anything_behind():
     assert sum(report["killed"].values()) >= kills
     assert min(report["killed"].values()) > kills / 4
     if THOROUGH:
-        assert report["points"] == sorted(faults.POINTS), "a point that no child came by"
+        assert report["points"] == sorted(MOMENTS), "a point that no child came by"
 
 
 @pytest.mark.parametrize("plant", ["no-rename", "no-rename-no-checksum", "session-first"])

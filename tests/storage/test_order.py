@@ -43,7 +43,13 @@ class Journal(Calls):
 
 def kind(name):
     name = os.path.basename(name)
-    return "tmp" if name.startswith("tmp-") else name[name.index(".") :] if "." in name[1:] else name
+    return (
+        "tmp"
+        if name.startswith("tmp-")
+        else name[name.index(".") :].replace(".safetensors", "")
+        if "." in name[1:]
+        else name
+    )
 
 
 def test_a_file_is_synced_before_it_gets_its_name_and_its_folder_after(tmp_path):

@@ -23,7 +23,7 @@ def opened(path, calls=None):
 
 
 def manifests(path):
-    return sorted(path.glob("*.session"))
+    return sorted(path.glob("*.session.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_names_tell_nothing_and_follow_from_the_folders_key(tmp_path):
         [file] = manifests(tmp_path / folder)
         names.add(file.name)
     assert len(names) == 2
-    assert all(name.removesuffix(".session").isalnum() for name in names)
+    assert all(name.removesuffix(".session.safetensors").isalnum() for name in names)
 
 
 def test_a_damaged_session_is_set_aside_and_the_others_stay(tmp_path):

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 import pytest
 
 from mlx_mcp.errors import StorageError
-from mlx_mcp.storage import ssd_tier
+from mlx_mcp.storage import segment
+from mlx_mcp.storage.daily_budget import DAY_S
 from mlx_mcp.storage.folder import Calls, Folder
-from mlx_mcp.storage.ssd_tier import DAY_S, SsdTier
+from mlx_mcp.storage.ssd_tier import SsdTier
 from tests.storage.world import T0, block, content, key_of, scratch
 
 ROOMY = 10**9
@@ -29,7 +30,7 @@ def there(tier, names):
 
 
 def files(path):
-    return sorted(path.glob("*.blocks"))
+    return sorted(path.glob("*.blocks.safetensors"))
 
 
 def damage(path, name):
@@ -59,7 +60,7 @@ def test_ten_thousand_blocks_take_one_open_and_one_read_per_file_to_find():
         num_opens = num_reads = 0
 
         def open(self, name, flags, dir_fd=None):
-            self.num_opens += str(name).endswith(".blocks")
+            self.num_opens += str(name).endswith(".blocks.safetensors")
             return super().open(name, flags, dir_fd)
 
         def pread(self, fd, nbytes, offset):
@@ -272,12 +273,12 @@ def test_find_waits_for_no_write(tmp_path):
 
 
 def test_blocks_too_many_or_too_large_for_one_file_are_parted_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(ssd_tier, "MAX_SEGMENT_BYTES", 1000)
+    monkeypatch.setattr(segment, "MAX_SEGMENT_BYTES", 1000)
     names = [str(number) for number in range(100)]
     sizes = [(37 * number) % 1300 for number in range(100)]
     with opened(tmp_path / "cache") as tier:
         tier.put([block(name, size) for name, size in zip(names, sizes, strict=True)])
         assert [got.nbytes for got in tier.get([key_of(name) for name in names])] == sizes
-        for segment in tier._segments.values():
-            payload = sum(record.nbytes for record in segment.records.values())
-            assert payload <= 1000 or len(segment.records) == 1
+        for file in tier._segments.values():
+            payload = sum(record.nbytes for record in file.records.values())
+            assert payload <= 1000 or len(file.records) == 1

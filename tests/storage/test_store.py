@@ -99,8 +99,8 @@ def test_purging_leaves_nothing_at_all(tmp_path):
     store = open_store(tmp_path / "cache")
     perform(store, Op("persist", "a0", 2))
     perform(store, Op("offload", "b0", 2))
-    (tmp_path / "cache" / "x.session.bad").write_bytes(b"damaged")
-    (tmp_path / "cache" / "x.blocks").write_bytes(b"damaged")
+    (tmp_path / "cache" / "x.session.safetensors.bad").write_bytes(b"damaged")
+    (tmp_path / "cache" / "x.blocks.safetensors").write_bytes(b"damaged")
     store.purge()
     assert sorted(os.listdir(tmp_path / "cache")) == ["key", "key.copy", "lock"]
     assert store.sessions.heads() == []
@@ -195,7 +195,7 @@ def test_blocks_stay_while_the_file_of_their_session_is_damaged(tmp_path):
     store = open_store(tmp_path / "cache")
     store.persist([block("a")], record("s", [block("a")]))
     store.close()
-    [manifest] = (tmp_path / "cache").glob("*.session")
+    [manifest] = (tmp_path / "cache").glob("*.session.safetensors")
     manifest.write_bytes(b"damaged")
     store = open_store(tmp_path / "cache")
     assert there(store, "a") == "a"

@@ -9,7 +9,7 @@ from mlx_mcp.errors import StorageError
 from mlx_mcp.storage.folder import Calls, Folder
 from mlx_mcp.storage.memory_tier import MemoryTier
 from mlx_mcp.storage.ssd_tier import SsdTier
-from tests.storage.world import block, content, key_of
+from tests.storage.world import block, content, key_of, raw
 
 ROOMY = 10**9
 
@@ -76,7 +76,7 @@ def test_a_richer_block_takes_the_place_of_a_poorer(kind, tmp_path, richer):
     poorer = block("a", 300, has_state=False, window_start=16)
     with kind(tmp_path) as tier:
         tier.put([poorer])
-        assert tier.put([replace(poorer, data=(memoryview(b"richer"),), **richer)]) > 0
+        assert tier.put([replace(poorer, data=(memoryview(b"richer"),), form=raw(6), **richer)]) > 0
         [got] = tier.get([key_of("a")])
         assert (b"".join(got.data), got.has_state, got.window_start) == (b"richer", *richer.values())
 

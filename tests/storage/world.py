@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from mlx_mcp.core.durable import SessionRecord
+from mlx_mcp.core.layout import CacheKind, Form, LayerCache, Tensor
 from mlx_mcp.core.ports import StoredBlock
 from mlx_mcp.storage.store import Store
 
 BLOCK_TOKENS = 4
-QUOTA_BYTES = 8_000  # durable sessions fit, as a rule, and offloads have to go
+QUOTA_BYTES = 11_400  # durable sessions fit, as a rule, and offloads have to go
 T0 = 1_700_000_000.0
 
 
@@ -34,9 +35,15 @@ def block(name: str, nbytes: int = 300, parent: str = "root", start: int = 0, **
     cut = nbytes // 3
     tokens = tuple(array("I", key[: 4 * BLOCK_TOKENS]))
     made = StoredBlock(
-        key, key_of(parent), start, tokens, 0, True, "raw", (memoryview(data)[:cut], memoryview(data)[cut:])
+        key, key_of(parent), start, tokens, 0, True, raw(0), (memoryview(data)[:cut], memoryview(data)[cut:])
     )
-    return replace(made, **changes)
+    made = replace(made, **changes)
+    return replace(made, form=raw(made.nbytes))
+
+
+def raw(nbytes: int) -> Form:
+    """Bytes of no meaning."""
+    return Form((LayerCache(CacheKind.FULL),), (Tensor("layers.0.keys", "U8", (nbytes,)),))
 
 
 def content(stored: StoredBlock) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 
 from mlx_mcp.core.cache.blocks import Block, BlockHash, BlockPool
 from mlx_mcp.core.cache.misses import Misses
-from mlx_mcp.core.cache.prefixes import Match, PrefixCache
+from mlx_mcp.core.cache.prefixes import Match, PrefixCache, block_key, identity_of
 from mlx_mcp.core.cache.publishing import Publishing
 from mlx_mcp.core.cache.shared_prefixes import SharedPrefixes, Sharing
 from mlx_mcp.core.cache.single_flight import SingleFlight
@@ -74,9 +74,8 @@ class KvCacheManager:
 
     def root(self, tenant: str) -> Block:
         """Where a tenant's prefixes of this model begin."""
-        cuts = f"\0{self.cache.block_tokens} {self.chunk_tokens}\0"  # a prompt cut elsewhere is rounded otherwise
-        identity = self.fingerprint + cuts.encode() + tenant.encode()
-        return self.pool.root(identity, self.cache.hash(BlockHash(identity), ()), self.cache.key(identity, ()))
+        identity = identity_of(self.fingerprint, self.cache.block_tokens, self.chunk_tokens, tenant)
+        return self.pool.root(identity, self.cache.hash(BlockHash(identity), ()), block_key(identity, ()))
 
     # Sequences come and go
 

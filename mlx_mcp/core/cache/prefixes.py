@@ -26,6 +26,16 @@ class Match:
         return tuple(Part(b.payload, min(b.end, self.num_tokens) - b.start) for b in self.blocks if b.payload)
 
 
+def identity_of(fingerprint: bytes, block_tokens: int, chunk_tokens: int, tenant: str) -> bytes:
+    """What tells one model's and tenant's prefixes from others. A prompt that is cut elsewhere is rounded otherwise."""
+    return fingerprint + f"\0{block_tokens} {chunk_tokens}\0".encode() + tenant.encode()
+
+
+def block_key(parent: bytes, tokens: Seq[int]) -> bytes:
+    """What a block goes by outside of memory, where its parents cannot be looked at: 32 bytes."""
+    return blake2b(parent + array("I", tokens).tobytes(), digest_size=32).digest()
+
+
 @dataclass(frozen=True)
 class PrefixCache:
     """The trees of blocks as a table of prefixes.
@@ -45,10 +55,6 @@ class PrefixCache:
     def hash(self, parent: BlockHash, tokens: Seq[int]) -> BlockHash:
         """The hash of a block."""
         return BlockHash(blake2b(parent + array("I", tokens).tobytes(), digest_size=self.hash_bytes).digest())
-
-    def key(self, parent: bytes, tokens: Seq[int]) -> bytes:
-        """What a block goes by outside of memory, where its parents cannot be looked at: 32 bytes in any case."""
-        return blake2b(parent + array("I", tokens).tobytes(), digest_size=32).digest()
 
     def hashes(self, root: Block, tokens: Seq[int], known: list[BlockHash]) -> list[BlockHash]:
         """The hashes of the whole blocks of `tokens`; extends `known`, which are those of the first ones."""
@@ -75,7 +81,7 @@ class PrefixCache:
             if not parent.resident or digest in parent.children:
                 self.pool.ledger.refund(payload.nbytes)
                 return parent
-            block = self.pool.add(parent, digest, tokens, payload, self.key(parent.key, tokens))
+            block = self.pool.add(parent, digest, tokens, payload, block_key(parent.key, tokens))
             block.private = private
             return block
         there.private &= private

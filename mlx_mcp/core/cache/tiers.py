@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from mlx_mcp.core.cache.blocks import Block
-from mlx_mcp.core.cache.prefixes import PrefixCache
+from mlx_mcp.core.cache.prefixes import PrefixCache, block_key
 from mlx_mcp.core.cache.tracks import Track
 from mlx_mcp.core.layout import Layout, Payload
 from mlx_mcp.core.ports import StoredBlock, TierEntry
@@ -51,7 +51,7 @@ class TierReads:
         key, start = block.key, block.end
         while start < limit and not (found and found[-1].end - found[-1].start < size):
             ends = [end for end in (start + size, sequence.num_kept) if start < end <= min(limit, start + size)]
-            keys = ((self.cache.key(key, tokens[start:end]), end) for end in ends)
+            keys = ((block_key(key, tokens[start:end]), end) for end in ends)
             there = next(((k, end, entry) for k, end in keys if (entry := find(k)) is not None), None)
             if there is None:
                 break

@@ -2,14 +2,15 @@
 
 import pytest
 
+from mlx_mcp.core.cache.prefixes import block_key
 from mlx_mcp.core.ports import StoredBlock, TierEntry
 from tests.core.house import House, words
-from tests.fakes import FakePayload
+from tests.fakes import FakePayload, letters_of
 
 
 def stored(house, tokens, start, parent_key, tenant="ann"):
-    key = house.prefixes.key(parent_key, tokens)
-    return StoredBlock(key, parent_key, start, tokens, start, True, "letters", (b"",))
+    key = block_key(parent_key, tokens)
+    return StoredBlock(key, parent_key, start, tokens, start, True, letters_of(0), (b"",))
 
 
 def on_its_way(house, text, tenant="ann"):
@@ -54,7 +55,7 @@ def test_a_tier_is_asked_for_whole_blocks_and_never_for_the_last_token():
     house = House()
     s, blocks = on_its_way(house, words(24))
     there = {block.key: TierEntry(4, 0, True) for block, _ in blocks}
-    there[house.prefixes.key(blocks[-1][0].key, s.prompt_ids[20:24])] = TierEntry(4, 0, True)
+    there[block_key(blocks[-1][0].key, s.prompt_ids[20:24])] = TierEntry(4, 0, True)
     assert [(w.start, w.end) for w in house.cache.wanted(s, there.get)] == [(i, i + 4) for i in range(0, 20, 4)]
     house.cache.arrived(s, [])
     house.run()

@@ -1,0 +1,220 @@
+"""What a file of blocks says: its header in our words, and the blocks whose bytes follow. Opens no files."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mlx_mcp.core.layout import CacheKind, Form, LayerCache, Tensor
+from mlx_mcp.core.ports import StoredBlock
+from mlx_mcp.storage.sealed import DTYPE_BYTES, Draft, Head, Unsound, draft, nbytes_of
+
+KIND = "mlx-mcp blocks 1"
+SUFFIX = ".blocks.safetensors"
+OLD_SUFFIX = ".blocks"  # of what an earlier version wrote in another form
+MAX_SEGMENT_BLOCKS = 64
+MAX_SEGMENT_BYTES = 64_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a header says of one block."""
+
+    key: bytes
+    parent: bytes
+    start: int
+    tokens: array[int]
+    window_start: int
+    has_state: bool
+    form: Form
+    nbytes: int
+    offset: int  # in the file
+    digest: bytes
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """Of two blocks of a key the higher one is richer: it can do all that the other can."""
+        return self.has_state, -self.window_start
+
+    def restored(self, data: bytes) -> StoredBlock:
+        """The block, with its payload."""
+        return StoredBlock(
+            self.key,
+            self.parent,
+            self.start,
+            tuple(self.tokens),
+            self.window_start,
+            self.has_state,
+            self.form,
+            (memoryview(data),),
+        )
+
+
+@dataclass(eq=False)
+class Segment:
+    """One file of blocks."""
+
+    name: str
+    serial: int  # later files have higher ones
+    nbytes: int
+    offload: bool  # written by an offload, not for a durable session
+    records: dict[bytes, Record] = field(default_factory=dict)  # of all that its header names
+
+
+class SegmentDraft:
+    """A file of blocks that is to be written."""
+
+    def __init__(self, blocks: Seq[StoredBlock], serial: int, offload: bool) -> None:
+        self.blocks, self.serial, self.offload = blocks, serial, offload
+        record = {"serial": serial, "offload": offload} | describe(blocks)
+        self.header: Draft = draft(KIND, record, len(blocks), tensors_of(blocks))
+        self.nbytes = self.header.nbytes + sum(block.nbytes for block in blocks)
+
+    def written(self, name: str, digests: Seq[bytes]) -> Segment:
+        """The file, once it is there."""
+        records, offset = {}, self.header.nbytes
+        for block, found in zip(self.blocks, digests, strict=True):
+            records[block.key] = record_of(block, offset, found)
+            offset += block.nbytes
+        return Segment(name, self.serial, self.nbytes, self.offload, records)
+
+
+def record_of(block: StoredBlock, offset: int, found: bytes) -> Record:
+    """What is known of a block whose payload begins there and has that digest."""
+    return Record(
+        block.key,
+        block.parent,
+        block.start,
+        array("I", block.tokens),
+        block.window_start,
+        block.has_state,
+        block.form,
+        block.nbytes,
+        offset,
+        found,
+    )
+
+
+def drafts(blocks: Seq[StoredBlock], serial: int, offload: bool) -> list[SegmentDraft]:
+    """How blocks are parted into files, of which the first has this serial number."""
+    made: list[SegmentDraft] = []
+    first = nbytes = 0
+    for at, block in enumerate((*blocks, None)):
+        full = at - first == MAX_SEGMENT_BLOCKS or (block and nbytes + block.nbytes > MAX_SEGMENT_BYTES)
+        if at > first and (block is None or full):
+            made.append(SegmentDraft(blocks[first:at], serial + len(made), offload))
+            first, nbytes = at, 0
+        nbytes += block.nbytes if block else 0
+    return made
+
+
+def tensors_of(blocks: Iterable[StoredBlock | Record]) -> list[Tensor]:
+    """The tensors of blocks that lie end to end: the nth block's begin with "blocks.n."."""
+    return [
+        replace(tensor, name=f"blocks.{n}.{tensor.name}")
+        for n, block in enumerate(blocks)
+        for tensor in block.form.tensors
+    ]
+
+
+def describe(blocks: Iterable[StoredBlock | Record]) -> dict[str, Any]:
+    """Blocks as a header's record says them. Most have one form, which is said once."""
+    forms: dict[Form, int] = {}
+    said = []
+    for block in blocks:
+        assert sum(map(nbytes_of, block.form.tensors)) == block.nbytes, "a form of other bytes"
+        said.append(
+            {
+                "key": block.key.hex(),
+                "parent": block.parent.hex(),
+                "start": block.start,
+                "tokens": list(block.tokens),
+                "window_start": block.window_start,
+                "has_state": block.has_state,
+                "form": forms.setdefault(block.form, len(forms)),
+            }
+        )
+    return {"blocks": said, "forms": [describe_form(form) for form in forms]}
+
+
+def describe_form(form: Form) -> dict[str, Any]:
+    """A form as a record says it."""
+    return {
+        "layers": [[layer.kind, layer.window, layer.group_size, layer.bits] for layer in form.layers],
+        "tensors": [[tensor.name, tensor.dtype, *tensor.shape] for tensor in form.tensors],
+    }
+
+
+def read_form(said: Any) -> tuple[Form, int]:
+    """The form that a record says, and how many bytes are of that form.
+
+    Raises:
+        Unsound: it says nothing that `describe_form` would.
+    """
+    try:
+        layers = tuple(LayerCache(CacheKind(kind), *numbers) for kind, *numbers in said["layers"])
+        tensors = tuple(Tensor(name, dtype, tuple(shape)) for name, dtype, *shape in said["tensors"])
+        sizes = [size for tensor in tensors for size in tensor.shape]
+        sizes += [number for layer in layers for number in (layer.window, layer.group_size, layer.bits)]
+        if any(type(size) is not int or not 0 <= size < 1 << 48 for size in sizes):
+            raise Unsound("a number that is none")
+        names = {tensor.name for tensor in tensors if type(tensor.name) is str and tensor.dtype in DTYPE_BYTES}
+        if len(names) < len(tensors):
+            raise Unsound("a tensor of no name or type, or twice")
+        return Form(layers, tensors), sum(map(nbytes_of, tensors))
+    except (KeyError, TypeError, ValueError) as exc:
+        raise Unsound("no form") from exc
+
+
+def records_of(record: dict[str, Any], digests: Seq[bytes], offset: int) -> list[Record]:
+    """The blocks that a header's record says, whose payloads begin there.
+
+    Raises:
+        Unsound: it says nothing that `describe` would.
+    """
+    records = []
+    try:
+        forms = [read_form(form) for form in record["forms"]]
+        for said, found in zip(record["blocks"], digests, strict=True):
+            numbers = said["start"], said["window_start"], said["form"]
+            if any(type(number) is not int or number < 0 for number in numbers) or type(said["has_state"]) is not bool:
+                raise Unsound("a number that is none")
+            start, window_start, at = numbers
+            form, nbytes = forms[at]
+            records.append(
+                Record(
+                    bytes.fromhex(said["key"]),
+                    bytes.fromhex(said["parent"]),
+                    start,
+                    array("I", said["tokens"]),
+                    window_start,
+                    said["has_state"],
+                    form,
+                    nbytes,
+                    offset,
+                    found,
+                )
+            )
+            offset += nbytes
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as exc:
+        raise Unsound("no description of blocks") from exc
+    return records
+
+
+def read_segment(name: str, head: Head, file_nbytes: int) -> Segment:
+    """The file of that name, whose header this is.
+
+    Raises:
+        Unsound: it says nothing that a `SegmentDraft` would.
+    """
+    serial, offload = head.record.get("serial"), head.record.get("offload")
+    if type(serial) is not int or type(offload) is not bool:
+        raise Unsound("no segment")
+    records = records_of(head.record, head.digests, head.nbytes)
+    by_key = {record.key: record for record in records}
+    if len(by_key) < len(records):
+        raise Unsound("a block twice")
+    return Segment(name, serial, file_nbytes, offload, by_key)
