@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from mlx_mcp.core.layout import CacheKind, Form, LayerCache, Tensor
@@ -114,7 +116,7 @@ def drafts(blocks: Seq[StoredBlock], serial: int, offload: bool) -> list[Segment
 def tensors_of(blocks: Iterable[StoredBlock | Record]) -> list[Tensor]:
     """The tensors of blocks that lie end to end: the nth block's begin with "blocks.n."."""
     return [
-        replace(tensor, name=f"blocks.{n}.{tensor.name}")
+        Tensor(f"blocks.{n}.{tensor.name}", tensor.dtype, tensor.shape)
         for n, block in enumerate(blocks)
         for tensor in block.form.tensors
     ]
@@ -154,6 +156,12 @@ def read_form(said: Any) -> tuple[Form, int]:
     Raises:
         Unsound: it says nothing that `describe_form` would.
     """
+    return _read_form(json.dumps(said))
+
+
+@lru_cache(256)  # most blocks of a folder are of one form, which thousands of files say
+def _read_form(text: str) -> tuple[Form, int]:
+    said = json.loads(text)
     try:
         layers = tuple(LayerCache(CacheKind(kind), *numbers) for kind, *numbers in said["layers"])
         tensors = tuple(Tensor(name, dtype, tuple(shape)) for name, dtype, *shape in said["tensors"])

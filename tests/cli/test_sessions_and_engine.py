@@ -25,6 +25,22 @@ def started(env, *arguments):
     return subprocess.Popen(command(*arguments), env=env, text=True, **pipes)
 
 
+def test_a_prompt_cache_goes_out_and_comes_in_through_a_running_engine(tmp_path):
+    with state_folder(**settings(tmp_path / "store")) as (_, env), Window(env) as window:
+
+        def sessions(*arguments):
+            done = run(env, "sessions", *arguments, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        window.ask("create_session", system=FACT, name="facts")
+        window.ask("persist_session", session="facts")
+        assert "MB" in sessions("export", "facts", "facts.safetensors", "--as", "prompt-cache")
+        assert sessions("import", "facts.safetensors", "--name", "again").endswith(" again\n")
+        assert window.generate("What is Alice's badge?", session="again")["text"] == "771"
+        assert not list(tmp_path.glob(".mlx-mcp-*")), "what was written on the way is gone"
+
+
 def test_every_command_works_while_an_engine_runs_and_the_same_without(tmp_path):
     with state_folder(**settings(tmp_path / "store")) as (place, env), Window(env) as window:
 
@@ -51,12 +67,6 @@ def test_every_command_works_while_an_engine_runs_and_the_same_without(tmp_path)
         assert answer["text"] == "771"
         assert answer["restored_tokens"] > 0
         assert "gone on since" in sessions("import", "facts.kv", expect=2)
-        assert sessions("export", "facts", "facts.safetensors", "--as", "prompt-cache").startswith(
-            "facts.safetensors: "
-        )
-        assert sessions("import", "facts.safetensors", "--name", "again").endswith(" again\n")
-        assert window.generate("What is Alice's badge?", session="again")["text"] == "771"
-        assert not list(tmp_path.glob(".mlx-mcp-*")), "what was written on the way is gone"
         assert sessions("purge", "--yes") == "purged\n"
         assert json.loads(sessions("list", "--json")) == []
         assert window.ask("list_sessions")["sessions"] == []
