@@ -19,6 +19,7 @@ SUFFIX = ".blocks.safetensors"
 OLD_SUFFIX = ".blocks"  # of what an earlier version wrote in another form
 MAX_SEGMENT_BLOCKS = 64
 MAX_SEGMENT_BYTES = 64_000_000
+PROPERTIES = ("keys", "parents", "starts", "tokens", "window_starts", "has_state", "form")  # of blocks, in a record
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,24 +123,26 @@ def tensors_of(blocks: Iterable[StoredBlock | Record]) -> list[Tensor]:
     ]
 
 
-def describe(blocks: Iterable[StoredBlock | Record]) -> dict[str, Any]:
-    """Blocks as a header's record says them. Most have one form, which is said once."""
+def describe(blocks: Seq[StoredBlock | Record]) -> dict[str, Any]:
+    """Blocks as a header's record says them: a list of each property, and each of their forms once.
+
+    An object for each block would repeat the names, whose quotes are escaped in the header. A start read such headers
+    more than twice as slowly.
+    """
     forms: dict[Form, int] = {}
-    said = []
     for block in blocks:
         assert sum(map(nbytes_of, block.form.tensors)) == block.nbytes, "a form of other bytes"
-        said.append(
-            {
-                "key": block.key.hex(),
-                "parent": block.parent.hex(),
-                "start": block.start,
-                "tokens": list(block.tokens),
-                "window_start": block.window_start,
-                "has_state": block.has_state,
-                "form": forms.setdefault(block.form, len(forms)),
-            }
-        )
-    return {"blocks": said, "forms": [describe_form(form) for form in forms]}
+        forms.setdefault(block.form, len(forms))
+    return {
+        "keys": [block.key.hex() for block in blocks],
+        "parents": [block.parent.hex() for block in blocks],
+        "starts": [block.start for block in blocks],
+        "tokens": [list(block.tokens) for block in blocks],
+        "window_starts": [block.window_start for block in blocks],
+        "has_state": [block.has_state for block in blocks],
+        "form": [forms[block.form] for block in blocks],
+        "forms": [describe_form(form) for form in forms],
+    }
 
 
 def describe_form(form: Form) -> dict[str, Any]:
@@ -186,20 +189,20 @@ def records_of(record: dict[str, Any], digests: Seq[bytes], offset: int) -> list
     records = []
     try:
         forms = [read_form(form) for form in record["forms"]]
-        for said, found in zip(record["blocks"], digests, strict=True):
-            numbers = said["start"], said["window_start"], said["form"]
-            if any(type(number) is not int or number < 0 for number in numbers) or type(said["has_state"]) is not bool:
+        columns = [record[name] for name in PROPERTIES]
+        for key, parent, start, tokens, window_start, has_state, at, found in zip(*columns, digests, strict=True):
+            numbers = start, window_start, at
+            if any(type(number) is not int or number < 0 for number in numbers) or type(has_state) is not bool:
                 raise Unsound("a number that is none")
-            start, window_start, at = numbers
             form, nbytes = forms[at]
             records.append(
                 Record(
-                    bytes.fromhex(said["key"]),
-                    bytes.fromhex(said["parent"]),
+                    bytes.fromhex(key),
+                    bytes.fromhex(parent),
                     start,
-                    array("I", said["tokens"]),
+                    array("I", tokens),
                     window_start,
-                    said["has_state"],
+                    has_state,
                     form,
                     nbytes,
                     offset,

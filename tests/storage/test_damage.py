@@ -8,6 +8,7 @@ import re
 import pytest
 
 from mlx_mcp.storage import sealed
+from mlx_mcp.storage.segment import PROPERTIES
 from tests.effort import THOROUGH, drawn
 from tests.storage.world import block, content, open_store, record, scratch
 
@@ -134,7 +135,7 @@ def test_these_are_more_than_20_000_files(damaged):
 @pytest.mark.parametrize(
     ("which", "said", "instead"),
     [
-        ("body", rb"\"start\":0", rb"\"start\":4"),
+        ("body", rb"\"starts\":[0", rb"\"starts\":[4"),
         ("tail", rb"\"offload\":false", rb"\"offload\":true "),
         ("session", b"ann", b"bob"),
     ],
@@ -214,7 +215,14 @@ WEIRD = [None, True, -1, 0, 1, 1.5, 2**70, -(2**70), float("nan"), "", "x", "zz"
 
 
 def test_heads_that_say_anything_at_all_break_nothing(damaged):
-    paths = ("blocks", 0), (), ("forms", 0), ("forms", 0, "tensors", 0), ("forms", 0, "layers", 0)
+    paths = (
+        *((name,) for name in PROPERTIES),
+        ("tokens", 0),
+        (),
+        ("forms", 0),
+        ("forms", 0, "tensors", 0),
+        ("forms", 0, "layers", 0),
+    )
     for name, path in [*((damaged.body, path) for path in paths), (damaged.session, ())]:
         header = json.loads(damaged.whole[name][8 : damaged.payload_begins(name)])
         inner = json.loads(header["__metadata__"]["record"])
@@ -258,7 +266,7 @@ def test_a_sealed_head_that_is_no_object_of_ours_is_a_miss(damaged, said):
 
 def test_a_head_that_names_a_key_twice_is_a_miss(damaged):
     def twice(meta, digests):
-        return {**meta, "blocks": [meta["blocks"][0], {**meta["blocks"][1], "key": meta["blocks"][0]["key"]}]}, digests
+        return {**meta, "keys": [meta["keys"][0]] * 2}, digests
 
     assert damaged.with_file(damaged.body, forged(damaged, damaged.body, twice))[0] == ["tail", "s"]
 
@@ -268,7 +276,7 @@ def test_a_head_cannot_say_that_payloads_overlap(damaged):
 
     def longer(meta, digests):
         meta["forms"].append({"layers": [], "tensors": [["longer", "U8", 70]]})
-        meta["blocks"][0]["form"] = 2
+        meta["form"][0] = 2
         return meta, digests
 
     assert damaged.with_file(damaged.body, forged(damaged, damaged.body, longer))[0] == ["tail", "s"]
