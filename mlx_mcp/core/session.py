@@ -78,16 +78,16 @@ class Session:
     kept: tuple[int, int] | None = None  # tokens that are there, and of how many the keys and values are
     saved: tuple[int, ...] | None = None  # the log that is there; None if that is not in memory
     num_saving: int = 0  # times that it is on its way there
-    resting: bool = False  # its tokens are there only,
-    resting_as: str = ""  # in this version, if the session itself is not there
-    foreign: SessionRecord | None = None  # what was read, until it is known whether its tokens still mean the same
+    on_disk_only: bool = False  # whether its tokens are there and not in memory
+    on_disk_version: str = ""  # the version in which they are there, if the session itself is not
+    unverified: SessionRecord | None = None  # what was read, until its model's tokenizer has been compared with it
     keys: tuple[bytes, ...] = ()  # of the blocks that it had there, until its next turn
     versions: frozenset[str] = frozenset()
 
     @property
     def known(self) -> bool:
         """Whether a turn of it has ended."""
-        return bool(self.log) or self.resting
+        return bool(self.log) or self.on_disk_only
 
     @property
     def persisted(self) -> bool:
@@ -103,7 +103,7 @@ class Session:
             self.tenant,
             self.model,
             options.name,
-            self.kept[0] if self.resting and self.kept is not None else len(self.log),
+            self.kept[0] if self.on_disk_only and self.kept is not None else len(self.log),
             self.after,
             self.tools,
             self.parent_id,
@@ -171,7 +171,7 @@ class SessionStore:
             SessionBusy: the parent's first turn has not ended.
             CapacityError: there are as many sessions as there may be.
         """
-        assert at is not None or not session.resting, "a fork of a session whose tokens are not here"
+        assert at is not None or not session.on_disk_only, "a fork of a session whose tokens are not here"
         if not session.log and at is None:
             raise SessionBusy(session.session_id, first=True)
         if not 1 <= count <= MAX_FORKS:
@@ -197,7 +197,7 @@ class SessionStore:
                 num_kept=session.num_kept,
                 fingerprint=session.fingerprint,
                 tokenizer=session.tokenizer,
-                foreign=session.foreign,
+                unverified=session.unverified,
                 keys=session.keys,
             )
             if at is None:
@@ -259,8 +259,8 @@ class SessionStore:
             head.tools,
             head.parent_id,
             kept=(head.num_tokens, head.num_kept),
-            resting=True,
-            resting_as=head.version,
+            on_disk_only=True,
+            on_disk_version=head.version,
         )
         self._add(session)
         return session
@@ -278,12 +278,12 @@ class SessionStore:
     def removed(self, session: Session, left: list[SessionHead]) -> None:
         """Note that nothing else is on disk of it any more than these."""
         session.versions = frozenset(head.version for head in left if head.version)
-        if session.resting:
-            rest = min(left, key=lambda head: (head.version != session.resting_as, head.version), default=None)
+        if session.on_disk_only:
+            rest = min(left, key=lambda head: (head.version != session.on_disk_version, head.version), default=None)
             if rest is None:
                 self.close(session)
                 return
-            session.resting_as, session.kept = rest.version, (rest.num_tokens, rest.num_kept)
+            session.on_disk_version, session.kept = rest.version, (rest.num_tokens, rest.num_kept)
         elif len(session.versions) == len(left):  # none is the session itself
             session.kept = session.saved = None
         self.note(session)
@@ -292,10 +292,10 @@ class SessionStore:
         """Whether it was not closed; another one may have come with its handle since."""
         return self.sessions.get(session.session_id) is session
 
-    def wake(self, session: Session, record: SessionRecord) -> None:
+    def load(self, session: Session, record: SessionRecord) -> None:
         """Have its tokens here again."""
         recall(session, record)
-        session.resting, session.saved = False, record.tokens
+        session.on_disk_only, session.saved = False, record.tokens
         self.use(session)
 
     def saved(self, session: Session, record: SessionRecord) -> None:
@@ -396,7 +396,7 @@ class SessionStore:
 def recall(session: Session, record: SessionRecord) -> None:
     """Have a session be what was read."""
     session.log, session.num_kept, session.keys = record.tokens, record.num_kept, record.blocks
-    session.fingerprint, session.foreign = record.fingerprint, record
+    session.fingerprint, session.unverified = record.fingerprint, record
 
 
 def handle() -> str:

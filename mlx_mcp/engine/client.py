@@ -52,8 +52,8 @@ class EngineClient:
         """The engine's counts at its latest step boundary."""
         return self.thread.stats
 
-    def beside(self, registry: ModelRegistry, group: str) -> EngineClient:
-        """A client of the same engine for another group of callers, with models by other names; they know all alike."""
+    def for_connection(self, registry: ModelRegistry, group: str) -> EngineClient:
+        """A client of the same engine for the callers of one connection, with models by that connection's names."""
         other = copy(self)
         other.registry, other.group = registry, group
         return other

@@ -1,8 +1,8 @@
 """The thread that reads and writes for the engine.
 
 Guarantees:
-    - `submit` never blocks. Work runs one piece at a time: urgent pieces first, patient ones last, else in order.
-    - A patient piece may take minutes: `breathe`, which it calls between its parts, does all that is not patient.
+    - `submit` never blocks. Work runs one piece at a time: urgent pieces first, background ones last, else in order.
+    - A background piece may take minutes. Between its parts it calls `run_others`, which runs all other pieces.
     - What came of a piece goes to the engine thread as a command; nothing else of the engine is touched here.
     - After `close` nothing new is taken; what was taken is done, as far as the time allows.
 """
@@ -25,7 +25,7 @@ from mlx_mcp.errors import EngineDead, MlxMcpError, StorageError
 logger = logging.getLogger(__name__)
 
 NICE = 5  # of this thread and those it makes: where cores are few, a step must not wait for a checksum
-URGENT, USUAL, PATIENT, LAST = range(4)
+URGENT, USUAL, BACKGROUND, LAST = range(4)
 T = TypeVar("T")
 
 
@@ -37,12 +37,12 @@ class Io(Protocol):
         work: Callable[[], T],
         result: Callable[[T | MlxMcpError], ThreadResult],
         urgent: bool = False,
-        patient: bool = False,
+        background: bool = False,
     ) -> None:
         """Do the work elsewhere; then send `result` of what it gave, or of the error, to the engine."""
 
-    def breathe(self) -> None:
-        """Do what waits and is not patient; for a patient piece of work, between its parts."""
+    def run_others(self) -> None:
+        """Run the pieces that wait and are not background; a background piece calls it between its parts."""
 
     def close(self, last: Callable[[], None], timeout_s: float) -> bool:
         """Do what was submitted, then `last`, and end; returns whether that was in time."""
@@ -63,7 +63,7 @@ class IoThread:
         work: Callable[[], T],
         result: Callable[[T | MlxMcpError], ThreadResult],
         urgent: bool = False,
-        patient: bool = False,
+        background: bool = False,
     ) -> None:
         """See Io.submit."""
 
@@ -80,19 +80,19 @@ class IoThread:
                 self._post(result(outcome))
 
         with self._lock:
-            self._queue.put((URGENT if urgent else PATIENT if patient else USUAL, next(self._count), run))
+            self._queue.put((URGENT if urgent else BACKGROUND if background else USUAL, next(self._count), run))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._main, name="mlx-io", daemon=True)
                 self._thread.start()
 
-    def breathe(self) -> None:
-        """See Io.breathe."""
+    def run_others(self) -> None:
+        """See Io.run_others."""
         while True:
             try:
                 piece = self._queue.get_nowait()
             except queue.Empty:
                 return
-            if piece[0] >= PATIENT:
+            if piece[0] >= BACKGROUND:
                 self._queue.put(piece)
                 return
             piece[-1]()

@@ -165,7 +165,7 @@ class Persistence:
         Raises:
             StorageError: there is no store.
         """
-        store, log, foreign, tokenizer = self.the_store(), session.log, session.foreign, session.tokenizer
+        store, log, unverified, tokenizer = self.the_store(), session.log, session.unverified, session.tokenizer
         blocks, keys, num_kept = self._kept(session, store)
         last_block = blocks[-1] if blocks else None
         if last_block is not None:
@@ -183,8 +183,8 @@ class Persistence:
             digest, text = b"", ""
             if tokenizer is not None:
                 digest, text = tokenizer.digest, tokenizer.transcript(log)
-            elif foreign is not None:
-                digest, text = foreign.tokenizer, foreign.text
+            elif unverified is not None:
+                digest, text = unverified.tokenizer, unverified.text
             record = SessionRecord(
                 session_id=session.session_id,
                 tenant=session.tenant,
@@ -267,7 +267,7 @@ class Persistence:
         Raises:
             StorageError: there is no store.
         """
-        store, session_id, version = self.the_store(), session.session_id, session.resting_as
+        store, session_id, version = self.the_store(), session.session_id, session.on_disk_version
         key = SessionReading(session_id)
         if key not in self.reading:
             self.reading.add(key)
@@ -282,12 +282,12 @@ class Persistence:
         session, outcome = self.sessions.sessions.get(result.session_id), result.outcome
         if isinstance(outcome, MlxMcpError):
             return outcome
-        if session is None or not session.resting or session.resting_as != result.version:
+        if session is None or not session.on_disk_only or session.on_disk_version != result.version:
             return None  # it was closed or replaced meanwhile, or that version of it was removed and there is another
         if outcome is None:
             self.sessions.close(session)
             return UnknownSession(result.session_id, damaged=True)
-        self.sessions.wake(session, outcome)
+        self.sessions.load(session, outcome)
         return None
 
     def read_version(self, session: Session, version: str, call_id: int) -> None:

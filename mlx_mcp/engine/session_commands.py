@@ -93,7 +93,7 @@ class SessionCommands:
                 raise UnknownVersion(command.session, command.version, tuple(sorted(session.versions)))
             self.persistence.read_version(session, command.version, call.call_id)
             self.calls.wait(call, VersionReading(call.call_id))
-        elif session.resting and self.persistence is not None:
+        elif session.on_disk_only and self.persistence is not None:
             self.calls.wait(call, self.persistence.read(session))
         else:
             self.calls.answer(call, sessions_event(self.sessions.fork(session, command.count, command.names)))
@@ -129,9 +129,9 @@ class SessionCommands:
             raise InvalidRequest(
                 f"The session has {MAX_VERSIONS} versions, as many as it may; take one of their names."
             )
-        if session.resting and session.kept is not None and not (command.version or session.resting_as):
+        if session.on_disk_only and session.kept is not None and not (command.version or session.on_disk_version):
             self.calls.answer(call, Persisted(session.info, "", session.kept[1], 0))
-        elif session.resting:
+        elif session.on_disk_only:
             self.calls.wait(call, self.persistence.read(session))
         else:
             self.calls.wait(call, self.persistence.persist(session, command.version))

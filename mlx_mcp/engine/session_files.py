@@ -67,7 +67,7 @@ class SessionFiles:
             case Remove(session, what):
                 submit(lambda: find_heads(store.sessions.heads(), session, what), partial(RemovalFound, call_id))
             case Purge():
-                submit(store.sessions.heads, partial(PurgeFound, call_id), patient=True)
+                submit(store.sessions.heads, partial(PurgeFound, call_id), background=True)
             case Export(session, version, transfer):
                 self._begin_transfer(persistence, transfer)
 
@@ -75,10 +75,10 @@ class SessionFiles:
                     (head,) = find_heads(store.sessions.heads(), session, version)
                     return store.export(head.session_id, version, transfer)
 
-                submit(export, partial(FilesRead, call_id), patient=True)
+                submit(export, partial(FilesRead, call_id), background=True)
             case Import(transfer):
                 self._begin_transfer(persistence, transfer)
-                submit(lambda: store.look_into(transfer), partial(ImportFound, call_id), patient=True)
+                submit(lambda: store.look_into(transfer), partial(ImportFound, call_id), background=True)
         self.calls.wait(call, FileWork(call_id))
 
     def take(self, result: FileResult) -> None:
@@ -142,10 +142,10 @@ class SessionFiles:
             nonlocal since
             pause_s = PAUSE * (time.monotonic() - since) if persistence.engine_busy else 0.0
             until = time.monotonic() + pause_s
-            persistence.io.breathe()
+            persistence.io.run_others()
             while time.monotonic() < until and not transfer.stopped:
                 time.sleep(POLL_S)
-                persistence.io.breathe()
+                persistence.io.run_others()
             since = time.monotonic()
 
         transfer.between = between
@@ -175,7 +175,7 @@ class SessionFiles:
         for session in list(self.sessions.sessions.values()):
             if session.persisted or session.session_id in ids:
                 self.turns.close(session)
-        persistence.io.submit(store.purge, partial(PurgeDone, call.call_id), patient=True)
+        persistence.io.submit(store.purge, partial(PurgeDone, call.call_id), background=True)
 
     def _purged(self) -> None:
         for session in list(self.sessions.sessions.values()):  # persisted while the purge was waited for
@@ -201,7 +201,7 @@ class SessionFiles:
                 came = error
             return came, heads_of(store, record.session_id)
 
-        persistence.io.submit(write, partial(ImportDone, call.call_id), patient=True)
+        persistence.io.submit(write, partial(ImportDone, call.call_id), background=True)
 
     def _make_way(self, record: SessionRecord) -> None:
         """Let go, in memory, of the session that an import replaces; nothing is lost by that.
@@ -224,7 +224,7 @@ class SessionFiles:
                 f"A turn goes on with session {record.session_id}: import it once that has ended, or remove the "
                 "session first (`mlx-mcp sessions rm`)."
             )
-        if not session.resting and session.saved is not session.log:
+        if not session.on_disk_only and session.saved is not session.log:
             raise InvalidRequest(
                 f"Session {record.session_id} has gone on since it was persisted, and the import would replace that. "
                 "Have it persisted and exported, or remove it first (`mlx-mcp sessions rm`)."

@@ -228,15 +228,15 @@ class Turns:
         """
         if self.persistence is None:
             return False
-        if session.resting:
+        if session.on_disk_only:
             self.calls.wait(call, self.persistence.read(session))
             return True
-        foreign = session.foreign
-        if foreign is None:
+        unverified = session.unverified
+        if unverified is None:
             return False
-        if model.fingerprint != foreign.fingerprint and model.tokenizer.digest != foreign.tokenizer:
+        if model.fingerprint != unverified.fingerprint and model.tokenizer.digest != unverified.tokenizer:
             raise OtherTokenizer(session.session_id, model.name)
-        session.foreign = None
+        session.unverified = None
         return False
 
     def _fitted(self, command: Submit, num_prompt: int, context_tokens: int) -> Submit:

@@ -258,4 +258,4 @@ class Connections:
                 f"The running engine knows another folder as {spec.name!r}: {known.location}. Rename one of the two, "
                 "or serve with --standalone."
             )
-        return config, Service(self._client.beside(registry, str(joined.number)), registry)
+        return config, Service(self._client.for_connection(registry, str(joined.number)), registry)

@@ -17,26 +17,26 @@ class HandIo:
         self.work: list[tuple[Callable[[], Any], Callable[[Any], ThreadResult]]] = []
         self.engine: Engine | None = None  # whom results go to
         self.closed = False
-        self.num_patient = 0  # the last pieces of the work, which others pass
+        self.num_background = 0  # the last pieces of the work, which others pass
 
     def submit(
         self,
         work: Callable[[], T],
         result: Callable[[T | MlxMcpError], ThreadResult],
         urgent: bool = False,
-        patient: bool = False,
+        background: bool = False,
     ) -> None:
-        self.num_patient += patient
-        at = 0 if urgent else len(self.work) + 1 if patient else len(self.work) - self.num_patient
+        self.num_background += background
+        at = 0 if urgent else len(self.work) + 1 if background else len(self.work) - self.num_background
         self.work.insert(at, (work, result))
 
-    def breathe(self) -> None:
-        while len(self.work) > self.num_patient:
+    def run_others(self) -> None:
+        while len(self.work) > self.num_background:
             self.run()()
 
     def do(self) -> ThreadResult:
         """Do one piece; returns what came of it."""
-        self.num_patient -= len(self.work) == self.num_patient
+        self.num_background -= len(self.work) == self.num_background
         work, result = self.work.pop(0)
         try:
             outcome: Any = work()

@@ -319,7 +319,7 @@ class SessionMachine(RuleBasedStateMachine):
     def fork(self, data: DataObject | None, count: int) -> None:
         handle = self.pick(data, self.idle_sessions())
         heard, tenant = Heard(), self.engine.sessions.sessions[handle].tenant
-        before, rested = self.engine.ledger.used_bytes, self.engine.sessions.sessions[handle].resting
+        before, rested = self.engine.ledger.used_bytes, self.engine.sessions.sessions[handle].on_disk_only
         self.engine.handle(Fork(hear(self.engine, heard), tenant, handle, count, ()))
         while not heard:  # its tokens come from disk
             self.io.run()()
@@ -503,7 +503,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.engine.check_integrity()
         sessions = self.engine.sessions.sessions
         assert {h: s.log or self.logs[h] for h, s in sessions.items()} == self.logs
-        assert all(s.log or s.resting or not self.logs[h] for h, s in sessions.items())
+        assert all(s.log or s.on_disk_only or not self.logs[h] for h, s in sessions.items())
         assert {h: s.after for h, s in sessions.items()} == self.after
         for session in sessions.values():
             if session.leaf is not None and session.leaf.resident:

@@ -404,14 +404,14 @@ def test_a_patient_piece_of_work_lets_others_pass_and_no_other_patient_one():
     done, told, ended = [], [], threading.Event()
     io = IoThread(told.append)
 
-    def patient():
-        io.submit(lambda: done.append("other patient"), lambda _: None, patient=True)
+    def background():
+        io.submit(lambda: done.append("other background"), lambda _: None, background=True)
         io.submit(lambda: done.append("usual"), lambda _: None)
         io.submit(lambda: done.append("urgent"), lambda _: None, urgent=True)
-        io.breathe()
-        done.append("patient")
+        io.run_others()
+        done.append("background")
 
-    io.submit(patient, lambda _: None, patient=True)
+    io.submit(background, lambda _: None, background=True)
     assert io.close(ended.set, 20)
     assert ended.is_set()
-    assert done == ["urgent", "usual", "patient", "other patient"]
+    assert done == ["urgent", "usual", "background", "other background"]

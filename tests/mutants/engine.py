@@ -29,7 +29,7 @@ MUTANTS = [
     fault(
         "tokenizer ignored at wake",
         "engine/turns.py",
-        "model.tokenizer.digest != foreign.tokenizer:",
+        "model.tokenizer.digest != unverified.tokenizer:",
         "model.tokenizer.digest == b'none':",
         "test_persistence.py::test_a_session_of_another_tokenizer_is_refused_with_the_next_step_and_stays_as_it_was",
     ),
@@ -94,8 +94,8 @@ MUTANTS = [
     fault(
         "urgent reads wait behind writes",
         "engine/io_thread.py",
-        "URGENT if urgent else PATIENT if patient else USUAL",
-        "PATIENT if patient else USUAL",
+        "URGENT if urgent else BACKGROUND if background else USUAL",
+        "BACKGROUND if background else USUAL",
         "test_io_thread.py::test_what_is_urgent_goes_first_and_the_rest_in_order",
     ),
     fault(
