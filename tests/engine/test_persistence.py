@@ -124,6 +124,7 @@ def test_whoever_persists_hears_of_it_once_the_store_has_all_of_it(folder):
 
     house.engine.handle(Persist(hear(house.engine, told), "ann", session, ""))
     assert heard == []
+    assert house.store.sessions.load(session) is None  # nothing is written before the thread for that has its turn
     house.settle()
     assert heard == [(Persisted, True)]
 
