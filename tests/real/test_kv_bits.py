@@ -24,6 +24,7 @@ async def test_quantized_keys_and_values_are_what_mlx_lm_makes_of_them(float32, 
         theirs, whole = (log_softmax(x)[np.arange(len(ids)), ids] for x in logits)
         off.append(np.abs([choice["logprob"] for choice in answer["logprobs"]] - theirs))
         errors.append(np.abs(theirs - whole))
-    # A number that lies between two steps is rounded one way or the other, and with it all that go by it.
+    # A number that lies between two steps is rounded one way or the other, and with it all that go by it: how often
+    # depends on the processor: below 0.5 on an AMD EPYC, 0.61 on an Intel Xeon. Unrelated errors would give about 1.4.
     ratio = np.concatenate(off).mean() / np.concatenate(errors).mean()
-    assert ratio < 0.5
+    assert ratio < 0.8
