@@ -12,6 +12,7 @@ from mlx_mcp.chat.message import Message, ToolCall
 from mlx_mcp.chat.prompt import Grammar, GrammarKind, Prompt
 from mlx_mcp.core.ports import LoadedModel, LoadProgress
 from mlx_mcp.core.sampling import PARAMETERS, Sampling
+from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import SamplingParams, TokenLogprobs
 from mlx_mcp.engine import mailbox as mailbox_module
 from mlx_mcp.engine.answer import Answer
@@ -342,6 +343,29 @@ async def test_a_cancelled_call_frees_its_row_and_leaves_the_others(client):
     (doomed_row,) = first.admitted
     assert doomed_row.prompt_ids == (97, 98, 99)
     assert all(doomed_row.sequence_id not in step.decoding for step in later)
+
+
+async def test_a_call_that_is_cancelled_while_it_waits_for_a_place_is_never_computed():
+    client = fake_client(limits=Limits(max_running=1))
+    try:
+        await answer(client, asking("warm"))
+        runner = client.loader.runner
+        runner.endless, runner.steps = True, []
+        runner.gate.clear()
+        running = asyncio.create_task(answer(client, asking("abc", max_tokens=9)))
+        await until(lambda: runner.steps)  # its first step is being computed
+        doomed = asyncio.create_task(answer(client, asking("xyz", max_tokens=9)))
+        await until(lambda: client.thread._inbox)
+        doomed.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await doomed
+        runner.gate.set()
+        await running
+        await answer(client, asking("end", max_tokens=9))
+    finally:
+        assert client.close()
+    admitted = ["".join(map(chr, row.prompt_ids)) for step in runner.steps for row in step.admitted]
+    assert admitted == ["abc", "end"]
 
 
 async def test_a_call_cancelled_while_its_model_loads_leaves_nothing_behind(client):
