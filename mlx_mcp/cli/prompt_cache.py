@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlx_mcp.core.durable import SessionRecord, Transfer
 from mlx_mcp.errors import InvalidRequest, MlxMcpError, StorageError
@@ -96,9 +96,14 @@ def write_export(
     from mlx_mcp.core.cache.prefixes import block_key, identity_of
     from mlx_mcp.mlx_backend.loader import fingerprint
 
-    own = json.loads(cache.metadata.get(OWN, "{}"))
-    prepared = prepare(model or own.get("model") or cache.metadata.get("model", ""), config)
+    own = own_record(cache)
+    prepared = prepare(model or str(own.get("model", "")) or cache.metadata.get("model", ""), config)
     print_ = fingerprint(prepared.folder, config.kv_bits)
+    if own.get("fingerprint", print_.hex()) != print_.hex():
+        raise StorageError(
+            f"The keys and values in {file} were computed by another model than {prepared.name!r} is now, or by "
+            "another version of MLX. Name the model that they are of with --model, or begin a new session."
+        )
     check_precision(cache, file, config)
     tokens, after = tokens_in(cache, own, prepared, file, prompt)
     kept = tokens[: cache.num_tokens]
@@ -135,6 +140,15 @@ def write_export(
         write_durably(Calls(), to.fd, to.file_name, pieces(record, known, digests, blocks))
     except (OSError, Unsound) as error:
         raise StorageError(f"Taking in {file} failed: {error}. Make room next to the cache folder.") from error
+
+
+def own_record(cache: PromptCache) -> dict[str, Any]:
+    """What an export of ours says of its session; nothing of a file that says nothing of the kind."""
+    try:
+        own = json.loads(cache.metadata.get(OWN, "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return own if isinstance(own, dict) else {}
 
 
 def prepare(model: str, config: Config) -> PreparedModel:
@@ -183,7 +197,7 @@ def check_precision(cache: PromptCache, file: Path, config: Config) -> None:
 
 
 def tokens_in(
-    cache: PromptCache, own: dict[str, object], prepared: PreparedModel, file: Path, prompt: str | None
+    cache: PromptCache, own: dict[str, Any], prepared: PreparedModel, file: Path, prompt: str | None
 ) -> tuple[tuple[int, ...], str]:
     """The tokens of the session that a prompt cache becomes, and the role whose message they end in.
 
@@ -191,10 +205,15 @@ def tokens_in(
         InvalidRequest: nothing says what they are, or what says it does not fit.
     """
     from mlx_mcp.chat.message import Message
+    from mlx_mcp.mlx_backend.loader import config_value
 
     if prompt is None:
-        if own.get("num_kept") == cache.num_tokens and isinstance(own.get("tokens"), list):
-            return tuple(own["tokens"]), str(own["after"])  # type: ignore[arg-type]
+        said, after, num_ids = own.get("tokens"), own.get("after"), config_value(prepared.config, "vocab_size") or 0
+        # Anybody may have written the file, and MLX reads foreign memory for an id that the model does not have.
+        tokens = tuple(said) if isinstance(said, list) else ()
+        sound = all(type(token) is int and 0 <= token < num_ids for token in tokens)
+        if sound and len(tokens) >= cache.num_tokens == own.get("num_kept") and after in ("user", "assistant"):
+            return tokens, str(after)
         raise InvalidRequest(
             f"{file} has the keys and values of {cache.num_tokens} tokens, and does not say which tokens. Give the "
             "text that mlx_lm.cache_prompt was given: --prompt TEXT, or --prompt - to read it from stdin."

@@ -255,6 +255,31 @@ def opened_file(path):
     yield opened(Calls(), transfer.fd)
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"tokens": [10**6] * 4000}, "does not say which tokens"),
+        ({"tokens": [-1] * 4000}, "does not say which tokens"),
+        ({"tokens": ["1"] * 4000}, "does not say which tokens"),
+        ({"tokens": []}, "does not say which tokens"),
+        ({"after": "root"}, "does not say which tokens"),
+        ({"fingerprint": "00"}, "computed by another model"),
+        (None, "does not say which tokens"),
+        ("{", "does not say which tokens"),
+    ],
+)
+def test_what_a_file_says_of_its_session_is_not_believed_where_it_cannot_be(here, said, words):
+    here.prime()
+    file = here.path / "cache.safetensors"
+    here.sessions("export", "base", file, "--as", "prompt-cache")
+    arrays, metadata = mx.load(str(file), return_metadata=True)
+    own = json.loads(metadata["0.mlx_mcp"])
+    metadata["0.mlx_mcp"] = said if isinstance(said, str) else json.dumps(said and own | said)
+    mx.save_safetensors(str(file), arrays, metadata)
+    model = here.model_folder.name
+    assert words in " ".join(here.sessions("import", file, "--model", model, status=2).split())
+
+
 def test_the_last_token_of_an_answer_is_told_to_be_missing(here):
     here.prime()
     here.turn("base")
