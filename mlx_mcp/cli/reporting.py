@@ -76,7 +76,7 @@ def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
 def never_fail_to_print() -> None:
     """Have characters that the terminal does not have printed as escapes, and nothing at all where stdout is closed."""
     if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # stays open as long as the process lives
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # somebody put another one in its place
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

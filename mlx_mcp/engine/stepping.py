@@ -51,7 +51,7 @@ class Stepping:
                 self.persistence.restoring.computed(
                     sum(chunk.end - chunk.start for chunk in step.prefill), self.clock() - started
                 )
-        except Exception as error:
+        except Exception as error:  # MLX's, a model's or ours: it must not end the thread of all other rows
             self._fail(resident, step, error)
         else:
             self._commit(resident, step, result)

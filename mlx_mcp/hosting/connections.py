@@ -169,7 +169,7 @@ class Connections:
                 await reply(connection, {"error": str(error)})
         except (OSError, TimeoutError):  # it went away, or never said anything
             pass
-        except Exception:
+        except Exception:  # a fault in one connection must not end the process of all others
             logger.exception("a connection failed")
         finally:
             if connection not in self._until_the_end:

@@ -32,6 +32,7 @@ class TimedProtocol(H11Protocol):
         self._began: float | None = None  # since when a request is on its way
         self._due: asyncio.TimerHandle | None = None
 
+    # uvicorn narrows what asyncio.Protocol takes, and so does this.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
         super().connection_made(transport)

@@ -181,7 +181,7 @@ class Publishing:
             assert parent is not None, "a root has no states"
             try:
                 payload = cut(start, until, state)
-            except Exception:
+            except Exception:  # of any kind: the bytes were charged before
                 self.cache.pool.ledger.refund(charged)
                 raise
             block = self.cache.put(parent, tokens[start:until], payload, charged, sequence.ephemeral)
