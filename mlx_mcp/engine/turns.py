@@ -236,6 +236,8 @@ class Turns:
             return False
         if model.fingerprint != unverified.fingerprint and model.tokenizer.digest != unverified.tokenizer:
             raise OtherTokenizer(session.session_id, model.name)
+        if max(session.log, default=0) >= model.vocab_size:  # an import may say any: MLX reads foreign memory for them
+            raise OtherTokenizer(session.session_id, model.name)
         session.unverified = None
         return False
 

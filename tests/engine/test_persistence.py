@@ -289,6 +289,14 @@ def test_a_session_of_another_tokenizer_is_refused_with_the_next_step_and_stays_
     assert house.log(session) == "abcdef" + events.text
 
 
+def test_a_session_from_disk_with_ids_that_the_model_does_not_have_never_reaches_it(folder):
+    house, session = come_back(folder, "abc")
+    object.__setattr__(house.engine.models.by_name["tiny"].model, "vocab_size", ord("c"))
+    events = house.say("aa", session, after="user")
+    house.run()
+    assert isinstance(events.error, OtherTokenizer)
+
+
 def test_evicted_blocks_come_back_from_disk_if_they_were_used_twice(folder):
     house = KeptHouse(folder, max_kv_bytes=20_000)
     house.prime(words(100))
