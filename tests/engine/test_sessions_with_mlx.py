@@ -60,7 +60,8 @@ class TwoModels:
         yield 0.0
         model = self.models[prepared.name]
         runner, stop_ids = Runner(model, None, LIMITS.chunk_tokens), frozenset({1})
-        return LoadedModel(prepared.name, runner, None, stop_ids, 300, 1000, 100, prepared.name.encode())
+        name, num_ids = prepared.name, model.args.vocab_size
+        return LoadedModel(name, runner, None, stop_ids, num_ids, 1000, 100, name.encode())
 
     def close(self):
         pass
