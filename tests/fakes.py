@@ -65,9 +65,15 @@ class FakeTokenizer:
         return tuple(map(ord, "".join(message.text for message in messages)))
 
     def encode_turn(
-        self, text: str, after: str, tools: Tools = (), reasoning: bool = True, gone: Callable[[], bool] = never
+        self,
+        messages: list[Message],
+        after: str,
+        tools: Tools = (),
+        reasoning: bool = True,
+        gone: Callable[[], bool] = never,
     ) -> Prompt:
         """A turn after an answer begins with a bar."""
+        text = "".join(message.text for message in messages)
         return Prompt(tuple(map(ord, text if after == "user" else f"|{text}")))
 
     def decode(self, ids: tuple[int, ...]) -> str:

@@ -27,7 +27,7 @@ def encode(
     """
     reasoning = request.reasoning and request.grammar is None
     if session is not None:
-        return tokenizer.encode_turn(request.messages[-1].text, session.after, session.tools, reasoning, gone)
+        return tokenizer.encode_turn(list(request.messages), session.after, session.tools, reasoning, gone)
     if request.context:
         return Prompt(tokenizer.encode_context(list(request.messages), request.tools, gone))
     return tokenizer.encode_chat(list(request.messages), request.tools, reasoning, gone)

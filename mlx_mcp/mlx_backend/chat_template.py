@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from mlx_lm import tokenizer_utils
 
-from mlx_mcp.chat.message import Message
+from mlx_mcp.chat.message import Message, ToolCall
 from mlx_mcp.core.ports import never
 from mlx_mcp.errors import InvalidRequest, MlxMcpError
 from mlx_mcp.mlx_backend.control_tokens import ControlTokens, MarkedText, unused_characters
@@ -26,16 +27,18 @@ LEAVE_OUT = {
     "assistant": " It takes no answers, so there are no sessions with it: call without one.",
 }
 
+ARGUMENT = "69b9ca4cb42346d7"  # of calls that are made up for their results: where it is, a call is
+
 
 @dataclass(frozen=True)
 class Chat:
-    """What is rendered: messages, and a user's turn that follows them, if there is one."""
+    """What is rendered: messages, and the messages of a session's turn that follow them, if there are any."""
 
     messages: list[Message]
     tools: tuple[dict[str, Any], ...] = ()  # function definitions in OpenAI's form
     reasoning: bool = True  # False asks the template for none
     gone: Callable[[], bool] = never  # whether nobody waits for it any more
-    turn: str | None = None
+    turn: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class ChatTemplate:
     ) -> None:
         self._tokenizer, self._controls, self._folder = tokenizer, controls, folder
         self._processes, self._lock = processes, lock
+        stop_ids = frozenset(tokenizer.eos_token_ids)
+        self._stops = [text for token_id, text in controls.texts.items() if token_id in stop_ids]
         self._can_encode = getattr(tokenizer, "backend_tokenizer", None) is not None  # where it renders
 
     def opens_reasoning(self, rendered: str) -> bool:
@@ -78,13 +83,16 @@ class ChatTemplate:
         Raises:
             InvalidRequest: see `split`.
         """
-        chat = replace(chat, messages=ending_in(role))
-        try:  # without tools first: Mistral's templates would put them before the last user's message once more
-            return self.split(replace(chat, tools=()))[1]
-        except InvalidRequest:  # Hermes's templates cannot do without tools
-            if not chat.tools:
-                raise
-            return self.split(chat)[1]
+        refused: InvalidRequest | None = None
+        for each in possible(role, chat):
+            try:
+                return self.split(each)[1]
+            except InvalidRequest as error:
+                refused = refused or error
+                if isinstance(error.__cause__, Overdue):
+                    break
+        assert refused is not None, "there is a first"
+        raise refused
 
     def split(self, chat: Chat) -> tuple[MarkedText, MarkedText]:
         """Render a chat, and split it where its turn begins.
@@ -94,6 +102,13 @@ class ChatTemplate:
         """
         rendered = self.render(chat)
         context, found, turn = rendered.marked.text.partition(rendered.turn_mark)
+        if found and chat.turn[0].role == "tool":
+            # The answer's own tokens end before the one that ended it.
+            cuts = [context.rpartition(stop) for stop in self._stops]
+            context, found, between = max(cuts, key=lambda cut: len(cut[0]), default=("", "", ""))
+            turn = found + between + turn
+            if ARGUMENT in turn:  # the one that was found ended another message
+                found = ""
         if not found or rendered.turn_mark in turn:
             raise InvalidRequest(
                 "The model's chat template drops or repeats what messages end with, so there are no sessions with this "
@@ -129,15 +144,16 @@ class ChatTemplate:
 
     def _render(self, chat: Chat) -> Rendered:
         messages = [message.to_template() for message in chat.messages]
+        following = [message.to_template() for message in chat.turn]
         plain = {"messages": messages, "tools": list(chat.tools)}
-        text = json.dumps([plain, chat.turn], ensure_ascii=False)
+        text = json.dumps([plain, following], ensure_ascii=False)
         text.encode()  # refuses half surrogates, for which there are no tokens
         unused = unused_characters(text)
         turn_mark, marks = next(unused), self._controls.marks(unused)
-        if chat.turn is not None:
-            plain["messages"] = continued(messages, turn_mark, chat.turn)
+        if following:
+            plain["messages"] = continued(messages, turn_mark, following)
         marked = self._controls.marked(plain, marks)
-        unmarked = chat.turn is None and marked == plain
+        unmarked = not following and marked == plain
         rendered, ids = self._apply(marked, chat, len(text), unmarked)
         return Rendered(MarkedText(rendered, marks), turn_mark, ids)
 
@@ -180,14 +196,33 @@ def has_own_renderer(tokenizer: Any) -> bool:
     )
 
 
-def ending_in(role: str) -> list[Message]:
-    """The shortest chat whose last message is of that role."""
-    return [Message("user", "x"), Message("assistant", "")] if role == "assistant" else [Message("user", "")]
+def possible(role: str, chat: Chat) -> Iterator[Chat]:
+    """The shortest chats that end in a message of that role and go on with `chat.turn`, the one to try first first.
+
+    Templates want results to answer calls. Some take one call in a message only, and some want calls to have ids, of
+    nine letters or digits (Mistral's).
+    """
+    results = tuple(takewhile(lambda message: message.role == "tool", chat.turn))
+    named = tuple(replace(result, call_id=result.call_id or f"{i:09}") for i, result in enumerate(results))
+    # Without tools first: Mistral's templates would put them before the last user's message once more. Hermes's
+    # templates cannot do without.
+    for tools in ((), chat.tools) if chat.tools else ((),):
+        for answered in (results, named) if named != results else (results,):
+            calls = tuple(ToolCall(result.name, {"x": ARGUMENT}, result.call_id) for result in answered)
+            for some in (calls, calls[:1]) if len(calls) > 1 else (calls,):
+                answer = Message("assistant", tool_calls=some)
+                messages = [Message("user", "x"), answer] if role == "assistant" else [Message("user", "")]
+                yield replace(chat, messages=messages, tools=tools, turn=answered + chat.turn[len(results) :])
 
 
-def continued(messages: list[dict[str, Any]], mark: str, turn: str) -> list[dict[str, Any]]:
-    """The messages with `mark` and the user's `turn` after the last one, or in it if that is the user's."""
-    *before, last = messages
+def continued(messages: list[dict[str, Any]], mark: str, turn: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages, and those of a turn after them, with `mark` where the turn begins; or in a result, at its text.
+
+    Where the last message is the user's, the user's text goes on in that.
+    """
+    (*before, last), (first, *others) = messages, turn
+    if first["role"] == "tool":
+        return [*messages, first | {"content": mark + first["content"]}, *others]
     if last["role"] == "assistant":
-        return [*before, last | {"content": last["content"] + mark}, {"role": "user", "content": turn}]
-    return [*before, last | {"content": last["content"] + mark + turn}]
+        return [*before, last | {"content": last["content"] + mark}, *turn]
+    return [*before, last | {"content": last["content"] + mark + first["content"]}, *others]
