@@ -9,7 +9,7 @@ import pytest
 
 from mlx_mcp.chat.answer import Piece, TextKind
 from mlx_mcp.chat.message import Message, ToolCall
-from mlx_mcp.chat.prompt import Grammar, GrammarKind, Prompt
+from mlx_mcp.chat.prompt import Grammar, GrammarKind, Prompt, Reasoning
 from mlx_mcp.core.ports import LoadedModel, LoadProgress
 from mlx_mcp.core.sampling import PARAMETERS, Sampling
 from mlx_mcp.core.scheduler import Limits
@@ -223,7 +223,7 @@ async def test_what_only_began_like_a_stop_string_is_shown_at_last(client):
 
 
 async def test_reasoning_may_be_declined(client):
-    assert (await answer(client, asking("[hm]yes", reasoning=False))).reasoning == ""
+    assert (await answer(client, asking("[hm]yes", reasoning=Reasoning.OFF))).reasoning == ""
 
 
 async def test_a_grammar_reaches_the_engine_compiled_and_the_answer_is_read_as_it_stands(client):
@@ -345,24 +345,28 @@ async def test_a_cancelled_call_frees_its_row_and_leaves_the_others(client):
     assert all(doomed_row.sequence_id not in step.decoding for step in later)
 
 
-async def test_a_call_that_is_cancelled_while_it_waits_for_a_place_is_never_computed():
-    client = fake_client(limits=Limits(max_running=1))
+async def test_a_call_that_is_cancelled_while_it_waits_leaves_its_place_to_the_next():
+    client, steps = fake_client(limits=Limits(max_running=1, max_waiting=1)), threading.Semaphore(100)
     try:
         await answer(client, asking("warm"))
         runner = client.loader.runner
-        runner.endless, runner.steps = True, []
-        runner.gate.clear()
+        runner.endless, runner.steps, runner.gate.wait = True, [], lambda seconds: steps.acquire(timeout=seconds)
+        while steps.acquire(blocking=False):
+            pass
         running = asyncio.create_task(answer(client, asking("abc", max_tokens=9)))
         await until(lambda: runner.steps)  # its first step is being computed
-        doomed = asyncio.create_task(answer(client, asking("xyz", max_tokens=9)))
-        await until(lambda: client.thread._inbox)
-        doomed.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await doomed
-        runner.gate.set()
-        await running
-        await answer(client, asking("end", max_tokens=9))
+        doomed = aclosing(client.generate(asking("xyz", max_tokens=9)))
+        async with doomed as updates:
+            hearing = asyncio.create_task(anext(updates))
+            await until(lambda: client.thread._inbox)
+            steps.release()
+            assert "queued" in (await hearing).message
+        third = asyncio.create_task(answer(client, asking("end", max_tokens=9)))
+        await until(lambda: len(client.thread._inbox) == 2)  # the cancel, and the third call
+        steps.release(100)
+        assert [(await call).completion_tokens for call in (running, third)] == [9, 9]
     finally:
+        steps.release(100)
         assert client.close()
     admitted = ["".join(map(chr, row.prompt_ids)) for step in runner.steps for row in step.admitted]
     assert admitted == ["abc", "end"]
