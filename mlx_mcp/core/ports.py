@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from mlx_mcp.chat.answer import Piece
 from mlx_mcp.chat.message import Message, ToolCall
-from mlx_mcp.chat.prompt import Grammar, Prompt, Reasoning
+from mlx_mcp.chat.prompt import Holding, Prompt, Reasoning
 from mlx_mcp.core.layout import Form, Layout, Logits, Payload
 from mlx_mcp.core.sequence import Constraint, TokenLogprobs
 from mlx_mcp.core.slots import KvCost
@@ -134,12 +134,21 @@ class ChatTokenizer(Protocol):
     def token_text(self, token_id: int) -> str:
         """How a single token reads."""
 
-    def compile(self, grammar: Grammar, vocab_size: int, gone: Callable[[], bool] = never) -> Constraint:
-        """A fresh constraint over a model's `vocab_size` token ids; may take long for a large grammar.
+    def hold(
+        self, prompt: Prompt, holding: Holding, vocab_size: int, gone: Callable[[], bool] = never
+    ) -> Constraint | None:
+        """A fresh constraint of an answer to `prompt`, over `vocab_size` ids; may take long for a large grammar.
+
+        None if the answer is held to nothing: of tools that may be called, where the family's notation has no grammar.
 
         Raises:
-            InvalidRequest: the grammar is malformed, or too large; with the place.
+            InvalidRequest: a grammar is malformed or too large, with the place; or calls are required that cannot be
+                held to their tools.
         """
+
+    @property
+    def call_tokens(self) -> tuple[int, ...]:
+        """The tokens that begin a call and nothing else."""
 
 
 class ModelRunner(Protocol):

@@ -36,16 +36,20 @@ class TokenLogprobs:
 
 
 class Constraint(Protocol):
-    """Which tokens a grammar allows next; belongs to one sequence and is told of every token it takes."""
+    """Which tokens may come next; belongs to one sequence and is told of every token it takes."""
 
-    def mask(self) -> bytes:
+    @property
+    def awake(self) -> bool:
+        """Whether it says anything of the next token."""
+
+    def mask(self) -> bytes | None:
         """One bit per token id of the model, least significant bit of the first byte first: whether it may come next.
 
-        A grammar that is complete allows the end of the turn.
+        None if any may, as long as it is not awake. A grammar that is complete allows the end of the turn.
         """
 
     def accept(self, token_id: int) -> None:
-        """Go on past a token that the mask allowed."""
+        """Go on past a token that the mask allowed; the one after may be drawn already, if it was not awake before."""
 
 
 @dataclass(eq=False)

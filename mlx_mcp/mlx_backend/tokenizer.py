@@ -11,8 +11,10 @@ from typing import Any
 
 from mlx_lm.utils import load_tokenizer
 
+from mlx_mcp.chat.formats.detect import format_of
+from mlx_mcp.chat.formats.format import Format
 from mlx_mcp.chat.message import Message
-from mlx_mcp.chat.prompt import Grammar, Prompt, Reasoning
+from mlx_mcp.chat.prompt import Holding, Prompt, Reasoning
 from mlx_mcp.core.ports import never
 from mlx_mcp.core.sequence import Constraint
 from mlx_mcp.errors import InvalidRequest
@@ -21,6 +23,7 @@ from mlx_mcp.mlx_backend.chat_template import Chat, ChatTemplate
 from mlx_mcp.mlx_backend.constraint import Grammars
 from mlx_mcp.mlx_backend.control_tokens import ControlTokens
 from mlx_mcp.mlx_backend.encoder import Encoder
+from mlx_mcp.mlx_backend.holding import Holdings
 from mlx_mcp.mlx_backend.text_processes import TextProcesses
 
 _load: Any = load_tokenizer  # which has no types
@@ -51,6 +54,16 @@ class ChatTokenizer:
         self._letter = self._tokenizer.encode("a", add_special_tokens=False)
         self._encoder = Encoder(self._tokenizer, self._processes, lock, folder)
         self._template = ChatTemplate(self._tokenizer, self._controls, self._processes, lock, folder)
+        self._form = form_of(self._tokenizer)
+        self._holdings = Holdings(
+            self._form,
+            self._grammars,
+            self._template,
+            self._controls,
+            self.stop_ids,
+            lambda text: self._encoder.encode_following([text], never),
+            self.token_text,
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -88,7 +101,7 @@ class ChatTokenizer:
         ids = rendered.ids
         if ids is None:
             ids = self._encoder.encode_rendered(rendered.marked, gone)
-        return Prompt(tuple(ids), self._template.opens_reasoning(rendered.marked.text))
+        return self._prompt(ids, rendered.marked.text, reasoning, gone)
 
     def encode_context(
         self, messages: list[Message], tools: tuple[dict[str, Any], ...] = (), gone: Callable[[], bool] = never
@@ -140,7 +153,7 @@ class ChatTokenizer:
             )
         turn = self._template.turn_after(after, Chat([], tools, reasoning, gone, turn=tuple(messages)))
         ids = self._encoder.encode_following(turn.pieces(), gone)
-        return Prompt(tuple(ids), self._template.opens_reasoning(turn.text))
+        return self._prompt(ids, turn.text, reasoning, gone)
 
     def decode(self, ids: tuple[int, ...]) -> str:
         """The text of tokens, control tokens included."""
@@ -165,8 +178,8 @@ class ChatTokenizer:
         return json.dumps([*parts, self.decode(tuple(run))])
 
     def reader(self, prompt: Prompt, tools: tuple[dict[str, Any], ...] = (), plain: bool = False) -> AnswerReader:
-        """A new reader of one answer to `prompt`; `plain` takes all text for the answer."""
-        if plain:
+        """A new reader of one answer to `prompt`; `plain` takes all text but headers for the answer."""
+        if plain and self._form.headers is None:
             return AnswerReader(self._tokenizer, self._plain_format, False, ())
         return AnswerReader(self._tokenizer, self._format, prompt.reasoning, tools)
 
@@ -175,10 +188,34 @@ class ChatTokenizer:
         with_letter: str = self._tokenizer.decode([*self._letter, token_id], clean_up_tokenization_spaces=False)
         return with_letter.removeprefix("a")
 
-    def compile(self, grammar: Grammar, vocab_size: int, gone: Callable[[], bool] = never) -> Constraint:
-        """A new constraint over a model's `vocab_size` token ids; a large grammar may take long.
+    def hold(
+        self, prompt: Prompt, holding: Holding, vocab_size: int, gone: Callable[[], bool] = never
+    ) -> Constraint | None:
+        """A new constraint of an answer to `prompt`, over a model's `vocab_size` ids; None if nothing holds it.
 
         Raises:
-            InvalidRequest: the grammar is malformed or too large; the message says where.
+            InvalidRequest: a grammar is malformed or too large, and the message says where; or calls are required
+                that cannot be held to their tools.
         """
-        return self._grammars.compile(grammar, vocab_size, gone)
+        return self._holdings.hold(prompt, holding, vocab_size, gone)
+
+    @property
+    def call_tokens(self) -> tuple[int, ...]:
+        """The tokens that begin a call and nothing else."""
+        return self._holdings.call_tokens
+
+    def _prompt(self, ids: list[int], text: str, reasoning: Reasoning | None, gone: Callable[[], bool]) -> Prompt:
+        """The prompt with a rendered text; thoughts that it opens and nobody wants are closed at once."""
+        marks = self._form.opened_thoughts(text)
+        if marks is not None and reasoning is Reasoning.OFF:
+            line = "\n" if text.endswith("\n") else ""
+            ids = ids + self._encoder.encode_following([f"{line}{marks.end}{2 * line}"], gone)
+            marks = None
+        return Prompt(tuple(ids), marks is not None)
+
+
+def form_of(tokenizer: Any) -> Format:
+    """The format of a tokenizer's model, by its chat templates and its vocabulary."""
+    templates = tokenizer.chat_template
+    named = templates.values() if isinstance(templates, dict) else [templates]
+    return format_of("\n".join(text for text in named if isinstance(text, str)), tokenizer.get_vocab())
