@@ -242,15 +242,16 @@ ENVELOPES = {"<response></response>": tags("<response>"), "<answer></answer>": t
 
 # Control tokens that frame turns and texts. They say nothing where an answer has them, and are not shown.
 TURNS = frozenset(
-    "<s> </s> <bos> <eos> <pad> <unk> <sop> <eop> <|endoftext|> <|begin_of_text|> <|end_of_text|> <|startoftext|> "
-    "<|im_start|> <|im_end|> <|im_sep|> <|im_user|> <|im_assistant|> <|im_system|> <|im_middle|> <|eot_id|> "
-    "<|eom_id|> <|start_header_id|> <|end_header_id|> <|header_start|> <|header_end|> <|eot|> <|eom|> [INST] "
-    "[/INST] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] <start_of_turn> <end_of_turn> <|turn> <turn|> <|system|> <|user|> "
-    "<|assistant|> <|observation|> <|end|> <|begin|> <|START_OF_TURN_TOKEN|> <|END_OF_TURN_TOKEN|> <|USER_TOKEN|> "
-    "<|CHATBOT_TOKEN|> <|SYSTEM_TOKEN|> <BOS_TOKEN> <EOS_TOKEN> <PAD> <|start_of_role|> <|end_of_role|> <｜User｜> "
-    "<｜Assistant｜> <｜begin▁of▁sentence｜> <｜end▁of▁sentence｜> <｜▁pad▁｜> <|role_end|> <role> </role> <|role_sep|> "
+    "<s> </s> <bos> <eos> <pad> <unk> <sop> <eop> <|endoftext|> <|begin_of_text|> <|end_of_text|> "
+    "<|startoftext|> <|im_start|> <|im_end|> <|im_sep|> <|im_user|> <|im_assistant|> <|im_system|> "
+    "<|im_middle|> <|eot_id|> <|eom_id|> <|start_header_id|> <|end_header_id|> <|header_start|> "
+    "<|header_end|> <|eot|> <|eom|> [INST] [/INST] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] <start_of_turn> "
+    "<end_of_turn> <|turn> <turn|> <|system|> <|user|> <|assistant|> <|observation|> <|end|> <|begin|> "
+    "<|START_OF_TURN_TOKEN|> <|END_OF_TURN_TOKEN|> <|USER_TOKEN|> <|CHATBOT_TOKEN|> <|SYSTEM_TOKEN|> "
+    "<BOS_TOKEN> <EOS_TOKEN> <PAD> <|start_of_role|> <|end_of_role|> <｜User｜> <｜Assistant｜> "
+    "<｜begin▁of▁sentence｜> <｜end▁of▁sentence｜> <｜▁pad▁｜> <|role_end|> <role> </role> <|role_sep|> "
     "<|message_sep|> [e~[ ]~b] ]~!b[ <seed:bos> <seed:eos> <seed:pad> <|end_of_msg|> <sep> "
-    "<beginning_of_sentence> <end_of_sentence> <|assistant_start|> <|assistant_end|> <|user_start|> <|user_end|> "
-    "<|system_start|> <|system_end|> <|begin_assistant|> <|begin_user|> <|begin_system|> <|begin_content|> "
-    "<|start|> <|return|> <|call|>".split()
+    "<beginning_of_sentence> <end_of_sentence> <|assistant_start|> <|assistant_end|> <|user_start|> "
+    "<|user_end|> <|system_start|> <|system_end|> <|begin_assistant|> <|begin_user|> <|begin_system|> "
+    "<|begin_content|> <|start|> <|return|> <|call|>".split()
 )
