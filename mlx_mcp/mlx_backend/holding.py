@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from mlx_mcp.chat.formats.format import Format, Marks
+from mlx_mcp.chat.formats.messages import HARMONY
 from mlx_mcp.chat.prompt import AUTO, NONE, REQUIRED, Grammar, GrammarKind, Holding, Prompt
 from mlx_mcp.errors import CapacityError, InvalidRequest
-from mlx_mcp.mlx_backend.call_notation import MESSAGES, OFFERED, Notation, literals, notation_of
+from mlx_mcp.mlx_backend.call_grammar import CallGrammar
+from mlx_mcp.mlx_backend.call_notation import MESSAGES, OFFERED, Notation, notation_of
 from mlx_mcp.mlx_backend.chat_template import Chat, ChatTemplate
-from mlx_mcp.mlx_backend.constraint import GrammarConstraint, Grammars, checked, exact
+from mlx_mcp.mlx_backend.constraint import GrammarConstraint, Grammars
 from mlx_mcp.mlx_backend.control_tokens import ControlTokens
 from mlx_mcp.mlx_backend.held_answer import Calls, HeldAnswer, Thoughts, Tokens, course
 
@@ -27,7 +28,8 @@ FINAL, NEXT = "<|channel|>final<|message|>", "<|start|>assistant"
 class Holdings:
     """Makes the constraints of one model's answers.
 
-    `encode` encodes a text that follows another; `text` has the text of a token.
+    `special` are the tokens that no text spells. `encode` encodes a text that follows another, and `text` has the text
+    of a token.
     """
 
     def __init__(
@@ -37,10 +39,12 @@ class Holdings:
         template: ChatTemplate,
         controls: ControlTokens,
         stop_ids: frozenset[int],
+        special: frozenset[int],
         encode: Callable[[str], list[int]],
         text: Callable[[int], str],
     ) -> None:
         self._form, self._grammars, self._template, self._controls = form, grammars, template, controls
+        self._special = special
         self._stop_ids, self._encode, self._text = stop_ids, cache(encode), cache(text)
         self._notation: Notation | None = None
         self._shown = False  # whether the notation was looked for
@@ -57,7 +61,7 @@ class Holdings:
         first, calls = None, None
         if holding.grammar is not None:
             first = self._grammars.compile(holding.grammar, vocab_size, gone)
-            if self._form.headers is None and not (holding.thinks and self._form.thoughts):
+            if not is_harmony(self._form) and not (holding.thinks and self._form.thoughts):
                 return first
         elif holding.tools and holding.tool_choice != NONE:
             calls = self._calls(holding.tools, vocab_size, gone)
@@ -80,7 +84,7 @@ class Holdings:
     def _thoughts(self, prompt: Prompt, holding: Holding, is_call: bool) -> Thoughts:
         budget = holding.thinking_tokens
         marks: tuple[Marks, ...]
-        if self._form.headers is not None:
+        if is_harmony(self._form):
             marks = ANALYSIS if holding.thinks else ()
             lead, follow = ("", NEXT) if is_call else (FINAL, NEXT + FINAL)
             return Thoughts(marks, None, budget, follow, lead, again=True)
@@ -102,10 +106,10 @@ class Holdings:
         if notation is None or not notation.opener:
             return None
         try:
-            source = f"start: call\n{self._rules(notation, tools)}"
-            return Calls((notation.opener,), self._compile(source, vocab_size, gone).copy)
+            body = self._compile(lambda grammar: grammar.behind_opener(tools), notation, vocab_size, gone)
         except (InvalidRequest, CapacityError):
             return None
+        return Calls((notation.opener,), body.copy)
 
     def _required(self, holding: Holding, vocab_size: int, gone: Callable[[], bool]) -> GrammarConstraint:
         """What holds an answer to begin with a call.
@@ -126,12 +130,25 @@ class Holdings:
                 "choose another model (list_models shows them)."
             )
         chosen = [tool for tool in holding.tools if holding.tool_choice in (REQUIRED, tool["function"]["name"])]
-        gap = '("\\n" "\\n"?)? ' if holding.thinks and self._form.thoughts else ""
-        begin = f"start: {gap}{self._literal(notation.begin)} call"
-        return self._compile(f"{begin}\n{self._rules(notation, chosen)}", vocab_size, gone)
+        gap = holding.thinks and bool(self._form.thoughts)
+        return self._compile(lambda grammar: grammar.whole(chosen, gap), notation, vocab_size, gone)
 
-    def _compile(self, source: str, vocab_size: int, gone: Callable[[], bool]) -> GrammarConstraint:
-        """A new constraint; what was refused once is not tried again."""
+    def _compile(
+        self, write: Callable[[CallGrammar], str], notation: Notation, vocab_size: int, gone: Callable[[], bool]
+    ) -> GrammarConstraint:
+        """A new constraint; what was refused once is not tried again.
+
+        Raises:
+            InvalidRequest: a tool's parameters have something that would not be obeyed, or are too large.
+            CapacityError: as many grammars are being tried as may be at once.
+        """
+        try:
+            source = write(CallGrammar(notation, self._controls, self._special))
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest(
+                f"Calls cannot be held to the tools' parameters: {str(error).rstrip('.')}. Write them in another way, "
+                "or leave `tool_choice` at auto, which does without."
+            ) from error
         if source in self._refused:
             raise self._refused[source]
         try:
@@ -139,23 +156,6 @@ class Holdings:
         except InvalidRequest as error:
             self._refused = dict(list(self._refused.items())[-15:]) | {source: error}
             raise
-
-    def _rules(self, notation: Notation, tools: Any) -> str:
-        """The rules of calls.
-
-        Raises:
-            InvalidRequest: a tool's parameters have something that would not be obeyed.
-        """
-        try:
-            return notation.body([(tool["function"]["name"], parameters(tool)) for tool in tools], self._literal)
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequest(
-                f"Calls cannot be held to the tools' parameters: {error} Write them in another way, or leave "
-                "`tool_choice` at auto, which does without."
-            ) from error
-
-    def _literal(self, text: str) -> str:
-        return literals(text, self._controls)
 
     def _find_notation(self) -> Notation | None:
         """How the model writes calls, as far as its template shows it."""
@@ -173,13 +173,6 @@ class Holdings:
         return ""
 
 
-def parameters(tool: dict[str, Any]) -> str:
-    """The schema of a tool's arguments, as llguidance takes it: an object that has what is offered and no more.
-
-    Raises:
-        ValueError: it has something that would not be obeyed.
-    """
-    given = tool["function"].get("parameters") or {}
-    closed = {"additionalProperties": False} if given.get("properties") else {}
-    schema = json.loads(json.dumps({"type": "object"} | closed | given), parse_int=exact)
-    return json.dumps(checked(schema), ensure_ascii=False, allow_nan=False)
+def is_harmony(form: Format) -> bool:
+    """Whether answers are gpt-oss's messages, which have their channel in a header."""
+    return form.name == HARMONY.name

@@ -11,19 +11,17 @@ from typing import Any
 
 from mlx_lm.utils import load_tokenizer
 
-from mlx_mcp.chat.formats.detect import format_of
-from mlx_mcp.chat.formats.format import Format
 from mlx_mcp.chat.message import Message
 from mlx_mcp.chat.prompt import Holding, Prompt, Reasoning
 from mlx_mcp.core.ports import never
 from mlx_mcp.core.sequence import Constraint
 from mlx_mcp.errors import InvalidRequest
-from mlx_mcp.mlx_backend.answer_reader import AnswerReader, formats
+from mlx_mcp.mlx_backend.answer_reader import AnswerReader, answer_format
 from mlx_mcp.mlx_backend.chat_template import Chat, ChatTemplate
 from mlx_mcp.mlx_backend.constraint import Grammars
 from mlx_mcp.mlx_backend.control_tokens import ControlTokens
 from mlx_mcp.mlx_backend.encoder import Encoder
-from mlx_mcp.mlx_backend.holding import Holdings
+from mlx_mcp.mlx_backend.holding import Holdings, is_harmony
 from mlx_mcp.mlx_backend.text_processes import TextProcesses
 
 _load: Any = load_tokenizer  # which has no types
@@ -47,20 +45,21 @@ class ChatTokenizer:
         self._tokenizer = _load(folder, {"trust_remote_code": False}, eos_token_ids=eos_token_ids)
         lock = threading.Lock()  # transformers changes its tokenizer's state while it encodes, on any thread
         self._grammars = Grammars(self._tokenizer, self.stop_ids)
-        self._format, self._plain_format = formats(self._tokenizer)
+        self._answers = answer_format(self._tokenizer)
         self._controls = ControlTokens(self._tokenizer)
         vocabulary = json.dumps(sorted(self._tokenizer.get_vocab().items()))
         self._digest = blake2b(vocabulary.encode(), digest_size=32).digest()
         self._letter = self._tokenizer.encode("a", add_special_tokens=False)
         self._encoder = Encoder(self._tokenizer, self._processes, lock, folder)
-        self._template = ChatTemplate(self._tokenizer, self._controls, self._processes, lock, folder)
-        self._form = form_of(self._tokenizer)
+        form = self._answers.form
+        self._template = ChatTemplate(self._tokenizer, form, self._controls, self._processes, lock, folder)
         self._holdings = Holdings(
-            self._form,
+            form,
             self._grammars,
             self._template,
             self._controls,
             self.stop_ids,
+            frozenset(i for i, token in self._tokenizer.added_tokens_decoder.items() if token.special),
             lambda text: self._encoder.encode_following([text], never),
             self.token_text,
         )
@@ -178,10 +177,9 @@ class ChatTokenizer:
         return json.dumps([*parts, self.decode(tuple(run))])
 
     def reader(self, prompt: Prompt, tools: tuple[dict[str, Any], ...] = (), plain: bool = False) -> AnswerReader:
-        """A new reader of one answer to `prompt`; `plain` takes all text but headers for the answer."""
-        if plain and self._form.headers is None:
-            return AnswerReader(self._tokenizer, self._plain_format, False, ())
-        return AnswerReader(self._tokenizer, self._format, prompt.reasoning, tools)
+        """A new reader of one answer to `prompt`; `plain` takes all text for the answer, but for gpt-oss's headers."""
+        plain = plain and not is_harmony(self._answers.form)
+        return AnswerReader(self._tokenizer, self._answers, prompt.reasoning, tools, plain)
 
     def token_text(self, token_id: int) -> str:
         """The text of a single token within a text; a part of a character is U+FFFD."""
@@ -206,16 +204,9 @@ class ChatTokenizer:
 
     def _prompt(self, ids: list[int], text: str, reasoning: Reasoning | None, gone: Callable[[], bool]) -> Prompt:
         """The prompt with a rendered text; thoughts that it opens and nobody wants are closed at once."""
-        marks = self._form.opened_thoughts(text)
+        marks = self._answers.form.opened_thoughts(text)
         if marks is not None and reasoning is Reasoning.OFF:
             line = "\n" if text.endswith("\n") else ""
             ids = ids + self._encoder.encode_following([f"{line}{marks.end}{2 * line}"], gone)
             marks = None
         return Prompt(tuple(ids), marks is not None)
-
-
-def form_of(tokenizer: Any) -> Format:
-    """The format of a tokenizer's model, by its chat templates and its vocabulary."""
-    templates = tokenizer.chat_template
-    named = templates.values() if isinstance(templates, dict) else [templates]
-    return format_of("\n".join(text for text in named if isinstance(text, str)), tokenizer.get_vocab())
