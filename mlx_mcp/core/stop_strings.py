@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 class StopStrings:
-    """Passes text on until a stop string begins; neither the string nor a part of it is ever passed on.
+    """Passes text on until a stop string begins. Neither the string nor a part of it is ever passed on.
 
-    Of several stop strings the one that is whole first counts, however the text is cut into pieces.
+    Of several stop strings the one that is whole first counts, however the text is split into pieces.
     """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
@@ -15,7 +15,7 @@ class StopStrings:
         self.met = False
 
     def feed(self, piece: str) -> str:
-        """Take the next piece; returns what can safely be shown. After a stop was met, nothing is."""
+        """Take the next piece, and return the text that can safely be shown; none after a stop string was met."""
         if self.met:
             return ""
         text, self.held = self.held + piece, ""
@@ -29,11 +29,11 @@ class StopStrings:
         return text
 
     def finish(self) -> str:
-        """What was held back and turned out to be no stop string."""
+        """Return the text that was held back, and turned out to be no stop string."""
         text, self.held = self.held, ""
         return text
 
     @staticmethod
     def _overlap(text: str, stop: str) -> int:
-        """Length of the longest end of `text` that begins `stop`."""
+        """The length of the longest end of `text` with which `stop` begins."""
         return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

@@ -19,7 +19,7 @@ from mlx_mcp.api.http.token import auth_settings
 from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.config import Config
 from mlx_mcp.errors import ConfigError
-from mlx_mcp.hosting.http import HttpServer, end
+from mlx_mcp.hosting.http import HttpServer, drain_http
 from mlx_mcp.hosting.message_lines import StreamLines
 from mlx_mcp.hosting.open_requests import OpenRequests
 from mlx_mcp.hosting.stdio import serve_lines
@@ -134,7 +134,7 @@ async def serve_listener(
             async def until_closed() -> None:
                 with suppress(OSError):
                     await asyncio.get_running_loop().sock_recv(joined.socket, 1)
-                await end(server, joined.activity, limits.shutdown_timeout_s)
+                await drain_http(server, joined.activity, limits.shutdown_timeout_s)
 
             async def show_life() -> None:
                 with suppress(OSError):

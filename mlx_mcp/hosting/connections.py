@@ -32,18 +32,18 @@ from mlx_mcp.errors import ConfigError, MlxMcpError
 from mlx_mcp.hosting.connection import Connection, serve_listener, serve_window
 from mlx_mcp.hosting.hello import receive_hello, reply
 from mlx_mcp.hosting.http import HttpServer
-from mlx_mcp.hosting.lifetime import CUT_OFF_S, let_end
+from mlx_mcp.hosting.lifetime import LAST_ANSWERS_S, drain
 from mlx_mcp.hosting.session_files import SessionFiles
 from mlx_mcp.hosting.status import status_of
 from mlx_mcp.models.registry import Registry
-from mlx_mcp.process.daemon import engine_settings
+from mlx_mcp.process.environment import engine_settings
 from mlx_mcp.process.place import peer
 from mlx_mcp.service.service import Service
 
 logger = logging.getLogger(__name__)
 
 HELLO_S = 10.0
-LOOK_S = 0.25  # how often is looked whether the process may end
+CHECK_S = 0.25  # how often is looked whether the process may end
 
 
 class Connections:
@@ -57,8 +57,8 @@ class Connections:
         self._session_files = SessionFiles(client, config)
         self._connections: dict[int, Connection] = {}
         self._named: dict[str, ModelSpec] = {}  # the windows' models, which sessions may be taken up with by others
-        self._https: list[HttpServer] = []
-        self._until_the_end: list[socket.socket] = []  # of those who wait for the system to close them
+        self._http_servers: list[HttpServer] = []
+        self._awaiting_exit: list[socket.socket] = []  # of those who wait for the system to close them
         self._count = 0
         self._began = self._used = time.monotonic()
         self._retiring = ""  # why this process ends once it has nothing to do
@@ -84,37 +84,37 @@ class Connections:
                             connection, _ = await loop.sock_accept(self._listener)
                         except OSError:  # out of descriptors
                             logger.exception("a connection could not be accepted")
-                            await anyio.sleep(LOOK_S)
+                            await anyio.sleep(CHECK_S)
                         else:
-                            tasks.start_soon(self._meet, connection)
+                            tasks.start_soon(self._receive, connection)
 
             async def watch() -> None:
                 while not self._stopping.is_set():
-                    with anyio.move_on_after(LOOK_S):
+                    with anyio.move_on_after(CHECK_S):
                         await self._stopping.wait()
-                    self._look()
+                    self._check_end()
 
             tasks.start_soon(accept)
             await watch()
             ending()
             accepting.cancel()
-            for server in self._https:
+            for server in self._http_servers:
                 server.stop_accepting()
             for connection in self._connections.values():
                 if connection.takes_notices:
                     connection.requests.return_others()
             activities = [connection.activity for connection in self._connections.values()]
-            await let_end(lambda: self._busy, activities, self._config.shutdown_timeout_s)
-            for server in self._https:
+            await drain(lambda: self._busy, activities, self._config.shutdown_timeout_s)
+            for server in self._http_servers:
                 server.hang_up()
-            await let_end(lambda: bool(self._https), (), CUT_OFF_S)
+            await drain(lambda: bool(self._http_servers), (), LAST_ANSWERS_S)
             tasks.cancel_scope.cancel()
         self._listener.close()
 
     @property
     def _busy(self) -> bool:
         windows = any(connection.busy for connection in self._connections.values())
-        return windows or self._session_files.busy or any(server.busy for server in self._https)
+        return windows or self._session_files.busy or any(server.busy for server in self._http_servers)
 
     def _note_use(self) -> None:
         self._used = time.monotonic()
@@ -130,7 +130,7 @@ class Connections:
             return os.lstat(self._path).st_ino == self._inode
         return False
 
-    def _look(self) -> None:
+    def _check_end(self) -> None:
         """End the process if it is idle for long enough, or only waits for that to make room for another."""
         now = time.monotonic()
         if self._client.thread.dead is not None:  # another process can do what this one cannot
@@ -150,7 +150,7 @@ class Connections:
 
     # Those who connect
 
-    async def _meet(self, connection: socket.socket) -> None:
+    async def _receive(self, connection: socket.socket) -> None:
         """Hear who it is and what it wants; a fault of one connection is no other's."""
         fds: list[int] = []
         try:
@@ -163,7 +163,7 @@ class Connections:
             with anyio.fail_after(HELLO_S):
                 hello = await receive_hello(connection, fds)
             if hello is not None:
-                await self._welcome(connection, hello, fds, pid)
+                await self._answer_hello(connection, hello, fds, pid)
         except MlxMcpError as error:
             with suppress(OSError):
                 await reply(connection, {"error": str(error)})
@@ -172,18 +172,18 @@ class Connections:
         except Exception:  # a fault in one connection must not end the process of all others
             logger.exception("a connection failed")
         finally:
-            if connection not in self._until_the_end:
+            if connection not in self._awaiting_exit:
                 connection.close()
             for fd in fds:  # that nobody took
                 os.close(fd)
 
-    async def _welcome(self, connection: socket.socket, hello: dict[str, Any], fds: list[int], pid: int) -> None:
+    async def _answer_hello(self, connection: socket.socket, hello: dict[str, Any], fds: list[int], pid: int) -> None:
         kind = hello.get("kind")
         if kind == "status":
             await reply(connection, status_of(self._client, self._connections.values(), self._began, self._retiring))
         elif kind == "stop":
             self.stop()
-            self._until_the_end.append(connection)
+            self._awaiting_exit.append(connection)
             await reply(connection, {"pid": os.getpid()})
         elif kind == "sessions":
             if not self._stopping.is_set():  # else no reply: it waits for the end, and does it itself
@@ -210,7 +210,7 @@ class Connections:
                 if kind == "stdio":
                     await serve_window(joined, own, service, self._config, self._note_use, self._stopping)
                 else:
-                    await serve_listener(joined, fds, own, service, self._config, self._note_use, self._https)
+                    await serve_listener(joined, fds, own, service, self._config, self._note_use, self._http_servers)
             finally:
                 del self._connections[joined.number]
                 self._note_use()

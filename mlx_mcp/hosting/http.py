@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_mcp.api.http.arrival import TimedProtocol
 from mlx_mcp.config import Config
-from mlx_mcp.hosting.lifetime import CUT_OFF_S, let_end
+from mlx_mcp.hosting.lifetime import LAST_ANSWERS_S, drain
 from mlx_mcp.service.activity import Activity
 
 LINGER_S = 0.5
@@ -32,7 +32,7 @@ class HttpServer(uvicorn.Server):
         self._app = app
         self._num_open = 0
         self._ending_until = math.inf
-        graceful_s = math.ceil(config.shutdown_timeout_s + CUT_OFF_S)
+        graceful_s = math.ceil(config.shutdown_timeout_s + LAST_ANSWERS_S)
         super().__init__(
             uvicorn.Config(
                 self._count,
@@ -110,8 +110,8 @@ def has_unread(transports: list[asyncio.Transport]) -> bool:
     return bool(poll.poll(0))
 
 
-async def end(server: HttpServer, activity: Activity, timeout_s: float) -> None:
+async def drain_http(server: HttpServer, activity: Activity, timeout_s: float) -> None:
     """End a server: what was asked of it is answered, with an error once `timeout_s` has passed."""
     server.stop_accepting()
-    await let_end(lambda: server.busy, [activity], timeout_s)
+    await drain(lambda: server.busy, [activity], timeout_s)
     server.hang_up()

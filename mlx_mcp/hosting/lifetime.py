@@ -12,11 +12,11 @@ import anyio
 
 from mlx_mcp.service.activity import Activity
 
-CUT_OFF_S = 2.0  # for the answers of calls that were cut off to reach the wire
+LAST_ANSWERS_S = 2.0  # for the answers of calls that were cut off to reach the wire
 POLL_S = 0.02
 
 
-async def until_signal(
+async def run_until_signal(
     serve: Callable[[], Awaitable[None]], stop: Callable[[anyio.CancelScope], Awaitable[None]]
 ) -> None:
     """Run `serve` until it returns, or until SIGTERM or SIGINT, on which `stop` is awaited once.
@@ -37,9 +37,9 @@ async def until_signal(
         tasks.cancel_scope.cancel()
 
 
-async def let_end(is_busy: Callable[[], bool], activities: Iterable[Activity], timeout_s: float) -> None:
+async def drain(is_busy: Callable[[], bool], activities: Iterable[Activity], timeout_s: float) -> None:
     """Wait until `is_busy` says no; calls that go on after `timeout_s` are cut off, and answered with an error."""
-    for limit_s in (timeout_s, CUT_OFF_S):
+    for limit_s in (timeout_s, LAST_ANSWERS_S):
         with anyio.move_on_after(limit_s):
             # What has come of the calls has no event.
             while is_busy():  # noqa: ASYNC110

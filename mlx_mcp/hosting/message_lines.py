@@ -150,16 +150,16 @@ class StreamLines:
 
     async def next(self) -> bytes:
         """The next line; nothing at the end, or once the other side is gone."""
-        cut, searched = b"", 0
+        truncated, searched = b"", 0
         while True:
             end = self._buffer.find(b"\n", searched) + 1
             if end:
-                line = cut or bytes(self._buffer[:end])
+                line = truncated or bytes(self._buffer[:end])
                 del self._buffer[:end]
                 return line
             searched = len(self._buffer)
             if searched > self._max_bytes:  # only its beginning is kept, which tells whose it is
-                cut = cut or bytes(self._buffer)
+                truncated = truncated or bytes(self._buffer)
                 self._buffer.clear()
                 searched = 0
             try:
@@ -167,7 +167,7 @@ class StreamLines:
             except OSError:
                 data = b""
             if not data:
-                line = cut or bytes(self._buffer)
+                line = truncated or bytes(self._buffer)
                 self._buffer.clear()
                 return line
             self._buffer += data

@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 
 from mlx_mcp.config import Config
-from mlx_mcp.core.durable import SessionRecord, Transfer, shown, transcript
+from mlx_mcp.core.durable import SessionRecord, Transfer, session_as_json, transcript
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.messages import Export, Heads, Import, Purge, Read, Remove
 from mlx_mcp.errors import ConfigError, MlxMcpError, NotKeptHere
@@ -42,11 +42,11 @@ class SessionFiles:
         Raises:
             ConfigError: it asks for nothing that there is.
         """
-        if not self._config.max_ssd_bytes or not is_same(str(hello.get("folder")), self._config.store_dir):
+        if not self._config.max_ssd_bytes or not is_same_folder(str(hello.get("folder")), self._config.store_dir):
             await reply(connection, {"elsewhere": True})
             return
         transfer = Transfer(fds.pop(), str(hello.get("file_name"))) if fds else None
-        what = asked(hello, transfer)
+        what = request_of(hello, transfer)
         await reply(connection, {"pid": os.getpid()})
 
         async def waiting() -> None:
@@ -64,7 +64,7 @@ class SessionFiles:
 
                 tasks.start_soon(until_it_goes)
                 try:
-                    message = {"result": said(await self._client.on_disk(what, waiting))}
+                    message = {"result": as_json(await self._client.on_disk(what, waiting))}
                 except NotKeptHere:
                     message = {"elsewhere": True}
                 except MlxMcpError as error:
@@ -77,12 +77,12 @@ class SessionFiles:
                 transfer.stop()
 
 
-def is_same(folder: str, other: Path) -> bool:
+def is_same_folder(folder: str, other: Path) -> bool:
     """Whether two paths lead to one folder."""
     return os.path.realpath(folder) == os.path.realpath(other)
 
 
-def asked(hello: dict[str, Any], transfer: Transfer | None) -> Heads | Read | Remove | Purge | Export | Import:
+def request_of(hello: dict[str, Any], transfer: Transfer | None) -> Heads | Read | Remove | Purge | Export | Import:
     """What a hello asks for.
 
     Raises:
@@ -106,13 +106,13 @@ def asked(hello: dict[str, Any], transfer: Transfer | None) -> Heads | Read | Re
     raise ConfigError(f"The engine cannot {str(do)[:80]!r} sessions so; `mlx-mcp engine stop` ends it.")
 
 
-def said(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """What came of it, as JSON has it."""
     match value:
         case list():
-            return [shown(head) for head in value]
+            return [session_as_json(head) for head in value]
         case int() | None:
             return value
         case SessionRecord():
-            return shown(value) | {"text": transcript(value)}
-    return shown(value)
+            return session_as_json(value) | {"text": transcript(value)}
+    return session_as_json(value)

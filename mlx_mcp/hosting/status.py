@@ -28,11 +28,11 @@ def status_of(client: EngineClient, connections: Iterable[Connection], began: fl
         "rows": stats.rows,
         "waiting": stats.waiting,
         "sessions": stats.sessions,
-        "connections": [shown(joined, client, now) for joined in connections],
+        "connections": [connection_status(joined, client, now) for joined in connections],
     }
 
 
-def shown(joined: Connection, client: EngineClient, now: float) -> dict[str, Any]:
+def connection_status(joined: Connection, client: EngineClient, now: float) -> dict[str, Any]:
     """What it shows of one connection."""
     stats, sessions = client.stats, client.thread.sessions
     calls = list(joined.activity.calls.values())

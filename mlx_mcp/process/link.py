@@ -50,12 +50,12 @@ class Link:
         self.waiting: dict[Id, Unanswered] = {}  # the host's requests
         self.asked: set[Id] = set()  # the engine's own requests, which the host has not answered
         self.progress: dict[Id, float] = {}  # the latest value for each token, to go on from
-        self.swallow: Id | None = None  # the answer to this is the relay's own
-        self.greeted = threading.Event()
+        self.own_handshake: Id | None = None  # the answer to this is the relay's own
+        self.shaken_hands = threading.Event()
         self.late: list[Id] = []  # given up, which the engine has to be told of if it lives after all
         self._given_up: set[Id] = set()  # answered by the relay; what the engine says of them comes too late
         self._num_sent = 0  # lines
-        self._taken: tuple[int, list[Id]] | None = None  # as the engine's last notice has it
+        self._last_notice: tuple[int, list[Id]] | None = None  # as the engine's last notice has it
         self._lock = threading.Lock()
 
     def expect(self, id_: Id, method: str, line: bytes | None) -> bool:
@@ -71,24 +71,24 @@ class Link:
         with self._lock:
             self.waiting.pop(id_, None)
 
-    def answered(self, id_: Id) -> bool:
+    def note_answer(self, id_: Id) -> bool:
         """Whether this engine had asked the host that, who answers now."""
         with self._lock:
             known = id_ in self.asked
             self.asked.discard(id_)
         return known
 
-    def passes(self, line: bytes) -> bool:
+    def note_from_engine(self, line: bytes) -> bool:
         """Note what the engine says; False if it is not for the host."""
         seen = envelope(line)
         if seen.id is None:
-            return self._passes_notification(line, seen.method)
+            return self._note_notification(line, seen.method)
         with self._lock:
             if seen.method:
                 self.asked.add(seen.id)
-            elif seen.id == self.swallow:
-                self.swallow = None
-                self.greeted.set()
+            elif seen.id == self.own_handshake:
+                self.own_handshake = None
+                self.shaken_hands.set()
                 return False
             elif seen.id in self._given_up:
                 self._given_up.discard(seen.id)
@@ -97,12 +97,12 @@ class Link:
                 self.waiting.pop(seen.id, None)
         return True
 
-    def _passes_notification(self, line: bytes, method: str) -> bool:
+    def _note_notification(self, line: bytes, method: str) -> bool:
         if method == ALIVE:
             return False
         if method == ENDING:
             params = json.loads(line)["params"]
-            self._taken = params["num_read"], params["returned"]
+            self._last_notice = params["num_read"], params["returned"]
             return False
         if method == "notifications/progress":
             with contextlib.suppress(ValueError, LookupError, TypeError):
@@ -149,10 +149,10 @@ class Link:
         with self._lock:
             self.dead = True
             left, self.waiting = self.waiting, {}
-        self.greeted.set()
+        self.shaken_hands.set()
         again = []
-        if self._taken is not None:
-            num_read, returned = self._taken
+        if self._last_notice is not None:
+            num_read, returned = self._last_notice
             for id_, request in list(left.items()):
                 if request.line is not None and (request.number > num_read or id_ in returned):
                     again.append(request.line)

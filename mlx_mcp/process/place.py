@@ -29,7 +29,7 @@ class Place:
         self.socket_folder = self.folder
         if len(os.fsencode(os.path.join(self.folder, "engine.sock"))) > MAX_SOCKET_BYTES:
             name = f"mlx-mcp-{os.getuid()}-{zlib.crc32(os.fsencode(self.folder)):08x}"
-            self.socket_folder = os.path.join("/tmp", name)  # own_folder checks whose it is
+            self.socket_folder = os.path.join("/tmp", name)  # make_private_folder checks whose it is
         self.socket = os.path.join(self.socket_folder, "engine.sock")
 
     def prepare(self) -> None:
@@ -40,7 +40,7 @@ class Place:
             EngineUnavailable: something else is in their place, or others may enter.
         """
         for folder in dict.fromkeys((self.folder, self.socket_folder)):
-            own_folder(folder)
+            make_private_folder(folder)
 
     def connect(self) -> socket.socket | None:
         """A connection to the engine; None if there is none, or not yet.
@@ -66,6 +66,17 @@ class Place:
             connection.close()
             raise EngineUnavailable(f"The engine at {self.socket} is another user's. Set MLX_MCP_STATE_DIR.")
         return connection
+
+    def listener_pid(self) -> int | None:
+        """The id of the process that listens at the socket, 0 if the system does not say it; None if there is none."""
+        connection = self.connect()
+        if connection is None:
+            return None
+        with connection:
+            try:
+                return peer(connection)[0]
+            except OSError:  # it has gone meanwhile
+                return 0
 
     def listen(self) -> socket.socket:
         """The engine's socket, in place of a stale one; only for the holder of the life lock.
@@ -116,7 +127,7 @@ def project_folder() -> str | None:
         return None
 
 
-def own_folder(path: str) -> None:
+def make_private_folder(path: str) -> None:
     """Make a folder that nobody else may enter, or see that it is one.
 
     Raises:
@@ -133,8 +144,8 @@ def own_folder(path: str) -> None:
     info = os.lstat(path)
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
         raise EngineUnavailable(
-            f"{path} is {what(info)}, not a folder of yours: no engine is run there. Look at it and take it away, or "
-            "set MLX_MCP_STATE_DIR to another folder."
+            f"{path} is {describe_file(info)}, not a folder of yours: no engine is run there. Look at it and take it "
+            "away, or set MLX_MCP_STATE_DIR to another folder."
         )
     if stat.S_IMODE(info.st_mode) & 0o077:
         raise EngineUnavailable(
@@ -155,13 +166,13 @@ def is_own_socket(path: str) -> bool:
         return False
     if not stat.S_ISSOCK(info.st_mode) or info.st_uid != os.geteuid():
         raise EngineUnavailable(
-            f"{path} is {what(info)}, not your engine's socket: nothing is sent there. Look at it and take it away, "
-            "or set MLX_MCP_STATE_DIR to another folder."
+            f"{path} is {describe_file(info)}, not your engine's socket: nothing is sent there. Look at it and take it "
+            "away, or set MLX_MCP_STATE_DIR to another folder."
         )
     return True
 
 
-def what(info: os.stat_result) -> str:
+def describe_file(info: os.stat_result) -> str:
     """What a file is, in words."""
     kinds = {
         stat.S_IFLNK: "a symbolic link",

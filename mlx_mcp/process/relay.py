@@ -28,7 +28,8 @@ import sys
 import threading
 
 from mlx_mcp.errors import MlxMcpError
-from mlx_mcp.process.daemon import join, window
+from mlx_mcp.process.daemon import join
+from mlx_mcp.process.environment import window_hello
 from mlx_mcp.process.lines import BAD_ID, Envelope, Id, envelope, pieces
 from mlx_mcp.process.link import Link
 from mlx_mcp.process.place import Place, user_place
@@ -82,7 +83,7 @@ class Relay:
 
     def _line(self, line: bytes) -> None:
         seen = envelope(line)
-        if self._refused(seen):
+        if self._refuse_bad_request(seen):
             return
         if not seen.method or seen.id is None:
             self._tell(line, seen)
@@ -102,7 +103,7 @@ class Relay:
                 return
         self._say(self._failure(seen.id, seen.method, LOST))
 
-    def _refused(self, seen: Envelope) -> bool:
+    def _refuse_bad_request(self, seen: Envelope) -> bool:
         """Answer a request that nobody else could answer to its sender; whether it was one."""
         if seen.bad_request:
             self._say(protocol_error(None, INVALID_REQUEST, BAD_ID))
@@ -112,7 +113,7 @@ class Relay:
         """Pass on a piece of a line that is too long to look at, to the engine that its beginning went to."""
         if first:
             seen, link = envelope(data), self._link
-            self._to = link if link is not None and not link.dead and not self._refused(seen) else None
+            self._to = link if link is not None and not link.dead and not self._refuse_bad_request(seen) else None
             if seen.method and seen.id is not None and (link is None or not link.expect(seen.id, seen.method, None)):
                 self._say(self._failure(seen.id, seen.method, LOST))
         if self._to is not None:
@@ -130,7 +131,7 @@ class Relay:
         if seen.method == "notifications/cancelled":
             with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
                 link.forget(json.loads(line)["params"]["requestId"])
-        elif seen.answers and seen.id is not None and not link.answered(seen.id):
+        elif seen.answers and seen.id is not None and not link.note_answer(seen.id):
             return  # to what an engine asked that is gone
         link.send(line)
 
@@ -140,12 +141,12 @@ class Relay:
         link = Link(joined.connection, joined.reply)
         handshake = again and bool(self._initialize)
         if handshake:
-            link.swallow = self._initialize_id
+            link.own_handshake = self._initialize_id
         listener = threading.Thread(target=self._listen, args=(link,), name="engine", daemon=True)
         listener.start()
         if handshake:
             link.send(self._initialize)
-            link.greeted.wait(HANDSHAKE_S)
+            link.shaken_hands.wait(HANDSHAKE_S)
             if self._initialized:
                 link.send(self._initialized)
         self._link, self._listener = link, listener
@@ -155,12 +156,12 @@ class Relay:
 
     def _listen(self, link: Link) -> None:
         ended = True
-        for data, first, last in pieces(lambda num_bytes: link.read(num_bytes, self._silent)):
-            self._take_back(link)
+        for data, first, last in pieces(lambda num_bytes: link.read(num_bytes, self._tell_silence)):
+            self._cancel_late(link)
             if first and last:
                 if not data.endswith(b"\n"):  # the engine ended within it
                     break
-                if not link.passes(data):
+                if not link.note_from_engine(data):
                     continue
             self._write(data)
             ended = data.endswith(b"\n")
@@ -178,7 +179,7 @@ class Relay:
             with self._sending:
                 self._line(line)
 
-    def _silent(self, link: Link) -> None:
+    def _tell_silence(self, link: Link) -> None:
         """Tell whoever waits that the engine shows no life, and in the end that nobody waits for it any more."""
         assert link.limit_s is not None
         if link.silent_s >= link.limit_s:
@@ -192,7 +193,7 @@ class Relay:
                     params = {"progressToken": token, "progress": value, "message": text}
                     self._say({"jsonrpc": "2.0", "method": "notifications/progress", "params": params})
 
-    def _take_back(self, link: Link) -> None:
+    def _cancel_late(self, link: Link) -> None:
         """Cancel what was given up of an engine that shows life again: its answers would go nowhere."""
         if link.late and self._sending.acquire(blocking=False):  # else with its next line
             try:
@@ -294,4 +295,4 @@ def serve(model: str | None = None, openblas: bool | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
     tell_a_terminal()
-    Relay(user_place(), window("stdio", model)).run()
+    Relay(user_place(), window_hello("stdio", model)).run()
