@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_mcp.chat.answer import Piece, TextKind
 from mlx_mcp.chat.message import Message, ToolCall
-from mlx_mcp.chat.prompt import Grammar, Prompt
+from mlx_mcp.chat.prompt import Grammar, Prompt, Reasoning
 from mlx_mcp.core.durable import SessionHead, SessionRecord, Store, Transfer
 from mlx_mcp.core.layout import CacheKind, Form, LayerCache, Layout, Logits, Payload, Tensor
 from mlx_mcp.core.ports import (
@@ -43,6 +43,8 @@ from mlx_mcp.errors import InvalidRequest, StorageError, UnknownModel
 from mlx_mcp.storage.memory_tier import MemoryTier
 
 STOP_ID = 0
+EFFORTS = (Reasoning.LOW, Reasoning.MEDIUM, Reasoning.HIGH)
+NO_EFFORTS = "It thinks as long as it likes."
 Tools = tuple[dict[str, Any], ...]
 MARKERS = {"[": TextKind.REASONING, "]": TextKind.ANSWER, "{": TextKind.TOOL_CALL, "}": TextKind.ANSWER}
 
@@ -50,22 +52,31 @@ MARKERS = {"[": TextKind.REASONING, "]": TextKind.ANSWER, "{": TextKind.TOOL_CAL
 class FakeTokenizer:
     """One token per character, its code point; a chat is its texts end to end.
 
-    Text in [brackets] is reasoning, which is left out of the chat if there shall be none; {name} calls a tool.
+    Text in [brackets] is reasoning, which is left out of the chat if there shall be none, and cannot be made longer or
+    shorter; {name} calls a tool.
     """
 
     def encode_chat(
-        self, messages: list[Message], tools: Tools = (), reasoning: bool = True, gone: Callable[[], bool] = never
+        self,
+        messages: list[Message],
+        tools: Tools = (),
+        reasoning: Reasoning | None = None,
+        gone: Callable[[], bool] = never,
     ) -> Prompt:
         text = "".join(message.text for message in messages)
-        return Prompt(tuple(map(ord, text if reasoning else re.sub(r"\[.*?\]", "", text))))
+        text = re.sub(r"\[.*?\]", "", text) if reasoning is Reasoning.OFF else text
+        return Prompt(tuple(map(ord, text)), notes=(NO_EFFORTS,) if reasoning in EFFORTS else ())
 
-    def encode_context(
-        self, messages: list[Message], tools: Tools = (), gone: Callable[[], bool] = never
-    ) -> tuple[int, ...]:
-        return tuple(map(ord, "".join(message.text for message in messages)))
+    def encode_context(self, messages: list[Message], tools: Tools = (), gone: Callable[[], bool] = never) -> Prompt:
+        return Prompt(tuple(map(ord, "".join(message.text for message in messages))))
 
     def encode_turn(
-        self, text: str, after: str, tools: Tools = (), reasoning: bool = True, gone: Callable[[], bool] = never
+        self,
+        text: str,
+        after: str,
+        tools: Tools = (),
+        reasoning: Reasoning | None = None,
+        gone: Callable[[], bool] = never,
     ) -> Prompt:
         """A turn after an answer begins with a bar."""
         return Prompt(tuple(map(ord, text if after == "user" else f"|{text}")))

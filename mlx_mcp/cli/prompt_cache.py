@@ -219,7 +219,7 @@ def tokens_in(
             "text that mlx_lm.cache_prompt was given: --prompt TEXT, or --prompt - to read it from stdin."
         )
     text = sys.stdin.read() if prompt == "-" else prompt
-    tokens = prepared.tokenizer.encode_context([Message("user", text)])
+    tokens = prepared.tokenizer.encode_context([Message("user", text)]).ids
     if len(tokens) != cache.num_tokens:
         raise InvalidRequest(
             f"With the chat template of {prepared.name!r} the prompt has {len(tokens)} tokens, and {file} has "

@@ -221,5 +221,7 @@ def generate(config: Config, request: GenerateRequest, as_json: bool) -> None:
             f"ended by {result.finish_reason}"
         )
         typer.echo(line, err=True)
+        for said in result.notes:
+            note(said)
     if request.grammar is not None and result.finish_reason is FinishReason.LENGTH:
         note("the answer was cut off by --max-tokens, so it is not whole JSON. Allow more.")

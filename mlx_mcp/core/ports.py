@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from mlx_mcp.chat.answer import Piece
 from mlx_mcp.chat.message import Message, ToolCall
-from mlx_mcp.chat.prompt import Grammar, Prompt
+from mlx_mcp.chat.prompt import Grammar, Prompt, Reasoning
 from mlx_mcp.core.layout import Form, Layout, Logits, Payload
 from mlx_mcp.core.sequence import Constraint, TokenLogprobs
 from mlx_mcp.core.slots import KvCost
@@ -76,12 +76,12 @@ class ChatTokenizer(Protocol):
         self,
         messages: list[Message],
         tools: tuple[dict[str, Any], ...] = (),
-        reasoning: bool = True,
+        reasoning: Reasoning | None = None,
         gone: Callable[[], bool] = never,
     ) -> Prompt:
         """The prompt, generation prompt included; text in `messages` can never become a special token.
 
-        `tools` are function definitions in OpenAI's form; `reasoning` False asks the template for none.
+        `tools` are function definitions in OpenAI's form. `reasoning` sets the switch that the template has for it.
 
         Raises:
             InvalidRequest: the model's template refuses these messages, or knows no tools.
@@ -89,7 +89,7 @@ class ChatTokenizer(Protocol):
 
     def encode_context(
         self, messages: list[Message], tools: tuple[dict[str, Any], ...] = (), gone: Callable[[], bool] = never
-    ) -> tuple[int, ...]:
+    ) -> Prompt:
         """The ids of messages that turns continue: the last one, if it is a user's or an assistant's, stays open.
 
         A turn's text continues an open user's message, with nothing put between. After a message of any other role a
@@ -105,7 +105,7 @@ class ChatTokenizer(Protocol):
         text: str,
         after: str,
         tools: tuple[dict[str, Any], ...] = (),
-        reasoning: bool = True,
+        reasoning: Reasoning | None = None,
         gone: Callable[[], bool] = never,
     ) -> Prompt:
         """The ids that a user's turn appends to a log, generation prompt included. No text becomes a special token.

@@ -32,6 +32,7 @@ class Answer:
         self._deltas: list[Delta] = []
         self._choices: list[TokenChoice] = []
         self._prefilled = Prefilled(0)
+        self._notes = prompt.notes
         self.num_prompt = num_before + len(prompt.ids)
         self.num_tokens = 0
 
@@ -84,6 +85,7 @@ class Answer:
             restored_tokens=self._prefilled.num_restored,
             miss=self._miss(),
             session=session,
+            notes=self._notes,
         )
 
     def _miss(self) -> CacheMiss | None:

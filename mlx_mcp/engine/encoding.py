@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from mlx_mcp.chat.prompt import Prompt
+from mlx_mcp.chat.prompt import Prompt, Reasoning
 from mlx_mcp.core.ports import ChatTokenizer
 from mlx_mcp.core.session import SessionInfo
 from mlx_mcp.engine.requests import GenerateRequest
@@ -25,11 +25,11 @@ def encode(
     Raises:
         InvalidRequest: the model's template cannot take it.
     """
-    reasoning = request.reasoning and request.grammar is None
+    reasoning = request.reasoning if request.grammar is None else Reasoning.OFF
     if session is not None:
         return tokenizer.encode_turn(request.messages[-1].text, session.after, session.tools, reasoning, gone)
     if request.context:
-        return Prompt(tokenizer.encode_context(list(request.messages), request.tools, gone))
+        return tokenizer.encode_context(list(request.messages), request.tools, gone)
     return tokenizer.encode_chat(list(request.messages), request.tools, reasoning, gone)
 
 

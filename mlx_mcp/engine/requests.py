@@ -8,7 +8,7 @@ from typing import Any
 
 from mlx_mcp.chat.answer import TextKind
 from mlx_mcp.chat.message import Message, ToolCall
-from mlx_mcp.chat.prompt import Grammar
+from mlx_mcp.chat.prompt import Grammar, Reasoning
 from mlx_mcp.core.cache.misses import MissReason
 from mlx_mcp.core.ports import LoadedModel
 from mlx_mcp.core.sampling import PARAMETERS, Sampling
@@ -23,8 +23,8 @@ DEFAULT_MAX_TOKENS = 512
 class GenerateRequest:
     """One completion.
 
-    `tools` are function definitions in OpenAI's form; `reasoning` False asks the model for none. A `grammar` holds all
-    of the text, which then has neither reasoning nor tool calls.
+    `tools` are function definitions in OpenAI's form; `reasoning` None leaves it to the model. A `grammar` holds all of
+    the text, which then has neither reasoning nor tool calls.
     """
 
     messages: tuple[Message, ...]
@@ -33,7 +33,7 @@ class GenerateRequest:
     lane: str = ""  # calls of one lane share a turn when there is not room for all
     grammar: Grammar | None = None
     tools: tuple[dict[str, Any], ...] = ()
-    reasoning: bool = True
+    reasoning: Reasoning | None = None
     tenant: str = ""  # sessions are their tenant's, and only prompts of one tenant share keys and values
     session: str = ""  # handle or name: the last message is the next turn of this session
     keep: bool = True  # whether the session goes on with the answer; else it stays as it is
@@ -97,7 +97,7 @@ class Result:
 
     `text` is the answer without `reasoning` and `tool_calls`; `logprobs`, if asked for, are of every token of these. Of
     the prompt's tokens, those of its session included, `cached_tokens` were in memory, `restored_tokens` came from
-    disk, and the others were computed.
+    disk, and the others were computed. `notes` are whole sentences for the caller, each once.
     """
 
     text: str
@@ -112,6 +112,7 @@ class Result:
     restored_tokens: int = 0
     miss: CacheMiss | None = None
     session: SessionInfo | None = None  # that the answer is kept in
+    notes: tuple[str, ...] = ()
 
 
 Update = Progress | Delta | Result

@@ -13,6 +13,7 @@ from typing import Any
 from mlx_lm import tokenizer_utils
 
 from mlx_mcp.chat.message import Message
+from mlx_mcp.chat.prompt import Reasoning
 from mlx_mcp.core.ports import never
 from mlx_mcp.errors import InvalidRequest, MlxMcpError
 from mlx_mcp.mlx_backend.control_tokens import ControlTokens, MarkedText, unused_characters
@@ -33,7 +34,7 @@ class Chat:
 
     messages: list[Message]
     tools: tuple[dict[str, Any], ...] = ()  # function definitions in OpenAI's form
-    reasoning: bool = True  # False asks the template for none
+    reasoning: Reasoning | None = None
     gone: Callable[[], bool] = never  # whether nobody waits for it any more
     turn: str | None = None
 
@@ -149,14 +150,14 @@ class ChatTemplate:
             return "\n\n".join(message["content"] for message in marked["messages"]), None
         messages, tools = marked["messages"], marked["tools"] or None
         if self._processes is None or has_own_renderer(self._tokenizer):
-            options = {} if chat.reasoning else {"enable_thinking": False}
+            options = {"enable_thinking": False} if chat.reasoning is Reasoning.OFF else {}
             with self._lock:
                 rendered: str = self._tokenizer.apply_chat_template(
                     messages, tools=tools, tokenize=False, add_generation_prompt=True, **options
                 )
             return rendered, None
         given = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}
-        thinking = bool(chat.reasoning and self._tokenizer.has_thinking)
+        thinking = bool(chat.reasoning is not Reasoning.OFF and self._tokenizer.has_thinking)
         given |= {**self._tokenizer.special_tokens_map, "enable_thinking": thinking}
         template = self._tokenizer.get_chat_template(tools=tools)
         return self._processes.render(template, given, num_chars, unmarked and self._can_encode, chat.gone)

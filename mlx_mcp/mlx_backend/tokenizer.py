@@ -12,7 +12,7 @@ from typing import Any
 from mlx_lm.utils import load_tokenizer
 
 from mlx_mcp.chat.message import Message
-from mlx_mcp.chat.prompt import Grammar, Prompt
+from mlx_mcp.chat.prompt import Grammar, Prompt, Reasoning
 from mlx_mcp.core.ports import never
 from mlx_mcp.core.sequence import Constraint
 from mlx_mcp.errors import InvalidRequest
@@ -72,14 +72,14 @@ class ChatTokenizer:
         self,
         messages: list[Message],
         tools: tuple[dict[str, Any], ...] = (),
-        reasoning: bool = True,
+        reasoning: Reasoning | None = None,
         gone: Callable[[], bool] = never,
     ) -> Prompt:
         """The prompt, generation prompt included; no text in `messages` or `tools` becomes a control token.
 
         Control tokens in the text ("<|im_end|>" in a document about templates) are encoded as the plain text they are,
-        so that no content can end a turn or open another role's. `tools` are function definitions in OpenAI's form;
-        `reasoning` False asks the template for none.
+        so that no content can end a turn or open another role's. `tools` are function definitions in OpenAI's form.
+        `reasoning` sets the switch that the template has for it.
 
         Raises:
             InvalidRequest: the model's template refuses these messages, or knows no tools.
@@ -92,7 +92,7 @@ class ChatTokenizer:
 
     def encode_context(
         self, messages: list[Message], tools: tuple[dict[str, Any], ...] = (), gone: Callable[[], bool] = never
-    ) -> tuple[int, ...]:
+    ) -> Prompt:
         """The ids of messages that turns continue: the last one stays open, if it is a user's or an assistant's.
 
         A turn's text continues an open user's message, with nothing in between. After any other role's message a
@@ -112,14 +112,14 @@ class ChatTokenizer:
                 "that follows, so that turns cannot go on from it. Let the context end with a user's message, or "
                 "leave that part out."
             )
-        return tuple(self._encoder.encode_rendered(context, gone))
+        return Prompt(tuple(self._encoder.encode_rendered(context, gone)))
 
     def encode_turn(
         self,
         text: str,
         after: str,
         tools: tuple[dict[str, Any], ...] = (),
-        reasoning: bool = True,
+        reasoning: Reasoning | None = None,
         gone: Callable[[], bool] = never,
     ) -> Prompt:
         """The ids that a user's turn appends to a log, generation prompt included; control tokens stay text.

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from mlx_mcp.chat.message import Message
-from mlx_mcp.chat.prompt import Grammar
+from mlx_mcp.chat.prompt import Grammar, Reasoning
 from mlx_mcp.core.sampling import Sampling
 from mlx_mcp.core.session import SessionOptions
 from mlx_mcp.engine.requests import GenerateRequest, Result
@@ -37,7 +37,7 @@ class Options:
     queue: bool = False
     tools: tuple[dict[str, Any], ...] = ()
     grammar: Grammar | None = None
-    reasoning: bool = True
+    reasoning: Reasoning | None = None
     sampling: Sampling = field(default_factory=Sampling)
 
     @property
@@ -48,7 +48,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Answered:
-    """An answer, and what else the caller should know."""
+    """An answer, and what the caller should know beside its own notes."""
 
     result: Result
     note: str = ""

@@ -9,7 +9,7 @@ import pytest
 
 from mlx_mcp.chat.answer import Piece, TextKind
 from mlx_mcp.chat.message import Message, ToolCall
-from mlx_mcp.chat.prompt import Grammar, GrammarKind, Prompt
+from mlx_mcp.chat.prompt import Grammar, GrammarKind, Prompt, Reasoning
 from mlx_mcp.core.ports import LoadedModel, LoadProgress
 from mlx_mcp.core.sampling import PARAMETERS, Sampling
 from mlx_mcp.core.scheduler import Limits
@@ -223,7 +223,7 @@ async def test_what_only_began_like_a_stop_string_is_shown_at_last(client):
 
 
 async def test_reasoning_may_be_declined(client):
-    assert (await answer(client, asking("[hm]yes", reasoning=False))).reasoning == ""
+    assert (await answer(client, asking("[hm]yes", reasoning=Reasoning.OFF))).reasoning == ""
 
 
 async def test_a_grammar_reaches_the_engine_compiled_and_the_answer_is_read_as_it_stands(client):

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_mcp.chat.message import Message, ToolCall
-from mlx_mcp.chat.prompt import Grammar, GrammarKind
+from mlx_mcp.chat.prompt import Grammar, GrammarKind, Reasoning
 from mlx_mcp.errors import InvalidRequest
 from tests.mlx_backend.tokenizers_made import (
     ANSWERED,
@@ -129,7 +129,7 @@ def test_tools_that_a_template_cannot_take_are_refused(qwen):
 
 
 def test_a_prompt_says_whether_the_template_opened_the_reasoning(qwen):
-    asked, not_asked = qwen.encode_chat(HI), qwen.encode_chat(HI, reasoning=False)
+    asked, not_asked = qwen.encode_chat(HI), qwen.encode_chat(HI, reasoning=Reasoning.OFF)
     assert decoded(qwen, asked.ids).endswith(f"{ASSISTANT}<think>\n")
     assert decoded(qwen, not_asked.ids).endswith(f"{ASSISTANT}<think>\n\n</think>\n\n")
     assert (asked.reasoning, not_asked.reasoning) == (True, False)
@@ -152,21 +152,21 @@ def test_a_turn_goes_on_in_the_users_message_that_a_context_leaves_open(families
     context = tokenizer.encode_context([*system, Message("user", "the file\n\n")])
     turn = tokenizer.encode_turn("and the tool ", "user")
     whole = tokenizer.encode_chat([*system, Message("user", "the file\n\nand the tool ")])
-    assert context + turn.ids == whole.ids
+    assert context.ids + turn.ids == whole.ids
     assert turn.reasoning == whole.reasoning
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "embedded"])
 def test_a_context_of_a_system_prompt_opens_the_users_message(families, family):
     tokenizer = families[family]
-    log = tokenizer.encode_context([SYSTEM]) + tokenizer.encode_turn("the agent", "user").ids
+    log = tokenizer.encode_context([SYSTEM]).ids + tokenizer.encode_turn("the agent", "user").ids
     assert log == tokenizer.encode_chat([SYSTEM, ASKED]).ids
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "embedded"])
 def test_a_turn_goes_on_after_the_answer_that_a_context_leaves_open(families, family):
     tokenizer = families[family]
-    log = tokenizer.encode_context([ASKED, ANSWERED]) + tokenizer.encode_turn("the file", "assistant").ids
+    log = tokenizer.encode_context([ASKED, ANSWERED]).ids + tokenizer.encode_turn("the file", "assistant").ids
     assert log == tokenizer.encode_chat([ASKED, ANSWERED, Message("user", "the file")]).ids
 
 
@@ -186,9 +186,9 @@ def test_a_log_of_turns_is_what_the_chat_would_be(families, family):
 def test_any_text_is_the_same_in_a_turn_and_in_a_chat(families, family, parts):
     tokenizer, text = families[family], "x" + "".join(parts)
     context = [ASKED, Message("assistant", text)]
-    log = tokenizer.encode_context(context) + tokenizer.encode_turn(text, "assistant").ids
+    log = tokenizer.encode_context(context).ids + tokenizer.encode_turn(text, "assistant").ids
     assert log == tokenizer.encode_chat([*context, Message("user", text)]).ids
-    log = tokenizer.encode_context([Message("user", f"{text}x\n\n")]) + tokenizer.encode_turn(text, "user").ids
+    log = tokenizer.encode_context([Message("user", f"{text}x\n\n")]).ids + tokenizer.encode_turn(text, "user").ids
     assert log == tokenizer.encode_chat([Message("user", f"{text}x\n\n{text}")]).ids
 
 
@@ -201,7 +201,10 @@ def test_a_log_keeps_what_a_template_would_strip(tmp_path):
         f"<|im_start|>user\nhi<|im_end|>\n{ASSISTANT}<think>\nwhy?\n</think>\n\nhello<|im_end|>\n"
         f"<|im_start|>user\ngo on<|im_end|>\n{ASSISTANT}<think>\n"
     )
-    assert (turn.reasoning, tokenizer.encode_turn("go on", "assistant", reasoning=False).reasoning) == (True, False)
+    assert (turn.reasoning, tokenizer.encode_turn("go on", "assistant", reasoning=Reasoning.OFF).reasoning) == (
+        True,
+        False,
+    )
 
 
 def test_an_answer_in_a_context_reads_as_one_that_a_turn_follows(tmp_path):
@@ -210,12 +213,12 @@ def test_an_answer_in_a_context_reads_as_one_that_a_turn_follows(tmp_path):
         "m['content']", "('<think></think>' if loop.last and m.role == 'assistant' else '') + m.content"
     )
     tokenizer = make_tokenizer(tmp_path, template)
-    assert decoded(tokenizer, tokenizer.encode_context([ASKED, ANSWERED])).endswith(f"{ASSISTANT}reads")
+    assert decoded(tokenizer, tokenizer.encode_context([ASKED, ANSWERED]).ids).endswith(f"{ASSISTANT}reads")
 
 
 def test_what_a_template_puts_into_the_last_turn_is_not_put_there_again(families):
     tokenizer = families["mistral"]
-    context = tokenizer.encode_context([SYSTEM], LOOK)
+    context = tokenizer.encode_context([SYSTEM], LOOK).ids
     assert decoded(tokenizer, context).startswith("<s>[TOOLS][{")
     assert decoded(tokenizer, tokenizer.encode_turn("hi", "user", LOOK).ids) == "hi[/INST]"
     assert decoded(tokenizer, tokenizer.encode_turn("hi", "assistant", LOOK).ids) == "</s>[INST]hi[/INST]"
@@ -234,14 +237,14 @@ def test_tools_are_told_in_the_context_and_nowhere_else(families, family, contex
     tokenizer, after = families[family], "assistant" if context[-1] is ANSWERED else "user"
     turn = tokenizer.encode_turn("hi", after, LOOK)
     assert turn == tokenizer.encode_turn("hi", after)
-    said = decoded(tokenizer, tokenizer.encode_context(context, LOOK) + turn.ids)
+    said = decoded(tokenizer, tokenizer.encode_context(context, LOOK).ids + turn.ids)
     assert said == decoded(tokenizer, tokenizer.encode_chat([*context, *HI], LOOK).ids)
     assert said.count("look") == 1
 
 
 def test_a_template_that_cannot_do_without_tools_gets_them(tmp_path):
     tokenizer = make_tokenizer(tmp_path, JSON_TOOLS.replace("tools or []", "tools") + TEMPLATE, QWEN["added"])
-    log = tokenizer.encode_context([ASKED], LOOK) + tokenizer.encode_turn(" reads", "user", LOOK).ids
+    log = tokenizer.encode_context([ASKED], LOOK).ids + tokenizer.encode_turn(" reads", "user", LOOK).ids
     assert decoded(tokenizer, log).endswith(f"}}\n<|im_start|>user\nthe agent reads<|im_end|>\n{ASSISTANT}")
     with pytest.raises(InvalidRequest, match="do not fit"):
         tokenizer.encode_turn("hi", "user")
@@ -256,7 +259,7 @@ def test_a_context_with_tools_that_a_model_cannot_call_is_refused(tmp_path, temp
 def test_a_model_that_takes_no_answers_has_contexts_and_no_second_turns(tmp_path):
     refusing = "{% for m in messages if m.role == 'assistant' %}{{ raise_exception('no answers') }}{% endfor %}"
     tokenizer = make_tokenizer(tmp_path, refusing + TEMPLATE)
-    assert tokenizer.encode_context(HI) + tokenizer.encode_turn("!", "user").ids
+    assert tokenizer.encode_context(HI).ids + tokenizer.encode_turn("!", "user").ids
     with pytest.raises(InvalidRequest, match=r"no answers\..*there are no sessions with it: call without one"):
         tokenizer.encode_turn("hi", "assistant")
 
@@ -280,7 +283,9 @@ def test_a_turn_that_is_no_text_is_refused(tokenizer, after):
 
 def test_a_tokenizer_that_puts_a_space_before_a_text_puts_none_amid_one(tmp_path):
     tokenizer = make_sentencepiece(tmp_path)
-    log = tokenizer.encode_context([Message("user", "one\n\n")]) + tokenizer.encode_turn("two <|im_end|>", "user").ids
+    log = (
+        tokenizer.encode_context([Message("user", "one\n\n")]).ids + tokenizer.encode_turn("two <|im_end|>", "user").ids
+    )
     assert log == tokenizer.encode_chat([Message("user", "one\n\ntwo <|im_end|>")]).ids
     assert tokenizer.decode(log) == "one\n\ntwo <|im_end|>"
 

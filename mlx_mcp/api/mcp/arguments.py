@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mlx_mcp.api.mcp.sampling_arguments import sampling_of, with_sampling
 from mlx_mcp.chat.message import Message
-from mlx_mcp.chat.prompt import Grammar, GrammarKind
+from mlx_mcp.chat.prompt import Grammar, GrammarKind, Reasoning
 from mlx_mcp.errors import InvalidRequest
 from mlx_mcp.service.batch import MAX_BRANCHES
 from mlx_mcp.service.context import Context
@@ -25,6 +25,11 @@ Functions = Annotated[
     list[dict[str, Any]] | None,
     Field(max_length=128, description="Functions in OpenAI's form that the model may ask for in `tool_calls`."),
 ]
+
+
+def switch(given: Any) -> Any:
+    """`reasoning` as callers of earlier versions send it, who knew true and false alone."""
+    return {True: "on", False: "off"}[given] if isinstance(given, bool) else given
 
 
 class Arguments(ArgModelBase):
@@ -60,8 +65,14 @@ class AnswerArguments(ContextArguments):
     regex: Annotated[Text, Field(description="The whole answer matches this (Rust's syntax).")] = ""
     grammar: Annotated[Text, Field(description="The answer follows this Lark grammar, from `start`.")] = ""
     reasoning: Annotated[
-        bool, Field(description="False asks a thinking model to answer at once; thoughts are never part of `text`.")
-    ] = True
+        Literal["off", "on", "low", "medium", "high"] | None,
+        BeforeValidator(switch),
+        Field(description="How long a thinking model thinks first; `off`: not. Thoughts are never part of `text`."),
+    ] = None
+
+    def asked_reasoning(self) -> Reasoning | None:
+        """What is asked for in place of the model's default."""
+        return Reasoning(self.reasoning) if self.reasoning else None
 
     def one_grammar(self) -> Grammar | None:
         """The grammar that the answer obeys.
@@ -117,7 +128,7 @@ class GenerateArguments(AnswerArguments):
             self.queue,
             tuple(self.tools or ()),
             self.one_grammar(),
-            self.reasoning,
+            self.asked_reasoning(),
             sampling_of(self),
         )
 
@@ -153,7 +164,7 @@ class BatchArguments(AnswerArguments):
         """
         grammar, sampling = self.one_grammar(), sampling_of(self)
         return Options(
-            self.model, self.session, self.keep, grammar=grammar, reasoning=self.reasoning, sampling=sampling
+            self.model, self.session, self.keep, grammar=grammar, reasoning=self.asked_reasoning(), sampling=sampling
         )
 
 

@@ -71,6 +71,7 @@ class Branch(BaseModel):
     completion_tokens: int | None = None
     tool_calls: list[CalledTool] | None = None
     miss: Miss | None = None
+    note: str | None = None
     error: str | None = None
 
 

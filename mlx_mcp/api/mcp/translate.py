@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from mlx_mcp.api.mcp.results import (
@@ -62,6 +63,11 @@ def miss(found: CacheMiss | None) -> Miss | None:
     )
 
 
+def in_one(*notes: str) -> str | None:
+    """Notes as one text."""
+    return " ".join(filter(None, notes)) or None
+
+
 def generation(result: Result, note: str = "") -> Generation:
     """All that `generate` tells of a result."""
     return Generation(
@@ -80,12 +86,15 @@ def generation(result: Result, note: str = "") -> Generation:
         ]
         or None,
         miss=miss(result.miss),
-        note=note or None,
+        note=in_one(note, *result.notes),
     )
 
 
-def branch(result: Result) -> Branch:
-    """All that `generate_batch` tells of a result: of reasoning nothing, which would multiply."""
+def branch(result: Result, said: Sequence[str]) -> Branch:
+    """All that `generate_batch` tells of a result: of reasoning nothing, which would multiply.
+
+    The notes in `said` are left out.
+    """
     return Branch(
         text=result.text,
         finish_reason=result.finish_reason.value,
@@ -94,13 +103,17 @@ def branch(result: Result) -> Branch:
         completion_tokens=result.completion_tokens,
         tool_calls=tool_calls(result),
         miss=miss(result.miss),
+        note=in_one(*(note for note in result.notes if note not in said)),
     )
 
 
 def batch(came: Answers) -> Batch:
-    """What came of a batch; a branch that failed says why in its place."""
-    results = [branch(each) if isinstance(each, Result) else Branch(error=str(each)) for each in came.outcomes]
-    return Batch(results=results, model=came.model, note=came.note or None)
+    """What came of a batch; a branch that failed says why in its place, and what all have to note is noted once."""
+    answers = [each for each in came.outcomes if isinstance(each, Result)]
+    noted = answers[0].notes if answers else ()
+    shared = [note for note in noted if all(note in answer.notes for answer in answers)]
+    results = [branch(each, shared) if isinstance(each, Result) else Branch(error=str(each)) for each in came.outcomes]
+    return Batch(results=results, model=came.model, note=in_one(came.note, *shared))
 
 
 def new_session(made: Answered) -> NewSession:
@@ -114,7 +127,7 @@ def new_session(made: Answered) -> NewSession:
         tokens=session.num_tokens,
         **counts(made.result),
         miss=miss(made.result.miss),
-        note=made.note or None,
+        note=in_one(made.note, *made.result.notes),
     )
 
 

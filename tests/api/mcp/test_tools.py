@@ -9,13 +9,13 @@ from mcp import Client, MCPError
 
 from mlx_mcp.api.mcp import calls
 from mlx_mcp.api.mcp.server import build_server
-from mlx_mcp.chat.prompt import Grammar, GrammarKind
+from mlx_mcp.chat.prompt import Grammar, GrammarKind, Reasoning
 from mlx_mcp.core.sampling import Sampling
 from mlx_mcp.errors import ModelError
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.service import Service
 from tests.engine.test_client import until
-from tests.fakes import fake_client
+from tests.fakes import NO_EFFORTS, fake_client
 
 
 @pytest.fixture(params=["auto", "legacy"])
@@ -77,6 +77,27 @@ async def test_reasoning_and_tool_calls_come_apart_from_the_text(engine, mode):
         "reasoning": "hm",
         "tool_calls": [{"name": "look", "arguments": {}}],
     }
+
+
+@pytest.mark.parametrize(("given", "reasoning"), [(True, "on"), (False, "off"), ("high", "high"), (None, None)])
+async def test_earlier_callers_switch_reasoning_with_true_and_false(engine, monkeypatch, given, reasoning):
+    asked = []
+    generate_for_real = engine.generate
+    monkeypatch.setattr(engine, "generate", lambda request: asked.append(request) or generate_for_real(request))
+    async with connect(engine, "auto") as client:
+        assert not (await generate(client, reasoning=given)).is_error
+        assert (await generate(client, reasoning="loud")).is_error
+    assert [request.reasoning for request in asked] == [reasoning]
+
+
+async def test_what_a_caller_should_know_is_noted_once_however_many_branches_have_it(engine, mode):
+    async with connect(engine, mode) as client:
+        one = await generate(client, reasoning="low")
+        batch = {"prompts": ["one", "two"], "reasoning": "low", "model": "tiny"}
+        many = (await client.call_tool("generate_batch", batch)).structured_content
+    assert one.structured_content["note"] == many["note"] == NO_EFFORTS
+    assert told(one)[1]["note"] == NO_EFFORTS
+    assert not any("note" in branch for branch in many["results"])
 
 
 LOOK = {"type": "function", "function": {"name": "look"}}
@@ -163,12 +184,12 @@ async def test_every_argument_reaches_the_engine(engine, mode, monkeypatch):
         "logprobs": 2,
     }
     async with connect(engine, mode) as client:
-        others = {"logit_bias": {"101": -1}, "json_schema": {"type": "object"}, "reasoning": False}
+        others = {"logit_bias": {"101": -1}, "json_schema": {"type": "object"}, "reasoning": "low"}
         assert not (await generate(client, **given, **others)).is_error
         assert not (await generate(client, stop=["x"])).is_error
     request, stopping = asked
     assert request.sampling == Sampling(**given, logit_bias=((101, -1.0),))
-    assert not request.reasoning
+    assert request.reasoning is Reasoning.LOW
     assert request.grammar == Grammar(GrammarKind.JSON_SCHEMA, '{"type": "object"}')
     assert stopping.sampling.stop == ("x",)
 
@@ -243,7 +264,7 @@ async def test_the_tools_take_little_of_a_prompt(engine, mode):
     system, keep = (tools[0].input_schema["properties"][name] for name in ("system", "keep"))
     assert "default" not in system
     assert keep["type"] == "boolean"
-    assert tools[0].input_schema["properties"]["reasoning"]["default"] is True
+    assert tools[0].input_schema["properties"]["reasoning"]["enum"] == ["off", "on", "low", "medium", "high"]
 
 
 async def test_the_server_says_its_name_version_and_instructions(engine, mode):
