@@ -72,10 +72,10 @@ def looked_at(config: Config) -> Iterator[SessionLog]:
     Raises:
         StorageError: there is no such folder, or it cannot be read.
     """
-    from mlx_mcp.storage.folder import Calls, Glance
+    from mlx_mcp.storage.folder import Calls, ReadOnlyFolder
     from mlx_mcp.storage.session_log import SessionLog
 
-    folder = Glance.open(config.store_dir, Calls())
+    folder = ReadOnlyFolder.open(config.store_dir, Calls())
     try:
         yield SessionLog(folder)
     finally:
@@ -127,12 +127,12 @@ def meter(transfer: Transfer | None) -> Iterator[Callable[[int, int], None]]:
 def note_old() -> None:
     """Say so where there are sessions that an earlier version kept in another form."""
     from mlx_mcp.config import Config
-    from mlx_mcp.core.durable import said_of_old
+    from mlx_mcp.core.durable import old_sessions_warning
     from mlx_mcp.storage.session_log import OLD_SUFFIX
 
     num_old = len(list(Config.load().store_dir.glob(f"*{OLD_SUFFIX}")))
     if num_old:
-        note(said_of_old(num_old))
+        note(old_sessions_warning(num_old))
 
 
 @sessions.command("list")

@@ -15,7 +15,7 @@ from mlx_mcp.errors import InvalidRequest, NotOnDisk, StorageError
 
 @dataclass(frozen=True, kw_only=True)
 class SessionFacts:
-    """What is known of a session on disk, whether its tokens were read or not."""
+    """The properties of a session on disk that can be read without its tokens."""
 
     session_id: str
     tenant: str
@@ -51,14 +51,14 @@ class SessionRecord(SessionFacts):
 
 @dataclass(frozen=True, kw_only=True)
 class SessionHead(SessionFacts):
-    """What is known of a durable session without reading its tokens."""
+    """A session on disk whose tokens were not read."""
 
     num_tokens: int
     stored_bytes: int  # of its own file; its blocks may be shared
 
 
 def session_as_json(head: SessionHead | SessionRecord) -> dict[str, Any]:
-    """What a user is told of a session on disk, as JSON. Times are in seconds since 1970."""
+    """A session on disk as JSON, for a user. Times are in seconds since 1970."""
     return {
         "session": head.session_id,
         "name": head.name,
@@ -73,8 +73,8 @@ def session_as_json(head: SessionHead | SessionRecord) -> dict[str, Any]:
     }
 
 
-def said_of_old(num_old: int) -> str:
-    """What a user is told of sessions in an earlier version's form."""
+def old_sessions_warning(num_old: int) -> str:
+    """The warning about sessions in the form of an earlier version."""
     return (
         f"{num_old} durable sessions in the cache folder are in an earlier version's form (files *.session), which "
         "this version does not read. Go on with them in that version, or delete these files and begin new sessions."
@@ -137,7 +137,7 @@ class Transfer:
         """Have the transfer end before its next part. Nothing is left of it then."""
         self.stopped = True
 
-    def went_on(self, num_bytes: int) -> None:
+    def advance(self, num_bytes: int) -> None:
         """Note that this many more bytes were transferred.
 
         Raises:
@@ -210,7 +210,7 @@ class Store(Protocol):
             StorageError: there is no such session, or it cannot be written now. No file is left.
         """
 
-    def look_into(self, transfer: Transfer) -> SessionRecord:
+    def verify_export(self, transfer: Transfer) -> SessionRecord:
         """Read all of an exported file, and return the session in it. The file is whole if this returns.
 
         Raises:

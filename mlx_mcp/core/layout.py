@@ -1,4 +1,4 @@
-"""What the cache must know of the way in which a model keeps its tokens. Knows no arrays."""
+"""Describes how a model keeps its tokens, as far as the cache must know. Knows no arrays."""
 
 from __future__ import annotations
 

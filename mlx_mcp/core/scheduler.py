@@ -118,7 +118,7 @@ class Scheduler:
     def schedule_ahead(self, step: Step) -> Step | None:
         """The step after `step`, whose tokens are not known yet; None if it would do more than decode the same rows.
 
-        A sequence that turns out to have ended is computed once for nothing.
+        If a sequence turns out to have ended, the step computes its row for nothing.
         """
         if self.waiting and not self.blocked:
             return None

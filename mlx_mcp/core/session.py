@@ -117,6 +117,26 @@ class Session:
             tuple(sorted(self.versions)),
         )
 
+    def child(self, session_id: str, options: SessionOptions) -> Session:
+        """A session with the same tokens, and without blocks in memory."""
+        return Session(
+            session_id,
+            self.tenant,
+            self.model,
+            options,
+            self.ttl_s,
+            self.used_at,
+            self.after,
+            self.tools,
+            self.session_id,
+            self.log,
+            num_kept=self.num_kept,
+            fingerprint=self.fingerprint,
+            tokenizer=self.tokenizer,
+            unverified=self.unverified,
+            keys=self.keys,
+        )
+
 
 class SessionStore:
     """All sessions of all tenants."""
@@ -179,28 +199,12 @@ class SessionStore:
         children = []
         for i in range(count):
             options = SessionOptions(names[i] if names else "", session.options.ttl_s, False, session.options.ephemeral)
-            child = Session(
-                handle(),
-                session.tenant,
-                session.model,
-                options,
-                session.ttl_s,
-                session.used_at,
-                session.after,
-                session.tools,
-                session.session_id,
-                session.log,
-                num_kept=session.num_kept,
-                fingerprint=session.fingerprint,
-                tokenizer=session.tokenizer,
-                unverified=session.unverified,
-                keys=session.keys,
-            )
+            child = session.child(handle(), options)
             if at is None:
-                self._go_on(child, session.leaf)
+                self._move_leaf(child, session.leaf)
             else:
                 child.after, child.tools = at.after, at.tools
-                recall(child, at)
+                fill_from(child, at)
             self._add(child)
             children.append(child)
         return children
@@ -215,7 +219,7 @@ class SessionStore:
         """End a turn with the session's new tokens; `leaf` is the last block of those that have keys and values."""
         session.turn, session.log, session.after = None, log, after
         session.num_kept, session.keys = 0 if leaf is None else leaf.end, ()
-        self._go_on(session, leaf)
+        self._move_leaf(session, leaf)
         self.use(session)
 
     def shorten(self, session: Session, num_tokens: int) -> None:
@@ -290,7 +294,7 @@ class SessionStore:
 
     def load(self, session: Session, record: SessionRecord) -> None:
         """Take the tokens of a session that was on disk only."""
-        recall(session, record)
+        fill_from(session, record)
         session.on_disk_only, session.saved_log = False, record.tokens
         self.use(session)
 
@@ -315,7 +319,7 @@ class SessionStore:
         """Forget a session. The caller has to end its turns."""
         del self.sessions[session.session_id], self.infos[session.session_id]
         self.names.remove(session.tenant, session.options.name)
-        self._go_on(session, None)
+        self._move_leaf(session, None)
 
     def expired(self) -> list[Session]:
         """The sessions that were not used for longer than their time to live."""
@@ -349,7 +353,7 @@ class SessionStore:
         self.names.add(session.tenant, session.options.name, session.session_id)
         self.infos[session.session_id] = session.info
 
-    def _go_on(self, session: Session, leaf: Block | None) -> None:
+    def _move_leaf(self, session: Session, leaf: Block | None) -> None:
         """Make another block the session's last one, and move its pin there."""
         old, pinned = session.leaf, session.options.pinned
         if leaf is not None:
@@ -378,7 +382,7 @@ class SessionStore:
             )
 
 
-def recall(session: Session, record: SessionRecord) -> None:
+def fill_from(session: Session, record: SessionRecord) -> None:
     """Fill a session with what was read from disk."""
     session.log, session.num_kept, session.keys = record.tokens, record.num_kept, record.blocks
     session.fingerprint, session.unverified = record.fingerprint, record

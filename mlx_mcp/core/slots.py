@@ -40,7 +40,7 @@ class KvCost:
         return num_tokens * self.token_bytes + self.window_bytes(num_tokens) + snapshot
 
     def window_bytes(self, num_tokens: int) -> int:
-        """What layers that keep the last tokens take for `num_tokens`; rows that share these tokens each take it."""
+        """The bytes in layers that keep the last tokens, for `num_tokens`. Rows that share the tokens each take it."""
         return sum(min(num_tokens, most) * each for most, each in self.windows)
 
 

@@ -11,26 +11,26 @@ class StopStrings:
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self.stops = stops
-        self.held = ""  # the end of the text so far, while it may be the beginning of a stop string
+        self.pending = ""  # the end of the text so far, while it may be the beginning of a stop string
         self.met = False
 
     def feed(self, piece: str) -> str:
         """Take the next piece, and return the text that can safely be shown; none after a stop string was met."""
         if self.met:
             return ""
-        text, self.held = self.held + piece, ""
+        text, self.pending = self.pending + piece, ""
         found = [(at + len(stop), at) for stop in self.stops if (at := text.find(stop)) >= 0]
         if found:
             self.met = True
             return text[: min(found)[1]]
         longest = max((self._overlap(text, stop) for stop in self.stops), default=0)
         if longest:
-            text, self.held = text[:-longest], text[-longest:]
+            text, self.pending = text[:-longest], text[-longest:]
         return text
 
     def finish(self) -> str:
         """Return the text that was held back, and turned out to be no stop string."""
-        text, self.held = self.held, ""
+        text, self.pending = self.pending, ""
         return text
 
     @staticmethod

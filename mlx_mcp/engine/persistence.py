@@ -22,7 +22,7 @@ from typing import Any
 
 from mlx_mcp.core.cache.blocks import Block
 from mlx_mcp.core.cache.prefixes import PrefixCache
-from mlx_mcp.core.durable import SessionRecord, Store, said_of_old
+from mlx_mcp.core.durable import SessionRecord, Store, old_sessions_warning
 from mlx_mcp.core.ports import StoredBlock
 from mlx_mcp.core.session import Session, SessionInfo, SessionStore
 from mlx_mcp.engine.awaited import SessionReading, SessionWriting
@@ -138,7 +138,7 @@ class Persistence:
             self.store = self.offload.store = self.restoring.store = result.outcome
             self.sessions.adopt_all(list(result.heads))
             if result.outcome.sessions.num_old:
-                logger.warning("%s", said_of_old(result.outcome.sessions.num_old))
+                logger.warning("%s", old_sessions_warning(result.outcome.sessions.num_old))
 
     def require_store(self) -> Store:
         """The store.
@@ -171,41 +171,18 @@ class Persistence:
         if last_block is not None:
             self.cache.pool.acquire(last_block)
         packed = [to_stored(block) for block in blocks if store.tier.find(block.key) is None]
-        after, fingerprint = session.after, session.fingerprint  # as they are now: a turn may end meanwhile
-        options, now, ttl_s = session.options, self.wall_clock(), session.ttl_s
-        if options.ttl_s is None:
-            ttl_s = max(ttl_s, self.options.unused_ttl_s)
+        ttl_s = session.ttl_s if session.options.ttl_s is not None else max(session.ttl_s, self.options.unused_ttl_s)
+        described = record_of(session, keys, num_kept, ttl_s, self.wall_clock())
         self.num_writings += 1
         self.writing[self.num_writings] = Writing(session, log, last_block)
         session.num_saving += 1
 
         def write() -> tuple[SessionRecord, int]:
-            digest, text = b"", ""
+            record = described
             if tokenizer is not None:
-                digest, text = tokenizer.digest, tokenizer.transcript(log)
+                record = replace(record, tokenizer=tokenizer.digest, text=tokenizer.transcript(log))
             elif unverified is not None:
-                digest, text = unverified.tokenizer, unverified.text
-            record = SessionRecord(
-                session_id=session.session_id,
-                tenant=session.tenant,
-                model=session.model,
-                name=options.name,
-                version="",
-                fingerprint=fingerprint,
-                tokenizer=digest,
-                text=text,
-                tokens=log,
-                num_kept=num_kept,
-                after=after,
-                tools=session.tools,
-                parent_id=session.parent_id,
-                ttl_s=ttl_s,
-                pinned=options.pinned,
-                ephemeral=False,
-                saved_at=now,
-                used_at=now,
-                blocks=keys,
-            )
+                record = replace(record, tokenizer=unverified.tokenizer, text=unverified.text)
             num_bytes = write_in_batches(store, packed[:-1], lambda: self.engine_busy)
             num_bytes += store.persist(packed[-1:], record)
             if version:
@@ -339,3 +316,28 @@ def stored_blocks(session: Session, store: Store) -> tuple[list[Block], tuple[by
             break
         keys, end = (*keys, block.key), block.end
     return blocks, keys, end
+
+
+def record_of(session: Session, keys: tuple[bytes, ...], num_kept: int, ttl_s: float, now: float) -> SessionRecord:
+    """The record of a session as it is now, without what a tokenizer must say of it. `now` is the wall clock."""
+    return SessionRecord(
+        session_id=session.session_id,
+        tenant=session.tenant,
+        model=session.model,
+        name=session.options.name,
+        version="",
+        fingerprint=session.fingerprint,
+        tokenizer=b"",
+        text="",
+        tokens=session.log,
+        num_kept=num_kept,
+        after=session.after,
+        tools=session.tools,
+        parent_id=session.parent_id,
+        ttl_s=ttl_s,
+        pinned=session.options.pinned,
+        ephemeral=False,
+        saved_at=now,
+        used_at=now,
+        blocks=keys,
+    )

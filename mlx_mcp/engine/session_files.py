@@ -79,14 +79,14 @@ class SessionFiles:
                 submit(export, partial(FilesRead, call_id), background=True)
             case Import(transfer):
                 self._begin_transfer(persistence, transfer)
-                submit(lambda: store.look_into(transfer), partial(ImportFound, call_id), background=True)
+                submit(lambda: store.verify_export(transfer), partial(ImportFound, call_id), background=True)
         self.calls.wait(call, FileWork(call_id))
 
     def on_result(self, result: FileResult) -> None:
         """Continue the call for which this result came back."""
         for call in self.calls.wake(FileWork(result.call_id)):
             try:
-                self._go_on(call, result)
+                self._continue(call, result)
             except MlxMcpError as error:
                 self.calls.fail(call, self._explained(call, error))
 
@@ -96,7 +96,7 @@ class SessionFiles:
             if isinstance(call.request, OnDisk) and isinstance(call.request.what, Export | Import):
                 call.request.what.transfer.stop()
 
-    def _go_on(self, call: Call, result: FileResult) -> None:
+    def _continue(self, call: Call, result: FileResult) -> None:
         """Answer a call, or do the next part of what it asked for.
 
         Raises:

@@ -1,14 +1,14 @@
-"""The engine process's side of its socket: who connects, one MCP server for each, and when the process may end.
+"""The engine process's side of its socket: one MCP server for each connection, and when the process may end.
 
 Guarantees:
-    - Only this user's processes are heard: the kernel says who is at the other end.
-    - Every connection is a group of callers of its own: however many calls one has, the others get their turns.
+    - Only this user's processes are served: the kernel says who is at the other end.
+    - Every connection is a group of callers of its own. However many calls one has, the others are served too.
     - The end of a connection cancels its calls and no others.
-    - When this process is to end, nobody new is taken on. Calls that run have `shutdown_timeout_s` to end, and each
-      request that was read is answered on the wire, or is named to its relay as one for the next engine.
+    - When this process is to end, it accepts no new connection. Calls that run have `shutdown_timeout_s` to end, and
+      each request that was read is answered on the wire, or is named to its relay as one for the next engine.
     - A relay hears from this process every ALIVE_S, however long a step takes.
 
-One event loop serves all connections; nothing here is touched by another thread.
+One event loop serves all connections. No other thread uses anything here.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from mlx_mcp.service.service import Service
 logger = logging.getLogger(__name__)
 
 HELLO_S = 10.0
-CHECK_S = 0.25  # how often is looked whether the process may end
+CHECK_S = 0.25  # how often it is checked whether the process may end
 
 
 class Connections:
-    """Serves whoever connects on one engine client, until `stop` or until nothing was to do for `engine_idle_s`."""
+    """Serves all connections with one engine client, until `stop`, or until it was idle for `engine_idle_s`."""
 
     def __init__(self, client: EngineClient, config: Config, listener: socket.socket) -> None:
         self._client, self._config, self._listener = client, config, listener
@@ -56,23 +56,23 @@ class Connections:
         self._settings = engine_settings()
         self._session_files = SessionFiles(client, config)
         self._connections: dict[int, Connection] = {}
-        self._named: dict[str, ModelSpec] = {}  # the windows' models, which sessions may be taken up with by others
+        self._named: dict[str, ModelSpec] = {}  # the windows' models; other windows may continue sessions of them
         self._http_servers: list[HttpServer] = []
-        self._awaiting_exit: list[socket.socket] = []  # of those who wait for the system to close them
+        self._awaiting_exit: list[socket.socket] = []  # their peers wait for the system to close them at the exit
         self._count = 0
         self._began = self._used = time.monotonic()
-        self._retiring = ""  # why this process ends once it has nothing to do
+        self._retiring = ""  # why this process is to end as soon as it is idle; empty if it is not
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
-        """Take on nobody new, and end within `shutdown_timeout_s`. Idempotent."""
+        """Accept no new connection, and end within `shutdown_timeout_s`. Idempotent."""
         if not self._stopping.is_set():
             if self._reachable():
                 os.unlink(self._path)
             self._stopping.set()
 
     async def serve(self, ending: Callable[[], None]) -> None:
-        """Serve until the end; `ending` is called when it begins."""
+        """Serve until the end. `ending` is called when the end begins."""
         async with anyio.create_task_group() as tasks:
             accepting = anyio.CancelScope()
 
@@ -120,18 +120,18 @@ class Connections:
         self._used = time.monotonic()
 
     def _may_end(self) -> bool:
-        """Whether nobody would miss this process: no call runs, and no open window has a session that ends with it."""
+        """Whether nothing is lost with this process: no call runs, and no open window has a session only in memory."""
         sessions = list(self._client.thread.sessions.values())
         return not self._busy and not (self._connections and any(not info.persisted for info in sessions))
 
     def _reachable(self) -> bool:
-        """Whether our socket is where others look for it."""
+        """Whether our socket is still in its place."""
         with suppress(FileNotFoundError):
             return os.lstat(self._path).st_ino == self._inode
         return False
 
     def _check_end(self) -> None:
-        """End the process if it is idle for long enough, or only waits for that to make room for another."""
+        """Stop if the process was idle for long enough, or is idle and is to be replaced by another."""
         now = time.monotonic()
         if self._client.thread.dead is not None:  # another process can do what this one cannot
             logger.warning("ending: %s", self._client.thread.dead)
@@ -148,10 +148,10 @@ class Connections:
             logger.warning("ending: nothing was to do for %g s", self._config.engine_idle_s)
             self.stop()
 
-    # Those who connect
+    # Connections
 
     async def _receive(self, connection: socket.socket) -> None:
-        """Hear who it is and what it wants; a fault of one connection is no other's."""
+        """Receive the hello of a connection and answer it. An error in one connection concerns no other."""
         fds: list[int] = []
         try:
             connection.setblocking(False)
@@ -167,14 +167,14 @@ class Connections:
         except MlxMcpError as error:
             with suppress(OSError):
                 await reply(connection, {"error": str(error)})
-        except (OSError, TimeoutError):  # it went away, or never said anything
+        except (OSError, TimeoutError):  # it went away, or never sent a hello
             pass
         except Exception:  # a fault in one connection must not end the process of all others
             logger.exception("a connection failed")
         finally:
             if connection not in self._awaiting_exit:
                 connection.close()
-            for fd in fds:  # that nobody took
+            for fd in fds:  # those that nobody has taken over
                 os.close(fd)
 
     async def _answer_hello(self, connection: socket.socket, hello: dict[str, Any], fds: list[int], pid: int) -> None:
@@ -218,12 +218,12 @@ class Connections:
             raise ConfigError(f"The engine ({__version__}) knows no {kind!r}; `mlx-mcp engine stop` ends it.")
 
     def _compare(self, hello: dict[str, Any]) -> tuple[list[str], str]:
-        """What to tell one whose version or settings are others, and why this process gives way to it at once, if so.
+        """What to tell a window of another version or other settings; and why this process ends for it, if it does.
 
-        Another version is to serve as soon as nobody would miss this one. Settings are those of whoever came first,
-        as long as anyone is there.
+        Another version replaces this one as soon as nothing is lost by that. The settings of the first window are valid
+        as long as any window is there.
         """
-        if hello.get("again"):  # it has told us before, or has served for longer than this process
+        if hello.get("again"):  # it was told before, or is older than this process
             return [], ""
         theirs, mine = hello.get("settings") or {}, self._settings
         names = ", ".join(sorted(name for name in {*theirs, *mine} if theirs.get(name) != mine.get(name)))
@@ -243,10 +243,10 @@ class Connections:
         return [], ""
 
     def _view(self, joined: Connection) -> tuple[Config, Service]:
-        """The engine as a connection sees it: with its own default model, as a group of callers of its own.
+        """A connection's settings, and the service for it: with its default model, as a group of callers of its own.
 
         Raises:
-            ConfigError: its settings cannot work, or its model's name stands for another one here.
+            ConfigError: its settings are invalid, or its model's name means another model here.
         """
         names = ("model", "file_roots", "host", "port", "token", "allowed_hosts", "allowed_origins")
         config = Config.load(**{name: joined.hello.get(name) for name in names})

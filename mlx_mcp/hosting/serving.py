@@ -27,7 +27,7 @@ def share_http(model: str | None, host: str | None, port: int | None, openblas: 
     """Have the user's engine serve HTTP until a signal comes.
 
     Raises:
-        NoSharedEngine: there can be no such process here.
+        NoSharedEngine: there can be no engine process here.
     """
     from mlx_mcp.config import Config
     from mlx_mcp.process.environment import window_hello
@@ -55,7 +55,7 @@ def address_of(host: str, listener: socket.socket) -> str:
 
 
 def end_s(config: Config) -> float:
-    """How long a process may take to end: for its calls, their answers, and what the engine still writes."""
+    """How many seconds a process may take to end: for its calls, their answers, and what the engine still writes."""
     return 2 * config.shutdown_timeout_s + 5
 
 
@@ -139,7 +139,7 @@ def serve_http(config: Config, say: Say) -> None:
 
 
 def serve_engine(config: Config, listener: socket.socket, ready_fd: int | None, say: Say) -> None:
-    """Serve whoever connects to the user's socket, until a signal comes or nothing is to do for long enough."""
+    """Serve all connections to the user's socket, until a signal comes or it was idle for long enough."""
     import contextlib
 
     from mlx_mcp.hosting.connections import Connections

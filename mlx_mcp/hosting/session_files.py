@@ -1,8 +1,8 @@
-"""The engine's side of `mlx-mcp sessions`: one question a connection, told how far it is until the answer comes.
+"""The engine's side of `mlx-mcp sessions`: one request on each connection, with progress until its answer.
 
 hello   {"kind": "sessions", "do": "export", "folder": …, "session": …, "at": version} and one descriptor
 reply   {"pid": …}, then about once a second {"done": bytes, "total": bytes}, and last {"result": …} or {"error": …};
-{"elsewhere": true} where the engine does not have that folder open: what is in it is not its business
+{"elsewhere": true} if the engine does not have that folder open
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mlx_mcp.hosting.hello import reply
 
 
 class SessionFiles:
-    """Answers them; `busy` is whether any is under way."""
+    """Answers the requests of `mlx-mcp sessions`."""
 
     def __init__(self, client: EngineClient, config: Config) -> None:
         self._client, self._config = client, config
@@ -33,14 +33,14 @@ class SessionFiles:
 
     @property
     def busy(self) -> bool:
-        """Whether something is under way that ends with this process."""
+        """Whether a request is under way."""
         return self._count > 0
 
     async def answer(self, connection: socket.socket, hello: dict[str, Any], fds: list[int]) -> None:
-        """Do what a hello asks for; a transfer ends when whoever asked goes away.
+        """Do what a hello asks for. A transfer ends if the client goes away.
 
         Raises:
-            ConfigError: it asks for nothing that there is.
+            ConfigError: the request is not known.
         """
         if not self._config.max_ssd_bytes or not is_same_folder(str(hello.get("folder")), self._config.store_dir):
             await reply(connection, {"elsewhere": True})
@@ -83,10 +83,10 @@ def is_same_folder(folder: str, other: Path) -> bool:
 
 
 def request_of(hello: dict[str, Any], transfer: Transfer | None) -> Heads | Read | Remove | Purge | Export | Import:
-    """What a hello asks for.
+    """The request in a hello.
 
     Raises:
-        ConfigError: nothing that there is.
+        ConfigError: the request is not known.
     """
     do, session, at, name = hello.get("do"), hello.get("session"), hello.get("at"), hello.get("name") or ""
     file_name = "" if transfer is None else transfer.file_name
@@ -107,7 +107,7 @@ def request_of(hello: dict[str, Any], transfer: Transfer | None) -> Heads | Read
 
 
 def as_json(value: Any) -> Any:
-    """What came of it, as JSON has it."""
+    """The result of a request as JSON."""
     match value:
         case list():
             return [session_as_json(head) for head in value]

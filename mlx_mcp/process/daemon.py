@@ -1,4 +1,4 @@
-"""Finds the user's engine process, or starts it; asks it things, and ends it.
+"""Finds the user's engine process or starts it, asks it for its status, and ends it.
 
 Guarantees:
     - Of any number of processes that look for an engine at once, one starts it: whoever holds the start lock.
@@ -30,8 +30,8 @@ from mlx_mcp.process.place import Place, peer
 
 START_S = 90.0  # the imports take 3 s on a quiet machine
 ANSWER_S = 15.0
-SAY_S = 3.0  # after how long is told of an engine that does not answer
-SAY_START_S = 10.0  # and of one that has to start or to end first
+SAY_S = 3.0  # after this time the user is told that an engine does not answer
+SAY_START_S = 10.0  # after this time the user is told that an engine has to start or to end first
 LOOK_S = 0.2
 MAX_LOG_BYTES = 1 << 20
 NO_SOCKETS = 3  # the exit status of an engine that cannot listen here
@@ -39,21 +39,21 @@ FORCE_S = 5.0  # how long an engine that is to be killed may take to answer firs
 
 
 class Joined:
-    """A connection that the engine has taken on."""
+    """A connection that the engine has accepted, and its reply."""
 
     def __init__(self, connection: socket.socket, reply: dict[str, object]) -> None:
         self.connection, self.reply = connection, reply
 
 
 def join(place: Place, hello: dict[str, object], say: Callable[[str], None], fds: tuple[int, ...] = ()) -> Joined:
-    """Have the engine take us on; start it if there is none, and wait for one that gives way to ours.
+    """Connect to the engine. Start it if there is none, and wait for one that ends so that ours can start.
 
-    `say` is told what is waited for, once that takes long, and what the engine has to say.
+    `say` is told what is waited for, if that takes long, and the notes of the engine.
 
     Raises:
-        NoSharedEngine: there can be no such process here.
-        EngineUnavailable: it does not start or answer, or its place is taken by something else.
-        ConfigError: it refuses us as we are.
+        NoSharedEngine: there can be no engine process here.
+        EngineUnavailable: it does not start or answer, or something else is in its place.
+        ConfigError: it refuses our settings.
     """
     place.prepare()
     began = time.monotonic()
@@ -89,13 +89,13 @@ def greet(
     say: Callable[[str], None] = lambda _: None,
     answer_s: float | None = None,
 ) -> Joined | None:
-    """Say hello to a running engine, with descriptors for it; None if there is none, or it is about to end.
+    """Send a hello to a running engine, and descriptors with it; None if there is no engine, or it is about to end.
 
-    It has `answer_s` to answer, ANSWER_S if that is not given; `say` is told if it takes longer than SAY_S.
+    The engine has `answer_s` to answer, or ANSWER_S. `say` is told if it takes longer than SAY_S.
 
     Raises:
-        EngineUnavailable: it does not answer, or its place is taken by something else.
-        ConfigError: it refuses us as we are.
+        EngineUnavailable: it does not answer, or something else is in its place.
+        ConfigError: it refuses our settings.
     """
     connection = place.connect()
     if connection is None:
@@ -137,12 +137,12 @@ def greet(
 
 
 def kill(place: Place, timeout_s: float) -> int | None:
-    """End the engine even if it hangs or was stopped, by SIGKILL if it does not answer; its id, None if there is none.
+    """End the engine even if it hangs or was stopped, by SIGKILL if it does not answer; returns its id, or None.
 
-    Sessions that were persisted and blocks on disk are there again when the next one starts.
+    Sessions that were persisted and blocks on disk are there again when the next engine starts.
 
     Raises:
-        EngineUnavailable: it cannot be told which process it is, or that did not end within `timeout_s`.
+        EngineUnavailable: nobody knows which process it is, or it did not end within `timeout_s`.
     """
     import signal
 
@@ -178,10 +178,10 @@ def ask(place: Place, kind: str) -> dict[str, object] | None:
 
 
 def stop(place: Place, timeout_s: float, answer_s: float | None = None) -> int | None:
-    """End the running engine, and wait until its process has let go of everything; its id, None if there was none.
+    """End the running engine, and wait until its process has ended; returns its id, None if there was no engine.
 
     Raises:
-        EngineUnavailable: it did not answer or did not end within `timeout_s`.
+        EngineUnavailable: it did not answer, or did not end within `timeout_s`.
     """
     joined = greet(place, {"kind": "stop", "version": __version__}, answer_s=answer_s)
     if joined is None:
@@ -202,10 +202,10 @@ def stop(place: Place, timeout_s: float, answer_s: float | None = None) -> int |
 
 
 def start_if_needed(place: Place, say: Callable[[str], None] = lambda _: None) -> int:
-    """The process of the running engine, which is started if there is none.
+    """The id of the engine process, which is started if there is none.
 
     Raises:
-        NoSharedEngine: there can be no such process here.
+        NoSharedEngine: there can be no engine process here.
         EngineUnavailable: it does not start or answer.
     """
     place.prepare()
@@ -222,13 +222,13 @@ def start_if_needed(place: Place, say: Callable[[str], None] = lambda _: None) -
 
 
 def start(place: Place, deadline: float, say: Callable[[str], None]) -> None:
-    """Start an engine process and wait until it listens; only for the holder of the start lock.
+    """Start an engine process, and wait until it listens. Only the holder of the start lock may call this.
 
     `say` is told if that takes longer than SAY_START_S.
 
     Raises:
-        NoSharedEngine: there can be no such process here.
-        EngineUnavailable: it ended instead, or was not ready by the deadline.
+        NoSharedEngine: there can be no engine process here.
+        EngineUnavailable: it ended, or was not ready by the deadline.
     """
     import subprocess
 
@@ -271,7 +271,7 @@ def start(place: Place, deadline: float, say: Callable[[str], None]) -> None:
             if late:
                 raise EngineUnavailable(f"The engine was not ready in time and was ended. {tail(place, began)}")
         if os.read(ready, 16):
-            # Whoever started it may live on after it, and is then the one to take its status from the system.
+            # If this process outlives the engine, it has to collect the engine's exit status from the system.
             threading.Thread(target=engine.wait, name="engine's end", daemon=True).start()
             return
         status = engine.wait()
@@ -284,7 +284,7 @@ def start(place: Place, deadline: float, say: Callable[[str], None]) -> None:
 
 
 def open_log(place: Place) -> int:
-    """The log, to append to; one that has become long is put aside first."""
+    """Open the log to append to it. If it has become long, it is renamed first."""
     with contextlib.suppress(FileNotFoundError):
         if os.stat(place.log).st_size > MAX_LOG_BYTES:
             os.replace(place.log, f"{place.log}.1")
@@ -295,7 +295,7 @@ def open_log(place: Place) -> int:
 
 
 def tail(place: Place, since: int | None = None, lines: int = 12, label: str = "Its log ends: ") -> str:
-    """The last lines of the log, of those after byte `since`; with where the log is."""
+    """The last lines of the log after byte `since`, with a label before them; empty if there are none."""
     try:
         with open(place.log, "rb") as log:
             end = log.seek(0, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""What a process says of itself to the engine, and which of its environment variables an engine that it starts gets.
+"""The hello of a process, and the environment variables that an engine inherits from the process that starts it.
 
 Imported by the relay: standard library only, and little of that.
 """
@@ -13,8 +13,8 @@ import zlib
 from mlx_mcp import __version__
 from mlx_mcp.process.place import Place, project_folder, user_folder
 
-# All that an engine is given of the environment of whoever starts it, for it outlives that and serves others: a host's
-# keys, tokens and sockets are none of its business.
+# The environment variables that an engine inherits from the process that starts it. It outlives that process and serves
+# others, so it must not get a host's keys, tokens and sockets.
 HANDED_ON = frozenset(
     "PATH HOME USER LOGNAME SHELL LANG LANGUAGE TZ TMPDIR TMP TEMP VIRTUAL_ENV LD_LIBRARY_PATH LD_PRELOAD "
     "HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy "
@@ -36,7 +36,7 @@ HUB = frozenset(("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"))
 
 
 def engine_settings() -> dict[str, str]:
-    """What of this process's settings is the engine's as a whole, to be compared with others'."""
+    """Those settings of this process that belong to the whole engine, for comparison with those of others."""
     settings = {
         name: value
         for name, value in os.environ.items()
@@ -51,7 +51,7 @@ def engine_settings() -> dict[str, str]:
 
 
 def window_hello(kind: str, model: str | None) -> dict[str, object]:
-    """What a process says of itself when it joins as a window (`stdio`) or a listener (`http`)."""
+    """The hello of a process that joins as a window (`stdio`) or as a listener (`http`)."""
     return {
         "kind": kind,
         "version": __version__,
@@ -71,7 +71,7 @@ def engine_environment(place: Place) -> dict[str, str]:
         for name, value in os.environ.items()
         if (name in HANDED_ON or name.startswith(HANDED_ON_PREFIXES)) and name not in PER_WINDOW
     }
-    # The engine runs elsewhere, and relative paths would mean something else there.
+    # The engine runs in another folder, where relative paths would mean something else.
     env["MLX_MCP_STATE_DIR"] = place.folder
     if env.get("MLX_MCP_CONFIG"):
         env["MLX_MCP_CONFIG"] = os.path.abspath(env["MLX_MCP_CONFIG"])
@@ -82,6 +82,6 @@ def engine_environment(place: Place) -> dict[str, str]:
 
 
 def absolute(folder: str) -> str:
-    """A folder as it is to be called elsewhere; what is no folder, such as a hub id, stays as it is."""
+    """The absolute path of a folder. A text that is not a folder, such as a hub id, is returned unchanged."""
     path = os.path.expanduser(folder)
     return os.path.abspath(path) if os.path.isdir(path) else folder

@@ -1,4 +1,4 @@
-"""The two locks of a place: one for whoever starts an engine, and one that the engine holds as long as it lives.
+"""The two locks of a place: one for the process that starts an engine, and one for the engine as long as it lives.
 
 The operating system takes a lock back when its process has ended, however it ends. Imported by the relay: standard
 library only, and little of that.
@@ -19,7 +19,7 @@ POLL_S = 0.02
 
 @contextlib.contextmanager
 def try_lock(path: str) -> Iterator[bool]:
-    """Whether a lock could be taken, which is held until the end of the block."""
+    """Try to take a lock, which is held until the end of the `with` block; yields whether it was free."""
     fd = open_lock(path)
     try:
         yield lock_file(fd)
@@ -28,12 +28,12 @@ def try_lock(path: str) -> Iterator[bool]:
 
 
 def open_lock(path: str) -> int:
-    """A descriptor of a file to lock."""
+    """Open a file to lock."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def lock_file(fd: int) -> bool:
-    """Whether the file could be locked, until it is closed."""
+    """Lock a file until it is closed; returns False if another process has locked it."""
     import fcntl  # not everywhere, and where it is not there are no Unix sockets either
 
     try:
@@ -44,10 +44,10 @@ def lock_file(fd: int) -> bool:
 
 
 def take_life_lock(place: Place, timeout_s: float) -> None:
-    """Be the one engine of a place for as long as this process lives; an engine that is ending is waited for.
+    """Become the only engine of a place for as long as this process lives. An engine that is ending is waited for.
 
     Raises:
-        EngineUnavailable: another engine lives.
+        EngineUnavailable: another engine has the lock.
     """
     place.prepare()
     deadline = time.monotonic() + timeout_s
@@ -65,7 +65,7 @@ def take_life_lock(place: Place, timeout_s: float) -> None:
 
 
 def life_lock_holder(place: Place) -> int | None:
-    """The process that holds the life lock, 0 if it cannot be told which; None if nobody does."""
+    """The id of the process that holds the life lock, 0 if it is not known; None if no process holds it."""
     try:
         fd = os.open(place.life_lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Where a user's engine is: its folder, socket, locks and log; and who is at the other end of a socket.
+"""Where a user's engine is: its folder, socket, locks and log. Also tells who is at the other end of a socket.
 
 Knows nothing of MCP. Imported by the relay: standard library only, and little of that.
 """
@@ -19,12 +19,12 @@ CONNECT_S = 5.0
 
 
 class Place:
-    """The files of one engine; there is one per state folder."""
+    """The files of one engine. Each state folder has one engine."""
 
     def __init__(self, folder: str) -> None:
         self.folder = os.path.abspath(folder)
         self.log = os.path.join(self.folder, "engine.log")
-        self.start_lock = os.path.join(self.folder, "start.lock")  # held by whoever starts an engine
+        self.start_lock = os.path.join(self.folder, "start.lock")  # held by the process that starts an engine
         self.life_lock = os.path.join(self.folder, "engine.lock")  # held by the engine as long as it lives
         self.socket_folder = self.folder
         if len(os.fsencode(os.path.join(self.folder, "engine.sock"))) > MAX_SOCKET_BYTES:
@@ -33,7 +33,7 @@ class Place:
         self.socket = os.path.join(self.socket_folder, "engine.sock")
 
     def prepare(self) -> None:
-        """Make the folders where they are missing.
+        """Make the folders that are missing.
 
         Raises:
             NoSharedEngine: they cannot be made.
@@ -43,10 +43,10 @@ class Place:
             make_private_folder(folder)
 
     def connect(self) -> socket.socket | None:
-        """A connection to the engine; None if there is none, or not yet.
+        """Connect to the engine; returns None if there is no engine, or it does not listen yet.
 
         Raises:
-            EngineUnavailable: what is in the socket's place is not this user's socket, or not this user's engine.
+            EngineUnavailable: in the socket's place is something else, or the engine of another user.
         """
         if not is_own_socket(self.socket):
             return None
@@ -79,11 +79,11 @@ class Place:
                 return 0
 
     def listen(self) -> socket.socket:
-        """The engine's socket, in place of a stale one; only for the holder of the life lock.
+        """Open the engine's socket, in place of a stale one. Only the holder of the life lock may call this.
 
         Raises:
-            EngineUnavailable: what is in its place is not this user's socket.
-            NoSharedEngine: the system has no such sockets here.
+            EngineUnavailable: something else is in its place.
+            NoSharedEngine: there can be no Unix socket here.
         """
         if is_own_socket(self.socket):
             os.unlink(self.socket)
@@ -100,7 +100,7 @@ class Place:
 
 
 def user_place() -> Place:
-    """The place of this user's engine: MLX_MCP_STATE_DIR, else the user's folder for state.
+    """The place of this user's engine: in MLX_MCP_STATE_DIR, or else in the user's state folder.
 
     Raises:
         NoSharedEngine: the system has no Unix sockets.
@@ -112,7 +112,7 @@ def user_place() -> Place:
 
 
 def user_folder(variable: str, below_home: str) -> str:
-    """One of the user's own folders, as platformdirs has them."""
+    """One of the user's folders for settings or state, as platformdirs chooses them."""
     if sys.platform == "darwin":
         return os.path.expanduser("~/Library/Application Support")
     given = os.environ.get(variable, "")
@@ -120,7 +120,7 @@ def user_folder(variable: str, below_home: str) -> str:
 
 
 def project_folder() -> str | None:
-    """The host's project: CLAUDE_PROJECT_DIR, else the folder that it started us in."""
+    """The host's project: CLAUDE_PROJECT_DIR, or else the folder in which the host started this process."""
     try:
         return os.path.abspath(os.environ.get("CLAUDE_PROJECT_DIR") or os.getcwd())
     except OSError:  # the folder is gone
@@ -128,7 +128,7 @@ def project_folder() -> str | None:
 
 
 def make_private_folder(path: str) -> None:
-    """Make a folder that nobody else may enter, or see that it is one.
+    """Make a folder that nobody else may enter, or check that it is one.
 
     Raises:
         NoSharedEngine: it cannot be made.
@@ -155,7 +155,7 @@ def make_private_folder(path: str) -> None:
 
 
 def is_own_socket(path: str) -> bool:
-    """Whether there is a socket of this user's; False where there is nothing.
+    """Whether there is a socket of this user; False if there is nothing.
 
     Raises:
         EngineUnavailable: something else is in its place.
@@ -173,7 +173,7 @@ def is_own_socket(path: str) -> bool:
 
 
 def describe_file(info: os.stat_result) -> str:
-    """What a file is, in words."""
+    """The kind of a file, in words, and its owner if that is another user."""
     kinds = {
         stat.S_IFLNK: "a symbolic link",
         stat.S_IFDIR: "a folder",
@@ -185,7 +185,7 @@ def describe_file(info: os.stat_result) -> str:
 
 
 def peer(connection: socket.socket) -> tuple[int, int]:
-    """Process and user at the other end, as the kernel has them; the process is 0 where it does not say."""
+    """The ids of the process and the user at the other end, from the kernel. The process is 0 if it is not known."""
     if hasattr(socket, "SO_PEERCRED"):
         pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         return pid, uid

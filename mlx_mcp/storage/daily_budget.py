@@ -1,4 +1,4 @@
-"""What may be written to disk in a day, from midnight to midnight (UTC), so that offloads do not wear out an SSD."""
+"""Limits what offloads write in a day, from midnight to midnight (UTC), so that they do not wear out an SSD."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Exported:
             OSError: a block cannot be read.
         """
         for batch in batched(self.blocks):
-            blocks = [known.restored(self.file.read(known.nbytes, known.offset)) for known in batch]
+            blocks = [known.to_block(self.file.read(known.nbytes, known.offset)) for known in batch]
             if any(digest(block.data) != known.digest for block, known in zip(blocks, batch, strict=True)):
                 raise Unsound("changed since it was written")
             yield blocks

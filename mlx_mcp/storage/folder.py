@@ -219,13 +219,13 @@ class Folder:
             calls.close(fd)
             raise
         try:
-            folder._settle()
+            folder._recover()
         except BaseException:
             folder.close()
             raise
         return folder
 
-    def _settle(self) -> None:
+    def _recover(self) -> None:
         names = self.names()
         self.unlink([name for name in names if name.startswith(TMP)])  # syncs: what is found here is durable
         found = {name: self._read_key(name) for name in KEYS if name in names}
@@ -342,11 +342,11 @@ def _make(calls: Calls, path: Path) -> None:
             calls.mkdir(missing)
 
 
-class Glance(Folder):
+class ReadOnlyFolder(Folder):
     """A folder that another process may have open. It is read as it is now, and nothing in it is changed."""
 
     @classmethod
-    def open(cls, path: Path, calls: Calls) -> Glance:
+    def open(cls, path: Path, calls: Calls) -> ReadOnlyFolder:
         """Open a folder for reading.
 
         Raises:

@@ -42,7 +42,7 @@ class Record:
         """Of two blocks of a key the one of higher rank is richer: it can replace the other."""
         return self.has_state, -self.window_start
 
-    def restored(self, data: bytes) -> StoredBlock:
+    def to_block(self, data: bytes) -> StoredBlock:
         """Make the block, with its payload."""
         return StoredBlock(
             self.key,
@@ -76,7 +76,7 @@ class SegmentDraft:
         self.header: Draft = draft(KIND, record, len(blocks), tensors_of(blocks))
         self.nbytes = self.header.nbytes + sum(block.nbytes for block in blocks)
 
-    def written(self, name: str, digests: Seq[bytes]) -> Segment:
+    def to_segment(self, name: str, digests: Seq[bytes]) -> Segment:
         """The segment, once its file is there."""
         records, offset = {}, self.header.nbytes
         for block, found in zip(self.blocks, digests, strict=True):

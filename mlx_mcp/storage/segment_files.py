@@ -48,7 +48,7 @@ class SegmentFiles:
         for record, (data, hashed) in zip(records, read, strict=False):
             if hashed.result() != record.digest:
                 return blocks, None
-            blocks.append(record.restored(data))
+            blocks.append(record.to_block(data))
         return blocks, error
 
     def write(self, drafts: Seq[SegmentDraft]) -> Iterator[Segment]:
@@ -77,7 +77,7 @@ class SegmentFiles:
             with contextlib.suppress(StorageError):  # the folder's sync may have failed after the renaming
                 self._folder.unlink([name])
             raise
-        return draft.written(name, [hashed.result() for hashed in hashes])
+        return draft.to_segment(name, [hashed.result() for hashed in hashes])
 
     def _hash(self, data: Seq[memoryview | bytes]) -> Future[bytes]:
         if sum(len(part) for part in data) < HASH_ON_THREAD_BYTES:

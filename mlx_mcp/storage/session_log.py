@@ -47,7 +47,7 @@ class _Entry:
 
     head: SessionHead
     blocks: tuple[bytes, ...]
-    let_go: tuple[bytes, ...]  # blocks that the file before this one needed, and this one does not
+    unneeded: tuple[bytes, ...]  # blocks that the file before this one needed, and this one does not
     file_name: str
     saved_at: float  # by our own clock
     used_at: float  # by our own clock
@@ -168,7 +168,7 @@ class SessionLog:
         self._entries: dict[tuple[str, str], _Entry] = {}
         self._references: Counter[bytes] = Counter()
         self._gone: set[str] = set()  # files of removed sessions
-        self._let_go: set[bytes] = set()  # blocks that a session needed once, and perhaps no session needs now
+        self._unneeded: set[bytes] = set()  # blocks that a session needed once, and perhaps no session needs now
         self.num_damaged = self.num_old = 0
         self._scan()
         self._clock = max((entry.saved_at for entry in self._entries.values()), default=-math.inf)
@@ -185,7 +185,7 @@ class SessionLog:
     def save(self, record: SessionRecord) -> None:
         """Make a session durable, in place of the same version of it.
 
-        Blocks that only the replaced one needed are in `let_go`, until `forget`.
+        Blocks that only the replaced one needed are in `unneeded_blocks` until `forget_unneeded`.
 
         Raises:
             StorageError: it cannot be written now. The version is what it was before.
@@ -196,7 +196,7 @@ class SessionLog:
         assert old is None or old.file_name == name, "a session changed hands"
         described, payload = describe(record)
         replaced = set(old.blocks if old else ()) - set(record.blocks)
-        described |= {"clock": clock, "let_go": [key.hex() for key in self._let_go | replaced]}
+        described |= {"clock": clock, "let_go": [key.hex() for key in self._unneeded | replaced]}
         header = draft(KIND, described, 1, tensors_of(described))
         entry = _entry_of(described, name, header.nbytes + len(payload))
         sealed = header.seal(self._folder.key, [digest((payload,))])
@@ -228,7 +228,7 @@ class SessionLog:
     def remove(self, session_id: str, version: str | None = None) -> int:
         """Remove a session, or one version of it, durably; returns how many versions were removed.
 
-        Blocks that only these needed are in `let_go`, until `forget`.
+        Blocks that only these needed are in `unneeded_blocks` until `forget_unneeded`.
 
         Raises:
             StorageError: some are still there, or may be after a power cut. Call again.
@@ -239,23 +239,23 @@ class SessionLog:
             self._folder.rename(entry.file_name, gone)
             self._drop(entry)
             self._gone.add(gone)
-            self._let_go |= set(entry.blocks)
+            self._unneeded |= set(entry.blocks)
         return len(found)
 
-    def let_go(self) -> list[bytes]:
+    def unneeded_blocks(self) -> list[bytes]:
         """The keys of blocks that sessions needed once, and that no session needs now."""
-        return [key for key in self._let_go if key not in self._references]
+        return [key for key in self._unneeded if key not in self._references]
 
-    def forget(self) -> None:
-        """Note that the blocks in `let_go` are removed.
+    def forget_unneeded(self) -> None:
+        """Note that the blocks in `unneeded_blocks` are removed.
 
         Raises:
-            StorageError: they will be in `let_go` again.
+            StorageError: they will be there again.
         """
         if self._gone:
             self._folder.unlink(self._gone)
         self._gone.clear()
-        self._let_go.clear()
+        self._unneeded.clear()
 
     def expired(self, now: float) -> list[SessionHead]:
         """The sessions that were not used for longer than their TTL, by the wall clock. Call about once a minute."""
@@ -275,7 +275,7 @@ class SessionLog:
         self._entries.clear()
         self._references.clear()
         self._gone.clear()
-        self._let_go.clear()
+        self._unneeded.clear()
         self.num_old = 0
         ends = SUFFIX, OLD_SUFFIX, GONE, BAD
         self._folder.unlink([name for name in self._folder.names() if name.endswith(ends)])
@@ -297,7 +297,7 @@ class SessionLog:
             elif name.endswith(SUFFIX + GONE):
                 try:
                     entry = self._read(name)
-                    self._let_go |= {*entry.blocks, *entry.let_go}
+                    self._unneeded |= {*entry.blocks, *entry.unneeded}
                 except Unsound:
                     self.num_damaged += 1
                 except OSError:  # the next start will try again
@@ -332,7 +332,7 @@ class SessionLog:
         if at in self._entries:
             self._drop(self._entries[at])
         self._entries[at] = entry
-        self._let_go |= set(entry.let_go)
+        self._unneeded |= set(entry.unneeded)
         self._references.update(set(entry.blocks))
 
     def _drop(self, entry: _Entry) -> None:

@@ -130,11 +130,11 @@ class SsdTier:
         keys = list(keys)
         blocks: list[StoredBlock] = []
         for segment, records in groupby(self._index.locate(keys), itemgetter(0)):
-            wished = [record for _, record in records]
-            read, error = self._files.read(segment, wished)
+            wanted = [record for _, record in records]
+            read, error = self._files.read(segment, wanted)
             blocks += read
-            if len(read) < len(wished):
-                self._forget(segment, wished[len(read)], damaged=error is None)
+            if len(read) < len(wanted):
+                self._forget(segment, wanted[len(read)], damaged=error is None)
                 break
             self._index.use(segment)
         self._hits += len(blocks)

@@ -30,7 +30,7 @@ class Store:
 
     def __init__(self, folder: Folder, quota_bytes: int, daily_bytes: int, wall: Callable[[], float]) -> None:
         self._folder = folder
-        self._held: frozenset[bytes] = frozenset()  # blocks that a session that is being written or exported needs
+        self._protected: frozenset[bytes] = frozenset()  # blocks that a session that is being written or exported needs
         self.sessions = SessionLog(folder)
         self.tier = SsdTier(folder, quota_bytes, daily_bytes, self._is_needed, wall)
 
@@ -84,7 +84,7 @@ class Store:
         Raises:
             StorageError: it cannot be stored now, or needs blocks that are neither given nor on disk.
         """
-        with self._holding(record.blocks):
+        with self._protecting(record.blocks):
             # The tail has a file of its own: the next turn replaces it, and nothing else has to be written anew.
             tail = record.blocks[-1:]
             written = self.tier.put([block for block in blocks if block.key not in tail])
@@ -152,11 +152,11 @@ class Store:
                 if [known.digest for known in self.tier.records(keys)] != [known.digest for known in batch]:
                     raise StorageError("A block of the session is damaged, or was changed meanwhile. Export it again.")
                 yield from got
-                transfer.went_on(sum(block.nbytes for block in got))
+                transfer.advance(sum(block.nbytes for block in got))
 
         pieces = export.pieces(record, records, [known.digest for known in records], blocks())
         try:
-            with self._holding(record.blocks):
+            with self._protecting(record.blocks):
                 return write_durably(self._folder.calls, transfer.fd, transfer.file_name, pieces)
         except OSError as exc:
             raise StorageError(
@@ -166,7 +166,7 @@ class Store:
             with contextlib.suppress(StorageError):  # what was held back; else the next start does it
                 self._finish_removals()
 
-    def look_into(self, transfer: Transfer) -> SessionRecord:
+    def verify_export(self, transfer: Transfer) -> SessionRecord:
         """Read an exported file from beginning to end, and return the session in it.
 
         Raises:
@@ -174,7 +174,7 @@ class Store:
         """
         with export.reading(self._folder.calls, transfer) as exported:
             for blocks in exported.batches():
-                transfer.went_on(sum(block.nbytes for block in blocks))
+                transfer.advance(sum(block.nbytes for block in blocks))
         transfer.done_bytes = 0
         return exported.record
 
@@ -196,11 +196,11 @@ class Store:
             record = replace(exported.record, name=name or exported.record.name)
             check_import(record, self.sessions.heads())
             try:
-                with self._holding(record.blocks):
+                with self._protecting(record.blocks):
                     for blocks in exported.batches():
                         keys += [block.key for block in blocks]
                         self.tier.put(blocks)
-                        transfer.went_on(sum(block.nbytes for block in blocks))
+                        transfer.advance(sum(block.nbytes for block in blocks))
                     self.persist((), record)
             except (Unsound, StorageError):
                 self.tier.delete([key for key in keys if not self._is_needed(key)])
@@ -208,22 +208,22 @@ class Store:
         return next(head for head in self.sessions.heads() if _is_of(head, record))
 
     def _is_needed(self, key: bytes) -> bool:
-        return key in self._held or self.sessions.is_referenced(key)
+        return key in self._protected or self.sessions.is_referenced(key)
 
     @contextlib.contextmanager
-    def _holding(self, keys: Seq[bytes]) -> Iterator[None]:
+    def _protecting(self, keys: Seq[bytes]) -> Iterator[None]:
         """Keep these blocks from being evicted and removed within the `with` block."""
-        before, self._held = self._held, self._held | frozenset(keys)
+        before, self._protected = self._protected, self._protected | frozenset(keys)
         try:
             yield
         finally:
-            self._held = before
+            self._protected = before
 
     def _finish_removals(self) -> None:
-        let_go = self.sessions.let_go()
-        self.tier.delete([key for key in let_go if key not in self._held])
-        if self._held.isdisjoint(let_go):  # else whoever holds them comes here afterwards
-            self.sessions.forget()
+        unneeded = self.sessions.unneeded_blocks()
+        self.tier.delete([key for key in unneeded if key not in self._protected])
+        if self._protected.isdisjoint(unneeded):  # else whoever holds them comes here afterwards
+            self.sessions.forget_unneeded()
 
 
 def check_import(record: SessionRecord, heads: Seq[SessionHead]) -> None:

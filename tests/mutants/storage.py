@@ -198,8 +198,8 @@ MUTANTS = [
     fault(
         "blocks that another session needs let go",
         "storage/session_log.py",
-        "return [key for key in self._let_go if key not in self._references]",
-        "return list(self._let_go)",
+        "return [key for key in self._unneeded if key not in self._references]",
+        "return list(self._unneeded)",
         "test_store.py::test_a_fork_shares_its_parents_blocks_and_each_can_go_alone",
     ),
     fault(

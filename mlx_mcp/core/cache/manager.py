@@ -113,7 +113,7 @@ class KvCacheManager:
             if not self._place(track, Match((), 0, 0), num_tokens):
                 return None
             match = track.match(self.cache, self.layout)
-            self._hold(match)
+            self._protect(match)
         sequence.num_computed = match.num_tokens
         self.publishing.start(track, match)
         self.single_flight.start(track, match.num_tokens // self.cache.block_tokens)
@@ -131,7 +131,7 @@ class KvCacheManager:
     def _place(self, track: Track, match: Match, num_tokens: int) -> bool:
         """Take a slot, and keep everything matched from being evicted; returns whether there was a slot."""
         sequence = track.sequence
-        self._hold(match)
+        self._protect(match)
         self.shared.join(track, match, self.single_flight.users, self.cache.block_tokens)
         sequence.slot = self.slots.take(num_tokens - sequence.num_shared)
         if sequence.slot is None:
@@ -140,7 +140,7 @@ class KvCacheManager:
                 self.pool.release(self.restoring.pop())
         return sequence.slot is not None
 
-    def _hold(self, match: Match) -> None:
+    def _protect(self, match: Match) -> None:
         """Keep what was matched from being evicted, until `release_restored`."""
         if match.blocks:
             self.pool.acquire(match.blocks[-1])

@@ -53,7 +53,7 @@ class Recent:
             self._prompts.remove(coded)
         self._prompts.append(coded)
 
-    def known(self, tokens: Tokens) -> int:
+    def num_known(self, tokens: Tokens) -> int:
         """The length of the longest prefix that one of the remembered prompts has too."""
         coded = array("I", tokens).tobytes()
         return max((alike(coded, other) for other in self._prompts), default=0)
@@ -102,7 +102,7 @@ class Misses:
         got, most, size = match.num_tokens, len(prompt) - 1, self.block_tokens
         kept = min(num_kept, most)
         if not num_kept and got + size <= most:
-            kept = min(recent.known(prompt), most) // size * size
+            kept = min(recent.num_known(prompt), most) // size * size
         if got < kept:
             if other_model:
                 return Miss(MissReason.OTHER_MODEL, got)
