@@ -49,12 +49,16 @@ class AnswerReader(Protocol):
     def add(self, token_id: int) -> list[Piece]:
         """Take a token, and return the text that is certain now: never half a character, never a part of a marker."""
 
-    def finish(self) -> list[Piece]:
-        """Return the text that was held back."""
+    def finish(self, cut: bool = False) -> list[Piece]:
+        """Return the text that was held back; `cut` says that max_tokens ended the answer."""
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """The calls that are complete by now."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the caller should know of how the answer was read, in whole sentences."""
 
 
 def never() -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from mlx_lm import tokenizer_utils
 
+from mlx_mcp.chat.formats.format import Format
 from mlx_mcp.chat.message import Message
 from mlx_mcp.chat.prompt import Reasoning
 from mlx_mcp.core.ports import never
@@ -57,12 +58,13 @@ class ChatTemplate:
     def __init__(
         self,
         tokenizer: Any,
+        form: Format,
         controls: ControlTokens,
         processes: TextProcesses | None,
         lock: threading.Lock,
         folder: Path,
     ) -> None:
-        self._tokenizer, self._controls, self._folder = tokenizer, controls, folder
+        self._tokenizer, self._form, self._controls, self._folder = tokenizer, form, controls, folder
         self._processes, self._lock = processes, lock
         self._can_encode = getattr(tokenizer, "backend_tokenizer", None) is not None  # where it renders
 
@@ -71,7 +73,7 @@ class ChatTemplate:
 
         Only the template can have written the marker: in the callers' text it would be a mark.
         """
-        return bool(self._tokenizer.has_thinking and rendered.rstrip().endswith(self._tokenizer.think_start))
+        return self._form.opened_thoughts(rendered) is not None
 
     def turn_after(self, role: str, chat: Chat) -> MarkedText:
         """The text of `chat.turn` after any log that ends in a message of this role; its messages do not matter.
@@ -108,7 +110,7 @@ class ChatTemplate:
         Raises:
             InvalidRequest: the template refuses the messages, or knows no tools.
         """
-        if chat.tools and not (self._tokenizer.has_chat_template and self._tokenizer.tool_parser):
+        if chat.tools and not (self._tokenizer.has_chat_template and self._form.calls):
             raise InvalidRequest(
                 "This model cannot be given tools: how it would call them is not known. Choose another model "
                 "(list_models shows them), or leave `tools` out and describe in `prompt` what to answer."
