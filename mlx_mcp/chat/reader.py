@@ -241,7 +241,7 @@ class Reader:
         if text.strip() == self._opener.strip() and self._opener:
             self._notes.nothing_followed()
         else:
-            self._notes.incomplete(self._prefix + text, self._cut)
+            self._notes.incomplete(text, self._opener, self._cut)
             self._emit(TextKind.ANSWER, self._prefix + text)
         self._buffer = self._buffer[len(text) :]
         self._prefix = self._section_end = ""

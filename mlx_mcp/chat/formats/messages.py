@@ -97,7 +97,7 @@ FUNCTIONARY = Format(
         start=">>>",
         message="\n",
         stops=(),
-        kind=lambda header: TextKind.ANSWER if header.strip("> ") == "all" else TextKind.TOOL_CALL,
+        kind=lambda header: TextKind.ANSWER if header.strip("> \n") == "all" else TextKind.TOOL_CALL,
         opened=True,
     ),
 )

@@ -82,9 +82,9 @@ class XmlCalls(CallSyntax):
         try:
             inner = cursor.until(self.close)
         except More:
-            if len(cursor.text) - start > 1000 or "\n" in cursor.text[start:]:
-                raise Malformed("no tag") from None
+            check_tag(cursor.text[start:])
             raise
+        check_tag(inner)
         cursor.take(self.close)
         if opener.endswith("=") or inner.startswith("="):
             name = inner.removeprefix("=").removesuffix("/").strip().strip("\"'")
@@ -139,12 +139,22 @@ class PairCalls(CallSyntax):
         return name
 
 
+def check_tag(inner: str) -> None:
+    """See that a text can stand within a tag.
+
+    Raises:
+        Malformed: it cannot.
+    """
+    if len(inner) > 1000 or "\n" in inner:
+        raise Malformed("no tag")
+
+
 def raw_value(cursor: Cursor, tag: Marks, followers: tuple[str, ...], later: Collection[str] = ()) -> str:
     """Everything up to the end of a value, which may have markers in it, and whole calls; the cursor goes behind it.
 
     The value ends at an end marker after which one of `followers` stands. Elements of the same kind within the value
     are skipped with their ends. At the end of an answer, what can mean one thing only is taken: a value without an end
-    marker before one of the openings in `later` or before the last follower, and an opening marker in the value.
+    marker before one of the openings in `later`, or before the last follower, and an opening marker in the value.
 
     Raises:
         More: the value goes on.
@@ -159,14 +169,29 @@ def raw_value(cursor: Cursor, tag: Marks, followers: tuple[str, ...], later: Col
             ends.append(end)
         depth = max(depth - 1, 0)
     if cursor.ended and not cursor.cut:
-        rest = text[cursor.pos :]
-        openings = [opening for opening in later if rest.count(opening) == 1]
-        if openings:
-            return _up_to(cursor, min(text.find(opening, cursor.pos) for opening in openings), "")
-        if len(ends) == 1:
-            return _up_to(cursor, ends[0], tag.end)
-        if tag.end not in rest and tag.begin not in rest and rest.count(followers[-1]) == 1:
-            return _up_to(cursor, text.find(followers[-1], cursor.pos), "")
+        return _only_reading(cursor, tag, followers, later, ends)
+    raise More
+
+
+def _only_reading(
+    cursor: Cursor, tag: Marks, followers: tuple[str, ...], later: Collection[str], ends: list[int]
+) -> str:
+    """A value whose markers do not match, where that can mean one thing only; `ends` are where it could end.
+
+    Raises:
+        More: it can mean several things.
+    """
+    text, start = cursor.text, cursor.pos
+    first = text.find(tag.end, start)
+    openings = [at for opening in later if text.count(opening, start) == 1 and (at := text.find(opening, start)) >= 0]
+    if openings and not 0 <= first < min(openings):  # its end marker is missing
+        return _up_to(cursor, min(openings), "")
+    for end in ends:  # an opening marker in it is only named, so that behind it all markers match
+        if text.count(tag.begin, end) == text.count(tag.end, end + len(tag.end)):
+            return _up_to(cursor, end, tag.end)
+    rest = text[start:]
+    if first < 0 and tag.begin not in rest and rest.count(followers[-1]) == 1:
+        return _up_to(cursor, text.find(followers[-1], start), "")
     raise More
 
 
