@@ -8,6 +8,7 @@ from typing import Any
 
 from mlx_mcp.chat.formats.cursor import Cursor, Malformed, More, read_json
 from mlx_mcp.chat.formats.format import CallSyntax
+from mlx_mcp.chat.formats.grammar import Rules, Spell, json_of, sequence
 from mlx_mcp.chat.formats.offered import Offered
 from mlx_mcp.chat.message import ToolCall
 
@@ -21,11 +22,14 @@ FENCES = ("```json", "```")  # which some models write around JSON
 class JsonCalls(CallSyntax):
     """JSON objects, or lists of them: `<tool_call>{"name": "look", "arguments": {"at": "door"}}</tool_call>`.
 
-    `keyed` means that a name may be the only key of its object. Other families' words for the keys are taken, as long
-    as there is one name and one object of arguments, and nothing that would be lost.
+    `keys` are the family's words for a name and for arguments; others' are taken too, as long as there is one name and
+    one object of arguments, and nothing that would be lost. `keyed` means that a name may be the only key of its
+    object, and `listed` that the family writes lists.
     """
 
+    keys: tuple[str, str] = ("name", "arguments")
     keyed: bool = False
+    listed: bool = False
 
     def read(self, cursor: Cursor, tools: Offered) -> list[ToolCall]:
         """See CallSyntax."""
@@ -42,6 +46,17 @@ class JsonCalls(CallSyntax):
                 cursor.space()
             self.take_after(cursor)
         return [call for value in values for call in calls_of(value, tools if self.keyed else None)]
+
+    def rule(self, rules: Rules, name: str, schema: dict[str, Any], spell: Spell) -> str | None:
+        """See CallSyntax."""
+        call = call_schema(self.keys[0], name, self.keys[1], schema)
+        if self.keyed:
+            call = object_of({name: schema})
+        opener = next(iter(self.openers), "").removesuffix("[")
+        value = {"type": "array", "items": call, "minItems": 1, "maxItems": 1} if self.listed else call
+        return rules.add(
+            sequence(spell(opener) if opener else "", json_of(value), spell(self.after) if self.after else "")
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +100,16 @@ class NamedCalls(CallSyntax):
         """The call, from what is written for its parts."""
         return ToolCall(name, arguments, call_id)
 
+    def rule(self, rules: Rules, name: str, schema: dict[str, Any], spell: Spell) -> str | None:
+        """See CallSyntax."""
+        head = [spell(self.openers[0]), *([spell(f"0{self.named}")] if self.named else [])]
+        after = spell(self.after) if self.after else ""
+        return rules.add(sequence(*head, spell(self.written(name) + self.args), json_of(schema), after))
+
+    def written(self, name: str) -> str:
+        """What is written for the name of a tool."""
+        return name
+
 
 class KimiCalls(NamedCalls):
     """Calls whose id stands in the place of the name, and has the name in it: `functions.look:0`."""
@@ -93,6 +118,10 @@ class KimiCalls(NamedCalls):
         """See NamedCalls."""
         tool, _, index = name.removeprefix("functions.").rpartition(":")
         return ToolCall(tool if index.isdigit() else name.removeprefix("functions."), arguments, name)
+
+    def written(self, name: str) -> str:
+        """See NamedCalls."""
+        return f"functions.{name}:0"
 
 
 def fenced_json(cursor: Cursor) -> Any:
@@ -105,6 +134,16 @@ def fenced_json(cursor: Cursor) -> Any:
         cursor.space()
         cursor.skip("```")
     return value
+
+
+def object_of(parts: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an object that has these parts, in this order, and nothing else."""
+    return {"type": "object", "properties": parts, "required": list(parts), "additionalProperties": False}
+
+
+def call_schema(name_key: str, name: str, arguments_key: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an object that says a call."""
+    return object_of({name_key: {"const": name}, arguments_key: schema})
 
 
 def header(cursor: Cursor, *ends: str) -> str:

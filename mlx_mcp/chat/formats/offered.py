@@ -66,7 +66,7 @@ class Offered:
                 if schema.get("additionalProperties") is False or properties:
                     found.append(f"{key} is not one of its parameters")
                 continue
-            types = _types_of(properties[key])
+            types = types_of(properties[key])
             if types and not any(_is(value, name) for name in types):
                 found.append(f"{key} is no {' or '.join(sorted(types))}")
             choices = properties[key].get("enum") if isinstance(properties[key], dict) else None
@@ -81,7 +81,7 @@ def typed(written: str, schema: dict[str, Any], is_string: bool | None = None) -
     Where the schema has a string and nothing else, that is exactly what is written. Other types are read as JSON, and
     what cannot be read so stays as it is written. `is_string` is what the notation itself says.
     """
-    types = _types_of(schema)
+    types = types_of(schema)
     if is_string or (is_string is None and types == {"string"}):
         return written
     text = written.strip()
@@ -95,7 +95,7 @@ def typed(written: str, schema: dict[str, Any], is_string: bool | None = None) -
     return value if fits else written
 
 
-def _types_of(schema: Any) -> set[str]:
+def types_of(schema: Any) -> set[str]:
     """The types that a schema allows; empty where it does not say."""
     if not isinstance(schema, dict):
         return set()
@@ -106,7 +106,7 @@ def _types_of(schema: Any) -> set[str]:
         return {name for name in said if name in _TYPES}
     for key in ("anyOf", "oneOf"):
         if isinstance(schema.get(key), list):
-            parts = [_types_of(part) for part in schema[key]]
+            parts = [types_of(part) for part in schema[key]]
             return set().union(*parts) if all(parts) else set()
     values = schema.get("enum", [schema["const"]] if "const" in schema else None)
     if isinstance(values, list):

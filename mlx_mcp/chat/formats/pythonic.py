@@ -10,8 +10,10 @@ from typing import Any
 
 from mlx_mcp.chat.formats.cursor import Cursor, Malformed, More, read_json
 from mlx_mcp.chat.formats.format import CallSyntax
-from mlx_mcp.chat.formats.json_calls import calls_of
+from mlx_mcp.chat.formats.grammar import Rules, Spell, json_of, one_of, quoted, sequence
+from mlx_mcp.chat.formats.json_calls import call_schema, calls_of
 from mlx_mcp.chat.formats.offered import Offered
+from mlx_mcp.chat.formats.xml_calls import parameters
 from mlx_mcp.chat.message import ToolCall
 
 # Strings, and what decides where an expression ends.
@@ -50,6 +52,23 @@ class PythonicCalls(CallSyntax):
             cursor.space()
         return calls
 
+    def rule(self, rules: Rules, name: str, schema: dict[str, Any], spell: Spell) -> str | None:
+        """See CallSyntax; values are JSON, whose strings and constants are read as Python's."""
+        required: list[str] = []
+        optional: list[str] = []
+        for key, value, must in parameters(schema):
+            (required if must else optional).append(sequence(quoted(f"{key}="), json_of(value)))
+        more = [f'(", " {part})?' for part in optional]
+        # Where nothing is required, a comma may only stand behind the argument that was written first.
+        inner = ' ", " '.join(required)
+        if required:
+            inner = sequence(inner, *more)
+        elif optional:
+            inner = f"{one_of(sequence(part, *more[i + 1 :]) for i, part in enumerate(optional))}?"
+        begin, end = ("\n", "\n") if self.lines else ("[", "]")
+        opener, after = (spell(self.begin), spell(self.after)) if self.begin else ("", "")
+        return rules.add(sequence(opener, quoted(f"{begin}{name}("), inner, quoted(f"){end}"), after))
+
     def _value(self, cursor: Cursor, tools: Offered) -> list[ToolCall]:
         if cursor.sees("{"):
             return list(calls_of(cursor.json()))
@@ -61,6 +80,14 @@ class PythonicCalls(CallSyntax):
             raise Malformed("no call in Python's notation")
         cursor.pos, source = expression_end(cursor.text, bracket)
         return python_calls(cursor.text[start:bracket] + source, tools)
+
+
+class LlamaCalls(PythonicCalls):
+    """What Llama 3 writes: an object with `parameters`; calls of the tools that Meta trained it with are Python's."""
+
+    def rule(self, rules: Rules, name: str, schema: dict[str, Any], spell: Spell) -> str | None:
+        """See CallSyntax."""
+        return rules.add(json_of(call_schema("name", name, "parameters", schema)))
 
 
 def expression_end(text: str, start: int) -> tuple[int, str]:

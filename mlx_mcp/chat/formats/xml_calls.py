@@ -10,8 +10,9 @@ from typing import Any
 
 from mlx_mcp.chat.formats.cursor import Cursor, Malformed, More
 from mlx_mcp.chat.formats.format import CallSyntax, Marks
+from mlx_mcp.chat.formats.grammar import Rules, Spell, json_of, one_of, quoted, sequence
 from mlx_mcp.chat.formats.json_calls import arguments_of, call_of, calls_of, header
-from mlx_mcp.chat.formats.offered import Offered
+from mlx_mcp.chat.formats.offered import Offered, types_of
 from mlx_mcp.chat.message import ToolCall
 
 _ATTRIBUTE = re.compile(r"""([\w-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>/]+))""")
@@ -57,6 +58,21 @@ class XmlCalls(CallSyntax):
                 raise Malformed("an argument stands there twice")
             arguments[key] = value
         return [ToolCall(name, arguments)]
+
+    def rule(self, rules: Rules, name: str, schema: dict[str, Any], spell: Spell) -> str | None:
+        """See CallSyntax."""
+        if self.close != ">":  # whose markers are tokens, so that texts cannot be kept apart from them
+            return None
+        opener, padding = self.openers[0], "\n" if self.padded else ""
+        head = opener + (quoted(name) if opener.endswith("name=") else name) + self.close
+        parts = []
+        for key, value, required in parameters(schema):
+            attribute = f"={key}" if opener.endswith("function=") else f" name={quoted(key)}"
+            begin = spell(f"{self.parameter.begin}{attribute}{self.close}{padding}")
+            content = value_rule(rules, value, padding + self.parameter.end, spell)
+            rule = rules.add(sequence(begin, content, quoted("\n")))
+            parts.append(rule if required else f"{rule}?")
+        return rules.add(sequence(spell(f"{head}\n"), *parts, spell(self.after)))
 
     def _argument(self, cursor: Cursor, tool: str, tools: Offered, given: Collection[str]) -> tuple[str, Any]:
         attributes, empty = self._attributes(cursor)
@@ -131,12 +147,37 @@ class PairCalls(CallSyntax):
             cursor.space()
         return [ToolCall(name, arguments)]
 
+    def rule(self, rules: Rules, name: str, schema: dict[str, Any], spell: Spell) -> str | None:
+        """See CallSyntax."""
+        parts = []
+        for key, value, required in parameters(schema):
+            begin = sequence(spell(self.key.begin), spell(key), spell(self.key.end), spell(self.value.begin))
+            rule = rules.add(sequence(begin, value_rule(rules, value, self.value.end, spell)))
+            parts.append(rule if required else f"{rule}?")
+        separator = spell(self.separator) if self.separator else ""
+        return rules.add(sequence(spell(self.openers[0]), spell(name), separator, *parts, spell(self.after)))
+
     def _name(self, cursor: Cursor) -> str:
         name = header(cursor, self.key.begin, self.after, *filter(None, [self.separator]))
         if self.separator:
             cursor.skip(self.separator)
         cursor.space()
         return name
+
+
+def parameters(schema: dict[str, Any]) -> list[tuple[str, Any, bool]]:
+    """The parameters of a tool: name, schema, and whether it must be there."""
+    properties, required = schema.get("properties"), schema.get("required")
+    properties = properties if isinstance(properties, dict) else {}
+    return [(key, value, key in (required if isinstance(required, list) else [])) for key, value in properties.items()]
+
+
+def value_rule(rules: Rules, schema: Any, end: str, spell: Spell) -> str:
+    """A value as elements have it, and its end marker: strings as they are, and JSON for everything else."""
+    if types_of(schema) != {"string"}:
+        return sequence(json_of(schema), spell(end))
+    choices = [schema["const"]] if "const" in schema else schema.get("enum")
+    return sequence(one_of(map(quoted, choices)), spell(end)) if choices else rules.text_to(end, spell)
 
 
 def check_tag(inner: str) -> None:
