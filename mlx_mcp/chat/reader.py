@@ -209,6 +209,7 @@ class Reader:
         return True
 
     def _accept(self, calls: list[ToolCall], written: str) -> None:
+        calls = [self._offered.named(call) for call in calls]
         unknown = [call.name for call in calls if call.name not in self._offered]
         if unknown or not calls:
             if self._opener or any(call.arguments for call in calls):

@@ -96,5 +96,7 @@ class ReadingNotes:
 
 def _looks_called(name: str, text: str) -> bool:
     """Whether a text names the tool and has brackets, quotes or signs right beside the name, as notations have."""
+    if name not in text:
+        return False
     around = re.compile(rf"""[<>="'|:]{re.escape(name)}(?!\w)|(?<!\w){re.escape(name)}(?:[(\[{{<>=|]|["']\s*[,:}}])""")
     return around.search(text) is not None

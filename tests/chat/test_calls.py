@@ -108,6 +108,9 @@ def test_a_call_that_does_not_obey_its_schema_comes_back_with_a_note(arguments, 
         '{"type": "function", "function": {"name": "look", "arguments": {"at": "x"}}}',
         '{"arguments": "{\\"at\\": \\"x\\"}", "name": "look"}',
         '[{"name": "look", "arguments": {"at": "x"}}]',
+        '{"name": "look", "at": "x"}',
+        '{"name": "functions.look", "arguments": {"at": "x"}}',
+        "{'name': 'look', 'arguments': {'at': 'x'}}",
         '```json\n{"name": "look", "arguments": {"at": "x"}}\n```',
     ],
 )
@@ -175,9 +178,20 @@ def test_an_end_marker_of_a_value_may_be_missing_where_that_can_mean_one_thing_o
     assert read(QWEN, written)[1] == [ToolCall("look", {"at": "x", "times": 2})]
     pairs = "<tool_call>look<arg_key>at</arg_key><arg_value>x</tool_call>"
     assert read(GLM, pairs)[1] == LOOK_AT
-    doubtful = f"{pairs}\n{pairs}"
-    pieces, calls, notes = read(GLM, doubtful)
-    assert (pieces, calls, len(notes)) == ([("answer", doubtful)], [], 1)
+    times = "<arg_key>times</arg_key><arg_value>2</arg_value></tool_call>"
+    assert read(GLM, pairs.replace("</tool_call>", times))[1] == [ToolCall("look", {"at": "x", "times": 2})]
+    unknown = times.replace("times", "often")
+    for doubtful in (f"{pairs}\n{pairs}", pairs.replace("</tool_call>", unknown)):
+        pieces, calls, notes = read(GLM, doubtful)
+        assert (pieces, calls, len(notes)) == ([("answer", doubtful)], [], 1)
+    doubtful = written.replace("times", "often")
+    assert read(QWEN, doubtful)[:2] == ([("answer", doubtful)], [])
+
+
+def test_markers_in_the_strings_of_an_array_end_nothing():
+    tags = '["</parameter>\\n</function>", "b"]'
+    assert read(QWEN, qwen(at="x", tags=tags))[1] == [ToolCall("look", {"at": "x", "tags": json.loads(tags)})]
+    assert read(QWEN, qwen(at="x", tags="[a"))[1] == [ToolCall("look", {"at": "x", "tags": "[a"})]
 
 
 def test_a_call_without_its_section_and_a_section_that_was_not_opened_are_read():

@@ -111,6 +111,7 @@ KIMI_K2 = KimiCalls(
     after="<|tool_call_end|>",
     sections=(Marks("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),),
     args="<|tool_call_argument_begin|>",
+    resume="<|tool_call_end|>",
 )
 DEEPSEEK = NamedCalls(
     name="deepseek",
@@ -118,6 +119,7 @@ DEEPSEEK = NamedCalls(
     after="<｜tool▁call▁end｜>",
     sections=(Marks("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),),
     args="<｜tool▁sep｜>",
+    resume="<｜tool▁call▁end｜>",
     kind="function",
 )
 SOLAR = NamedCalls(
@@ -126,6 +128,7 @@ SOLAR = NamedCalls(
     after="<|tool_call:end|>",
     named="<|tool_call:name|>",
     args="<|tool_call:args|>",
+    resume="<|tool_call:end|>",
 )
 OLMO = PythonicCalls(name="olmo", openers=("<function_calls>",), after="</function_calls>", lines=True)
 FUNCTIONARY = NamedCalls(
@@ -213,7 +216,11 @@ FAMILIES = (
     Family(LFM, ("<|tool_list_start|>",)),
     Family(OLMO, ("<function_calls>",)),
     Family(json_tags("phi-4", "<|tool_call|>", "<|/tool_call|>", listed=True), ("<|tool_call|>", "<|/tool_call|>")),
-    Family(JsonCalls(name="granite", openers=("<|tool_call|>", "<tool_call>"), listed=True), ("<|tool_call|>",)),
+    Family(
+        JsonCalls(name="granite", openers=("<|tool_call|>", "<tool_call>"), listed=True),
+        ("<|tool_call|>",),
+        frame=("</tool_call>",),
+    ),
     Family(json_tags("tool-calls", "<tool_calls>", listed=True), ("<tool_calls>",)),
     Family(HERMES, ("<tool_call>",)),
     Family(JsonCalls(name="firefunction", openers=("functools[",), listed=True), ("functools[",)),

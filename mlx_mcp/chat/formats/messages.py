@@ -71,7 +71,7 @@ class HarmonyCalls(CallSyntax):
 
 HARMONY = Format(
     "harmony",
-    calls=HarmonyCalls(name="harmony", after=CALL),
+    calls=HarmonyCalls(name="harmony", after=CALL, resume=CALL),
     headers=Headers(
         begins=("<|channel|>", "<|start|>", " to=", "to="),
         start="<|start|>",

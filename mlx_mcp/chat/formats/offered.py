@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from mlx_mcp.chat.formats.cursor import Malformed, read_json
@@ -28,7 +29,10 @@ class Offered:
     def __init__(self, tools: Sequence[dict[str, Any]]) -> None:
         """`tools` are function definitions in OpenAI's form."""
         functions = [tool.get("function", tool) for tool in tools]
-        self._schemas = {f["name"]: f.get("parameters") or {} for f in functions if isinstance(f.get("name"), str)}
+        self._schemas: dict[str, dict[str, Any]] = {}
+        for function in functions:
+            schema = function.get("parameters")
+            self._schemas[function["name"]] = schema if isinstance(schema, dict) else {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._schemas
@@ -37,6 +41,11 @@ class Offered:
     def names(self) -> tuple[str, ...]:
         """The names of the tools."""
         return tuple(self._schemas)
+
+    def named(self, call: ToolCall) -> ToolCall:
+        """The call by its tool's own name, without the namespace that models are trained to write before it."""
+        name = call.name.removeprefix("functions.")
+        return replace(call, name=name) if call.name not in self and name in self else call
 
     def parameters(self, tool: str) -> tuple[str, ...]:
         """The names of a tool's parameters."""

@@ -39,7 +39,7 @@ class XmlCalls(CallSyntax):
         """See CallSyntax."""
         opener = self.take_opener(cursor)
         if not opener:  # as related models write
-            return list(calls_of(cursor.json()))
+            return list(calls_of(cursor.json(), tools))
         attributes, empty = self._attributes(cursor, opener)
         name = attributes.get("name") or attributes.get("tool") or ""
         arguments: dict[str, Any] = {}
@@ -82,7 +82,8 @@ class XmlCalls(CallSyntax):
         given = {*given, key}
         others = [f"{self.parameter.begin}={name}{self.close}" for name in tools.parameters(tool) if name not in given]
         followers = (self.parameter.begin, self.after)
-        written = "" if empty else raw_value(cursor, self.parameter, followers, others)
+        types = types_of(tools.schema(tool, key))
+        written = "" if empty else element_value(cursor, self.parameter, followers, others, types)
         if self.padded:
             written = written.removeprefix("\n").removesuffix("\n")
         if found := _CDATA.fullmatch(written):
@@ -129,7 +130,7 @@ class PairCalls(CallSyntax):
         self.take_opener(cursor)
         cursor.space()
         if cursor.sees("{"):  # as older models of the family write
-            call = call_of(cursor.json())
+            call = call_of(cursor.json(), tools)
             self.take_after(cursor)
             return [call]
         name = self._name(cursor)
@@ -140,7 +141,9 @@ class PairCalls(CallSyntax):
             cursor.take(self.key.end)
             cursor.space()
             cursor.take(self.value.begin)
-            written = raw_value(cursor, self.value, (self.key.begin, self.after))
+            types, given = types_of(tools.schema(name, key)), {*arguments, key}
+            later = [f"{self.key.begin}{other}{self.key.end}" for other in tools.parameters(name) if other not in given]
+            written = element_value(cursor, self.value, (self.key.begin, self.after), later, types)
             if key in arguments:
                 raise Malformed("an argument stands there twice")
             arguments[key] = tools.value(name, key, written)
@@ -190,6 +193,33 @@ def check_tag(inner: str) -> None:
         raise Malformed("no tag")
 
 
+def element_value(
+    cursor: Cursor, tag: Marks, followers: tuple[str, ...], later: Collection[str], types: set[str]
+) -> str:
+    """What is written for a value of these types, up to behind its end marker.
+
+    In an object or array the marker may stand in a string. For other parameters see `raw_value`.
+
+    Raises:
+        More: the value goes on.
+    """
+    if types and "string" not in types:
+        value = Cursor(cursor.text, cursor.pos, cursor.ended, cursor.cut)
+        try:
+            value.space()
+            value.json()
+            value.space()
+            value.take(tag.end)
+        except More:
+            if not cursor.ended:
+                raise
+        except Malformed:
+            pass
+        else:
+            return _up_to(cursor, value.pos - len(tag.end), tag.end)
+    return raw_value(cursor, tag, followers, later)
+
+
 def raw_value(cursor: Cursor, tag: Marks, followers: tuple[str, ...], later: Collection[str] = ()) -> str:
     """Everything up to the end of a value, which may have markers in it, and whole calls; the cursor goes behind it.
 
@@ -228,7 +258,9 @@ def _only_reading(
     if openings and not 0 <= first < min(openings):  # its end marker is missing
         return _up_to(cursor, min(openings), "")
     for end in ends:  # an opening marker in it is only named, so that behind it all markers match
-        if text.count(tag.begin, end) == text.count(tag.end, end + len(tag.end)):
+        value, matched = text[start:end], text.count(tag.begin, end) == text.count(tag.end, end + len(tag.end))
+        opens = f"\n{tag.begin}" in value or (followers[0] != tag.begin and followers[0] in value)
+        if matched and not opens:
             return _up_to(cursor, end, tag.end)
     rest = text[start:]
     if first < 0 and tag.begin not in rest and rest.count(followers[-1]) == 1:
