@@ -122,7 +122,7 @@ class Scheduler:
             tuple(changes.released),
         )
 
-    def ahead(self, step: Step) -> Step | None:
+    def schedule_ahead(self, step: Step) -> Step | None:
         """The step after `step`, whose tokens are not known yet; None if that takes more than going on with its rows.
 
         A sequence that turns out to have ended is computed once for nothing.
@@ -285,7 +285,7 @@ class Scheduler:
             sequence = self.waiting[lane].popleft()
             self.running.append(sequence)
             self._give_up_reservation()
-            self._pass_turn(lane)
+            self._move_to_end(lane)
             if lane not in self.last_prefill:
                 self.clock += 1
                 self.last_prefill[lane] = self.clock
@@ -331,7 +331,7 @@ class Scheduler:
         lane, victim = found
         victim.made_place = True
         self._preempt(victim, changes)
-        self._pass_turn(victim.lane)
+        self._move_to_end(victim.lane)
         return lane
 
     def _choose_victim(self) -> tuple[str, Sequence] | None:
@@ -359,7 +359,7 @@ class Scheduler:
                 return lane, victim
         return None
 
-    def _pass_turn(self, lane: str) -> None:
+    def _move_to_end(self, lane: str) -> None:
         """Pass the turn on; a lane without a queue has none."""
         queue = self.waiting.pop(lane)
         if queue:

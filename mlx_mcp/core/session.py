@@ -75,8 +75,8 @@ class Session:
     fingerprint: bytes = b""  # of what these were computed with
     tokenizer: ChatTokenizer | None = None  # what its tokens mean; None until it is used in this process
     # On disk:
-    kept: tuple[int, int] | None = None  # tokens that are there, and of how many the keys and values are
-    saved: tuple[int, ...] | None = None  # the log that is there; None if that is not in memory
+    durable: tuple[int, int] | None = None  # how many of its tokens are there, and how many with keys and values
+    saved_log: tuple[int, ...] | None = None  # the log that is there; None if that is not in memory
     num_saving: int = 0  # times that it is on its way there
     on_disk_only: bool = False  # whether its tokens are there and not in memory
     on_disk_version: str = ""  # the version in which they are there, if the session itself is not
@@ -92,7 +92,7 @@ class Session:
     @property
     def persisted(self) -> bool:
         """Whether something of it is on disk, or on its way there."""
-        return self.kept is not None or bool(self.versions) or self.num_saving > 0
+        return self.durable is not None or bool(self.versions) or self.num_saving > 0
 
     @property
     def info(self) -> SessionInfo:
@@ -103,7 +103,7 @@ class Session:
             self.tenant,
             self.model,
             options.name,
-            self.kept[0] if self.on_disk_only and self.kept is not None else len(self.log),
+            self.durable[0] if self.on_disk_only and self.durable is not None else len(self.log),
             self.after,
             self.tools,
             self.parent_id,
@@ -113,7 +113,7 @@ class Session:
             self.used_at,
             self.turn is not None,
             leaf.end if leaf is not None and leaf.resident else 0,
-            self.kept is not None,
+            self.durable is not None,
             tuple(sorted(self.versions)),
         )
 
@@ -258,7 +258,7 @@ class SessionStore:
             head.after,
             head.tools,
             head.parent_id,
-            kept=(head.num_tokens, head.num_kept),
+            durable=(head.num_tokens, head.num_kept),
             on_disk_only=True,
             on_disk_version=head.version,
         )
@@ -275,7 +275,7 @@ class SessionStore:
                 session.versions |= {head.version}
                 self.note(session)
 
-    def removed(self, session: Session, left: list[SessionHead]) -> None:
+    def note_removed(self, session: Session, left: list[SessionHead]) -> None:
         """Note that nothing else is on disk of it any more than these."""
         session.versions = frozenset(head.version for head in left if head.version)
         if session.on_disk_only:
@@ -283,9 +283,9 @@ class SessionStore:
             if rest is None:
                 self.close(session)
                 return
-            session.on_disk_version, session.kept = rest.version, (rest.num_tokens, rest.num_kept)
+            session.on_disk_version, session.durable = rest.version, (rest.num_tokens, rest.num_kept)
         elif len(session.versions) == len(left):  # none is the session itself
-            session.kept = session.saved = None
+            session.durable = session.saved_log = None
         self.note(session)
 
     def is_open(self, session: Session) -> bool:
@@ -295,14 +295,14 @@ class SessionStore:
     def load(self, session: Session, record: SessionRecord) -> None:
         """Have its tokens here again."""
         recall(session, record)
-        session.on_disk_only, session.saved = False, record.tokens
+        session.on_disk_only, session.saved_log = False, record.tokens
         self.use(session)
 
-    def saved(self, session: Session, record: SessionRecord) -> None:
+    def note_saved(self, session: Session, record: SessionRecord) -> None:
         """Note that this is on disk now."""
         if record.version:
             session.versions |= {record.version}
-        session.kept, session.saved = (len(record.tokens), record.num_kept), record.tokens
+        session.durable, session.saved_log = (len(record.tokens), record.num_kept), record.tokens
         session.ttl_s = self.ttl_s if record.ttl_s is None else record.ttl_s
         self.note(session)
 

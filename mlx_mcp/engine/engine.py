@@ -110,7 +110,7 @@ class Engine:
         self.session_commands = SessionCommands(self.calls, self.sessions, self.turns, self.persistence)
         self.session_files = SessionFiles(self.calls, self.sessions, self.turns, self.persistence)
         self.stopped = False
-        self.looked_at = clock()  # when waiting times were last looked at
+        self.checked_at = clock()  # when waiting times were last looked at
         self.num_steps = 0
 
     def tell(self, emit: Emit) -> None:
@@ -151,7 +151,7 @@ class Engine:
 
     def handle(self, command: Command) -> None:
         """Carry out one command; never raises for what a caller can cause."""
-        self.look_at_the_clock()
+        self.check_time()
         match command:
             case Cancel(call_id):
                 call = self.calls.get(call_id)
@@ -177,7 +177,7 @@ class Engine:
     def step(self) -> bool:
         """Read one slice of every pending model, and one step of every resident one; returns whether there were any."""
         self.num_steps += 1
-        self.look_at_the_clock()
+        self.check_time()
         busy = bool(self.models.loads)
         for name, event in self.models.read_slices():
             self._tell_of_load(name, event)
@@ -212,9 +212,9 @@ class Engine:
             self.persistence.save_changed()
 
     @property
-    def saved(self) -> bool:
+    def all_saved(self) -> bool:
         """Whether no session is on its way to the disk."""
-        return self.persistence is None or self.persistence.saved
+        return self.persistence is None or self.persistence.all_saved
 
     def close(self, deadline: float) -> None:
         """Let go of what belongs to the engine thread, and of the store once what is on its way there has come in."""
@@ -249,21 +249,21 @@ class Engine:
         self.ledger.check_integrity(booked)
         self.calls.check_integrity()
 
-    def look_at_the_clock(self) -> None:
+    def check_time(self) -> None:
         """Once a second: end what has lasted too long, and tell callers what their calls wait for."""
         now = self.clock()
-        if now - self.looked_at < 1:
+        if now - self.checked_at < 1:
             return
-        self.looked_at = now
+        self.checked_at = now
         for session in self.sessions.expired():
             self.turns.close(session)
             if self.persistence is not None:
                 self.persistence.remove([session])
         if self.persistence is not None:
-            self.persistence.look_at_the_clock()
+            self.persistence.autosave_if_due()
         for call in self.calls:
             if isinstance(call.request, Submit):
-                self._look_at(call, now)
+                self._check_wait(call, now)
 
     # Calls
 
@@ -310,26 +310,26 @@ class Engine:
         assert persistence is not None, f"{result} though nothing is kept"
         match result:
             case StoreOpened():
-                persistence.opened(result)
+                persistence.on_store_opened(result)
                 self._resume(StoreOpening())
             case SessionRead(session_id):
-                self._resume(SessionReading(session_id), persistence.session_read(result))
+                self._resume(SessionReading(session_id), persistence.on_session_read(result))
             case VersionRead():
-                self.session_commands.version_read(result)
+                self.session_commands.on_version_read(result)
             case SessionWritten():
-                if not self.session_commands.written(result, persistence.written(result)):
+                if not self.session_commands.on_session_written(result, persistence.on_session_written(result)):
                     warn(result.outcome, "a session was not persisted")
             case SessionsRemoved():
-                if not self.session_commands.removed(result):
+                if not self.session_commands.on_sessions_removed(result):
                     warn(result.outcome, "sessions were not removed from disk")
             case BlocksRead():
-                persistence.restoring.arrived(result)
+                persistence.restoring.on_blocks_read(result)
             case BlocksWritten():
-                persistence.blocks_written(result)
+                persistence.on_blocks_written(result)
             case _:
-                self.session_files.take(result)
+                self.session_files.on_result(result)
 
-    def _look_at(self, call: Call, now: float) -> None:
+    def _check_wait(self, call: Call, now: float) -> None:
         """Fail a generation that has waited for too long, or tell its caller what it waits for by now."""
         if call.ended:  # by one before it
             return

@@ -45,7 +45,7 @@ class Offload:
             self.num_dropped += 1
             return
         self.queue_bytes += payload.nbytes
-        self.evicted.append(stored(block))
+        self.evicted.append(to_stored(block))
 
     def flush(self) -> None:
         """Send what was evicted on its way; call it after each step."""
@@ -56,7 +56,7 @@ class Offload:
         size = sum(block.nbytes for block in blocks)
         self.io.submit(lambda: store.tier.put(blocks, offload=True), partial(BlocksWritten, len(blocks), size))
 
-    def written(self, result: BlocksWritten) -> None:
+    def on_blocks_written(self, result: BlocksWritten) -> None:
         """Take what came of blocks that were on their way."""
         self.queue_bytes -= result.num_bytes
         if isinstance(result.outcome, MlxMcpError):
@@ -67,7 +67,7 @@ class Offload:
             self.num_offloaded += result.num_blocks
 
 
-def stored(block: Block) -> StoredBlock:
+def to_stored(block: Block) -> StoredBlock:
     """A block as the store takes it; its bytes are not copied."""
     payload, parent = block.payload, block.parent
     assert payload is not None, "an evicted block has no bytes"

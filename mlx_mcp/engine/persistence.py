@@ -28,7 +28,7 @@ from mlx_mcp.core.session import Session, SessionInfo, SessionStore
 from mlx_mcp.engine.awaited import SessionReading, SessionWriting
 from mlx_mcp.engine.call import Calls
 from mlx_mcp.engine.io_thread import Io
-from mlx_mcp.engine.offload import Offload, stored
+from mlx_mcp.engine.offload import Offload, to_stored
 from mlx_mcp.engine.restoring import Restoring
 from mlx_mcp.engine.results import (
     BlocksWritten,
@@ -42,7 +42,7 @@ from mlx_mcp.errors import MlxMcpError, StorageError, UnknownSession
 
 logger = logging.getLogger(__name__)
 
-TURN_BYTES = 32 << 20  # written at a time while the engine computes
+BATCH_BYTES = 32 << 20  # written at a time while the engine computes
 PAUSE = 1.5  # times as long as that took: so most steps do not notice
 
 
@@ -52,7 +52,7 @@ class PersistenceOptions:
 
     offload: bool = True  # evicted blocks too, not only what was persisted
     autosave_s: float | None = None  # persist every session so often, and when the engine ends; None: only when asked
-    keep_s: float = 30 * 86400.0  # how long a persisted session lasts unused, if it does not say
+    unused_ttl_s: float = 30 * 86400.0  # how long a persisted session lasts unused, if it does not say
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,11 @@ class Persistence:
         return [writing.last_block for writing in self.writing.values() if writing.last_block is not None]
 
     @property
-    def saved(self) -> bool:
+    def all_saved(self) -> bool:
         """Whether no session is on its way to the disk, now or when the store has been opened."""
         return not (self.writing or self.opening)
 
-    def opened(self, result: StoreOpened) -> None:
+    def on_store_opened(self, result: StoreOpened) -> None:
         """Know the sessions on disk."""
         self.opening = False
         if isinstance(result.outcome, MlxMcpError):
@@ -140,7 +140,7 @@ class Persistence:
             if result.outcome.sessions.num_old:
                 logger.warning("%s", said_of_old(result.outcome.sessions.num_old))
 
-    def the_store(self) -> Store:
+    def require_store(self) -> Store:
         """The store.
 
         Raises:
@@ -150,9 +150,9 @@ class Persistence:
             raise self.failure or StorageError("Nothing is kept on disk.")
         return self.store
 
-    def blocks_written(self, result: BlocksWritten) -> None:
+    def on_blocks_written(self, result: BlocksWritten) -> None:
         """Take what came of evicted blocks."""
-        self.offload.written(result)
+        self.offload.on_blocks_written(result)
         self.failure = result.outcome if isinstance(result.outcome, MlxMcpError) else None
 
     # Sessions
@@ -165,16 +165,16 @@ class Persistence:
         Raises:
             StorageError: there is no store.
         """
-        store, log, unverified, tokenizer = self.the_store(), session.log, session.unverified, session.tokenizer
-        blocks, keys, num_kept = self._kept(session, store)
+        store, log, unverified, tokenizer = self.require_store(), session.log, session.unverified, session.tokenizer
+        blocks, keys, num_kept = self._stored_blocks(session, store)
         last_block = blocks[-1] if blocks else None
         if last_block is not None:
             self.cache.pool.acquire(last_block)
-        packed = [stored(block) for block in blocks if store.tier.find(block.key) is None]
+        packed = [to_stored(block) for block in blocks if store.tier.find(block.key) is None]
         after, fingerprint = session.after, session.fingerprint  # as they are now, whatever turns come meanwhile
         options, now, ttl_s = session.options, self.wall_clock(), session.ttl_s
         if options.ttl_s is None:
-            ttl_s = max(ttl_s, self.options.keep_s)
+            ttl_s = max(ttl_s, self.options.unused_ttl_s)
         self.num_writings += 1
         self.writing[self.num_writings] = Writing(session, log, last_block)
         session.num_saving += 1
@@ -206,7 +206,7 @@ class Persistence:
                 used_at=now,
                 blocks=keys,
             )
-            num_bytes = self._write_in_turns(store, packed[:-1])
+            num_bytes = self._write_in_batches(store, packed[:-1])
             num_bytes += store.persist(packed[-1:], record)
             if version:
                 record = replace(record, version=version)
@@ -216,7 +216,7 @@ class Persistence:
         self.io.submit(write, partial(SessionWritten, self.num_writings))
         return SessionWriting(self.num_writings)
 
-    def written(self, result: SessionWritten) -> Session:
+    def on_session_written(self, result: SessionWritten) -> Session:
         """Note that a session is on disk, or is not; returns it."""
         writing, outcome = self.writing.pop(result.number), result.outcome
         session = writing.session
@@ -226,10 +226,10 @@ class Persistence:
             self.cache.pool.release(writing.last_block)
         if not isinstance(outcome, MlxMcpError) and self.sessions.is_open(session):
             # The log itself, not what came back equal: whether a session has changed since is told by identity.
-            self.sessions.saved(session, replace(outcome[0], tokens=writing.log))
+            self.sessions.note_saved(session, replace(outcome[0], tokens=writing.log))
         return session
 
-    def _write_in_turns(self, store: Store, blocks: list[StoredBlock]) -> int:
+    def _write_in_batches(self, store: Store, blocks: list[StoredBlock]) -> int:
         """Write blocks, with pauses while the engine computes: steps share cores and memory with the disk.
 
         Returns the bytes written. On the thread that writes.
@@ -238,7 +238,7 @@ class Persistence:
         for i, block in enumerate(blocks):
             batch.append(block)
             size += block.nbytes
-            if size >= TURN_BYTES or i == len(blocks) - 1:
+            if size >= BATCH_BYTES or i == len(blocks) - 1:
                 started = time.monotonic()
                 num_bytes += store.tier.put(batch)
                 if self.engine_busy:
@@ -246,7 +246,7 @@ class Persistence:
                 batch, size = [], 0
         return num_bytes
 
-    def _kept(self, session: Session, store: Store) -> tuple[list[Block], tuple[bytes, ...], int]:
+    def _stored_blocks(self, session: Session, store: Store) -> tuple[list[Block], tuple[bytes, ...], int]:
         """A session's blocks that are in memory, the keys of these and of those after them in the store, and tokens."""
         if session.leaf is None:
             keys = tuple(key for key in session.keys if store.tier.find(key) is not None)
@@ -267,7 +267,7 @@ class Persistence:
         Raises:
             StorageError: there is no store.
         """
-        store, session_id, version = self.the_store(), session.session_id, session.on_disk_version
+        store, session_id, version = self.require_store(), session.session_id, session.on_disk_version
         key = SessionReading(session_id)
         if key not in self.reading:
             self.reading.add(key)
@@ -276,7 +276,7 @@ class Persistence:
             )
         return key
 
-    def session_read(self, result: SessionRead) -> MlxMcpError | None:
+    def on_session_read(self, result: SessionRead) -> MlxMcpError | None:
         """Have a session's tokens in memory again; returns why whoever waited for them must not look again."""
         self.reading.discard(SessionReading(result.session_id))
         session, outcome = self.sessions.sessions.get(result.session_id), result.outcome
@@ -296,7 +296,7 @@ class Persistence:
         Raises:
             StorageError: there is no store.
         """
-        store, session_id = self.the_store(), session.session_id
+        store, session_id = self.require_store(), session.session_id
         self.io.submit(lambda: store.sessions.load(session_id, version), partial(VersionRead, call_id), urgent=True)
 
     def remove(self, sessions: list[Session], call_id: int = 0, closed: tuple[SessionInfo, ...] = ()) -> bool:
@@ -321,7 +321,7 @@ class Persistence:
         if self.store is None:
             return
         for session in list(self.sessions.sessions.values()):
-            if session.log and session.log is not session.saved and not session.options.ephemeral:
+            if session.log and session.log is not session.saved_log and not session.options.ephemeral:
                 self.persist(session)
 
     def close(self, deadline: float) -> None:
@@ -329,7 +329,7 @@ class Persistence:
         store = self.store
         self.io.close(lambda: None if store is None else store.close(), max(0.1, deadline - time.monotonic()))
 
-    def look_at_the_clock(self) -> None:
+    def autosave_if_due(self) -> None:
         """Persist what has changed, if it is time."""
         autosave_s = self.options.autosave_s
         if autosave_s is not None and self.clock() - self.saved_at >= autosave_s:

@@ -72,7 +72,7 @@ class Restoring:
         wanted = cache.wanted(sequence, store.tier.find)
         if not wanted:
             return
-        if not self._pays(wanted):
+        if not self._is_faster(wanted):
             cache.pass_over(sequence)
             return
         cache.fetch(sequence)
@@ -81,7 +81,7 @@ class Restoring:
             number = self._fetch(store, wanted, sequence, cache, resident.model.runner)
         self.calls.wait(call, BlocksReading(number))
 
-    def arrived(self, result: BlocksRead) -> None:
+    def on_blocks_read(self, result: BlocksRead) -> None:
         """Put what was read into the trees, and have the calls that waited for it wait no more."""
         fetch, outcome = self.fetches.pop(result.number), result.outcome
         if isinstance(outcome, MlxMcpError):
@@ -97,14 +97,14 @@ class Restoring:
         self.num_restored += len(blocks)
         woken = self.calls.wake(BlocksReading(result.number))
         # The first sequence may be gone by now; others may want its blocks all the same.
-        fetch.cache.arrived(fetch.sequence, blocks)
+        fetch.cache.add_restored(fetch.sequence, blocks)
         for call in woken:
             sequence, resident = call.row
             if sequence is not fetch.sequence and resident.scheduler.cache is not None:
-                resident.scheduler.cache.arrived(sequence, [])
+                resident.scheduler.cache.add_restored(sequence, [])
                 self.begin(call)  # it may want more than the first did
 
-    def computed(self, num_tokens: int, seconds: float) -> None:
+    def measure_prefill(self, num_tokens: int, seconds: float) -> None:
         """Take how long a step took that did nothing but read prompts."""
         if num_tokens >= MEASURED_TOKENS:
             self.prefilling.take(num_tokens, seconds)
@@ -129,7 +129,7 @@ class Restoring:
         self.io.submit(load, partial(BlocksRead, self.num_fetches), urgent=True)
         return self.num_fetches
 
-    def _pays(self, wanted: list[Wanted]) -> bool:
+    def _is_faster(self, wanted: list[Wanted]) -> bool:
         """Whether loading is faster than computing, by what was measured; the first time is tried."""
         num_tokens, num_bytes = wanted[-1].end - wanted[0].start, sum(each.entry.nbytes for each in wanted)
         loading_s, computing_s = self.reading.seconds(num_bytes), self.prefilling.seconds(num_tokens)

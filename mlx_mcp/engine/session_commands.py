@@ -46,7 +46,7 @@ class SessionCommands:
             case Close() as command:
                 self._close(call, command)
 
-    def version_read(self, result: VersionRead) -> None:
+    def on_version_read(self, result: VersionRead) -> None:
         """Fork a version of a session that has been read."""
         for call in self.calls.wake(VersionReading(result.call_id)):
             command, record = call.request, result.outcome
@@ -63,7 +63,7 @@ class SessionCommands:
             else:
                 self.calls.answer(call, sessions_event(forks))
 
-    def written(self, result: SessionWritten, session: Session) -> bool:
+    def on_session_written(self, result: SessionWritten, session: Session) -> bool:
         """Answer whoever waited for a session to be written; returns whether anybody did."""
         event: Event
         if isinstance(result.outcome, MlxMcpError):
@@ -76,7 +76,7 @@ class SessionCommands:
             self.calls.answer(call, event)
         return bool(calls)
 
-    def removed(self, result: SessionsRemoved) -> bool:
+    def on_sessions_removed(self, result: SessionsRemoved) -> bool:
         """Answer whoever waited for closed sessions to be gone from the disk; returns whether anybody did."""
         calls = self.calls.wake(SessionsRemoving(result.call_id))
         for call in calls:
@@ -129,8 +129,8 @@ class SessionCommands:
             raise InvalidRequest(
                 f"The session has {MAX_VERSIONS} versions, as many as it may; take one of their names."
             )
-        if session.on_disk_only and session.kept is not None and not (command.version or session.on_disk_version):
-            self.calls.answer(call, Persisted(session.info, "", session.kept[1], 0))
+        if session.on_disk_only and session.durable is not None and not (command.version or session.on_disk_version):
+            self.calls.answer(call, Persisted(session.info, "", session.durable[1], 0))
         elif session.on_disk_only:
             self.calls.wait(call, self.persistence.read(session))
         else:

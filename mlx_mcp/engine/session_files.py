@@ -81,7 +81,7 @@ class SessionFiles:
                 submit(lambda: store.look_into(transfer), partial(ImportFound, call_id), background=True)
         self.calls.wait(call, FileWork(call_id))
 
-    def take(self, result: FileResult) -> None:
+    def on_result(self, result: FileResult) -> None:
         """Go on with what the disk has answered."""
         for call in self.calls.wake(FileWork(result.call_id)):
             try:
@@ -111,12 +111,12 @@ class SessionFiles:
             case RemovalDone(_, session_id, (num_removed, left)):
                 session = self.sessions.sessions.get(session_id)
                 if session is not None:
-                    self.sessions.removed(session, left)
+                    self.sessions.note_removed(session, left)
                 self.calls.answer(call, Told(num_removed))
             case PurgeFound(_, list(heads)):
                 self._purge(call, heads)
             case PurgeDone():
-                self._purged()
+                self._forget_purged()
                 self.calls.answer(call, Told(None))
             case ImportFound(_, SessionRecord() as record):
                 self._import(call, record)
@@ -155,7 +155,7 @@ class SessionFiles:
         assert self.persistence is not None, "a store that was there is gone"
         assert isinstance(call.request, OnDisk), f"{call.request} is not about the disk"
         self.calls.wait(call, FileWork(call.call_id))
-        return self.persistence, self.persistence.the_store(), call.request
+        return self.persistence, self.persistence.require_store(), call.request
 
     def _remove(self, call: Call, session_id: str) -> None:
         persistence, store, command = self._work(call)
@@ -177,10 +177,10 @@ class SessionFiles:
                 self.turns.close(session)
         persistence.io.submit(store.purge, partial(PurgeDone, call.call_id), background=True)
 
-    def _purged(self) -> None:
+    def _forget_purged(self) -> None:
         for session in list(self.sessions.sessions.values()):  # persisted while the purge was waited for
             if session.persisted:
-                self.sessions.removed(session, [])
+                self.sessions.note_removed(session, [])
         # What stays in memory goes to the disk when it is used again, and not for having been used before.
         for root in self.sessions.pool.roots.values():
             for block in walk(root):
@@ -190,7 +190,7 @@ class SessionFiles:
         what = call.request.what if isinstance(call.request, OnDisk) else None
         assert isinstance(what, Import), f"{what} imports nothing"
         record = replace(record, name=what.name or record.name)
-        self._make_way(record)
+        self._close_replaced(record)
         persistence, store, _ = self._work(call)
 
         def write() -> tuple[SessionHead | MlxMcpError, list[SessionHead]]:
@@ -203,7 +203,7 @@ class SessionFiles:
 
         persistence.io.submit(write, partial(ImportDone, call.call_id), background=True)
 
-    def _make_way(self, record: SessionRecord) -> None:
+    def _close_replaced(self, record: SessionRecord) -> None:
         """Let go, in memory, of the session that an import replaces; nothing is lost by that.
 
         Raises:
@@ -224,7 +224,7 @@ class SessionFiles:
                 f"A turn goes on with session {record.session_id}: import it once that has ended, or remove the "
                 "session first (`mlx-mcp sessions rm`)."
             )
-        if not session.on_disk_only and session.saved is not session.log:
+        if not session.on_disk_only and session.saved_log is not session.log:
             raise InvalidRequest(
                 f"Session {record.session_id} has gone on since it was persisted, and the import would replace that. "
                 "Have it persisted and exported, or remove it first (`mlx-mcp sessions rm`)."

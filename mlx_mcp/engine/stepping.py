@@ -43,12 +43,12 @@ class Stepping:
                 started = self.clock()
                 flight = runner.launch(step)
             if not any(runner.must_wait(call_id) for call_id in step.drawing):
-                resident.step = scheduler.ahead(step)
+                resident.step = scheduler.schedule_ahead(step)
             if resident.step is not None:
                 resident.flight = runner.launch(resident.step)
             result = flight.collect()
             if self.persistence is not None and step.prefill and not step.decode and resident.step is None:
-                self.persistence.restoring.computed(
+                self.persistence.restoring.measure_prefill(
                     sum(chunk.end - chunk.start for chunk in step.prefill), self.clock() - started
                 )
         except Exception as error:  # MLX's, a model's or ours: it must not end the thread of all other rows
@@ -86,7 +86,7 @@ class Stepping:
                 cache.remember(call.row[0], result.logits[call.call_id])
         ended = self._calls(resident.scheduler.commit(step, result.tokens, result.payloads))
         for call in ended:
-            self.turns.keep(call)
+            self.turns.commit(call)
             resident.scheduler.remove(call.row[0])
         for call in self._calls(result.failed):
             if cache is not None:

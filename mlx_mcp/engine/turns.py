@@ -110,11 +110,11 @@ class Turns:
         known = sequence.num_computed
         del sequence.output_ids[num_output:]
         sequence.num_computed, sequence.finish_reason = min(known, sequence.num_tokens), FinishReason.STOP
-        self.keep(call, exact=sequence.num_computed == known)
+        self.commit(call, exact=sequence.num_computed == known)
         resident.scheduler.remove(sequence)
         self.end(call)
 
-    def keep(self, call: Call, exact: bool = True) -> None:
+    def commit(self, call: Call, exact: bool = True) -> None:
         """Have the cache, and its session, keep what has come of a generation that is about to give up its row.
 
         `exact` is whether the row ends where the sequence does.

@@ -158,10 +158,10 @@ class EngineThread:
                     engine.stop()
                 else:
                     engine.handle(command)
-            if self._stopping and (engine.saved or time.monotonic() >= self._deadline):
+            if self._stopping and (engine.all_saved or time.monotonic() >= self._deadline):
                 return
             self._step_began = time.monotonic()
-            engine.look_at_the_clock()
+            engine.check_time()
             if not (engine.has_work and engine.step()) and (engine.has_work or self._stopping):
                 self._step_began = math.inf
                 with self._wake:  # everything waits for time to pass, or for a command

@@ -132,15 +132,15 @@ def sample(logits: Any, rows: Sequence[Row], xp: Any) -> Any:
     # What float32 rounds to 0 is still a temperature.
     temperature = _column([max(p.temperature, 1e-30) for p in params], xp)
     weights = xp.exp((logits - xp.max(logits, axis=-1, keepdims=True)) / temperature)  # the likeliest token's is 1
-    kept = weights >= _column([min(p.min_p, 1.0) for p in params], xp)
-    cutting = [i for i, p in enumerate(params) if p.top_k or p.top_p < 1]
-    if cutting:
-        at = xp.array(cutting)
+    eligible = weights >= _column([min(p.min_p, 1.0) for p in params], xp)
+    limited = [i for i, p in enumerate(params) if p.top_k or p.top_p < 1]
+    if limited:
+        at = xp.array(limited)
         floor = _column([-np.inf] * len(rows), xp)
-        floor[at] = _floor(logits[at], temperature[at], [params[i] for i in cutting], xp)
-        kept = kept & (logits >= floor)
+        floor[at] = _floor(logits[at], temperature[at], [params[i] for i in limited], xp)
+        eligible = eligible & (logits >= floor)
     u = _column([uniform(row.params.seed, row.index) for row in rows], xp)
-    return _reach(weights * kept, u, xp)
+    return _first_above(weights * eligible, u, xp)
 
 
 def _floor(logits: Any, temperature: Any, params: list[SamplingParams], xp: Any) -> Any:
@@ -154,11 +154,11 @@ def _floor(logits: Any, temperature: Any, params: list[SamplingParams], xp: Any)
     first = xp.array([max(vocab - (p.top_k or vocab), 0) for p in params])[:, None]
     weights = xp.exp((ascending - ascending[:, -1:]) / temperature)
     weights = weights * (ascending >= xp.take_along_axis(ascending, first, axis=-1))
-    lowest = _reach(weights, _column([min(1 - p.top_p, _ALMOST_1) for p in params], xp), xp)
+    lowest = _first_above(weights, _column([min(1 - p.top_p, _ALMOST_1) for p in params], xp), xp)
     return xp.take_along_axis(ascending, lowest[:, None], axis=-1)
 
 
-def _reach(weights: Any, fraction: Any, xp: Any) -> Any:
+def _first_above(weights: Any, fraction: Any, xp: Any) -> Any:
     """The first place, [rows], where the sum of the weights so far exceeds that fraction (< 1) of their total.
 
     weights: [rows, vocab] float32, none negative. The place always has a weight. It is looked for in two steps, first a

@@ -163,12 +163,12 @@ class SlottedRows(Rows):
         layer, slot, prefix = self.layers[i], self.slots[sequence_id], self.prefixes[sequence_id]
         shared, n, pieces = num_shared(prefix), slot.index, []
         if prefix is not None and start < shared:
-            kept = layer.prefixes[prefix.prefix_id]
-            pieces.append([x[..., start : min(end, shared), :] for planes in kept for x in planes])
+            stored = layer.prefixes[prefix.prefix_id]
+            pieces.append([x[..., start : min(end, shared), :] for planes in stored for x in planes])
         if end > shared:
             where = slice(max(start - shared, 0), end - shared)
-            kept = layer.slabs[slot.slab.slab_id]
-            pieces.append([x[n : n + 1, :, where] for planes in kept for x in planes])
+            stored = layer.slabs[slot.slab.slab_id]
+            pieces.append([x[n : n + 1, :, where] for planes in stored for x in planes])
         return pieces[0] if len(pieces) == 1 else [mx.concatenate(list(ab), axis=2) for ab in zip(*pieces, strict=True)]
 
     def _leaf(self, sequence_id: int, i: int) -> Any:

@@ -17,17 +17,17 @@ class DailyBudget:
     @property
     def written_bytes(self) -> int:
         """What was written today."""
-        self._turn_day()
+        self._start_day_if_over()
         return self._written_bytes
 
     def allows(self, nbytes: int) -> bool:
         """Whether offloads may write so much more today."""
-        self._turn_day()
+        self._start_day_if_over()
         return self._offloaded_bytes + nbytes <= self._daily_bytes
 
     def count(self, nbytes: int) -> None:
         """Charge today for what was written."""
-        self._turn_day()
+        self._start_day_if_over()
         self._written_bytes += nbytes
 
     def count_offload(self, nbytes: int) -> None:
@@ -46,6 +46,6 @@ class DailyBudget:
     def _today(self) -> int:
         return int(self._wall() // DAY_S)
 
-    def _turn_day(self) -> None:
+    def _start_day_if_over(self) -> None:
         if self._today() != self._day:
             self._day, self._written_bytes, self._offloaded_bytes = self._today(), 0, 0

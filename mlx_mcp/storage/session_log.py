@@ -41,7 +41,7 @@ TOKEN_BYTES = 4
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _Entry:
     """A head, and what else must be known of its file."""
 
     head: SessionHead
@@ -164,18 +164,18 @@ class SessionLog:
     def __init__(self, folder: Folder) -> None:
         """Find the sessions by reading every file's head."""
         self._folder = folder
-        self._kept: dict[tuple[str, str], _Kept] = {}
+        self._entries: dict[tuple[str, str], _Entry] = {}
         self._references: Counter[bytes] = Counter()
         self._gone: set[str] = set()  # files of removed sessions
         self._let_go: set[bytes] = set()  # blocks that a session needed once, and perhaps none does now
         self.num_damaged = self.num_old = 0
         self._scan()
-        self._clock = max((kept.saved_at for kept in self._kept.values()), default=-math.inf)
+        self._clock = max((entry.saved_at for entry in self._entries.values()), default=-math.inf)
         self._wall: float | None = None  # when we last looked at it
 
     def heads(self) -> list[SessionHead]:
         """All durable sessions, every version."""
-        return [kept.head for kept in self._kept.values()]
+        return [entry.head for entry in self._entries.values()]
 
     def is_referenced(self, key: bytes) -> bool:
         """Whether a durable session needs this block."""
@@ -191,13 +191,13 @@ class SessionLog:
         """
         clock = {"saved": self._look_at(record.saved_at), "idle_s": max(0.0, record.saved_at - record.used_at)}
         name = self._file_name(record.tenant, record.session_id, record.version)
-        old = self._kept.get((record.session_id, record.version))
+        old = self._entries.get((record.session_id, record.version))
         assert old is None or old.file_name == name, "a session changed hands"
         described, payload = describe(record)
         replaced = set(old.blocks if old else ()) - set(record.blocks)
         described |= {"clock": clock, "let_go": [key.hex() for key in self._let_go | replaced]}
         header = draft(KIND, described, 1, tensors_of(described))
-        kept = _kept(described, name, header.nbytes + len(payload))
+        entry = _entry_of(described, name, header.nbytes + len(payload))
         sealed = header.seal(self._folder.key, [digest((payload,))])
         try:
             self._folder.write(name, [(0, (sealed, payload))])
@@ -206,20 +206,20 @@ class SessionLog:
             self._references.update({*record.blocks, *(old.blocks if old else ())})
             self._read_again(name)
             raise
-        self._keep(kept)
+        self._add(entry)
 
     def load(self, session_id: str, version: str = "") -> SessionRecord | None:
         """A session, or None if there is none or it cannot be read. One that is damaged is set aside."""
-        kept = self._kept.get((session_id, version))
-        if kept is None:
+        entry = self._entries.get((session_id, version))
+        if entry is None:
             return None
         try:
-            with self._folder.reading(kept.file_name) as file:
+            with self._folder.reading(entry.file_name) as file:
                 head = unseal(KIND, self._folder.key, file)
                 return read_record(head.record, file, head.nbytes, head.digests)
         except Unsound:
-            self._drop(kept)
-            self._set_aside(kept.file_name)
+            self._drop(entry)
+            self._set_aside(entry.file_name)
         except OSError:
             self.num_damaged += 1
         return None
@@ -232,13 +232,13 @@ class SessionLog:
         Raises:
             StorageError: some are there still, or may be after a power cut; ask again.
         """
-        found = [self._kept[at] for at in self._kept if at[0] == session_id and version in (None, at[1])]
-        for kept in found:
-            gone = kept.file_name + GONE
-            self._folder.rename(kept.file_name, gone)
-            self._drop(kept)
+        found = [self._entries[at] for at in self._entries if at[0] == session_id and version in (None, at[1])]
+        for entry in found:
+            gone = entry.file_name + GONE
+            self._folder.rename(entry.file_name, gone)
+            self._drop(entry)
             self._gone.add(gone)
-            self._let_go |= set(kept.blocks)
+            self._let_go |= set(entry.blocks)
         return len(found)
 
     def let_go(self) -> list[bytes]:
@@ -260,9 +260,9 @@ class SessionLog:
         """The sessions left alone for longer than their TTL, by the wall clock. Ask about once a minute."""
         now = self._look_at(now)
         return [
-            kept.head
-            for kept in self._kept.values()
-            if kept.head.ttl_s is not None and now - kept.used_at > kept.head.ttl_s
+            entry.head
+            for entry in self._entries.values()
+            if entry.head.ttl_s is not None and now - entry.used_at > entry.head.ttl_s
         ]
 
     def clear(self) -> None:
@@ -271,7 +271,7 @@ class SessionLog:
         Raises:
             StorageError: some are there still.
         """
-        self._kept.clear()
+        self._entries.clear()
         self._references.clear()
         self._gone.clear()
         self._let_go.clear()
@@ -295,8 +295,8 @@ class SessionLog:
                 self._gone.add(name)
             elif name.endswith(SUFFIX + GONE):
                 try:
-                    kept = self._read(name)
-                    self._let_go |= {*kept.blocks, *kept.let_go}
+                    entry = self._read(name)
+                    self._let_go |= {*entry.blocks, *entry.let_go}
                 except Unsound:
                     self.num_damaged += 1
                 except OSError:  # the next start will try again
@@ -307,10 +307,10 @@ class SessionLog:
     def _read_again(self, name: str) -> None:
         """Know of a file what it says now."""
         try:
-            kept = self._read(name)
-            if self._file_name(kept.head.tenant, kept.head.session_id, kept.head.version) != name:
+            entry = self._read(name)
+            if self._file_name(entry.head.tenant, entry.head.session_id, entry.head.version) != name:
                 raise Unsound("renamed")
-            self._keep(kept)
+            self._add(entry)
         except FileNotFoundError:
             return
         except Unsound:
@@ -318,25 +318,25 @@ class SessionLog:
         except OSError:  # the next start will try again
             self.num_damaged += 1
 
-    def _read(self, name: str) -> _Kept:
+    def _read(self, name: str) -> _Entry:
         with self._folder.reading(name) as file:
             head = unseal(KIND, self._folder.key, file)
-            kept = _kept(head.record, name, file.nbytes)
+            entry = _entry_of(head.record, name, file.nbytes)
             if head.nbytes + payload_bytes(head.record) != file.nbytes:
                 raise Unsound("cut short")
-            return kept
+            return entry
 
-    def _keep(self, kept: _Kept) -> None:
-        at = kept.head.session_id, kept.head.version
-        if at in self._kept:
-            self._drop(self._kept[at])
-        self._kept[at] = kept
-        self._let_go |= set(kept.let_go)
-        self._references.update(set(kept.blocks))
+    def _add(self, entry: _Entry) -> None:
+        at = entry.head.session_id, entry.head.version
+        if at in self._entries:
+            self._drop(self._entries[at])
+        self._entries[at] = entry
+        self._let_go |= set(entry.let_go)
+        self._references.update(set(entry.blocks))
 
-    def _drop(self, kept: _Kept) -> None:
-        del self._kept[kept.head.session_id, kept.head.version]
-        for key in set(kept.blocks):
+    def _drop(self, entry: _Entry) -> None:
+        del self._entries[entry.head.session_id, entry.head.version]
+        for key in set(entry.blocks):
             self._references[key] -= 1
             if not self._references[key]:
                 del self._references[key]
@@ -361,7 +361,7 @@ class SessionLog:
         return self._clock
 
 
-def _kept(said: dict[str, Any], file_name: str, file_nbytes: int) -> _Kept:
+def _entry_of(said: dict[str, Any], file_name: str, file_nbytes: int) -> _Entry:
     """What a file's record says.
 
     Raises:
@@ -372,4 +372,4 @@ def _kept(said: dict[str, Any], file_name: str, file_nbytes: int) -> _Kept:
         saved_at, idle_s = float(said["clock"]["saved"]), float(said["clock"]["idle_s"])
     except (KeyError, TypeError, ValueError, OverflowError) as exc:
         raise Unsound("no times") from exc
-    return _Kept(head, blocks, keys_of(said, "let_go"), file_name, saved_at, saved_at - idle_s)
+    return _Entry(head, blocks, keys_of(said, "let_go"), file_name, saved_at, saved_at - idle_s)

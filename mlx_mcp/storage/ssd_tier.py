@@ -31,7 +31,7 @@ from mlx_mcp.storage.folder import Folder, Piece, storage_error
 from mlx_mcp.storage.sealed import Unsound, digest, unseal
 from mlx_mcp.storage.segment import KIND, OLD_SUFFIX, SUFFIX, Record, Segment, SegmentDraft, drafts, read_segment
 
-HASH_APART_BYTES = 1 << 16  # less is hashed sooner than another thread has woken up
+HASH_ON_THREAD_BYTES = 1 << 16  # less is hashed sooner than another thread has woken up
 HASH_THREADS = max(1, min(3, (os.cpu_count() or 1) // 2))  # SSDs outrun one; the engine needs cores too
 
 
@@ -58,7 +58,7 @@ class SsdTier:
         folder: Folder,
         quota_bytes: int,
         daily_bytes: int,
-        is_wanted: Callable[[bytes], bool] = lambda key: False,
+        is_needed: Callable[[bytes], bool] = lambda key: False,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """Find what is in the folder by reading every segment's head.
@@ -67,10 +67,10 @@ class SsdTier:
             folder: where they are.
             quota_bytes: what all segments may take.
             daily_bytes: what offloads may write from midnight to midnight (UTC).
-            is_wanted: whether a durable session needs a block.
+            is_needed: whether a durable session needs a block.
             wall: the time of day, in seconds.
         """
-        self._folder, self._is_wanted, self._quota_bytes = folder, is_wanted, quota_bytes
+        self._folder, self._is_needed, self._quota_bytes = folder, is_needed, quota_bytes
         self._budget = DailyBudget(daily_bytes, wall)
         self._index: dict[bytes, tuple[Segment, Record]] = {}
         self._segments: OrderedDict[str, Segment] = OrderedDict()  # the least recently used first
@@ -164,7 +164,7 @@ class SsdTier:
         Raises:
             StorageError: some are there still.
         """
-        self._unlink([one for one in self._segments.values() if not one.offload and not self._wanted_in(one)])
+        self._unlink([one for one in self._segments.values() if not one.offload and not self._has_needed(one)])
 
     def clear(self) -> None:
         """Forget all, and remove the bytes.
@@ -220,8 +220,8 @@ class SsdTier:
         known = self._index.get(key)
         return known is not None and known[0] is segment
 
-    def _wanted_in(self, segment: Segment) -> bool:
-        return any(self._is_wanted(record.key) for record in self._live(segment))
+    def _has_needed(self, segment: Segment) -> bool:
+        return any(self._is_needed(record.key) for record in self._live(segment))
 
     def _new(self, blocks: Seq[StoredBlock]) -> list[StoredBlock]:
         """The blocks that are not there as rich, each once."""
@@ -246,7 +246,7 @@ class SsdTier:
             yield found
 
     def _hash(self, data: Seq[memoryview | bytes]) -> Future[bytes]:
-        if sum(len(part) for part in data) < HASH_APART_BYTES:
+        if sum(len(part) for part in data) < HASH_ON_THREAD_BYTES:
             done: Future[bytes] = Future()
             done.set_result(digest(data))
             return done
@@ -326,43 +326,43 @@ class SsdTier:
         if self._nbytes + need <= self._quota_bytes:
             return
 
-        def keep(key: bytes) -> bool:
-            return key in incoming or self._is_wanted(key)
+        def is_needed(key: bytes) -> bool:
+            return key in incoming or self._is_needed(key)
 
-        def full(wanted_bytes: int) -> StorageError:
+        def full(needed_bytes: int) -> StorageError:
             return StorageError(
-                f"{need / 1e6:.1f} MB do not fit: durable sessions take {wanted_bytes / 1e6:.1f} MB of the "
+                f"{need / 1e6:.1f} MB do not fit: durable sessions take {needed_bytes / 1e6:.1f} MB of the "
                 f"{self._quota_bytes / 1e6:.1f} MB allowed on disk. Close sessions that are no longer needed, or have "
                 "the server started with a larger limit."
             )
 
-        wanted_bytes = sum(record.nbytes for _, record in self._index.values() if keep(record.key))
-        if wanted_bytes + need > self._quota_bytes:
-            raise full(wanted_bytes)
+        needed_bytes = sum(record.nbytes for _, record in self._index.values() if is_needed(record.key))
+        if needed_bytes + need > self._quota_bytes:
+            raise full(needed_bytes)
         # Whole files first, for they cost nothing; then those that durable sessions share with others.
         for shared in (False, True):
             for segment in list(self._segments.values()):
                 if self._nbytes + need <= self._quota_bytes:
                     return
                 live = self._live(segment)
-                num_kept = sum(keep(record.key) for record in live)
-                if num_kept == 0 or (shared and num_kept < len(segment.records)):
-                    self._remove_from(segment, keep)
-                    self._evicted += len(live) - num_kept
+                num_needed = sum(is_needed(record.key) for record in live)
+                if num_needed == 0 or (shared and num_needed < len(segment.records)):
+                    self._remove_from(segment, is_needed)
+                    self._evicted += len(live) - num_needed
         if self._nbytes + need > self._quota_bytes:
             raise full(self._nbytes)
 
-    def _remove_from(self, segment: Segment, keep: Callable[[bytes], bool]) -> None:
-        """Leave nothing of a file but what is kept, in a new one."""
-        kept = [record for record in self._live(segment) if keep(record.key)]
-        while kept:
-            blocks, error = self._read(segment, kept)
+    def _remove_from(self, segment: Segment, is_needed: Callable[[bytes], bool]) -> None:
+        """Leave nothing of a file but what is needed, in a new one."""
+        needed = [record for record in self._live(segment) if is_needed(record.key)]
+        while needed:
+            blocks, error = self._read(segment, needed)
             if error is not None:
                 raise storage_error(error, "Reading a file of the cache folder") from error
-            if len(blocks) == len(kept):
+            if len(blocks) == len(needed):
                 self._write(self._drafts(blocks, segment.offload))
                 break
-            self._forget(segment, kept.pop(len(blocks)), damaged=False)
+            self._forget(segment, needed.pop(len(blocks)), damaged=False)
         self._unlink([segment])
 
     def _unlink(self, segments: Seq[Segment]) -> None:

@@ -32,7 +32,7 @@ class Store:
         self._folder = folder
         self._held: frozenset[bytes] = frozenset()  # blocks that a session under way to the disk needs
         self.sessions = SessionLog(folder)
-        self.tier = SsdTier(folder, quota_bytes, daily_bytes, self._is_wanted, wall)
+        self.tier = SsdTier(folder, quota_bytes, daily_bytes, self._is_needed, wall)
 
     @classmethod
     def open(
@@ -204,11 +204,11 @@ class Store:
                         transfer.went_on(sum(block.nbytes for block in blocks))
                     self.persist((), record)
             except (Unsound, StorageError):
-                self.tier.delete([key for key in keys if not self._is_wanted(key)])
+                self.tier.delete([key for key in keys if not self._is_needed(key)])
                 raise
         return next(head for head in self.sessions.heads() if _is_of(head, record))
 
-    def _is_wanted(self, key: bytes) -> bool:
+    def _is_needed(self, key: bytes) -> bool:
         return key in self._held or self.sessions.is_referenced(key)
 
     @contextlib.contextmanager

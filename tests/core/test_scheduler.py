@@ -204,7 +204,7 @@ def test_one_who_has_the_turn_and_a_place_keeps_nobody_from_a_first_place():
     take(scheduler)
     assert list(scheduler.waiting) == ["crowd"]
     scheduler.add(single := sequence(9, 2))
-    assert scheduler.ahead(scheduler.schedule()) is not None
+    assert scheduler.schedule_ahead(scheduler.schedule()) is not None
     assert single in scheduler.running
 
 
@@ -509,10 +509,10 @@ def test_a_step_goes_ahead_with_the_rows_that_are_not_sure_to_end():
     for s in (short, long):
         scheduler.add(s)
     first = scheduler.schedule()
-    second = scheduler.ahead(first)
+    second = scheduler.schedule_ahead(first)
     assert second.decode == (Decode(1, None), Decode(2, None))
     assert commit(scheduler, first, {1: 9, 2: 9}) == []
-    third = scheduler.ahead(second)
+    third = scheduler.schedule_ahead(second)
     assert third.decode == (Decode(2, None),)
     assert commit(scheduler, second, {1: 9, 2: 0}) == [short, long]
     assert commit(scheduler, third, {2: 9}) == []  # computed for nothing
@@ -535,12 +535,12 @@ def test_no_step_goes_ahead_of_other_work(reason):
             commit(scheduler, step, {1: 9})
     else:
         step = scheduler.schedule()
-        assert scheduler.ahead(step) is not None
+        assert scheduler.schedule_ahead(step) is not None
         commit(scheduler, step, {1: 9})
         scheduler.add(sequence(2, 30))
         if reason == "a prompt is not read":
             step = scheduler.schedule()
-    assert scheduler.ahead(step) is None
+    assert scheduler.schedule_ahead(step) is None
 
 
 @settings(max_examples=drawn(150, least=30), deadline=None)
@@ -574,7 +574,7 @@ def test_whatever_comes_and_goes_every_sequence_gets_all_its_tokens_once(seed, l
             computed[sequence_id] += 1
             s = alive.get(sequence_id)
             assert s is None or computed[sequence_id] <= s.slot.capacity
-        ahead = scheduler.ahead(step) if rng.random() < 0.5 else None
+        ahead = scheduler.schedule_ahead(step) if rng.random() < 0.5 else None
         for s in commit(scheduler, step, dict.fromkeys(step.drawing, 9)):
             assert len(alive.pop(s.sequence_id).output_ids) == s.params.max_tokens
         scheduler.check_integrity()

@@ -124,7 +124,7 @@ class SessionMachine(RuleBasedStateMachine):
     def begin_engine(self) -> None:
         self.io, persisting = HandIo(), None
         if self.open_store is not None:
-            persisting = Persisting(self.open_store, self.io, PersistenceOptions(keep_s=1))
+            persisting = Persisting(self.open_store, self.io, PersistenceOptions(unused_ttl_s=1))
         self.engine = Engine(
             self.make_loader(), LIMITS, self.max_weights_bytes, self.max_kv_bytes, KEEPING, lambda: self.now, persisting
         )

@@ -96,7 +96,7 @@ def test_who_waits_for_memory_or_a_place_hears_so_within_a_second_and_once():
         house.engine.step()
         for _ in range(2):
             house.now += 1.5
-            house.engine.look_at_the_clock()
+            house.engine.check_time()
         assert second == [Waiting(1), Waiting(0, awaited)]
         assert (state(house, first), state(house, second)) == (CallState.PREFILL, CallState.AWAITS_MEMORY)
         house.run()
@@ -109,7 +109,7 @@ def test_who_waits_for_a_prefix_that_another_computes_hears_so():
     follower = house.say(words(100) + "B")
     house.engine.step()
     house.now += 1.5
-    house.engine.look_at_the_clock()
+    house.engine.check_time()
     assert follower[-1] == Waiting(0, PrefixComputing())
     assert state(house, follower) is CallState.AWAITS_PREFIX
     house.run()
@@ -126,7 +126,7 @@ def test_who_waits_for_the_disk_hears_for_what(tmp_path):
     heard = []
     for _ in range(3):
         house.now += 1.5
-        house.engine.look_at_the_clock()
+        house.engine.check_time()
         heard.append(turn[-1])
         house.io.run()()
     assert heard[:2] == [Waiting(0, StoreOpening()), Waiting(0, SessionReading(session))]
@@ -143,7 +143,7 @@ def test_a_prompt_that_is_never_encoded_again_is_not_waited_for_for_ever():
     assert house.engine.calls.waiting_for(Encoding(turn.sequence_id))
     for _ in range(3):
         house.now += 25
-        house.engine.look_at_the_clock()
+        house.engine.check_time()
     assert isinstance(turn.error, CapacityError)
     house.run()
     assert following.text
@@ -172,7 +172,7 @@ def test_a_call_whose_model_was_unloaded_waits_for_it_as_long_as_that_takes():
     assert state(house, waits) is CallState.AWAITS_MODEL
     for _ in range(5):
         house.now += 25
-        house.engine.look_at_the_clock()
+        house.engine.check_time()
     assert waits[-1] == Waiting(0, Reloading(waits.sequence_id))
     house.load("tiny")
     house.engine.handle(Encoded(waits.sequence_id, tuple(map(ord, "xyz")), SamplingParams(9), None, ""))

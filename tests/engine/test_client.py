@@ -345,24 +345,28 @@ async def test_a_cancelled_call_frees_its_row_and_leaves_the_others(client):
     assert all(doomed_row.sequence_id not in step.decoding for step in later)
 
 
-async def test_a_call_that_is_cancelled_while_it_waits_for_a_place_is_never_computed():
-    client = fake_client(limits=Limits(max_running=1))
+async def test_a_call_that_is_cancelled_while_it_waits_leaves_its_place_to_the_next():
+    client, steps = fake_client(limits=Limits(max_running=1, max_waiting=1)), threading.Semaphore(100)
     try:
         await answer(client, asking("warm"))
         runner = client.loader.runner
-        runner.endless, runner.steps = True, []
-        runner.gate.clear()
+        runner.endless, runner.steps, runner.gate.wait = True, [], lambda seconds: steps.acquire(timeout=seconds)
+        while steps.acquire(blocking=False):
+            pass
         running = asyncio.create_task(answer(client, asking("abc", max_tokens=9)))
         await until(lambda: runner.steps)  # its first step is being computed
-        doomed = asyncio.create_task(answer(client, asking("xyz", max_tokens=9)))
-        await until(lambda: client.thread._inbox)
-        doomed.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await doomed
-        runner.gate.set()
-        await running
-        await answer(client, asking("end", max_tokens=9))
+        doomed = aclosing(client.generate(asking("xyz", max_tokens=9)))
+        async with doomed as updates:
+            hearing = asyncio.create_task(anext(updates))
+            await until(lambda: client.thread._inbox)
+            steps.release()
+            assert "queued" in (await hearing).message
+        third = asyncio.create_task(answer(client, asking("end", max_tokens=9)))
+        await until(lambda: len(client.thread._inbox) == 2)  # the cancel, and the third call
+        steps.release(100)
+        assert [(await call).completion_tokens for call in (running, third)] == [9, 9]
     finally:
+        steps.release(100)
         assert client.close()
     admitted = ["".join(map(chr, row.prompt_ids)) for step in runner.steps for row in step.admitted]
     assert admitted == ["abc", "end"]

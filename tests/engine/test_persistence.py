@@ -427,7 +427,7 @@ def test_autosave_keeps_what_has_changed_and_nothing_ephemeral(folder):
     house = KeptHouse(folder, PersistenceOptions(autosave_s=60))
     kept, secret = house.open(words(30)), house.open(words(30, "A"), ephemeral=True)
     house.now += 61
-    house.engine.look_at_the_clock()
+    house.engine.check_time()
     house.settle()
     house.die()
     house = KeptHouse(folder)
@@ -442,10 +442,10 @@ def test_at_the_end_sessions_are_saved_and_whoever_persists_is_answered(folder):
     house.engine.handle(Persist(hear(house.engine, lambda event: heard.append(event) or True), "ann", asked, ""))
     house.engine.stop()
     assert isinstance(running.error, EngineDead)
-    assert not house.engine.saved
+    assert not house.engine.all_saved
     while house.io.work:
         house.io.run()()
-    assert house.engine.saved
+    assert house.engine.all_saved
     assert isinstance(heard[0], Persisted)
     house.engine.close(0.0)
     house = KeptHouse(folder)
@@ -453,16 +453,16 @@ def test_at_the_end_sessions_are_saved_and_whoever_persists_is_answered(folder):
 
 
 def test_a_persisted_session_ends_on_disk_too_when_its_time_has_come(folder):
-    house = KeptHouse(folder, PersistenceOptions(keep_s=1000), session_ttl_s=10)
+    house = KeptHouse(folder, PersistenceOptions(unused_ttl_s=1000), session_ttl_s=10)
     kept, short = house.open(words(30)), house.open(words(30), ttl_s=20)
     house.persist(kept)
     house.persist(short)
     house.now += 500
-    house.engine.look_at_the_clock()
+    house.engine.check_time()
     house.settle()
     assert set(house.sessions()) == {kept}
     house.now += 1001
-    house.engine.look_at_the_clock()
+    house.engine.check_time()
     house.settle()
     house.die()
     assert KeptHouse(folder).sessions() == {}

@@ -80,7 +80,7 @@ class Recording:
             step = self.scheduler.schedule()
             flight = self.runner.launch(step)
         if not any(self.runner.must_wait(i) for i in step.drawing):
-            self.step = self.scheduler.ahead(step)
+            self.step = self.scheduler.schedule_ahead(step)
             self.flight = self.runner.launch(self.step) if self.step else None
         result = flight.collect()
         self.drawn.append(bits(flight, result))

@@ -84,7 +84,7 @@ class Machine:
         step, flight = self.step, self.flight
         self.step = self.flight = None
         if ahead and not any(self.runner.must_wait(i) for i in step.drawing):
-            self.step = self.scheduler.ahead(step)
+            self.step = self.scheduler.schedule_ahead(step)
             self.flight = self.launch(self.step) if self.step else None
         result = flight.collect()
         self.failed |= result.failed

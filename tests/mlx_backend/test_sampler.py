@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_mcp.core.sequence import SamplingParams
-from mlx_mcp.mlx_backend.sampler import Row, _adjust, _reach, draw, on_host, sample, uniform
+from mlx_mcp.mlx_backend.sampler import Row, _adjust, _first_above, draw, on_host, sample, uniform
 
 NAMESPACES = pytest.mark.parametrize("xp", [np, mx], ids=["numpy", "mlx"])
 PROBS = [0.5, 0.3, 0.15, 0.05]
@@ -198,7 +198,7 @@ def test_numpy_and_mlx_draw_the_same():
 )
 def test_a_token_without_probability_is_never_drawn(xp, weights, likeliest, fraction):
     weights[likeliest % len(weights)] = 1.0
-    place = _reach(xp.array([weights], dtype=xp.float32), xp.array([[fraction]], dtype=xp.float32), xp).item()
+    place = _first_above(xp.array([weights], dtype=xp.float32), xp.array([[fraction]], dtype=xp.float32), xp).item()
     assert weights[place] > 0
     slack = 1e-5 * sum(weights)
     assert sum(weights[:place]) - slack <= fraction * sum(weights) <= sum(weights[: place + 1]) + slack
@@ -270,7 +270,7 @@ def test_a_limit_falls_on_the_same_bit_in_any_company(xp):
     fractions = (sums[np.arange(16), places] / sums[:, -1])[:, None]
 
     def reach(at):
-        return _reach(xp.array(weights[at]), xp.array(fractions[at]), xp).tolist()
+        return _first_above(xp.array(weights[at]), xp.array(fractions[at]), xp).tolist()
 
     alone = [reach([i])[0] for i in range(16)]
     for size in (2, 5, 16):

@@ -308,7 +308,7 @@ MUTANTS = [
     fault(
         "sessions take no turns",
         "core/scheduler.py",
-        "            self._pass_turn(lane)\n",
+        "            self._move_to_end(lane)\n",
         "            if not self.waiting[lane]:\n                del self.waiting[lane]\n",
         "test_scheduler.py::test_sessions_take_turns_for_places_and_within_one_the_order_holds",
     ),

@@ -195,7 +195,7 @@ MUTANTS = [
         "engine/generation.py",
         "                    self._thread.send(Cancel(call_id))\n",
         "                    pass\n",
-        "test_client.py::test_a_cancelled_call_frees_its_row_and_leaves_the_others",
+        "test_client.py::test_a_call_that_is_cancelled_while_it_waits_leaves_its_place_to_the_next",
     ),
     fault(
         "text after a stop string shown",

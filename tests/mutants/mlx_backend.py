@@ -83,8 +83,8 @@ MUTANTS = [
     fault(
         "min_p leaves out its own limit",
         "mlx_backend/sampler.py",
-        "kept = weights >= _column(",
-        "kept = weights > _column(",
+        "eligible = weights >= _column(",
+        "eligible = weights > _column(",
         "test_sampler.py::test_what_is_kept",
     ),
     fault(

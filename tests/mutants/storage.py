@@ -114,8 +114,8 @@ MUTANTS = [
     fault(
         "session file under another's name believed",
         "storage/session_log.py",
-        "kept.head.version) != name:",
-        "kept.head.version) == name + SUFFIX:",
+        "entry.head.version) != name:",
+        "entry.head.version) == name + SUFFIX:",
         "test_session_log.py::test_a_session_file_under_anothers_name_is_no_session",
     ),
     fault(
@@ -170,7 +170,7 @@ MUTANTS = [
     fault(
         "block of a durable session evicted",
         "storage/ssd_tier.py",
-        "return key in incoming or self._is_wanted(key)",
+        "return key in incoming or self._is_needed(key)",
         "return key in incoming",
         "test_ssd_tier.py::test_a_block_that_a_durable_session_needs_is_never_evicted",
     ),
@@ -184,8 +184,8 @@ MUTANTS = [
     fault(
         "quota ignored",
         "storage/ssd_tier.py",
-        "        if self._nbytes + need <= self._quota_bytes:\n            return\n\n        def keep",
-        "        if True:\n            return\n\n        def keep",
+        "        if self._nbytes + need <= self._quota_bytes:\n            return\n\n        def is_needed",
+        "        if True:\n            return\n\n        def is_needed",
         "test_ssd_tier.py::test_the_quota_holds_for_files_to_the_byte",
     ),
     fault(
@@ -212,8 +212,8 @@ MUTANTS = [
     fault(
         "ttl on disk ignored",
         "storage/session_log.py",
-        "if kept.head.ttl_s is not None and now - kept.used_at > kept.head.ttl_s",
-        "if kept.head.ttl_s is not None and now < kept.used_at",
+        "if entry.head.ttl_s is not None and now - entry.used_at > entry.head.ttl_s",
+        "if entry.head.ttl_s is not None and now < entry.used_at",
         "test_session_log.py::test_sessions_end_when_their_ttl_is_over",
     ),
 ]

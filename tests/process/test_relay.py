@@ -163,14 +163,23 @@ class Engine:
     def __init__(self, place):
         self.listener = place.listen()
         self.listener.settimeout(WAIT_S)
+        self.accepted = []
 
     def accept(self, **reply):
         connection, _ = self.listener.accept()
         connection.settimeout(WAIT_S)
+        self.accepted.append(connection)
         wire = connection.makefile("rwb", buffering=0)
         hello = json.loads(wire.readline())
         wire.write(json.dumps({"pid": 1} | reply).encode() + b"\n")
         return connection, wire, hello
+
+    def end(self):
+        """Hang up on every relay that a test which failed has left connected."""
+        self.listener.close()
+        for connection in self.accepted:
+            with suppress(OSError):  # it was closed
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
@@ -184,12 +193,18 @@ def relaying():
         thread.start()
         with os.fdopen(in_write, "wb", buffering=0) as to_relay, os.fdopen(out_read, "rb", buffering=0) as from_relay:
             lines = Lines(from_relay)
-            yield engine, to_relay, lines
-            to_relay.close()
-            thread.join(WAIT_S)
+            try:
+                yield engine, to_relay, lines
+            except BaseException:
+                os.unlink(place.socket)  # the relay must not wait for an engine that answers no more
+                engine.end()
+                raise
+            finally:
+                to_relay.close()
+                thread.join(WAIT_S)
+                os.close(out_write)
+                lines.thread.join(WAIT_S)  # or it might read from whoever gets the descriptor next
             assert not thread.is_alive()
-            os.close(out_write)
-            lines.thread.join(WAIT_S)  # or it might read from whoever gets the descriptor next
         os.close(in_read)
         os.unlink(place.socket)  # a thread may still accept there
         engine.listener.close()

@@ -187,10 +187,10 @@ class StoreMachine(RuleBasedStateMachine):
         files = {file.name: file.stat().st_size for file in (self.parent / "cache").iterdir()}
         sizes = [size for name, size in files.items() if name.endswith(".blocks.safetensors")]
         assert tier.stats.bytes == sum(sizes) <= QUOTA_BYTES
-        names = set(tier._segments) | {kept.file_name for kept in log._kept.values()} | {"key", "key.copy", "lock"}
+        names = set(tier._segments) | {kept.file_name for kept in log._entries.values()} | {"key", "key.copy", "lock"}
         assert set(files) == names
         assert all(segment.name in tier._segments for segment, _ in tier._index.values())
-        assert log._references == Counter(key for kept in log._kept.values() for key in set(kept.blocks))
+        assert log._references == Counter(key for kept in log._entries.values() for key in set(kept.blocks))
 
 
 TestStore = StoreMachine.TestCase

@@ -210,7 +210,7 @@ def check_folder(path: Path, states: list[State]) -> State:
             [got] = store.tier.get([key])
             assert b"".join(got.data) == hashlib.shake_128(key).digest(got.nbytes)
         names = {name for name in store._folder.names() if name not in ("key", "key.copy", "lock")}
-        known = set(store.tier._segments) | {kept.file_name for kept in store.sessions._kept.values()}
+        known = set(store.tier._segments) | {kept.file_name for kept in store.sessions._entries.values()}
         assert names == known, f"leftovers: {sorted(names ^ known)}"
         assert (store.tier.stats.corrupt, store.sessions.num_damaged) == (0, 0), "something is damaged"
         return State(found, cached)

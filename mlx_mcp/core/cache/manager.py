@@ -170,12 +170,12 @@ class KvCacheManager:
         """Have a waiting sequence wait for blocks from a tier, until they have `arrived`."""
         self.tier_reads.fetching.add(sequence)
 
-    def arrived(self, sequence: Sequence, blocks: list[tuple[StoredBlock, Payload]]) -> None:
+    def add_restored(self, sequence: Sequence, blocks: list[tuple[StoredBlock, Payload]]) -> None:
         """Put blocks from a tier into the trees as far as there is room, and have the sequence wait no more.
 
         The sequence may be gone by now; others may want them all the same.
         """
-        tokens = self.tier_reads.arrived(sequence, self.root(sequence.tenant), blocks)
+        tokens = self.tier_reads.add_restored(sequence, self.root(sequence.tenant), blocks)
         if sequence in self.tracks:
             self.tier_reads.finish(sequence, tokens)
 
@@ -187,7 +187,7 @@ class KvCacheManager:
 
     def commit(self, cuts: tuple[Cut, ...], payloads: dict[Cut, Payload]) -> None:
         """Put what a step has cut into the trees; what cannot be is refunded. Call it when tokens are taken."""
-        self.launched()
+        self.release_restored()
         self.publishing.commit(cuts, payloads)
 
     def abandon(self, *steps: tuple[Cut, ...]) -> None:
@@ -195,7 +195,7 @@ class KvCacheManager:
         for cuts in steps:
             self.commit(cuts, {})
 
-    def launched(self) -> None:
+    def release_restored(self) -> None:
         """Let go of what rows were restored from: the step has it."""
         for block in self.restoring:
             self.pool.release(block)

@@ -110,7 +110,7 @@ class PrefixCache:
         chain = self.walk(root, tokens, hashes)
         num_whole = chain[-1].end
 
-        def reach(chain: list[Block], end: int) -> int:
+        def usable_tokens(chain: list[Block], end: int) -> int:
             ended = chain[-1].prompt_end
             if end == len(tokens) and (ended is None or ended.num_tokens != end):
                 end -= 1
@@ -119,10 +119,10 @@ class PrefixCache:
         while True:
             node = chain[-1]
             rest = tuple(tokens[node.end : node.end + self.block_tokens])
-            used, best = reach(chain, node.end), node
+            used, best = usable_tokens(chain, node.end), node
             for child in node.children.values():
                 end = node.end + common(child.tokens, rest)
-                if used < end and used < (end := reach([*chain, child], end)):
+                if used < end and used < (end := usable_tokens([*chain, child], end)):
                     used, best = end, child
             if used or node.parent is None:
                 blocks = chain[1:] if best is node else [*chain[1:], best]

@@ -63,7 +63,9 @@ class TierReads:
         # What is in memory may reach further, into a tail.
         return found if found and found[-1].end > track.match(self.cache, self.layout).num_tokens else []
 
-    def arrived(self, sequence: Sequence, root: Block, blocks: list[tuple[StoredBlock, Payload]]) -> tuple[int, int]:
+    def add_restored(
+        self, sequence: Sequence, root: Block, blocks: list[tuple[StoredBlock, Payload]]
+    ) -> tuple[int, int]:
         """Put blocks of a sequence's tokens into the trees as far as there is room; returns which tokens are there.
 
         Blocks that are not of its tokens, or of another place, are left out, with all that come after them.

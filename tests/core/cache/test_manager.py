@@ -52,7 +52,7 @@ def test_a_block_that_a_row_is_restored_from_stays_until_the_row_has_it():
     assert kept.end == 60
     assert not house.pool.reclaim(house.pool.used_bytes)
     house.runner.launch(step)
-    house.cache.launched()
+    house.cache.release_restored()
     assert house.pool.reclaim(house.pool.used_bytes)
     house.remove(again)
 

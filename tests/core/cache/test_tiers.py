@@ -30,7 +30,7 @@ def test_a_sequence_waits_for_what_a_tier_brings_and_begins_with_it():
     s, blocks = on_its_way(house, words(22))
     house.step()
     assert s.slot is None
-    house.cache.arrived(s, blocks)
+    house.cache.add_restored(s, blocks)
     house.run()
     assert (s.num_cached, s.num_restored) == (20, 20)
 
@@ -45,7 +45,7 @@ def test_blocks_of_other_tokens_or_of_another_place_are_not_taken_from_a_tier():
         fields["start"] = (good.tokens, 12, good.parent)
         tokens, start, parent = fields[spoil]
         blocks[2] = (stored(house, tokens, start, parent), FakePayload(tokens, start, True))
-        house.cache.arrived(s, blocks)
+        house.cache.add_restored(s, blocks)
         assert house.pool.num_blocks == 2
         house.run()
         assert s.num_cached == 8
@@ -57,7 +57,7 @@ def test_a_tier_is_asked_for_whole_blocks_and_never_for_the_last_token():
     there = {block.key: TierEntry(4, 0, True) for block, _ in blocks}
     there[block_key(blocks[-1][0].key, s.prompt_ids[20:24])] = TierEntry(4, 0, True)
     assert [(w.start, w.end) for w in house.cache.wanted(s, there.get)] == [(i, i + 4) for i in range(0, 20, 4)]
-    house.cache.arrived(s, [])
+    house.cache.add_restored(s, [])
     house.run()
 
 
@@ -65,7 +65,7 @@ def test_what_a_tier_brings_for_one_who_is_gone_is_there_for_others():
     house = House()
     s, blocks = on_its_way(house, words(22))
     house.remove(s)
-    house.cache.arrived(s, blocks)
+    house.cache.add_restored(s, blocks)
     house.check()
     assert house.say(words(22)).num_cached == 20
 

@@ -1,0 +1,72 @@
+"""OpenAI's Harmony response format (gpt-oss): messages whose headers name a channel and a recipient.
+
+Source: https://github.com/openai/harmony/blob/main/docs/format.md
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_mcp.chat.answer import TextKind
+from mlx_mcp.chat.formats.cursor import Cursor, Malformed
+from mlx_mcp.chat.formats.format import CallSyntax, Format, Headers
+from mlx_mcp.chat.formats.json_calls import arguments_of
+from mlx_mcp.chat.formats.offered import Offered
+from mlx_mcp.chat.message import ToolCall
+
+MESSAGE, CALL = "<|message|>", "<|call|>"
+STOPS = ("<|end|>", "<|return|>")
+_RECIPIENT = re.compile(r"(?:^|[\s>])to=([^\s<]+)")
+_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
+
+
+def recipient_of(header: str) -> str:
+    """The tool that a message is for; empty if it is for the user. It may stand before or behind the channel."""
+    found = [name for name in _RECIPIENT.findall(header) if name not in ("assistant", "user", "all")]
+    return found[-1].removeprefix("functions.") if found else ""
+
+
+def kind_of(header: str) -> TextKind:
+    """What a message is, by its recipient and its channel."""
+    if recipient_of(header):
+        return TextKind.TOOL_CALL
+    channels = _CHANNEL.findall(header)
+    return TextKind.REASONING if channels and channels[-1] == "analysis" else TextKind.ANSWER
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarmonyCalls(CallSyntax):
+    """A message to `functions.NAME`, whose content is the arguments as JSON. Headers say where such messages are."""
+
+    @property
+    def begin(self) -> str:
+        """See CallSyntax."""
+        return "<|channel|>commentary to=functions."
+
+    def read(self, cursor: Cursor, tools: Offered) -> list[ToolCall]:
+        """See CallSyntax."""
+        name = recipient_of(cursor.until(MESSAGE))
+        if not name:
+            raise Malformed("the message is for no tool")
+        cursor.take(MESSAGE)
+        cursor.space()
+        arguments: Any = {} if any(cursor.sees(end) for end in (CALL, *STOPS)) else cursor.json()
+        cursor.space()
+        if not (any(cursor.skip(end) for end in (CALL, *STOPS)) or cursor.sees("<|start|>") or cursor.at_end):
+            raise Malformed("something follows its arguments")
+        return [ToolCall(name, arguments_of(arguments))]
+
+
+HARMONY = Format(
+    "harmony",
+    calls=HarmonyCalls(name="harmony", after=CALL),
+    headers=Headers(
+        begins=("<|channel|>", "<|start|>", " to=", "to="),
+        start="<|start|>",
+        message=MESSAGE,
+        stops=STOPS,
+        kind=kind_of,
+    ),
+)

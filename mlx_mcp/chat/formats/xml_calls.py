@@ -1,0 +1,167 @@
+"""Calls that are written like XML: one element for each argument, with the value as it is."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_mcp.chat.formats.cursor import Cursor, Malformed, More
+from mlx_mcp.chat.formats.format import CallSyntax, Marks
+from mlx_mcp.chat.formats.json_calls import call_of, calls_of, check_name
+from mlx_mcp.chat.formats.offered import Offered
+from mlx_mcp.chat.message import ToolCall
+
+_ATTRIBUTE = re.compile(r"""([\w-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>/]+))""")
+_CDATA = re.compile(r"\s*<!\[CDATA\[(.*)\]\]>\s*", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class XmlCalls(CallSyntax):
+    """One element for the call and one for each argument: `<function=look><parameter=at>door</parameter></function>`.
+
+    Names follow the beginning of a tag as `=name` or as an attribute, up to `close`. `padded` says that a line break
+    stands before and behind each value. `escaped` says that names are written with entities.
+    """
+
+    parameter: Marks
+    close: str = ">"
+    padded: bool = False
+    escaped: bool = False
+
+    def read(self, cursor: Cursor, tools: Offered) -> list[ToolCall]:
+        """See CallSyntax."""
+        opener = self.take_opener(cursor)
+        if not opener:  # as related models write
+            return list(calls_of(cursor.json()))
+        attributes, empty = self._attributes(cursor, opener)
+        name = attributes.get("name") or attributes.get("tool") or ""
+        arguments: dict[str, Any] = {}
+        while not empty:
+            cursor.space()
+            if cursor.skip(self.after):
+                break
+            cursor.take(self.parameter.begin)
+            key, value = self._argument(cursor, name, tools)
+            if key in arguments:
+                raise Malformed("an argument stands there twice")
+            arguments[key] = value
+        return [ToolCall(name, arguments)]
+
+    def _argument(self, cursor: Cursor, tool: str, tools: Offered) -> tuple[str, Any]:
+        attributes, empty = self._attributes(cursor)
+        key = attributes.get("name") or attributes.get("key") or ""
+        if not key:
+            raise Malformed("an argument has no name")
+        written = "" if empty else raw_value(cursor, self.parameter, (self.parameter.begin, self.after))
+        if self.padded:
+            written = written.removeprefix("\n").removesuffix("\n")
+        if found := _CDATA.fullmatch(written):
+            return key, found[1]
+        said = {"true": True, "false": False}.get(attributes.get("string", ""))
+        if "type" in attributes:
+            said = attributes["type"] == "string"
+        return key, tools.value(tool, key, written, said)
+
+    def _attributes(self, cursor: Cursor, opener: str = "") -> tuple[dict[str, str], bool]:
+        """What stands in a tag behind its opener, and whether the element is empty."""
+        start = cursor.pos
+        try:
+            inner = cursor.until(self.close)
+        except More:
+            if len(cursor.text) - start > 1000 or "\n" in cursor.text[start:]:
+                raise Malformed("no tag") from None
+            raise
+        cursor.take(self.close)
+        if opener.endswith("=") or inner.startswith("="):
+            return {"name": inner.removeprefix("=").strip().strip("\"'")}, False
+        found = {key: next(filter(None, values), "") for key, *values in _ATTRIBUTE.findall(inner)}
+        if not found:
+            raise Malformed("no tag of a call")
+        if self.escaped:
+            found = {key: html.unescape(value) for key, value in found.items()}
+        return found, inner.endswith("/")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairCalls(CallSyntax):
+    """A name, and then keys and values in turns: `<tool_call>look<arg_key>at</arg_key><arg_value>door</arg_value>…`.
+
+    `separator` may stand behind the name.
+    """
+
+    key: Marks
+    value: Marks
+    separator: str = ""
+
+    def read(self, cursor: Cursor, tools: Offered) -> list[ToolCall]:
+        """See CallSyntax."""
+        self.take_opener(cursor)
+        cursor.space()
+        if cursor.sees("{"):  # as older models of the family write
+            call = call_of(cursor.json())
+            self.take_after(cursor)
+            return [call]
+        name = self._name(cursor)
+        arguments: dict[str, Any] = {}
+        while not cursor.skip(self.after):
+            cursor.take(self.key.begin)
+            key = cursor.until(self.key.end).strip()
+            cursor.take(self.key.end)
+            cursor.space()
+            cursor.take(self.value.begin)
+            written = raw_value(cursor, self.value, (self.key.begin, self.after))
+            if key in arguments:
+                raise Malformed("an argument stands there twice")
+            arguments[key] = tools.value(name, key, written)
+            cursor.space()
+        return [ToolCall(name, arguments)]
+
+    def _name(self, cursor: Cursor) -> str:
+        start, ends = cursor.pos, (self.key.begin, self.after, *filter(None, [self.separator]))
+        try:
+            name = check_name(cursor.until(*ends))
+        except More:
+            check_name(cursor.text[start:].partition("<")[0])
+            raise
+        if self.separator:
+            cursor.skip(self.separator)
+        cursor.space()
+        return name
+
+
+def raw_value(cursor: Cursor, tag: Marks, followers: tuple[str, ...]) -> str:
+    """Everything up to the end of a value, which may have markers in it, and whole calls; the cursor goes behind it.
+
+    The value ends at an end marker after which one of `followers` stands. Elements of the same kind within the value
+    are skipped with their ends. At the end of an answer, what can mean one thing only is taken: an opening marker
+    without an end in the value, and a value without an end marker.
+
+    Raises:
+        More: the value goes on.
+    """
+    text, depth, pos = cursor.text, 0, cursor.pos
+    while (end := text.find(tag.end, pos)) >= 0:
+        depth += text.count(tag.begin, pos, end)
+        pos = end + len(tag.end)
+        if depth == 0 and _follows(Cursor(text, pos, cursor.ended), followers):
+            return _up_to(cursor, end, tag.end)
+        depth = max(depth - 1, 0)
+    rest = text[cursor.pos :]
+    if cursor.ended and not cursor.cut:
+        if rest.count(tag.end) == 1:
+            return _up_to(cursor, text.find(tag.end, cursor.pos), tag.end)
+        if tag.end not in rest and tag.begin not in rest and rest.count(followers[-1]) == 1:
+            return _up_to(cursor, text.find(followers[-1], cursor.pos), "")
+    raise More
+
+
+def _follows(cursor: Cursor, followers: tuple[str, ...]) -> bool:
+    cursor.space()
+    return any(cursor.sees(follower) for follower in followers)
+
+
+def _up_to(cursor: Cursor, end: int, marker: str) -> str:
+    start, cursor.pos = cursor.pos, end + len(marker)
+    return cursor.text[start:end]

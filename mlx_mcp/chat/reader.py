@@ -1,0 +1,287 @@
+"""Reads what a model writes, as it comes: text is split into thoughts, answer and tool calls. Knows no tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from mlx_mcp.chat.answer import Piece, TextKind
+from mlx_mcp.chat.formats.cursor import Cursor, Malformed, More
+from mlx_mcp.chat.formats.format import Format, Marks
+from mlx_mcp.chat.formats.offered import Offered
+from mlx_mcp.chat.message import ToolCall
+from mlx_mcp.chat.reading_notes import ReadingNotes
+
+# How often the characters of a call that is still coming may be read, on average, and how many in any case. A call is
+# read from its beginning each time, and whether that is done sooner or later changes nothing in what is returned.
+MAX_READINGS = 64
+FREE_READING = 4096
+CLOSERS = ">}])|"  # a call may be complete behind one of these
+
+
+class Reader:
+    """Reads one answer in the format of its model's family.
+
+    What it returns depends on the text alone, and not on how that is cut into pieces. Every character is returned
+    once, in order, except the markers of the format, the line breaks right behind them, and white space before
+    thoughts. A tool call is returned in one piece once it is complete. What was written as a call and is none is
+    returned as answer, as it was written, with a note.
+    """
+
+    def __init__(self, form: Format, reasoning: bool = False, tools: Sequence[dict[str, Any]] = ()) -> None:
+        """`reasoning` says that the prompt opened thoughts. `tools` are function definitions in OpenAI's form."""
+        self._form, self._offered = form, Offered(tools)
+        self._notes = ReadingNotes(self._offered)
+        self._buffer, self._ended, self._cut = "", False, False
+        self._pieces: list[Piece] = []
+        self._calls: list[ToolCall] = []
+        self._skip_breaks = False  # a marker was read, so that line breaks are skipped
+        self._may_think = True
+        self._marks = Marks("", "")  # of the thoughts that are being read
+        self._ends: tuple[str, ...] = ()  # what else ends the part that is being read
+        self._prefix = ""  # what stands before a call and is shown only if the call cannot be read
+        self._opener = ""  # what the call begins with
+        self._in_section = False
+        self._reading = _Economy()
+        self._state: Callable[[], bool] = self._next
+        if reasoning and form.thoughts:
+            self._open(form.thoughts[0])
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls that are complete by now."""
+        return tuple(self._calls)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the caller should know of how the answer was read."""
+        return self._notes.texts
+
+    @property
+    def within_part(self) -> bool:
+        """Whether the next text belongs to thoughts or to what may be a call."""
+        return self._state in (self._thoughts, self._call, self._section)
+
+    def feed(self, text: str) -> list[Piece]:
+        """Take more text; returns what became certain with it."""
+        self._buffer += text
+        return self._run()
+
+    def finish(self, cut: bool = False) -> list[Piece]:
+        """Take the end of the text; returns what was held back. `cut` says that it ended at a limit of tokens."""
+        self._ended, self._cut = True, cut
+        pieces = self._run()
+        calls = self._form.calls
+        self._notes.finish(filter(None, (calls.begin, *calls.openers)) if calls else ())
+        return pieces
+
+    def _run(self) -> list[Piece]:
+        while self._state():
+            pass
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def _next(self) -> bool:
+        """Where an answer begins, or goes on after a part of it."""
+        return self._begin()
+
+    # Each state takes what it can from the buffer, and returns whether to go on with the state that it leaves behind.
+    # It returns False when it needs more text, or when all is read.
+
+    def _begin(self) -> bool:
+        """Where an answer begins, or goes on after thoughts or after a call."""
+        text = self._buffer.lstrip()
+        thoughts = self._form.thoughts if self._may_think else ()
+        hidden = (*(marks.begin for marks in thoughts), *self._form.frame)
+        bare = self._form.calls.bare if self._form.calls and self._offered.names else ()
+        if not self._ended and could_become(text, (*hidden, *bare)):
+            return False
+        found = first_of(text, hidden)
+        if found:
+            self._buffer = text[len(found) :]
+            opened = next((marks for marks in thoughts if marks.begin == found), None)
+            if opened:
+                self._open(opened)
+        elif first_of(text, bare):
+            self._enter_call("", self._buffer[: len(self._buffer) - len(text)], text)
+        else:
+            self._state = self._answer
+        return True
+
+    def _open(self, marks: Marks) -> None:
+        self._marks, self._skip_breaks, self._state = marks, True, self._opened
+
+    def _opened(self) -> bool:
+        """Where thoughts begin; the prompt and the model may both have written their marker."""
+        text = self._buffer.lstrip()
+        if not self._ended and could_become(text, (self._marks.begin,)):
+            return False
+        self._buffer = text.removeprefix(self._marks.begin) if text.startswith(self._marks.begin) else self._buffer
+        self._state = self._thoughts
+        return True
+
+    def _thoughts(self) -> bool:
+        end = self._take_text(TextKind.REASONING, (self._marks.end, *self._ends))
+        if end:
+            self._leave(end)
+        return bool(end)
+
+    def _answer(self) -> bool:
+        calls = self._form.calls
+        openers = calls.openers if calls else ()
+        section = calls.section.begin if calls and calls.section else ""
+        found = self._take_text(TextKind.ANSWER, (*openers, section, *self._form.frame, *self._ends))
+        if not found:
+            return False
+        rest = self._buffer[len(found) :]
+        if found in openers:
+            self._enter_call(found, "", self._buffer)
+        elif found == section:
+            self._prefix, self._in_section, self._buffer, self._state = found, True, rest, self._section
+        elif found in self._ends:
+            self._leave(found)
+        else:
+            self._buffer, self._skip_breaks = rest, True
+        return True
+
+    def _leave(self, end: str) -> None:
+        """Go behind the end of a part."""
+        self._buffer = self._buffer[len(end) :]
+        self._skip_breaks, self._ends, self._state = True, (), self._next
+
+    def _section(self) -> bool:
+        """Between the calls of a section."""
+        calls = self._form.calls
+        assert calls is not None, "a section without a notation"
+        assert calls.section is not None, "a section without markers"
+        text = self._buffer.lstrip()
+        openers = (*calls.openers, *calls.within)
+        if not text and self._ended:
+            self._buffer = ""
+            if self._prefix:
+                self._notes.nothing_followed()
+            return False
+        if not self._ended and could_become(text, (calls.section.end, *openers)):
+            return False
+        if text.startswith(calls.section.end) and not self._prefix:
+            self._buffer, self._skip_breaks = text[len(calls.section.end) :], True
+            self._in_section, self._state = False, self._next
+        elif first_of(text, openers):
+            space = self._buffer[: len(self._buffer) - len(text)] if self._prefix else ""
+            self._enter_call(first_of(text, openers), self._prefix + space, text)
+        else:
+            self._opener = ""
+            self._refuse("there is no call in it")
+        return True
+
+    def _enter_call(self, opener: str, prefix: str, text: str) -> None:
+        """Read a call, which `text` begins with; `prefix` is shown before it if it is none."""
+        self._opener, self._prefix, self._buffer = opener, prefix, text
+        self._reading, self._state = _Economy(), self._call
+
+    def _call(self) -> bool:
+        if not self._ended and not self._reading.is_due(self._buffer):
+            return False
+        cursor = Cursor(self._buffer, 0, self._ended, self._cut)
+        assert self._form.calls is not None, "a call without a notation"
+        try:
+            calls = self._form.calls.read(cursor, self._offered)
+        except More:
+            if not self._ended:
+                return False
+            self._give_up()
+        except Malformed as error:
+            self._refuse(str(error))
+        else:
+            written, self._buffer = self._buffer[: cursor.pos], self._buffer[cursor.pos :]
+            self._accept(calls, written)
+        return True
+
+    def _accept(self, calls: list[ToolCall], written: str) -> None:
+        unknown = [call.name for call in calls if call.name not in self._offered]
+        if unknown or not calls:
+            self._notes.not_offered(unknown)
+            self._emit(TextKind.ANSWER, self._prefix + written)
+        else:
+            self._calls += calls
+            self._notes.checked(calls)
+            self._pieces.append(Piece(TextKind.TOOL_CALL, written))
+            self._skip_breaks = True
+        self._prefix, self._may_think = "", False
+        self._state = self._section if self._in_section else self._next
+
+    def _refuse(self, why: str) -> None:
+        """What seemed to begin a call is text, and what follows it is read as any text."""
+        self._notes.no_call(why, self._opener or self._prefix)
+        self._emit(TextKind.ANSWER, self._prefix + self._opener)
+        self._buffer = self._buffer[len(self._opener) :]
+        self._prefix, self._opener, self._in_section, self._state = "", "", False, self._answer
+
+    def _give_up(self) -> None:
+        """The answer has ended within what seemed to be a call."""
+        calls = self._form.calls
+        assert calls is not None, "a call without a notation"
+        end = self._buffer.find(calls.resume) if calls.resume else -1
+        text = self._buffer[: end + len(calls.resume)] if end >= 0 else self._buffer
+        if text.strip() == self._opener.strip() and self._opener:
+            self._notes.nothing_followed()
+        else:
+            self._notes.incomplete(self._prefix + text, self._cut)
+            self._emit(TextKind.ANSWER, self._prefix + text)
+        self._buffer = self._buffer[len(text) :]
+        self._prefix, self._in_section, self._state = "", False, self._answer
+
+    def _take_text(self, kind: TextKind, markers: Iterable[str]) -> str:
+        """Return the text before the first of `markers`, and which one follows; empty if none does as yet."""
+        markers = tuple(filter(None, markers))
+        found = [(place, -len(marker), marker) for marker in markers if (place := self._buffer.find(marker)) >= 0]
+        place, _, marker = min(found, default=(len(self._buffer) - self._held(markers), 0, ""))
+        self._emit(kind, self._buffer[:place])
+        self._buffer = self._buffer[place:]
+        return marker
+
+    def _held(self, markers: tuple[str, ...]) -> int:
+        """How many characters at the end may be the beginning of a marker."""
+        if self._ended or not markers:
+            return 0
+        longest = min(max(map(len, markers)) - 1, len(self._buffer))
+        ends = (self._buffer[-length:] for length in range(longest, 0, -1))
+        return next((len(end) for end in ends if any(marker.startswith(end) for marker in markers)), 0)
+
+    def _emit(self, kind: TextKind, text: str) -> None:
+        if self._skip_breaks:
+            text = text.lstrip("\r\n")
+        if not text:
+            return
+        self._skip_breaks = False
+        self._notes.read(kind, text)
+        self._pieces.append(Piece(kind, text))
+
+
+class _Economy:
+    """Says when to read a call that is still coming, so that the cost does not grow with the square of its length."""
+
+    def __init__(self) -> None:
+        self._seen = self._tried = self._read = 0
+        self._closed = False
+
+    def is_due(self, text: str) -> bool:
+        """Whether to read `text`, the call as far as it is here, once more."""
+        self._closed |= any(closer in text[self._seen :] for closer in CLOSERS)
+        self._seen = len(text)
+        due = self._closed or self._seen >= 2 * self._tried
+        if not due or self._read + self._seen > MAX_READINGS * self._seen + FREE_READING:
+            return False
+        self._read += self._seen
+        self._tried, self._closed = self._seen, False
+        return True
+
+
+def first_of(text: str, markers: Iterable[str]) -> str:
+    """The longest of `markers` that the text begins with; empty if it begins with none."""
+    return max((marker for marker in markers if marker and text.startswith(marker)), key=len, default="")
+
+
+def could_become(text: str, markers: Iterable[str]) -> bool:
+    """Whether the text is the beginning of one of `markers`, and less than it."""
+    return any(len(text) < len(marker) and marker.startswith(text) for marker in markers)
