@@ -70,15 +70,14 @@ def is_graded(name: str, constants: list[Any]) -> bool:
     return bool(GRADED.search(name)) or bool({"low", "high"} & set(map(str, constants)))
 
 
-def find_toggle(
-    names: list[str], variables: dict[str, list[Any]], render: Render
-) -> dict[Reasoning, Setting] | None:
+def find_toggle(names: list[str], variables: dict[str, list[Any]], render: Render) -> dict[Reasoning, Setting] | None:
     """The first variable that switches reasoning off and on, and how."""
     for name in names:
         for off, on in pairs(name, variables[name]):
             settings = Setting({name: off}), Setting({} if on is None else {name: on})
-            texts = [render(setting) for setting in settings]
-            if None not in texts and texts[0] != texts[1] and not is_shown(name, on, texts[1], render):
+            without, with_ = (render(setting) for setting in settings)
+            shown = with_ is not None and with_.replace(str(on), str(off)) == without  # the value and nothing else
+            if without is not None and with_ is not None and with_ != without and not shown:
                 return dict(zip((Reasoning.OFF, Reasoning.ON), settings, strict=True))
     return None
 
@@ -92,11 +91,6 @@ def pairs(name: str, constants: list[Any]) -> Iterator[tuple[Any, Any]]:
     if "budget" in name:
         yield 0, -1
     yield False, True
-
-
-def is_shown(name: str, value: Any, text: str | None, render: Render) -> bool:
-    """Whether a template shows the value itself, and does not switch anything by it."""
-    return value is True and text != render(Setting({name: 1}))
 
 
 def find_words(template: str, render: Render) -> dict[Reasoning, Setting] | None:

@@ -18,16 +18,23 @@ PARTS_AS_TEXT = ('{"type": "text"', '{"type":"text"')
 
 @dataclass(frozen=True)
 class Wanted:
-    """Something that has to be in the prompt: what it is, what shows that it is there, and what that it is garbled."""
+    """Something that has to be in the prompt: what it is, what shows that it is there, and what that it is garbled.
+
+    Tools may be there `in_python`, in the notation of a Python dictionary, which some makers' templates have.
+    """
 
     what: str
     marks: tuple[str, ...]
     garbled: tuple[str, ...] = ()
+    in_python: bool = False
 
     def is_in(self, text: str) -> bool:
         """Whether a marked text has it; `tojson` may have escaped the marks."""
-        there = all(mark in text or json.dumps(mark)[1:-1] in text for mark in self.marks)
+        there = all(any(form in text for form in self._forms(mark)) for mark in self.marks)
         return there and not any(wrong in text for wrong in self.garbled)
+
+    def _forms(self, mark: str) -> list[str]:
+        return [mark, json.dumps(mark)[1:-1], *([repr(mark)[1:-1]] if self.in_python else [])]
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,13 @@ class Proved:
 
 
 def proved(render: Callable[[dict[str, Any]], str], given: dict[str, Any], marks: str) -> Proved:
-    """Render what a template is given, and a copy of it with `marks`: characters that are nowhere in it."""
+    """Render what a template is given, and a copy of it with `marks`: characters that are nowhere in it.
+
+    Without marks nothing is proved.
+    """
     text = render(given)
+    if not marks:
+        return Proved(text)
     wanted: list[Wanted] = []
     unused = iter(marks)
     messages = [marked_message(message, unused, wanted) for message in given["messages"]]
@@ -82,9 +94,7 @@ def marked_message(message: dict[str, Any], unused: Iterator[str], wanted: list[
     return made
 
 
-def marked(
-    text: str, what: str, unused: Iterator[str], wanted: list[Wanted], garbled: tuple[str, ...] = ()
-) -> str:
+def marked(text: str, what: str, unused: Iterator[str], wanted: list[Wanted], garbled: tuple[str, ...] = ()) -> str:
     """A text with a mark after its first character and one before its last, so that it is trimmed as before."""
     kept = text.strip()
     if not kept:
@@ -122,7 +132,7 @@ def marked_tool(tool: dict[str, Any], unused: Iterator[str], wanted: list[Wanted
     """A tool with a mark in its name."""
     function = tool.get("function", tool)
     mark = next(unused)
-    wanted.append(Wanted(f"the tool {function['name']!r}", (mark,)))
+    wanted.append(Wanted(f"the tool {function['name']!r}", (mark,), in_python=True))
     changed = function | {"name": with_mark(function["name"], mark)}
     return tool | {"function": changed} if "function" in tool else changed
 

@@ -42,7 +42,12 @@ def read_variables(environment: Any, template: str) -> dict[str, list[Any]]:
             note(condition.test, True)
     for compared in tree.find_all(nodes.Compare):
         note(compared, *(constant.value for constant in compared.find_all(nodes.Const)))
-    return {name: [each for each in found if isinstance(each, str | int)] for name, found in variables.items()}
+    return {name: [each for each in flat(found) if isinstance(each, str | int)] for name, found in variables.items()}
+
+
+def flat(values: list[Any]) -> list[Any]:
+    """Values, and those of lists in place of the lists."""
+    return [one for value in values for one in (value if isinstance(value, list | tuple) else [value])]
 
 
 def of_makers(variables: dict[str, list[Any]], tools: list[dict[str, Any]]) -> dict[str, str]:

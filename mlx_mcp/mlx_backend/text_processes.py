@@ -175,10 +175,10 @@ class TextProcesses:
         self,
         template: str,
         given: dict[str, Any],
-        marks: str,
         num_chars: int,
         encode: bool,
         gone: Callable[[], bool],
+        marks: str = "",
     ) -> tuple[Proved, list[int] | None]:
         """What a template makes of what it is given, of so many characters; and the ids of that, if `encode` says so.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from mlx_lm.utils import load_tokenizer
 
+from mlx_mcp.chat.formats.detect import format_of
 from mlx_mcp.chat.message import Message
 from mlx_mcp.chat.prompt import Grammar, Prompt, Reasoning
 from mlx_mcp.core.ports import never
@@ -21,6 +22,7 @@ from mlx_mcp.mlx_backend.chat_template import Chat, ChatTemplate
 from mlx_mcp.mlx_backend.constraint import Grammars
 from mlx_mcp.mlx_backend.control_tokens import ControlTokens
 from mlx_mcp.mlx_backend.encoder import Encoder
+from mlx_mcp.mlx_backend.rendering import Renderer
 from mlx_mcp.mlx_backend.text_processes import TextProcesses
 
 _load: Any = load_tokenizer  # which has no types
@@ -49,8 +51,10 @@ class ChatTokenizer:
         vocabulary = json.dumps(sorted(self._tokenizer.get_vocab().items()))
         self._digest = blake2b(vocabulary.encode(), digest_size=32).digest()
         self._letter = self._tokenizer.encode("a", add_special_tokens=False)
-        self._encoder = Encoder(self._tokenizer, self._processes, lock, folder)
-        self._template = ChatTemplate(self._tokenizer, self._controls, self._processes, lock, folder)
+        renderer = Renderer(self._tokenizer, self._processes, lock, folder)
+        form = format_of(renderer.all_text, self._tokenizer.get_vocab())
+        self._encoder = Encoder(self._tokenizer, self._processes, lock, folder, bare=not renderer.can_render)
+        self._template = ChatTemplate(self._tokenizer, self._controls, renderer, form, folder)
 
     @property
     def vocab_size(self) -> int:
@@ -88,7 +92,7 @@ class ChatTokenizer:
         ids = rendered.ids
         if ids is None:
             ids = self._encoder.encode_rendered(rendered.marked, gone)
-        return Prompt(tuple(ids), self._template.opens_reasoning(rendered.marked.text))
+        return Prompt(tuple(ids), rendered.reasoning, rendered.notes)
 
     def encode_context(
         self, messages: list[Message], tools: tuple[dict[str, Any], ...] = (), gone: Callable[[], bool] = never
@@ -104,15 +108,15 @@ class ChatTokenizer:
         """
         if messages[-1].role not in ("user", "assistant"):
             messages = [*messages, Message("user", "")]
-        chat = Chat(messages, tools, gone=gone, turn="x")
-        context, turn = self._template.split(chat)
-        if turn.text != self._template.turn_after(messages[-1].role, chat).text:
+        chat = Chat(messages, tools, gone=gone, turn=(Message("user", "x"),))
+        split = self._template.split(chat)
+        if split.turn.text != self._template.turn_after(messages[-1].role, chat).turn.text:
             raise InvalidRequest(
                 "The model's chat template moves a part of this context (the system prompt or tools) into the turn "
                 "that follows, so that turns cannot go on from it. Let the context end with a user's message, or "
                 "leave that part out."
             )
-        return Prompt(tuple(self._encoder.encode_rendered(context, gone)))
+        return Prompt(tuple(self._encoder.encode_rendered(split.context, gone)), notes=split.notes)
 
     def encode_turn(
         self,
@@ -130,9 +134,9 @@ class ChatTokenizer:
         Raises:
             InvalidRequest: the model's template does not let a chat be continued.
         """
-        turn = self._template.turn_after(after, Chat([], tools, reasoning, gone, turn=text))
-        ids = self._encoder.encode_following(turn.pieces(), gone)
-        return Prompt(tuple(ids), self._template.opens_reasoning(turn.text))
+        split = self._template.turn_after(after, Chat([], tools, reasoning, gone, turn=(Message("user", text),)))
+        ids = self._encoder.encode_following(split.turn.pieces(), gone)
+        return Prompt(tuple(ids), split.reasoning, split.notes)
 
     def decode(self, ids: tuple[int, ...]) -> str:
         """The text of tokens, control tokens included."""
