@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
 FOLDED = "The model's chat template has no system role, so the system prompt is in the first message of the user."
-NO_TOOL_ROLE = "The model's chat template has no role for the results of tools, so they are in messages of the user."
+CALLS_AS_TEXT = "The model's chat template does not take calls of tools, so they are text in the model's messages."
+RESULTS_AS_TEXT = "The model's chat template does not take results of tools, so they are text in messages of the user."
+TOLD = "The model's chat template does not show tools, so they are told in the system prompt."
 BREAK = "\n\n"
 
 
@@ -18,32 +20,41 @@ class Variant:
     """Messages and tools as a template gets them, and what the caller should know of that."""
 
     messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
     notes: tuple[str, ...] = ()
+    given: dict[str, Any] = field(default_factory=dict)  # beside messages and tools
 
 
 Change = Callable[[Variant], Variant]
 
 
-def variants(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> Iterator[Variant]:
-    """All forms that these can have, those that change least first; the first one is what most templates take."""
-    plain = Variant(messages, [filled(tool) for tool in tools])
+def variants(
+    messages: list[dict[str, Any]], tools: list[dict[str, Any]], names: Iterable[str], notation: Callable[[], str]
+) -> Iterator[Variant]:
+    """All forms that these can have, those that change least first; the first one is what most templates take.
+
+    `names` are those of the template's variables. `notation` says how the template writes calls, if it does.
+    """
+    plain = Variant(messages, [filled(tool) for tool in tools] or None)
     roles = {message["role"] for message in messages}
     calls = [call for message in messages for call in message.get("tool_calls", ())]
     # Each change with its price: what changes the meaning comes after any number of others.
     axes: list[list[tuple[float, Change | None]]] = [
-        [(0, None), (1, typed_tools), (1, bare_tools)] if tools else [],
+        [(0, None), (20, lambda variant: told(variant, notation()))] if tools else [],
+        [(0, None), (1, lambda variant: with_other_names(variant, names))] if tools else [],
+        [(0, None), (1, typed_tools), (1, bare_tools)] if tools else [(0, None), (1, with_empty_tools)],
         [(0, None), (1, in_parts)],
         [(0, None), (1, with_text_arguments)] if calls else [],
         [(0, None), (1, with_kimis_ids), (1, with_mistrals_ids)] if calls else [],
         [(0, None), (1, without_empty_content)] if calls else [],
         [(0, None), (2.5, with_folded_system)] if "system" in roles else [],
-        [(0, None), (10, with_results_of_user)] if calls or "tool" in roles else [],
+        [(0, None), (5, with_calls_as_text)] if calls else [],
+        [(0, None), (10, with_results_of_user)] if "tool" in roles else [],
     ]
     choices = sorted(product(*filter(None, axes)), key=lambda choice: sum(price for price, _ in choice))
     for choice in choices:
         variant = plain
-        for _, change in reversed(choice):  # parts last, since the others take contents for texts
+        for _, change in reversed(choice):  # tools and parts last, since the others take contents for texts
             if change is not None:
                 variant = change(variant)
         yield variant
@@ -65,7 +76,7 @@ def filled(tool: dict[str, Any]) -> dict[str, Any]:
 
 def typed_tools(variant: Variant) -> Variant:
     """For templates that look at the one type of every parameter."""
-    return replace(variant, tools=[with_parameters(tool, typed) for tool in variant.tools])
+    return replace(variant, tools=[with_parameters(tool, typed) for tool in variant.tools or ()])
 
 
 def with_parameters(tool: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
@@ -94,7 +105,41 @@ def typed(schema: Any) -> Any:
 
 def bare_tools(variant: Variant) -> Variant:
     """For templates that expect functions without the wrapping of OpenAI's form."""
-    return replace(variant, tools=[tool["function"] for tool in variant.tools if "function" in tool])
+    return replace(variant, tools=[tool["function"] for tool in variant.tools or ()])
+
+
+def with_empty_tools(variant: Variant) -> Variant:
+    """For templates that go through the tools without asking whether there are any."""
+    return replace(variant, tools=[])
+
+
+def with_other_names(variant: Variant, names: Iterable[str]) -> Variant:
+    """For templates that have tools in a variable of another name."""
+    others = [name for name in names if "tools" in name and name != "tools"]
+    return replace(variant, given=variant.given | dict.fromkeys(others, variant.tools))
+
+
+def told(variant: Variant, notation: str) -> Variant:
+    """For templates that show calls, but not which tools there are: with the tools in the system prompt.
+
+    The words are those of DeepSeek V3.1's model card, whose template is such a one.
+    """
+    if not notation:
+        return variant
+    functions = [tool.get("function", tool) for tool in variant.tools or ()]
+    each = [
+        f"### {function['name']}\nDescription: {function['description']}\n\n"
+        f"Parameters: {json.dumps(function['parameters'], ensure_ascii=False)}"
+        for function in functions
+    ]
+    text = BREAK.join(["## Tools\nYou have access to the following tools:", *each])
+    text += f"\n\nIMPORTANT: ALWAYS adhere to this exact format for tool use:\n{notation}"
+    first, *rest = variant.messages
+    if first["role"] == "system" and isinstance(first["content"], str):
+        first = first | {"content": BREAK.join([first["content"], text])}
+    else:
+        first, rest = {"role": "system", "content": text}, variant.messages
+    return replace(variant, messages=[first, *rest], tools=None, notes=(*variant.notes, TOLD))
 
 
 def in_parts(variant: Variant) -> Variant:
@@ -179,21 +224,28 @@ def with_folded_system(variant: Variant) -> Variant:
     return replace(variant, messages=[first, *rest[1:]], notes=(*variant.notes, FOLDED))
 
 
+def with_calls_as_text(variant: Variant) -> Variant:
+    """For templates that leave calls out: they follow the content of their message, in JSON."""
+    messages = []
+    for message in variant.messages:
+        if "tool_calls" in message:
+            calls = [json.dumps(call["function"], ensure_ascii=False) for call in message["tool_calls"]]
+            content = "\n".join(filter(None, [message["content"], *calls]))
+            message = {key: value for key, value in message.items() if key != "tool_calls"} | {"content": content}
+        messages.append(message)
+    return replace(variant, messages=messages, notes=(*variant.notes, CALLS_AS_TEXT))
+
+
 def with_results_of_user(variant: Variant) -> Variant:
-    """For templates without a role for results, and without calls: both are texts, in JSON."""
+    """For templates without a role for results. They share a message with what the user says next."""
     messages: list[dict[str, Any]] = []
     for message in variant.messages:
         if message["role"] == "tool":
             name = message.get("name", "")
-            said = f"Result of {name}:\n{message['content']}" if name else f"Result:\n{message['content']}"
-            message = {"role": "user", "content": said}
-        elif "tool_calls" in message:
-            calls = [json.dumps(call["function"], ensure_ascii=False) for call in message["tool_calls"]]
-            content = "\n".join(filter(None, [message["content"], *calls]))
-            message = {key: value for key, value in message.items() if key != "tool_calls"} | {"content": content}
+            message = {"role": "user", "content": f"Result{' of ' if name else ''}{name}:\n{message['content']}"}
         if messages and message["role"] == messages[-1]["role"] == "user":
             joined = BREAK.join([messages[-1]["content"], message["content"]])
             messages[-1] = messages[-1] | {"content": joined}
         else:
             messages.append(message)
-    return replace(variant, messages=messages, notes=(*variant.notes, NO_TOOL_ROLE))
+    return replace(variant, messages=messages, notes=(*variant.notes, RESULTS_AS_TEXT))

@@ -108,7 +108,8 @@ class ChatTokenizer:
         """
         if messages[-1].role not in ("user", "assistant"):
             messages = [*messages, Message("user", "")]
-        chat = Chat(messages, tools, gone=gone, turn=(Message("user", "x"),))
+        results = tuple(Message("tool", "x", call_id=c.call_id, name=c.name) for c in messages[-1].tool_calls)
+        chat = Chat(messages, tools, gone=gone, turn=results or (Message("user", "x"),))
         split = self._template.split(chat)
         if split.turn.text != self._template.turn_after(messages[-1].role, chat).turn.text:
             raise InvalidRequest(
@@ -120,21 +121,28 @@ class ChatTokenizer:
 
     def encode_turn(
         self,
-        text: str,
+        messages: list[Message],
         after: str,
         tools: tuple[dict[str, Any], ...] = (),
         reasoning: Reasoning | None = None,
         gone: Callable[[], bool] = never,
     ) -> Prompt:
-        """The ids that a user's turn appends to a log, generation prompt included; control tokens stay text.
+        """The ids that a turn appends to a log, generation prompt included; control tokens in texts stay text.
 
-        `after` is the role of the message that the log ends in, still open: "assistant" for an answer whose stop token
-        was not fed, "user" for a context. `tools` are the log's; the turn does not repeat them.
+        The turn is a user's message, or results of the calls that the log ends in and perhaps more messages. `after` is
+        the role of the message that the log ends in, still open: "assistant" for an answer whose stop token was not
+        fed, "user" for a context. `tools` are the log's; the turn does not repeat them.
 
         Raises:
-            InvalidRequest: the model's template does not let a chat be continued.
+            InvalidRequest: the model's template does not let a chat be continued, or not by such messages.
         """
-        split = self._template.turn_after(after, Chat([], tools, reasoning, gone, turn=(Message("user", text),)))
+        if messages[0].role not in (("user", "tool") if after == "assistant" else ("user",)):
+            raise InvalidRequest(
+                "A turn of a session that ends in an answer begins with results (role tool) or the user's text."
+                if after == "assistant"
+                else "There is no call in this session to give a result of: give the user's text first."
+            )
+        split = self._template.turn_after(after, Chat([], tools, reasoning, gone, turn=tuple(messages)))
         ids = self._encoder.encode_following(split.turn.pieces(), gone)
         return Prompt(tuple(ids), split.reasoning, split.notes)
 

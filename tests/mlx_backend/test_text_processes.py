@@ -154,7 +154,7 @@ def test_a_template_that_loops_for_one_prompt_serves_all_others(tmp_path, quick)
     for encode in (
         lambda: tokenizer.encode_chat([Message("user", "loop")]),
         lambda: tokenizer.encode_context([Message("user", "loop")]),
-        lambda: tokenizer.encode_turn("loop", "assistant"),
+        lambda: tokenizer.encode_turn([Message("user", "loop")], "assistant"),
     ):
         with pytest.raises(InvalidRequest, match=f"chat template or tokenizer .{tmp_path}. .*within 1 s.*list_models"):
             encode()

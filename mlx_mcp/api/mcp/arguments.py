@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mlx_mcp.api.mcp.sampling_arguments import sampling_of, with_sampling
-from mlx_mcp.chat.message import Message
+from mlx_mcp.chat.message import Message, ToolCall
 from mlx_mcp.chat.prompt import Grammar, GrammarKind, Reasoning
 from mlx_mcp.errors import InvalidRequest
 from mlx_mcp.service.batch import MAX_BRANCHES
@@ -40,6 +41,46 @@ class Arguments(ArgModelBase):
     def model_dump_one_level(self) -> dict[str, Any]:
         """What the SDK calls the tool with."""
         return {"given": self}
+
+
+class EarlierMessage(BaseModel):
+    """A message of the context."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["user", "assistant", "tool"]
+    content: Text = ""
+    tool_calls: list[dict[str, Any]] | None = None
+    name: Text = ""
+    call_id: Text = ""
+
+    def to_message(self) -> Message:
+        """The message as the engine has it.
+
+        Raises:
+            InvalidRequest: a call is none.
+        """
+        calls = tuple(map(called, self.tool_calls or ()))
+        return Message(self.role, self.content, tool_calls=calls, call_id=self.call_id, name=self.name)
+
+
+def called(given: dict[str, Any]) -> ToolCall:
+    """A call as results have it, or in OpenAI's form.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    function = given.get("function", given)
+    match function:
+        case {"name": str(name), "arguments": dict() | str() as arguments} if name:
+            with suppress(ValueError):
+                arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+            if isinstance(arguments, dict):
+                return ToolCall(name, arguments, str(given.get("id") or ""))
+    raise InvalidRequest(
+        f"This is no call: {json.dumps(given, ensure_ascii=False)[:80]}; write it as it came in `tool_calls`: "
+        '{"name": …, "arguments": {…}}, with its "id" if it had one.'
+    )
 
 
 class ContextArguments(Arguments):
@@ -95,7 +136,13 @@ class AnswerArguments(ContextArguments):
 class GenerateArguments(AnswerArguments):
     """Of `generate`."""
 
-    prompt: Annotated[str, Field(description="What the model should do, with all it needs to know.")]
+    prompt: Annotated[Text, Field(description="What the model should do, with all it needs to know.")] = ""
+    messages: Annotated[
+        list[EarlierMessage] | None,
+        Field(
+            max_length=1024, description="Before `prompt`. In a session after tool_calls: what came of them, role tool."
+        ),
+    ] = None
     session: Annotated[
         Text, Field(description="Handle or name of a session that goes on with this prompt; send only what is new.")
     ] = ""
@@ -113,7 +160,9 @@ class GenerateArguments(AnswerArguments):
 
     def context(self) -> Context:
         """What the model is told."""
-        return Context(self.system, tuple(self.files or ()), (Message("user", self.prompt),))
+        messages = tuple(message.to_message() for message in self.messages or ())
+        prompt = (Message("user", self.prompt),) if self.prompt or not messages else ()
+        return Context(self.system, tuple(self.files or ()), messages + prompt)
 
     def options(self) -> Options:
         """How it is to be answered.
@@ -177,21 +226,16 @@ SHARED = [
 ]
 
 
-class EarlierMessage(BaseModel):
-    """A message of the context."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    role: Annotated[Literal["user", "assistant"], Field(description="Whose it is; the system's goes in `system`.")]
-    content: Annotated[str, Field(description="Its text.")]
-
-
 class CreateArguments(ContextArguments):
     """Of `create_session`."""
 
     messages: Annotated[
         list[EarlierMessage] | None,
-        Field(max_length=1024, description="Earlier messages, in order. A last one of the user is what prompts go on."),
+        Field(
+            max_length=1024,
+            description="Earlier ones, in order; role tool has the call's `name`, and its `id` as call_id. "
+            "A last one of the user is what prompts go on.",
+        ),
     ] = None
     name: Annotated[
         Text,
@@ -211,7 +255,7 @@ class CreateArguments(ContextArguments):
 
     def context(self) -> Context:
         """What is computed."""
-        messages = tuple(Message(message.role, message.content) for message in self.messages or ())
+        messages = tuple(message.to_message() for message in self.messages or ())
         return Context(self.system, tuple(self.files or ()), messages)
 
     def options(self) -> SessionOptions:
