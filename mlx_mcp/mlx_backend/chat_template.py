@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
@@ -165,9 +166,12 @@ class ChatTemplate:
         """
         refused: Exception | None = None
         lost: list[str] = []
-        for variant in variants(with_words(messages, setting.words), tools):
+        names = self._renderer.variables(bool(tools), work.gone)
+        notation = partial(self._notation, work.gone)
+        for variant in variants(with_words(messages, setting.words), tools, names, notation):
             try:
-                rendered, ids = self._renderer.render(variant.messages, variant.tools, setting.given, work)
+                given = setting.given | variant.given
+                rendered, ids = self._renderer.render(variant.messages, variant.tools, given, work)
             except (Overdue, MlxMcpError):
                 raise
             except Exception as error:  # a template may fail in any way on what it does not expect
@@ -179,10 +183,23 @@ class ChatTemplate:
         if refused is not None:
             raise refused
         raise InvalidRequest(
-            f"The model's chat template ({self._folder}) leaves out or changes {', '.join(dict.fromkeys(lost))}, so "
-            "that the model would not see it. Leave it out, say it in `prompt`, or choose another model (list_models "
-            "shows them)."
+            f"The model's chat template ({self._folder}) leaves out or changes {', '.join(dict.fromkeys(lost))}: the "
+            "model would not see it. Leave it out, say it in `prompt`, or choose another model (list_models shows "
+            "them)."
         )
+
+    def _notation(self, gone: Callable[[], bool]) -> str:
+        """A call of a tool as the template writes it; empty if it does not."""
+        syntax = self._format.calls
+        call = Message("assistant", tool_calls=(ToolCall("tool_name", {"argument": "value"}),))
+        messages = [message.to_template() for message in (Message("user", "x"), call)]
+        with suppress(InvalidRequest):
+            variant, rendered, _ = self._fitting(messages, [], Setting(), sample_work(messages, gone))
+            _, begin, rest = rendered.text.partition(syntax.begin if syntax else "\0")
+            written, end, _ = rest.partition(syntax.end if syntax and syntax.end else "\0")
+            if begin and end and not variant.notes:
+                return begin + written + end
+        return ""
 
     def _setting(self, chat: Chat) -> Setting:
         """How the template is asked for the kind of reasoning that the caller wants."""
@@ -192,8 +209,8 @@ class ChatTemplate:
             return Setting(notes=(NO_SWITCH,))
         if not self._settings:
             variables = self._renderer.variables(False, chat.gone)
-            sample = [{"role": "user", "content": "x"}]
-            work = Work(proof_marks(unused_characters(""), {"messages": sample, "tools": []}), 1, False, chat.gone)
+            sample = [Message("user", "x").to_template()]
+            work = sample_work(sample, chat.gone)
 
             def render(setting: Setting) -> str | None:
                 try:
@@ -221,6 +238,11 @@ class ChatTemplate:
 def proof_marks(unused: Iterator[str], given: dict[str, Any]) -> str:
     """Marks that show what of messages and tools is in a prompt."""
     return "".join(islice(unused, num_marks(given["messages"], given["tools"])))
+
+
+def sample_work(messages: list[dict[str, Any]], gone: Callable[[], bool]) -> Work:
+    """How a short chat is rendered that nobody has asked for."""
+    return Work(proof_marks(unused_characters(""), {"messages": messages, "tools": []}), 1, False, gone)
 
 
 def with_words(messages: list[dict[str, Any]], words: str) -> list[dict[str, Any]]:

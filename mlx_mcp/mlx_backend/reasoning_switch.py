@@ -14,10 +14,11 @@ from mlx_mcp.chat.prompt import Reasoning
 
 MAY_SWITCH = re.compile(r"think|reason|effort|thought|cot$", re.IGNORECASE)
 # Such words are of variables about earlier thoughts, or about how they are shown.
-OTHERWISE = re.compile(r"keep|drop|preserv|clear|trunc|skip|includ|past|hist|content|text|part|token|render|add_|raw")
+OTHERWISE = re.compile(r"keep|drop|preserve|clear|truncate|include|past|hist|content|text|part|token|render|add_|raw")
 FIRST = ("enable_thinking", "thinking", "thinking_mode", "reasoning_effort", "reasoning", "thinking_budget")
-OFF_WORDS = ("off", "disabled", "disable", "no_think", "nothink", "no_thinking", "none", "no", "false", "minimal")
+OFF_WORDS = ("off", "disabled", "disable", "no_think", "no_thinking", "none", "no", "false", "minimal")
 ON_WORDS = ("on", "enabled", "enable", "think", "thinking", "yes", "true", "high")
+INVERTED = re.compile(r"disable|skip|without|^no_")
 GRADED = re.compile(r"effort|strength|budget|level|intensity", re.IGNORECASE)
 EFFORTS = (Reasoning.LOW, Reasoning.MEDIUM, Reasoning.HIGH)
 BUDGETS = {Reasoning.LOW: 512, Reasoning.MEDIUM: 2048, Reasoning.HIGH: 8192}  # tokens, as Seed-OSS was trained for
@@ -76,8 +77,10 @@ def find_toggle(names: list[str], variables: dict[str, list[Any]], render: Rende
         for off, on in pairs(name, variables[name]):
             settings = Setting({name: off}), Setting({} if on is None else {name: on})
             without, with_ = (render(setting) for setting in settings)
-            shown = with_ is not None and with_.replace(str(on), str(off)) == without  # the value and nothing else
-            if without is not None and with_ is not None and with_ != without and not shown:
+            if without is None or with_ is None or with_ == without:
+                continue
+            shown = isinstance(on, bool) and with_.replace(str(on), str(off)) == without  # the value and nothing else
+            if not shown:
                 return dict(zip((Reasoning.OFF, Reasoning.ON), settings, strict=True))
     return None
 
@@ -90,7 +93,7 @@ def pairs(name: str, constants: list[Any]) -> Iterator[tuple[Any, Any]]:
         yield off, next((word for word in ON_WORDS if word in words), None)
     if "budget" in name:
         yield 0, -1
-    yield False, True
+    yield (True, False) if INVERTED.search(name) else (False, True)
 
 
 def find_words(template: str, render: Render) -> dict[Reasoning, Setting] | None:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlx_mcp.mlx_backend.template_variables import as_text
+
 END = 400  # characters of the marked text that are returned
 # A list of parts that a template shows as JSON, since it expects a text. In Python's notation marks are escaped.
 PARTS_AS_TEXT = ('{"type": "text"', '{"type":"text"')
@@ -57,8 +59,12 @@ def proved(render: Callable[[dict[str, Any]], str], given: dict[str, Any], marks
     wanted: list[Wanted] = []
     unused = iter(marks)
     messages = [marked_message(message, unused, wanted) for message in given["messages"]]
-    tools = [marked_tool(tool, unused, wanted) for tool in given["tools"] or ()] or None
-    copy = render(given | {"messages": messages, "tools": tools})
+    tools = given["tools"]
+    marked_tools = None if tools is None else [marked_tool(tool, unused, wanted) for tool in tools]
+    # Some templates have the tools in variables of other names, or as a text.
+    others: dict[str, Any] = {name: marked_tools for name, value in given.items() if tools and value == tools}
+    others |= {name: as_text(marked_tools) for name, value in given.items() if tools and value == as_text(tools)}
+    copy = render(given | {"messages": messages, "tools": marked_tools} | others)
     return Proved(text, [each.what for each in wanted if not each.is_in(copy)], copy[-END:])
 
 

@@ -27,16 +27,25 @@ def read_variables(environment: Any, template: str) -> dict[str, list[Any]]:
     tree = environment.parse(template)
     variables: dict[str, list[Any]] = {name: [] for name in meta.find_undeclared_variables(tree)}
 
+    def names(node: Any) -> set[str]:
+        return {each.name for each in [*node.find_all(nodes.Name), node] if isinstance(each, nodes.Name)}
+
+    # Variables that the template sets to something with one of these count for it.
+    stand_for = {name: {name} for name in variables}
+    for assigned in tree.find_all(nodes.Assign):
+        for name in names(assigned.target):
+            stand_for.setdefault(name, set()).update(names(assigned.node) & variables.keys())
+
     def note(node: Any, *constants: Any) -> None:
-        for name in {each.name for each in [*node.find_all(nodes.Name), node] if isinstance(each, nodes.Name)}:
-            variables.get(name, []).extend(constants)
+        for variable in {each for name in names(node) for each in stand_for.get(name, ())}:
+            variables[variable] += constants
 
     for test in tree.find_all(nodes.Test):
         if test.name in ("defined", "undefined", "none"):
             note(test.node, True)
     for each in tree.find_all(nodes.Filter):
         if each.name in ("default", "d") and each.node is not None:
-            note(each.node, True)
+            note(each.node, True, *(arg.value for arg in each.args if isinstance(arg, nodes.Const)))
     for condition in tree.find_all((nodes.If, nodes.CondExpr)):
         if isinstance(condition.test, nodes.Name):
             note(condition.test, True)
@@ -56,5 +65,10 @@ def of_makers(variables: dict[str, list[Any]], tools: list[dict[str, Any]]) -> d
     needed = {name for name, constants in variables.items() if True not in constants}
     given = {name: now.strftime(form) for name, form in DATES.items() if name in needed}
     if "functions" in needed and "tools" not in variables:  # Fireworks' templates
-        given["functions"] = json.dumps([tool.get("function", tool) for tool in tools], indent=4, ensure_ascii=False)
+        given["functions"] = as_text(tools)
     return given
+
+
+def as_text(tools: list[dict[str, Any]] | None) -> str:
+    """The functions of tools in JSON, as Fireworks' code has them."""
+    return json.dumps([tool.get("function", tool) for tool in tools or ()], indent=4, ensure_ascii=False)

@@ -40,21 +40,21 @@ def variants(
     calls = [call for message in messages for call in message.get("tool_calls", ())]
     # Each change with its price: what changes the meaning comes after any number of others.
     axes: list[list[tuple[float, Change | None]]] = [
-        [(0, None), (20, lambda variant: told(variant, notation()))] if tools else [],
-        [(0, None), (1, lambda variant: with_other_names(variant, names))] if tools else [],
-        [(0, None), (1, typed_tools), (1, bare_tools)] if tools else [(0, None), (1, with_empty_tools)],
-        [(0, None), (1, in_parts)],
-        [(0, None), (1, with_text_arguments)] if calls else [],
-        [(0, None), (1, with_kimis_ids), (1, with_mistrals_ids)] if calls else [],
-        [(0, None), (1, without_empty_content)] if calls else [],
-        [(0, None), (2.5, with_folded_system)] if "system" in roles else [],
         [(0, None), (5, with_calls_as_text)] if calls else [],
         [(0, None), (10, with_results_of_user)] if "tool" in roles else [],
+        [(0, None), (20, lambda variant: told(variant, notation()))] if tools else [],
+        [(0, None), (2.5, with_folded_system)] if "system" in roles or tools else [],
+        [(0, None), (1, without_empty_content)] if calls else [],
+        [(0, None), (1, with_kimis_ids), (1, with_mistrals_ids)] if calls else [],
+        [(0, None), (1, with_text_arguments)] if calls else [],
+        [(0, None), (1, in_parts)],
+        [(0, None), (1, typed_tools), (1, bare_tools)] if tools else [(0, None), (1, with_empty_tools)],
+        [(0, None), (1, lambda variant: with_other_names(variant, names))] if tools else [],
     ]
     choices = sorted(product(*filter(None, axes)), key=lambda choice: sum(price for price, _ in choice))
     for choice in choices:
         variant = plain
-        for _, change in reversed(choice):  # tools and parts last, since the others take contents for texts
+        for _, change in choice:  # in parts after all that takes contents for texts
             if change is not None:
                 variant = change(variant)
         yield variant
@@ -217,6 +217,8 @@ def without_empty_content(variant: Variant) -> Variant:
 def with_folded_system(variant: Variant) -> Variant:
     """For templates without a system role."""
     systems = [message["content"] for message in variant.messages if message["role"] == "system"]
+    if not systems:
+        return variant
     rest = [message for message in variant.messages if message["role"] != "system"]
     if not rest or rest[0]["role"] != "user":
         rest = [{"role": "user", "content": ""}, *rest]
