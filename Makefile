@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := ci
 .PHONY: ci demo demo-real test test-all test-openblas test-real coverage lint types smoke hosts hosts-short campaign mutants \
-  bench-engine bench-sharing bench-peers bench-persistence train evaluate lock wheel-smoke clean
+  formats bench-engine bench-sharing bench-peers bench-persistence train evaluate lock wheel-smoke clean
 
 # What CI runs.
 ci: lint types test smoke test-openblas
@@ -123,6 +123,11 @@ bench-peers: $(VENV)/installed $(VENV)-vllm-mlx/installed $(VENV)-rapid-mlx/inst
 # What persisting takes and saves; minutes. Fails if a goal is missed.
 bench-persistence: $(VENV)/installed
 	$(BIN)/python benchmarks/persistence.py
+
+# What models read and write: the tables of docs/models.md anew, and all cases of the suites behind them.
+formats: $(VENV)/installed-dev
+	$(BIN)/python -m tests.formats.canitoolcall_cases
+	EFFORT=1 $(PYTEST) tests/formats tests/chat
 
 # The wheel, in an environment that has nothing else: what is in it, and what it does there.
 wheel-smoke: $(VENV)/installed-dev

@@ -108,6 +108,7 @@ class FakeReader:
     kind: TextKind = TextKind.ANSWER
     name: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def add(self, token_id: int) -> list[Piece]:
         char = chr(token_id)
@@ -123,7 +124,7 @@ class FakeReader:
             return []
         return [Piece(self.kind, char)]
 
-    def finish(self) -> list[Piece]:
+    def finish(self, cut: bool = False) -> list[Piece]:
         return [Piece(TextKind.ANSWER, "{" + self.name)] if self.kind is TextKind.TOOL_CALL else []
 
 

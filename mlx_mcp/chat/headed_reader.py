@@ -20,11 +20,15 @@ class HeadedReader(Reader):
     def __init__(self, form: Format, headers: Headers, reasoning: bool, tools: Sequence[dict[str, Any]]) -> None:
         self._headers = headers
         self._has_answered = self._new_message = False
+        self._within_header = headers.opened
         super().__init__(form, reasoning, tools)
         self._ends = (*headers.stops, headers.start)
 
     def _next(self) -> bool:
         """Where a message may begin."""
+        if self._within_header:
+            self._within_header, self._state = False, self._header
+            return True
         text = self._buffer.lstrip("\n")
         if not self._ended and could_become(text, self._headers.begins):
             return False
@@ -42,6 +46,10 @@ class HeadedReader(Reader):
         if at < 0 and stop < 0:
             return False
         if at < 0 or 0 <= stop < at:
+            if headers.cut and stop == len(self._buffer) and headers.cut.fullmatch(self._buffer):
+                self._buffer = ""
+                self._notes.nothing_followed()
+                return False
             self._notes.broken_header(self._buffer[:stop])
             self._emit(TextKind.ANSWER, self._buffer[:stop])
             self._buffer = self._buffer[stop:]
@@ -53,10 +61,10 @@ class HeadedReader(Reader):
     def _enter_message(self, header: str) -> None:
         kind = self._headers.kind(header)
         self._ends = (*self._headers.stops, self._headers.start)
-        self._new_message, self._skip_breaks = True, False
         if kind is TextKind.TOOL_CALL:
             self._enter_call(header, "", self._buffer)
             return
+        self._new_message, self._skip_breaks = True, False
         self._buffer = self._buffer[len(header) :]
         self._state = self._answer
         if kind is TextKind.REASONING:

@@ -41,7 +41,8 @@ class Reader:
         self._ends: tuple[str, ...] = ()  # what else ends the part that is being read
         self._prefix = ""  # what stands before a call and is shown only if the call cannot be read
         self._opener = ""  # what the call begins with
-        self._in_section = False
+        self._closers: tuple[str, ...] = ()  # ends of sections that may follow a call whose section did not begin
+        self._section_end = ""  # of the section that is being read
         self._reading = _Economy()
         self._state: Callable[[], bool] = self._next
         if reasoning and form.thoughts:
@@ -61,6 +62,10 @@ class Reader:
     def within_part(self) -> bool:
         """Whether the next text belongs to thoughts or to what may be a call."""
         return self._state in (self._thoughts, self._call, self._section)
+
+    def note(self, text: str) -> None:
+        """Add what the caller should know, unless it is said already."""
+        self._notes.add(text)
 
     def feed(self, text: str) -> list[Piece]:
         """Take more text; returns what became certain with it."""
@@ -92,32 +97,36 @@ class Reader:
         """Where an answer begins, or goes on after thoughts or after a call."""
         text = self._buffer.lstrip()
         thoughts = self._form.thoughts if self._may_think else ()
-        hidden = (*(marks.begin for marks in thoughts), *self._form.frame)
+        hidden = (*(marks.begin for marks in (*thoughts, *self._form.envelopes)), *self._form.frame, *self._closers)
         bare = self._form.calls.bare if self._form.calls and self._offered.names else ()
         if not self._ended and could_become(text, (*hidden, *bare)):
             return False
         found = first_of(text, hidden)
         if found:
             self._buffer = text[len(found) :]
-            opened = next((marks for marks in thoughts if marks.begin == found), None)
+            opened = {marks.begin: marks for marks in thoughts}.get(found)
             if opened:
                 self._open(opened)
+            else:
+                self._skip_breaks = True
+                self._ends = tuple(marks.end for marks in self._form.envelopes if marks.begin == found)
         elif first_of(text, bare):
             self._enter_call("", self._buffer[: len(self._buffer) - len(text)], text)
         else:
-            self._state = self._answer
+            self._closers, self._state = (), self._answer
         return True
 
     def _open(self, marks: Marks) -> None:
         self._marks, self._skip_breaks, self._state = marks, True, self._opened
 
     def _opened(self) -> bool:
-        """Where thoughts begin; the prompt and the model may both have written their marker."""
-        text = self._buffer.lstrip()
-        if not self._ended and could_become(text, (self._marks.begin,)):
+        """Where thoughts begin; the prompt and the model may both have written their marker, or the model has none."""
+        text, begin = self._buffer.lstrip(), self._marks.begin
+        if not self._ended and could_become(text, (begin, *self._form.frame)):
             return False
-        self._buffer = text.removeprefix(self._marks.begin) if text.startswith(self._marks.begin) else self._buffer
-        self._state = self._thoughts
+        self._state = self._begin if first_of(text, self._form.frame) else self._thoughts
+        if text.startswith(begin):
+            self._buffer = text[len(begin) :]
         return True
 
     def _thoughts(self) -> bool:
@@ -129,15 +138,15 @@ class Reader:
     def _answer(self) -> bool:
         calls = self._form.calls
         openers = calls.openers if calls else ()
-        section = calls.section.begin if calls and calls.section else ""
-        found = self._take_text(TextKind.ANSWER, (*openers, section, *self._form.frame, *self._ends))
+        sections = {section.begin: section.end for section in calls.sections} if calls else {}
+        found = self._take_text(TextKind.ANSWER, (*openers, *sections, *self._form.frame, *self._ends))
         if not found:
             return False
         rest = self._buffer[len(found) :]
         if found in openers:
             self._enter_call(found, "", self._buffer)
-        elif found == section:
-            self._prefix, self._in_section, self._buffer, self._state = found, True, rest, self._section
+        elif found in sections:
+            self._prefix, self._section_end, self._buffer, self._state = found, sections[found], rest, self._section
         elif found in self._ends:
             self._leave(found)
         else:
@@ -153,7 +162,6 @@ class Reader:
         """Between the calls of a section."""
         calls = self._form.calls
         assert calls is not None, "a section without a notation"
-        assert calls.section is not None, "a section without markers"
         text = self._buffer.lstrip()
         openers = (*calls.openers, *calls.within)
         if not text and self._ended:
@@ -161,11 +169,14 @@ class Reader:
             if self._prefix:
                 self._notes.nothing_followed()
             return False
-        if not self._ended and could_become(text, (calls.section.end, *openers)):
+        if not self._ended and could_become(text, (self._section_end, *openers)):
             return False
-        if text.startswith(calls.section.end) and not self._prefix:
-            self._buffer, self._skip_breaks = text[len(calls.section.end) :], True
-            self._in_section, self._state = False, self._next
+        if text.startswith(self._section_end):
+            if self._prefix:
+                self._notes.empty_section()
+            self._prefix = ""
+            self._buffer, self._skip_breaks = text[len(self._section_end) :], True
+            self._section_end, self._state = "", self._next
         elif first_of(text, openers):
             space = self._buffer[: len(self._buffer) - len(text)] if self._prefix else ""
             self._enter_call(first_of(text, openers), self._prefix + space, text)
@@ -200,22 +211,26 @@ class Reader:
     def _accept(self, calls: list[ToolCall], written: str) -> None:
         unknown = [call.name for call in calls if call.name not in self._offered]
         if unknown or not calls:
-            self._notes.not_offered(unknown)
+            if self._opener or any(call.arguments for call in calls):
+                self._notes.not_offered(unknown)
             self._emit(TextKind.ANSWER, self._prefix + written)
         else:
             self._calls += calls
             self._notes.checked(calls)
             self._pieces.append(Piece(TextKind.TOOL_CALL, written))
             self._skip_breaks = True
+            if not self._section_end and self._form.calls:
+                self._closers = tuple(section.end for section in self._form.calls.sections)
         self._prefix, self._may_think = "", False
-        self._state = self._section if self._in_section else self._next
+        self._state = self._section if self._section_end else self._next
 
     def _refuse(self, why: str) -> None:
         """What seemed to begin a call is text, and what follows it is read as any text."""
         self._notes.no_call(why, self._opener or self._prefix)
         self._emit(TextKind.ANSWER, self._prefix + self._opener)
         self._buffer = self._buffer[len(self._opener) :]
-        self._prefix, self._opener, self._in_section, self._state = "", "", False, self._answer
+        self._prefix = self._opener = self._section_end = ""
+        self._state = self._answer
 
     def _give_up(self) -> None:
         """The answer has ended within what seemed to be a call."""
@@ -229,7 +244,8 @@ class Reader:
             self._notes.incomplete(self._prefix + text, self._cut)
             self._emit(TextKind.ANSWER, self._prefix + text)
         self._buffer = self._buffer[len(text) :]
-        self._prefix, self._in_section, self._state = "", False, self._answer
+        self._prefix = self._section_end = ""
+        self._state = self._answer
 
     def _take_text(self, kind: TextKind, markers: Iterable[str]) -> str:
         """Return the text before the first of `markers`, and which one follows; empty if none does as yet."""

@@ -63,6 +63,10 @@ class ReadingNotes:
         """The answer ended behind a marker of calls."""
         self.add("The answer ended where a tool call would have begun.")
 
+    def empty_section(self) -> None:
+        """There are the markers of calls, and no call between them."""
+        self.add("The model opened a section of tool calls, and closed it without a call.")
+
     def broken_header(self, header: str) -> None:
         """A message's header has no end."""
         self.add(f"The header of a message could not be read, and is text: {header[:80]!r}.")
@@ -77,7 +81,9 @@ class ReadingNotes:
         """The answer has ended; `markers` are those that calls begin with."""
         answer, thoughts = ("".join(self._texts[kind]) for kind in (TextKind.ANSWER, TextKind.REASONING))
         marked = _MARKED.match(answer)
-        if marked and (marked[2] or (marked[1] and marked[1].lower() not in _PAGES)):
+        if self._refused:
+            pass
+        elif marked and (marked[2] or (marked[1] and marked[1].lower() not in _PAGES)):
             self.add(f"The answer begins with a marker that is not known for this model: {answer.strip()[:40]!r} …")
         elif found := _MARKER.match(answer):
             self.add(f"The answer begins with a marker that is not known for this model: {found[1]!r}.")

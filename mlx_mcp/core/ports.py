@@ -49,12 +49,16 @@ class AnswerReader(Protocol):
     def add(self, token_id: int) -> list[Piece]:
         """The text that became certain with this token: never half a character, never a part of a marker."""
 
-    def finish(self) -> list[Piece]:
-        """What was held back."""
+    def finish(self, cut: bool = False) -> list[Piece]:
+        """What was held back; `cut` says that max_tokens ended the answer."""
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """The calls that are whole by now."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the caller should know of how the answer was read, in whole sentences."""
 
 
 def never() -> bool:

@@ -55,9 +55,9 @@ class Answer:
         self._prefilled = event
         self.num_prompt = max(self.num_prompt, event.num_tokens)  # the session went on before it was its turn
 
-    def finish(self) -> list[Delta]:
-        """Take the end of the sequence; returns what was held back."""
-        shown = self._show(self._reader.finish())
+    def finish(self, reason: FinishReason | None) -> list[Delta]:
+        """Take the end of the sequence, and why it ended; returns what was held back."""
+        shown = self._show(self._reader.finish(cut=reason is FinishReason.LENGTH))
         held = Delta(self._stop.finish(), self.num_tokens)
         self._deltas.append(held)
         return [*shown, held] if held.text else shown
@@ -85,7 +85,7 @@ class Answer:
             restored_tokens=self._prefilled.num_restored,
             miss=self._miss(),
             session=session,
-            notes=self._notes,
+            notes=(*self._notes, *self._reader.notes),
         )
 
     def _miss(self) -> CacheMiss | None:

@@ -175,7 +175,7 @@ class Generation:
                         self._thread.send(Finish(mailbox.call_id, answer.num_tokens))
                 case Finished(reason, session):
                     self._ended = True
-                    deltas = answer.finish()
+                    deltas = answer.finish(reason)
                 case EncodeAgain(loaded):
                     if not loaded:
                         self._models.forget(ready.spec)

@@ -38,16 +38,13 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, processes: TextProcesses | None, lock: threading.Lock, folder: Path) -> None:
         self._tokenizer, self._processes, self._lock = tokenizer, processes, lock
-        self._templates = {} if has_own_renderer(tokenizer) else find_templates(tokenizer, folder)
+        templates = find_templates(tokenizer, folder)
+        self.all_text = "\n".join(templates.values())  # by which a model's family is known
+        self._templates = {} if has_own_renderer(tokenizer) else templates
         self._here = Worker()
         self._can_encode = getattr(tokenizer, "backend_tokenizer", None) is not None  # where it renders
         self._variables: dict[str, dict[str, list[Any]]] = {}
         self.can_render = has_own_renderer(tokenizer) or bool(self._templates)
-
-    @property
-    def all_text(self) -> str:
-        """The texts of all templates, by which a model's family is known."""
-        return "\n".join(self._templates.values())
 
     def template(self, tools: bool) -> str:
         """The template of chats with or without tools; empty where code of another package renders them."""

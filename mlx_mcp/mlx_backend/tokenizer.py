@@ -11,13 +11,12 @@ from typing import Any
 
 from mlx_lm.utils import load_tokenizer
 
-from mlx_mcp.chat.formats.detect import format_of
 from mlx_mcp.chat.message import Message
 from mlx_mcp.chat.prompt import Grammar, Prompt, Reasoning
 from mlx_mcp.core.ports import never
 from mlx_mcp.core.sequence import Constraint
 from mlx_mcp.errors import InvalidRequest
-from mlx_mcp.mlx_backend.answer_reader import AnswerReader, formats
+from mlx_mcp.mlx_backend.answer_reader import AnswerReader, answer_format
 from mlx_mcp.mlx_backend.chat_template import Chat, ChatTemplate
 from mlx_mcp.mlx_backend.constraint import Grammars
 from mlx_mcp.mlx_backend.control_tokens import ControlTokens
@@ -46,15 +45,14 @@ class ChatTokenizer:
         self._tokenizer = _load(folder, {"trust_remote_code": False}, eos_token_ids=eos_token_ids)
         lock = threading.Lock()  # transformers changes its tokenizer's state while it encodes, on any thread
         self._grammars = Grammars(self._tokenizer, self.stop_ids)
-        self._format, self._plain_format = formats(self._tokenizer)
+        renderer = Renderer(self._tokenizer, self._processes, lock, folder)
+        self._answers = answer_format(self._tokenizer, renderer.all_text)
         self._controls = ControlTokens(self._tokenizer)
         vocabulary = json.dumps(sorted(self._tokenizer.get_vocab().items()))
         self._digest = blake2b(vocabulary.encode(), digest_size=32).digest()
         self._letter = self._tokenizer.encode("a", add_special_tokens=False)
-        renderer = Renderer(self._tokenizer, self._processes, lock, folder)
-        form = format_of(renderer.all_text, self._tokenizer.get_vocab())
         self._encoder = Encoder(self._tokenizer, self._processes, lock, folder, bare=not renderer.can_render)
-        self._template = ChatTemplate(self._tokenizer, self._controls, renderer, form, folder)
+        self._template = ChatTemplate(self._tokenizer, self._controls, renderer, self._answers.form, folder)
 
     @property
     def vocab_size(self) -> int:
@@ -170,9 +168,7 @@ class ChatTokenizer:
 
     def reader(self, prompt: Prompt, tools: tuple[dict[str, Any], ...] = (), plain: bool = False) -> AnswerReader:
         """A new reader of one answer to `prompt`; `plain` takes all text for the answer."""
-        if plain:
-            return AnswerReader(self._tokenizer, self._plain_format, False, ())
-        return AnswerReader(self._tokenizer, self._format, prompt.reasoning, tools)
+        return AnswerReader(self._tokenizer, self._answers, prompt.reasoning, tools, plain)
 
     def token_text(self, token_id: int) -> str:
         """The text of a single token within a text; a part of a character is U+FFFD."""

@@ -1,20 +1,10 @@
 """Reasoning, tool calls and text of answers."""
 
-import json
-from itertools import groupby
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mlx_mcp.chat.message import ToolCall
-from tests.mlx_backend.tokenizers_made import (
-    HARMONY,
-    LFM,
-    cut,
-    make_tokenizer,
-    read,
-)
+from mlx_mcp.chat.prompt import Prompt
+from tests.mlx_backend.tokenizers_made import HARMONY, LFM, encoded, make_tokenizer, read
 
 
 def test_special_tokens_are_not_shown(qwen, mistral):
@@ -31,7 +21,7 @@ def test_reasoning_is_told_from_the_answer_whoever_opened_it(qwen):
 def test_a_plain_answer_is_not_split(qwen, mistral):
     text = '<think>a</think>\n<tool_call>{"name": "look"}</tool_call>'
     assert read(qwen, text, plain=True, reasoning=True) == ([("answer", text)], [])
-    assert read(mistral, "[TOOL_CALLS]look[ARGS]{}", plain=True) == ([("answer", "look{}")], [])
+    assert read(mistral, "[TOOL_CALLS]look[ARGS]{}", plain=True) == ([("answer", "[TOOL_CALLS]look[ARGS]{}")], [])
 
 
 def test_what_only_begins_like_a_marker_is_text(qwen):
@@ -41,14 +31,15 @@ def test_what_only_begins_like_a_marker_is_text(qwen):
 def test_calls_are_parsed_and_told_from_the_answer(qwen):
     calls = ['{"name": "look", "arguments": {"at": "é"}}', '\n{"name": "look", "arguments": "{\\"at\\": 2}"}\n']
     pieces, parsed = read(qwen, f"Let me.<tool_call>{calls[0]}</tool_call>\n<tool_call>{calls[1]}</tool_call>\nSo.")
-    assert pieces == [("answer", "Let me."), ("tool_call", "".join(calls)), ("answer", "So.")]
+    written = "".join(f"<tool_call>{call}</tool_call>" for call in calls)
+    assert pieces == [("answer", "Let me."), ("tool_call", written), ("answer", "So.")]
     assert parsed == [ToolCall("look", {"at": "é"}), ToolCall("look", {"at": 2})]
 
 
 @pytest.mark.parametrize("arguments", ["", ', "arguments": {}', ', "arguments": null', ', "arguments": ""'])
 def test_a_call_may_have_no_arguments(qwen, arguments):
-    text = f'{{"name": "look"{arguments}}}'
-    assert read(qwen, f"<tool_call>{text}</tool_call>") == ([("tool_call", text)], [ToolCall("look", {})])
+    text = f'<tool_call>{{"name": "look"{arguments}}}</tool_call>'
+    assert read(qwen, text) == ([("tool_call", text)], [ToolCall("look", {})])
 
 
 @pytest.mark.parametrize(
@@ -80,22 +71,46 @@ def test_a_call_that_was_not_asked_for_is_text(qwen):
     assert read(qwen, written, tools=()) == ([("answer", written)], [])
 
 
-def test_a_call_that_was_cut_off_is_shown_and_is_no_call(qwen):
+def test_a_call_that_max_tokens_cut_off_is_shown_and_is_no_call(qwen):
     whole = '<tool_call>{"name": "look", "arguments": {}}'
-    assert read(qwen, whole) == ([("answer", whole)], [])
-    assert read(qwen, f"{whole}</tool") == ([("answer", f"{whole}</tool")], [])
+    assert read(qwen, whole, cut=True) == ([("answer", whole)], [])
+    assert read(qwen, f"{whole}</tool", cut=True) == ([("answer", f"{whole}</tool")], [])
+
+
+def test_a_call_whose_end_marker_the_model_forgot_is_a_call(qwen):
+    whole = '<tool_call>{"name": "look", "arguments": {}}'
+    assert read(qwen, whole) == ([("tool_call", whole)], [ToolCall("look", {})])
 
 
 def test_special_tokens_mark_calls_and_stand_in_them(mistral):
-    call = '[{"name": "look", "arguments": {"at": 1}}]'
-    assert read(mistral, f"So[TOOL_CALLS]{call}") == (
-        [("answer", "So"), ("tool_call", call)],
-        [ToolCall("look", {"at": 1})],
-    )
+    call = '[TOOL_CALLS][{"name": "look", "arguments": {"at": 1}}]'
+    assert read(mistral, f"So{call}") == ([("answer", "So"), ("tool_call", call)], [ToolCall("look", {"at": 1})])
     assert read(mistral, 'look: [TOOL_CALLS]look[ARGS]{"at": 1}[TOOL_CALLS]look[ARGS]{}')[1] == [
         ToolCall("look", {"at": 1}),
         ToolCall("look", {}),
     ]
+
+
+def test_control_tokens_that_frame_turns_are_left_out_of_the_answer_alone(qwen):
+    call = '<tool_call>{"name": "look", "arguments": {"at": "<|im_start|>"}}</tool_call>'
+    assert read(qwen, f"a<|im_start|>b{call}")[1] == [ToolCall("look", {"at": "<|im_start|>"})]
+    assert read(qwen, "<think>a <|im_start|> b</think>c<|im_start|>") == (
+        [("reasoning", "a <|im_start|> b"), ("answer", "c")],
+        [],
+    )
+
+
+def test_a_control_token_that_nobody_knows_is_shown_and_noted_once(tmp_path):
+    strange = make_tokenizer(tmp_path, special=["<|ponder|>", "<|/ponder|>"])
+    assert read(strange, "<|ponder|>a<|ponder|>b<|/ponder|>c") == (
+        [("answer", "<|ponder|>a<|ponder|>b<|/ponder|>c")],
+        [],
+    )
+    reader = strange.reader(Prompt(()))
+    for token_id in encoded(strange, "x<|ponder|>a<|ponder|>b"):
+        reader.add(token_id)
+    reader.finish()
+    assert reader.notes == ("The model wrote the control token '<|ponder|>', whose meaning is not known; it is shown.",)
 
 
 def test_a_call_without_an_end_marker_that_was_cut_off_is_shown(mistral):
@@ -116,42 +131,9 @@ def test_the_channels_of_gpt_oss_are_told_apart(tmp_path):
         "<|channel|>analysis<|message|>Let me see.<|end|><|start|>assistant<|channel|>commentary<|message|>I look."
         "<|end|><|start|>assistant<|channel|>final<|message|>It is."
     )
-    assert read(harmony, written) == ([("reasoning", "Let me see."), ("answer", "I look.It is.")], [])
+    assert read(harmony, written) == ([("reasoning", "Let me see."), ("answer", "I look.\n\nIt is.")], [])
 
 
 def test_the_embedded_models_calls_are_read(embedded):
     call = '{"name": "look", "arguments": {"at": "the door"}}'
     assert read(embedded, f"<tool_call>{call}</tool_call>")[1] == [ToolCall("look", {"at": "the door"})]
-
-
-TEXTS = st.text(alphabet="a<>/é中\n ", max_size=12)  # parts of markers, and none whole
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    parts=st.lists(st.tuples(st.sampled_from(["reasoning", "answer", "call", "no call"]), TEXTS), max_size=5),
-    cuts=st.lists(st.integers(0, 200), max_size=12),
-)
-def test_however_an_answer_is_cut_into_tokens_its_pieces_are_the_same(qwen, parts, cuts):
-    written, expected, calls, after_marker = "", [], [], False
-    for kind, text in parts:
-        call = json.dumps({"name": "look", "arguments": {"at": text}}, ensure_ascii=False)
-        written += {
-            "reasoning": f"<think>{text}</think>",
-            "answer": text,
-            "call": f"<tool_call>{call}</tool_call>",
-            "no call": f"<tool_call>{text}</tool_call>",
-        }[kind]
-        match kind:
-            case "reasoning":
-                expected.append((kind, text.lstrip("\n")))
-            case "answer":
-                expected.append((kind, text.lstrip("\n") if after_marker else text))
-            case "call":
-                expected.append(("tool_call", call))
-                calls.append(ToolCall("look", {"at": text}))
-            case "no call":
-                expected.append(("answer", f"<tool_call>{text}</tool_call>"))
-        after_marker = kind in ("reasoning", "call") or (after_marker and kind == "answer" and not expected[-1][1])
-    runs = groupby((part for part in expected if part[1]), key=lambda part: part[0])
-    assert read(qwen, *cut(written, cuts)) == ([(kind, "".join(text for _, text in run)) for kind, run in runs], calls)

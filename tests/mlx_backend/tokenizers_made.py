@@ -118,11 +118,12 @@ def read(
     reasoning: bool = False,
     tools: tuple[dict[str, Any], ...] = LOOK,
     plain: bool = False,
+    cut: bool = False,
 ) -> tuple[list[tuple[str, str]], list[ToolCall]]:
     """What a reader makes of an answer whose parts are encoded one by one: its pieces and its calls."""
     reader = tokenizer.reader(Prompt((), reasoning), tools, plain)
     pieces = [piece for part in parts for token_id in encoded(tokenizer, part) for piece in reader.add(token_id)]
-    return joined(pieces + reader.finish()), list(reader.tool_calls)
+    return joined(pieces + reader.finish(cut)), list(reader.tool_calls)
 
 
 def cut(text: str, cuts: Iterable[int]) -> list[str]:

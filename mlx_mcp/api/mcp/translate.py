@@ -110,7 +110,8 @@ def branch(result: Result, said: Sequence[str]) -> Branch:
 def batch(came: Answers) -> Batch:
     """What came of a batch; a branch that failed says why in its place, and what all have to note is noted once."""
     answers = [each for each in came.outcomes if isinstance(each, Result)]
-    shared = [note for note in answers[0].notes if all(note in answer.notes for answer in answers)]
+    noted = answers[0].notes if answers else ()
+    shared = [note for note in noted if all(note in answer.notes for answer in answers)]
     results = [branch(each, shared) if isinstance(each, Result) else Branch(error=str(each)) for each in came.outcomes]
     return Batch(results=results, model=came.model, note=in_one(came.note, *shared))
 

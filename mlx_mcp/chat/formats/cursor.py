@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 # What decides where a JSON value ends: quotes, escapes and brackets.
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _STRUCTURE = re.compile(r'["\\\[\]{}]')
 
 
@@ -78,6 +80,12 @@ class Cursor:
         start, self.pos = self.pos, min(found)
         return self.text[start : self.pos]
 
+    def without_part_of(self, start: int, ends: Iterable[str]) -> str:
+        """The text from `start` on, without what may be the beginning of one of `ends`."""
+        text = self.text[start:]
+        held = (cut for end in ends for cut in range(len(end) - 1, 0, -1) if text.endswith(end[:cut]))
+        return text[: len(text) - max(held, default=0)]
+
     def json(self) -> Any:
         """One JSON object or array."""
         start = self.pos
@@ -105,6 +113,19 @@ def balanced_end(text: str, start: int) -> int:
             if depth == 0:
                 return pos
     raise More
+
+
+def balanced_string(cursor: Cursor) -> str:
+    """The JSON string that begins at the cursor, which goes behind it.
+
+    Raises:
+        More or Malformed: see Cursor.
+    """
+    found = _STRING.match(cursor.text, cursor.pos)
+    if found is None:
+        raise More
+    cursor.pos = found.end()
+    return str(read_json(found[0]))
 
 
 def read_json(text: str) -> Any:

@@ -2,62 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
-from dataclasses import dataclass
 
-from mlx_mcp.chat.formats.format import PLAIN, CallSyntax, Format, Marks
-from mlx_mcp.chat.formats.harmony import HARMONY
-from mlx_mcp.chat.formats.json_calls import JsonCalls, NamedCalls
-from mlx_mcp.chat.formats.xml_calls import PairCalls, XmlCalls
+from mlx_mcp.chat.formats.families import APRIEL, APRIEL_END, ENVELOPES, FAMILIES, THOUGHTS, Family, pairs, tags
+from mlx_mcp.chat.formats.format import PLAIN, Format
+from mlx_mcp.chat.formats.messages import FUNCTIONARY, HARMONY, MUSE
 
-# The markers of thoughts, in the order in which they are looked for.
-THOUGHTS = (
-    Marks("<think>", "</think>"),
-    Marks("[THINK]", "[/THINK]"),
-    Marks("<seed:think>", "</seed:think>"),
-    Marks("<mm:think>", "</mm:think>"),
-    Marks("<|START_THINKING|>", "<|END_THINKING|>"),
-    Marks("<|inner_prefix|>", "<|inner_suffix|>"),
-    Marks("<longcat_think>", "</longcat_think>"),
-    Marks("<|think:start|>", "<|think:end|>"),
-    Marks("<thinking>", "</thinking>"),
+# Formats whose answers consist of messages, with what they are known by.
+MESSAGES = (
+    (HARMONY, ("<|channel|>", "<|message|>")),
+    (MUSE, ("<atem:function_calls>",)),
+    (FUNCTIONARY, (">>>all\\n", ">>>${recipient}")),
 )
-
-
-@dataclass(frozen=True)
-class Family:
-    """A family's notation of calls, and texts that its templates or vocabularies all have."""
-
-    calls: CallSyntax
-    signs: tuple[str, ...]
-
-
-def _tags(begin: str, end: str = "") -> Marks:
-    return Marks(begin, end or begin.replace("<", "</", 1))
-
-
-QWEN_XML = XmlCalls(
-    name="qwen-xml",
-    openers=("<function=", "<function "),
-    after="</function>",
-    section=_tags("<tool_call>"),
-    within=("{",),
-    parameter=Marks("<parameter", "</parameter>"),
-    padded=True,
-)
-GLM = PairCalls(
-    name="glm", openers=("<tool_call>",), after="</tool_call>", key=_tags("<arg_key>"), value=_tags("<arg_value>")
-)
-HERMES = JsonCalls(name="hermes", openers=("<tool_call>",), after="</tool_call>", resume="</tool_call>")
-MISTRAL = NamedCalls(name="mistral", openers=("[TOOL_CALLS]",), args="[ARGS]", call_id="[CALL_ID]")
-
-# In order: the first family whose signs are all there.
-FAMILIES = (
-    Family(QWEN_XML, ("<function=", "<parameter=", "<tool_call>")),
-    Family(GLM, ("<arg_key>", "<arg_value>", "<tool_call>")),
-    Family(MISTRAL, ("[TOOL_CALLS]",)),
-    Family(HERMES, ("<tool_call>",)),
-)
+# Hunyuan 3's markers end with a word that its template names once.
+_HUNYUAN = re.compile(r"HYTK = '([^']*)'")
 
 
 def format_of(template: str | None, vocabulary: Collection[str]) -> Format:
@@ -67,10 +26,32 @@ def format_of(template: str | None, vocabulary: Collection[str]) -> Format:
     def known(sign: str) -> bool:
         return sign in text or sign in vocabulary
 
-    if known("<|channel|>") and known("<|message|>"):
-        return HARMONY
-    family = next((family for family in FAMILIES if all(map(known, family.signs))), None)
-    thoughts = tuple(marks for marks in THOUGHTS if known(marks.begin) and known(marks.end))
+    # A template says more than a vocabulary, which may have the markers of several generations of a family.
+    for has in (text.__contains__, known):
+        for form, signs in MESSAGES:
+            if all(map(has, signs)):
+                return form
+        family = _hunyuan(text, vocabulary) or next((one for one in FAMILIES if all(map(has, one.signs))), None)
+        if family is not None:
+            break
+    common = [marks for marks in THOUGHTS if known(marks.begin) and known(marks.end)]
+    words = [APRIEL] if known(APRIEL.end) else []
+    thoughts = (*(family.thoughts if family else ()), *common, *words)
     if family is None and not thoughts:
         return PLAIN
-    return Format(family.calls.name if family else "thoughts", thoughts, family.calls if family else None)
+    envelopes = tuple(marks for asked, marks in ENVELOPES.items() if asked in text)
+    frame = (*(family.frame if family else ()), *([APRIEL_END] if words else ()))
+    if family is None:
+        return Format("thoughts", thoughts, None, frame, envelopes)
+    return Format(family.calls.name, thoughts, family.calls, frame, envelopes)
+
+
+def _hunyuan(template: str, vocabulary: Collection[str]) -> Family | None:
+    begin = "<tool_sep:"
+    found = _HUNYUAN.search(template)
+    token = next((token for token in vocabulary if token.startswith(begin)), "")
+    if found is None and not token:
+        return None
+    suffix = found[1] if found else token.removeprefix("<tool_sep").removesuffix(">")
+    calls = pairs("hunyuan", "", suffix, f"<tool_sep{suffix}>", f"<tool_calls{suffix}>")
+    return Family(calls, (), (tags(f"<think{suffix}>"),))

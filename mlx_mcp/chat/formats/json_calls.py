@@ -29,15 +29,11 @@ class JsonCalls(CallSyntax):
 
     def read(self, cursor: Cursor, tools: Offered) -> list[ToolCall]:
         """See CallSyntax."""
-        marked = self.take_opener(cursor)
-        cursor.space()
-        fenced = any(cursor.skip(fence) for fence in FENCES)
-        cursor.space()
-        values = [cursor.json()]
-        if fenced:
-            cursor.space()
-            cursor.skip("```")
-        if marked and self.after:
+        opener = self.take_opener(cursor)
+        if opener.endswith(("[", "{")):
+            cursor.pos -= 1
+        values = [fenced_json(cursor)]
+        if opener and self.after:
             cursor.space()
             while cursor.sees(",") or cursor.sees("{"):
                 cursor.skip(",")
@@ -52,14 +48,15 @@ class JsonCalls(CallSyntax):
 class NamedCalls(CallSyntax):
     """Calls that name the tool first and its arguments, as JSON, behind a marker: `[TOOL_CALLS]look[ARGS]{…}`.
 
-    `kind` may stand before the name. Between the name and the marker `args` there may be an id behind the marker
-    `call_id`. `fence` may stand around the arguments.
+    Between the name and the marker `args` there may be an id behind the marker `call_id`; or an id stands first, and
+    the name behind the marker `named`. Where the word `kind` stands in the place of the name, the name follows in a
+    line of its own, and then the arguments in a fence.
     """
 
     args: str
-    kind: str = ""
     call_id: str = ""
-    fence: tuple[str, str] = ("", "")
+    named: str = ""
+    kind: str = ""
 
     def read(self, cursor: Cursor, tools: Offered) -> list[ToolCall]:
         """See CallSyntax."""
@@ -69,29 +66,45 @@ class NamedCalls(CallSyntax):
             calls = list(calls_of(cursor.json()))
             self.take_after(cursor)
             return calls
-        if self.kind:
-            cursor.skip(self.kind)
-        name, call_id = header(cursor, *filter(None, [self.args, self.call_id])), ""
+        call_id = ""
+        if self.named:
+            call_id = header(cursor, self.named)
+            cursor.take(self.named)
+        name = header(cursor, *filter(None, [self.args, self.call_id]))
         if self.call_id and cursor.skip(self.call_id):
             call_id = header(cursor, self.args)
         cursor.take(self.args)
-        return [self._call(cursor, *self.split(name, call_id))]
-
-    def split(self, name: str, call_id: str) -> tuple[str, str]:
-        """The name of the tool and the id of the call, from what is written for them."""
-        return name, call_id
-
-    def _call(self, cursor: Cursor, name: str, call_id: str) -> ToolCall:
         cursor.space()
-        begin, end = self.fence
-        fenced = bool(begin) and cursor.skip(begin)
-        cursor.space()
-        arguments = arguments_of(cursor.json())
-        if fenced:
-            cursor.space()
-            cursor.take(end)
+        if self.kind and name == self.kind and not cursor.sees("{"):
+            name = header(cursor, "\n")
+        arguments = arguments_of(fenced_json(cursor))
         self.take_after(cursor)
+        return [self.call(name, arguments, call_id)]
+
+    def call(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolCall:
+        """The call, from what is written for its parts."""
         return ToolCall(name, arguments, call_id)
+
+
+class KimiCalls(NamedCalls):
+    """Calls whose id stands in the place of the name, and has the name in it: `functions.look:0`."""
+
+    def call(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolCall:
+        """See NamedCalls."""
+        tool, _, index = name.removeprefix("functions.").rpartition(":")
+        return ToolCall(tool if index.isdigit() else name.removeprefix("functions."), arguments, name)
+
+
+def fenced_json(cursor: Cursor) -> Any:
+    """A JSON object or array, which may stand in a fence."""
+    cursor.space()
+    fenced = any(cursor.skip(fence) for fence in FENCES)
+    cursor.space()
+    value = cursor.json()
+    if fenced:
+        cursor.space()
+        cursor.skip("```")
+    return value
 
 
 def header(cursor: Cursor, *ends: str) -> str:
@@ -100,7 +113,7 @@ def header(cursor: Cursor, *ends: str) -> str:
     try:
         name = cursor.until(*ends)
     except More:
-        check_name(cursor.text[start:])
+        check_name(cursor.without_part_of(start, ends))
         raise
     return check_name(name)
 
@@ -111,9 +124,10 @@ def check_name(name: str) -> str:
     Raises:
         Malformed: nobody would call a tool so.
     """
-    if len(name) > 200 or any(char in name.strip() for char in "{}<>\n\"'"):
+    name = name.strip()
+    if len(name) > 200 or any(char in "{}<>\"'" or char.isspace() for char in name):
         raise Malformed("no name of a tool")
-    return name.strip()
+    return name
 
 
 def calls_of(value: Any, keyed: Offered | None = None) -> Iterator[ToolCall]:

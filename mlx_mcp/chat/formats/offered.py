@@ -38,24 +38,20 @@ class Offered:
         """The names of the tools."""
         return tuple(self._schemas)
 
-    def value(self, tool: str, key: str, written: str, is_string: bool | None = None) -> Any:
-        """The value of an argument that is written without quotes.
+    def parameters(self, tool: str) -> tuple[str, ...]:
+        """The names of a tool's parameters."""
+        properties = self._schemas.get(tool, {}).get("properties")
+        return tuple(properties) if isinstance(properties, dict) else ()
 
-        Where the schema has a string and nothing else, that is exactly what is written. Other types are read as JSON,
-        and what cannot be read so stays as it is written. `is_string` is what the notation itself says.
-        """
-        types = _types_of(self._schemas.get(tool, {}).get("properties", {}).get(key))
-        if is_string or (is_string is None and types == {"string"}):
-            return written
-        text = written.strip()
-        try:
-            value = read_json(text)
-        except Malformed:
-            value = _WORDS.get(text, written)
-        if is_string is False:
-            return value
-        fits = not isinstance(value, str) and any(_is(value, name) for name in types or _TYPES)
-        return value if fits else written
+    def schema(self, tool: str, key: str) -> dict[str, Any]:
+        """The schema of a tool's parameter; one that says nothing where there is none."""
+        properties = self._schemas.get(tool, {}).get("properties")
+        found = properties.get(key) if isinstance(properties, dict) else None
+        return found if isinstance(found, dict) else {}
+
+    def value(self, tool: str, key: str, written: str, is_string: bool | None = None) -> Any:
+        """The value of an argument that is written without quotes; see `typed`."""
+        return typed(written, self.schema(tool, key), is_string)
 
     def misfits(self, call: ToolCall) -> list[str]:
         """What of the call's arguments its tool's schema does not have; empty if it obeys."""
@@ -77,6 +73,26 @@ class Offered:
             if isinstance(choices, list) and value not in choices:
                 found.append(f"{key} is none of {json.dumps(choices, ensure_ascii=False)}")
         return found
+
+
+def typed(written: str, schema: dict[str, Any], is_string: bool | None = None) -> Any:
+    """The value of what is written without quotes.
+
+    Where the schema has a string and nothing else, that is exactly what is written. Other types are read as JSON, and
+    what cannot be read so stays as it is written. `is_string` is what the notation itself says.
+    """
+    types = _types_of(schema)
+    if is_string or (is_string is None and types == {"string"}):
+        return written
+    text = written.strip()
+    try:
+        value = read_json(text)
+    except Malformed:
+        value = _WORDS.get(text, written)
+    if is_string is False:
+        return value
+    fits = not isinstance(value, str) and any(_is(value, name) for name in types or _TYPES)
+    return value if fits else written
 
 
 def _types_of(schema: Any) -> set[str]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from mlx_mcp.chat.formats.cursor import Cursor, Malformed, More
 from mlx_mcp.chat.formats.format import CallSyntax, Marks
-from mlx_mcp.chat.formats.json_calls import call_of, calls_of, check_name
+from mlx_mcp.chat.formats.json_calls import arguments_of, call_of, calls_of, header
 from mlx_mcp.chat.formats.offered import Offered
 from mlx_mcp.chat.message import ToolCall
 
 _ATTRIBUTE = re.compile(r"""([\w-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>/]+))""")
 _CDATA = re.compile(r"\s*<!\[CDATA\[(.*)\]\]>\s*", re.DOTALL)
+NO_BLOCK = Marks("", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +24,12 @@ class XmlCalls(CallSyntax):
     """One element for the call and one for each argument: `<function=look><parameter=at>door</parameter></function>`.
 
     Names follow the beginning of a tag as `=name` or as an attribute, up to `close`. `padded` says that a line break
-    stands before and behind each value. `escaped` says that names are written with entities.
+    stands before and behind each value. `escaped` says that names are written with entities. All arguments may stand
+    in one `block` as a JSON object instead.
     """
 
     parameter: Marks
+    block: Marks = NO_BLOCK
     close: str = ">"
     padded: bool = False
     escaped: bool = False
@@ -42,19 +46,27 @@ class XmlCalls(CallSyntax):
             cursor.space()
             if cursor.skip(self.after):
                 break
+            if self.block.begin and not arguments and cursor.skip(self.block.begin):
+                arguments = arguments_of(cursor.json())
+                cursor.space()
+                cursor.take(self.block.end)
+                continue
             cursor.take(self.parameter.begin)
-            key, value = self._argument(cursor, name, tools)
+            key, value = self._argument(cursor, name, tools, arguments)
             if key in arguments:
                 raise Malformed("an argument stands there twice")
             arguments[key] = value
         return [ToolCall(name, arguments)]
 
-    def _argument(self, cursor: Cursor, tool: str, tools: Offered) -> tuple[str, Any]:
+    def _argument(self, cursor: Cursor, tool: str, tools: Offered, given: Collection[str]) -> tuple[str, Any]:
         attributes, empty = self._attributes(cursor)
         key = attributes.get("name") or attributes.get("key") or ""
         if not key:
             raise Malformed("an argument has no name")
-        written = "" if empty else raw_value(cursor, self.parameter, (self.parameter.begin, self.after))
+        given = {*given, key}
+        others = [f"{self.parameter.begin}={name}{self.close}" for name in tools.parameters(tool) if name not in given]
+        followers = (self.parameter.begin, self.after)
+        written = "" if empty else raw_value(cursor, self.parameter, followers, others)
         if self.padded:
             written = written.removeprefix("\n").removesuffix("\n")
         if found := _CDATA.fullmatch(written):
@@ -75,7 +87,8 @@ class XmlCalls(CallSyntax):
             raise
         cursor.take(self.close)
         if opener.endswith("=") or inner.startswith("="):
-            return {"name": inner.removeprefix("=").strip().strip("\"'")}, False
+            name = inner.removeprefix("=").removesuffix("/").strip().strip("\"'")
+            return {"name": name}, inner.endswith("/")
         found = {key: next(filter(None, values), "") for key, *values in _ATTRIBUTE.findall(inner)}
         if not found:
             raise Malformed("no tag of a call")
@@ -119,39 +132,39 @@ class PairCalls(CallSyntax):
         return [ToolCall(name, arguments)]
 
     def _name(self, cursor: Cursor) -> str:
-        start, ends = cursor.pos, (self.key.begin, self.after, *filter(None, [self.separator]))
-        try:
-            name = check_name(cursor.until(*ends))
-        except More:
-            check_name(cursor.text[start:].partition("<")[0])
-            raise
+        name = header(cursor, self.key.begin, self.after, *filter(None, [self.separator]))
         if self.separator:
             cursor.skip(self.separator)
         cursor.space()
         return name
 
 
-def raw_value(cursor: Cursor, tag: Marks, followers: tuple[str, ...]) -> str:
+def raw_value(cursor: Cursor, tag: Marks, followers: tuple[str, ...], later: Collection[str] = ()) -> str:
     """Everything up to the end of a value, which may have markers in it, and whole calls; the cursor goes behind it.
 
     The value ends at an end marker after which one of `followers` stands. Elements of the same kind within the value
-    are skipped with their ends. At the end of an answer, what can mean one thing only is taken: an opening marker
-    without an end in the value, and a value without an end marker.
+    are skipped with their ends. At the end of an answer, what can mean one thing only is taken: a value without an end
+    marker before one of the openings in `later` or before the last follower, and an opening marker in the value.
 
     Raises:
         More: the value goes on.
     """
-    text, depth, pos = cursor.text, 0, cursor.pos
+    text, depth, pos, ends = cursor.text, 0, cursor.pos, []
     while (end := text.find(tag.end, pos)) >= 0:
         depth += text.count(tag.begin, pos, end)
         pos = end + len(tag.end)
-        if depth == 0 and _follows(Cursor(text, pos, cursor.ended), followers):
-            return _up_to(cursor, end, tag.end)
+        if _follows(Cursor(text, pos, cursor.ended), followers):
+            if depth == 0:
+                return _up_to(cursor, end, tag.end)
+            ends.append(end)
         depth = max(depth - 1, 0)
-    rest = text[cursor.pos :]
     if cursor.ended and not cursor.cut:
-        if rest.count(tag.end) == 1:
-            return _up_to(cursor, text.find(tag.end, cursor.pos), tag.end)
+        rest = text[cursor.pos :]
+        openings = [opening for opening in later if rest.count(opening) == 1]
+        if openings:
+            return _up_to(cursor, min(text.find(opening, cursor.pos) for opening in openings), "")
+        if len(ends) == 1:
+            return _up_to(cursor, ends[0], tag.end)
         if tag.end not in rest and tag.begin not in rest and rest.count(followers[-1]) == 1:
             return _up_to(cursor, text.find(followers[-1], cursor.pos), "")
     raise More

@@ -1,6 +1,6 @@
-"""OpenAI's Harmony response format (gpt-oss): messages whose headers name a channel and a recipient.
+"""Formats in which an answer consists of messages with headers: gpt-oss's Harmony, Muse, Functionary v3.2.
 
-Source: https://github.com/openai/harmony/blob/main/docs/format.md
+Source of Harmony: https://github.com/openai/harmony/blob/main/docs/format.md
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from typing import Any
 
 from mlx_mcp.chat.answer import TextKind
 from mlx_mcp.chat.formats.cursor import Cursor, Malformed
-from mlx_mcp.chat.formats.format import CallSyntax, Format, Headers
-from mlx_mcp.chat.formats.json_calls import arguments_of
+from mlx_mcp.chat.formats.format import CallSyntax, Format, Headers, Marks
+from mlx_mcp.chat.formats.json_calls import arguments_of, check_name
 from mlx_mcp.chat.formats.offered import Offered
+from mlx_mcp.chat.formats.xml_calls import XmlCalls
 from mlx_mcp.chat.message import ToolCall
 
 MESSAGE, CALL = "<|message|>", "<|call|>"
 STOPS = ("<|end|>", "<|return|>")
 _RECIPIENT = re.compile(r"(?:^|[\s>])to=([^\s<]+)")
+_CUT = re.compile(r"(?:<\|start\|>\w*|<\|(?:channel|constrain)\|>\s*\w*|\s*to=\S*|\s)*(?:<\|?\w*\|?)?")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 
 
@@ -39,6 +41,8 @@ def kind_of(header: str) -> TextKind:
 @dataclass(frozen=True, kw_only=True)
 class HarmonyCalls(CallSyntax):
     """A message to `functions.NAME`, whose content is the arguments as JSON. Headers say where such messages are."""
+
+    constrain: str = "<|constrain|>"  # stands before what the content is, such as json
 
     @property
     def begin(self) -> str:
@@ -68,5 +72,51 @@ HARMONY = Format(
         message=MESSAGE,
         stops=STOPS,
         kind=kind_of,
+        cut=_CUT,
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipientCalls(CallSyntax):
+    """A message whose header is the name of the tool, and whose content is the arguments as JSON."""
+
+    def read(self, cursor: Cursor, tools: Offered) -> list[ToolCall]:
+        """See CallSyntax."""
+        self.take_opener(cursor)
+        name = check_name(cursor.until("\n"))
+        cursor.space()
+        return [ToolCall(name, arguments_of(cursor.json()))]
+
+
+FUNCTIONARY = Format(
+    "functionary-v3.2",
+    calls=RecipientCalls(name="functionary-v3.2", openers=(">>>",)),
+    headers=Headers(
+        begins=(">>>",),
+        start=">>>",
+        message="\n",
+        stops=(),
+        kind=lambda header: TextKind.ANSWER if header.strip("> ") == "all" else TextKind.TOOL_CALL,
+        opened=True,
+    ),
+)
+
+MUSE = Format(
+    "muse",
+    calls=XmlCalls(
+        name="muse",
+        openers=("<atem:invoke ",),
+        after="</atem:invoke>",
+        sections=(Marks("<atem:function_calls>", "</atem:function_calls>"),),
+        parameter=Marks("<atem:parameter", "</atem:parameter>"),
+    ),
+    headers=Headers(
+        begins=("<|start|>", " to=", "to=", MESSAGE),
+        start="<|start|>",
+        message=MESSAGE,
+        stops=("<|eom|>", "<|eot|>"),
+        kind=lambda header: TextKind.REASONING if "to=self" in header else TextKind.ANSWER,
+        cut=_CUT,
     ),
 )
