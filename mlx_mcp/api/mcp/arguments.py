@@ -37,8 +37,8 @@ def function_as_sent(given: Any) -> Any:
     return given
 
 
-# A text that may be left out is `str`, not `str | None`: of those the SDK parses what reads as JSON, such as the regular
-# expression "[0]", and then finds that it is no text.
+# A text that may be left out is `str`, not `str | None`: of those the SDK parses what reads as JSON, such as the
+# regular expression "[0]", and then finds that it is no text.
 Functions = Annotated[
     list[Annotated[dict[str, Any], BeforeValidator(function_as_sent)]] | None,
     Field(max_length=128, description="Functions in OpenAI's form that the model may ask for in `tool_calls`."),

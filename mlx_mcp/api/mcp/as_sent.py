@@ -10,7 +10,6 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationInfo, field_validator, model_validator
 
-
 INTEGER = re.compile(r"[+-]?[0-9]+(\.0*)?")
 
 
@@ -24,9 +23,11 @@ class AsSent(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def without_nulls(cls, given: Any) -> Any:
-        """The arguments without those that are null; of an object that is a JSON text, its own."""
+        """The arguments without those that are null, unless nobody knows them; of a JSON text, its object's."""
         given = from_json(given, (dict,))
-        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if value is not None or name not in cls.model_fields}
 
     @field_validator("*", mode="before")
     @classmethod
