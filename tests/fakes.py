@@ -72,13 +72,14 @@ class FakeTokenizer:
 
     def encode_turn(
         self,
-        text: str,
+        messages: list[Message],
         after: str,
         tools: Tools = (),
         reasoning: Reasoning | None = None,
         gone: Callable[[], bool] = never,
     ) -> Prompt:
         """A turn after an answer begins with a bar."""
+        text = "".join(message.text for message in messages)
         return Prompt(tuple(map(ord, text if after == "user" else f"|{text}")))
 
     def decode(self, ids: tuple[int, ...]) -> str:

@@ -106,19 +106,20 @@ class ChatTokenizer(Protocol):
 
     def encode_turn(
         self,
-        text: str,
+        messages: list[Message],
         after: str,
         tools: tuple[dict[str, Any], ...] = (),
         reasoning: Reasoning | None = None,
         gone: Callable[[], bool] = never,
     ) -> Prompt:
-        """The ids that a user's turn appends to a log, generation prompt included. No text becomes a special token.
+        """The ids that a turn appends to a log, generation prompt included. No text becomes a special token.
 
-        `after` is the role of the message that the log ends in, still open: "assistant" for an answer whose stop token
-        was not fed, "user" for a context. `tools` are the log's; they are not told again.
+        It is a user's message, or results of the calls that the log ends in and perhaps more messages. `after` is the
+        role of the message that the log ends in, still open: "assistant" for an answer whose stop token was not fed,
+        "user" for a context. `tools` are the log's; they are not told again.
 
         Raises:
-            InvalidRequest: the model's template does not let a chat be continued.
+            InvalidRequest: the model's template does not let a chat be continued, or not by such messages.
         """
 
     def decode(self, ids: tuple[int, ...]) -> str:
