@@ -17,6 +17,12 @@ class Reasoning(StrEnum):
     HIGH = "high"
 
 
+# Notes of what a template has made of it.
+NO_SWITCH = "The model's chat template has no switch for reasoning, so `reasoning` changed nothing."
+NO_OFF = "The model's chat template cannot switch reasoning off, so the lowest effort was asked for."
+NO_EFFORTS = "The model's chat template knows no efforts of reasoning, so it was only switched on."
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A chat as token ids, in which state the answer to it begins, and what the caller should know of it."""

@@ -7,9 +7,10 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from mlx_mcp.chat.prompt import AUTO, NONE, Holding, Prompt, Reasoning
+from mlx_mcp.chat.prompt import AUTO, NO_OFF, NO_SWITCH, NONE, Holding, Prompt, Reasoning
 from mlx_mcp.core.ports import ChatTokenizer
 from mlx_mcp.core.session import SessionInfo
 from mlx_mcp.engine.requests import GenerateRequest
@@ -26,9 +27,11 @@ def encode(
     Raises:
         InvalidRequest: the model's template cannot take it.
     """
+    if request.grammar is not None and request.reasoning is None:
+        # A grammar does without thoughts; nobody asked for a switch.
+        quiet = encode(tokenizer, replace(request, reasoning=Reasoning.OFF), session, gone)
+        return replace(quiet, notes=tuple(note for note in quiet.notes if note not in (NO_SWITCH, NO_OFF)))
     reasoning = request.reasoning
-    if request.grammar is not None and reasoning is None:
-        reasoning = Reasoning.OFF
     if session is not None:
         return tokenizer.encode_turn(list(request.messages), session.after, session.tools, reasoning, gone)
     if request.context:

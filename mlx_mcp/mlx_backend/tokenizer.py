@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from hashlib import blake2b
@@ -12,16 +13,17 @@ from typing import Any
 from mlx_lm.utils import load_tokenizer
 
 from mlx_mcp.chat.message import Message
-from mlx_mcp.chat.prompt import Holding, Prompt, Reasoning
+from mlx_mcp.chat.prompt import NO_SWITCH, Holding, Prompt, Reasoning
 from mlx_mcp.core.ports import never
 from mlx_mcp.core.sequence import Constraint
 from mlx_mcp.errors import InvalidRequest
 from mlx_mcp.mlx_backend.answer_reader import AnswerReader, answer_format
 from mlx_mcp.mlx_backend.chat_template import Chat, ChatTemplate
 from mlx_mcp.mlx_backend.constraint import Grammars
-from mlx_mcp.mlx_backend.control_tokens import ControlTokens
+from mlx_mcp.mlx_backend.control_tokens import ControlTokens, MarkedText
 from mlx_mcp.mlx_backend.encoder import Encoder
 from mlx_mcp.mlx_backend.holding import Holdings, is_harmony
+from mlx_mcp.mlx_backend.rendering import Renderer
 from mlx_mcp.mlx_backend.text_processes import TextProcesses
 
 _load: Any = load_tokenizer  # which has no types
@@ -45,21 +47,22 @@ class ChatTokenizer:
         self._tokenizer = _load(folder, {"trust_remote_code": False}, eos_token_ids=eos_token_ids)
         lock = threading.Lock()  # transformers changes its tokenizer's state while it encodes, on any thread
         self._grammars = Grammars(self._tokenizer, self.stop_ids)
-        self._answers = answer_format(self._tokenizer)
+        renderer = Renderer(self._tokenizer, self._processes, lock, folder)
+        self._answers = answer_format(self._tokenizer, renderer.all_text)
         self._controls = ControlTokens(self._tokenizer)
         vocabulary = json.dumps(sorted(self._tokenizer.get_vocab().items()))
         self._digest = blake2b(vocabulary.encode(), digest_size=32).digest()
         self._letter = self._tokenizer.encode("a", add_special_tokens=False)
-        self._encoder = Encoder(self._tokenizer, self._processes, lock, folder)
+        self._encoder = Encoder(self._tokenizer, self._processes, lock, folder, bare=not renderer.can_render)
         form = self._answers.form
-        self._template = ChatTemplate(self._tokenizer, form, self._controls, self._processes, lock, folder)
+        self._template = ChatTemplate(self._tokenizer, self._controls, renderer, form, folder)
         self._holdings = Holdings(
             form,
             self._grammars,
             self._template,
             self._controls,
             self.stop_ids,
-            frozenset(i for i, token in self._tokenizer.added_tokens_decoder.items() if token.special),
+            unspelt(self._tokenizer),
             lambda text: self._encoder.encode_following([text], never),
             self.token_text,
         )
@@ -100,7 +103,7 @@ class ChatTokenizer:
         ids = rendered.ids
         if ids is None:
             ids = self._encoder.encode_rendered(rendered.marked, gone)
-        return self._prompt(ids, rendered.marked.text, reasoning, gone)
+        return self._prompt(Prompt(tuple(ids), rendered.reasoning, rendered.notes), rendered.marked, reasoning, gone)
 
     def encode_context(
         self, messages: list[Message], tools: tuple[dict[str, Any], ...] = (), gone: Callable[[], bool] = never
@@ -118,14 +121,14 @@ class ChatTokenizer:
             messages = [*messages, Message("user", "")]
         results = tuple(Message("tool", "x", call_id=c.call_id, name=c.name) for c in messages[-1].tool_calls)
         chat = Chat(messages, tools, gone=gone, turn=results or (Message("user", "x"),))
-        context, turn = self._template.split(chat)
-        if turn.text != self._template.turn_after(messages[-1].role, chat).text:
+        split = self._template.split(chat)
+        if split.turn.text != self._template.turn_after(messages[-1].role, chat).turn.text:
             raise InvalidRequest(
                 "The model's chat template moves a part of this context (the system prompt or tools) into the turn "
                 "that follows, so that turns cannot go on from it. Let the context end with a user's message, or "
                 "leave that part out."
             )
-        return Prompt(tuple(self._encoder.encode_rendered(context, gone)))
+        return Prompt(tuple(self._encoder.encode_rendered(split.context, gone)), notes=split.notes)
 
     def encode_turn(
         self,
@@ -150,9 +153,9 @@ class ChatTokenizer:
                 if after == "assistant"
                 else "There is no call in this session to give a result of: give the user's text first."
             )
-        turn = self._template.turn_after(after, Chat([], tools, reasoning, gone, turn=tuple(messages)))
-        ids = self._encoder.encode_following(turn.pieces(), gone)
-        return self._prompt(ids, turn.text, reasoning, gone)
+        split = self._template.turn_after(after, Chat([], tools, reasoning, gone, turn=tuple(messages)))
+        ids = self._encoder.encode_following(split.turn.pieces(), gone)
+        return self._prompt(Prompt(tuple(ids), split.reasoning, split.notes), split.turn, reasoning, gone)
 
     def decode(self, ids: tuple[int, ...]) -> str:
         """The text of tokens, control tokens included."""
@@ -202,11 +205,22 @@ class ChatTokenizer:
         """The tokens that begin a call and nothing else."""
         return self._holdings.call_tokens
 
-    def _prompt(self, ids: list[int], text: str, reasoning: Reasoning | None, gone: Callable[[], bool]) -> Prompt:
-        """The prompt with a rendered text; thoughts that it opens and nobody wants are closed at once."""
-        marks = self._answers.form.opened_thoughts(text)
-        if marks is not None and reasoning is Reasoning.OFF:
-            line = "\n" if text.endswith("\n") else ""
-            ids = ids + self._encoder.encode_following([f"{line}{marks.end}{2 * line}"], gone)
-            marks = None
-        return Prompt(tuple(ids), marks is not None)
+    def _prompt(
+        self, prompt: Prompt, rendered: MarkedText, reasoning: Reasoning | None, gone: Callable[[], bool]
+    ) -> Prompt:
+        """The prompt of a rendered text; thoughts that it opens and nobody wants are closed at once.
+
+        That is a switch of its own, so there is no note that the template has none.
+        """
+        marks = self._answers.form.opened_thoughts(rendered.text) if prompt.reasoning else None
+        if marks is None or reasoning is not Reasoning.OFF:
+            return prompt
+        line = "\n" if rendered.text.endswith("\n") else ""
+        closing = self._encoder.encode_following([f"{line}{marks.end}{2 * line}"], gone)
+        return Prompt((*prompt.ids, *closing), notes=tuple(note for note in prompt.notes if note != NO_SWITCH))
+
+
+def unspelt(tokenizer: Any) -> frozenset[int]:
+    """The tokens that no text of a grammar spells: special ones, and for llguidance all others in angle brackets."""
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(i for i, token in added if token.special or re.fullmatch("<.*>", token.content))

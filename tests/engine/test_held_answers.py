@@ -73,6 +73,7 @@ async def test_a_schema_holds_the_answer_and_not_the_thoughts(client):
     for result in (quiet, off, first):
         jsonschema.validate(json.loads(result.text), SCHEMA)
         assert result.finish_reason is FinishReason.STOP
+        assert result.notes == ()
     assert quiet.reasoning == ""
     assert [choice.text for choice in first.logprobs].index("</think>") == 6
 

@@ -183,7 +183,9 @@ def test_what_has_no_grammar_is_refused_where_a_call_is_required_and_free_where_
 
 
 def test_a_template_that_shows_no_calls_has_no_notation(tmp_path):
-    tokenizer = make_tokenizer(tmp_path, written("{# <tool_call> #}"))
+    pythonic = "<|tool_call_start|>[{{ f.name }}({% for k, v in f.arguments | items %}{{ k }}={{ v }}, {% endfor %})]"
+    special = ["<|tool_call_start|>", "<|tool_call_end|>"]
+    tokenizer = make_tokenizer(tmp_path, written(pythonic + "<|tool_call_end|>"), special=special)
     with pytest.raises(InvalidRequest, match="How this model writes calls is not known well enough"):
         required(tokenizer)
     assert tokenizer.hold(Prompt(()), Holding(tools=TOOLS), tokenizer.vocab_size) is None

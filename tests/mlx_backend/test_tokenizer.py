@@ -77,26 +77,15 @@ def test_a_template_that_refuses_says_so(tmp_path, template):
         tokenizer.encode_chat(HI)
 
 
-REFUSES_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('user must come first') }}{% endif %}"
-
-
-def test_advice_to_leave_the_system_prompt_out_is_given_only_where_that_helps(tmp_path):
-    refuses = make_tokenizer(tmp_path, REFUSES_SYSTEM + TEMPLATE)
-    with pytest.raises(
-        InvalidRequest, match=r"come first\. It takes no system prompt: leave `system` out and say it in"
-    ):
-        refuses.encode_chat([SYSTEM, *HI])
-    (tmp_path / "other").mkdir()
-    broken = make_tokenizer(tmp_path / "other", "{{ raise_exception('no dates here') }}")
+def test_advice_to_do_without_sessions_is_given_only_where_that_helps(tmp_path):
+    broken = make_tokenizer(tmp_path, "{{ raise_exception('no dates here') }}")
     for unrelated in (
         lambda: broken.encode_chat([SYSTEM, *HI]),
         lambda: broken.encode_chat(HI),
         lambda: broken.encode_context([SYSTEM, ASKED, ANSWERED]),
-        lambda: refuses.encode_chat([SYSTEM, Message("user", "half \ud83d")]),
     ):
         with pytest.raises(InvalidRequest, match="do not fit") as refused:
             unrelated()
-        assert "system" not in str(refused.value)
         assert "no sessions" not in str(refused.value)
 
 
@@ -266,8 +255,7 @@ def test_a_template_that_cannot_do_without_tools_gets_them(tmp_path):
     tokenizer = make_tokenizer(tmp_path, JSON_TOOLS.replace("tools or []", "tools") + TEMPLATE, QWEN["added"])
     log = tokenizer.encode_context([ASKED], LOOK).ids + tokenizer.encode_turn(user(" reads"), "user", LOOK).ids
     assert decoded(tokenizer, log).endswith(f"}}\n<|im_start|>user\nthe agent reads<|im_end|>\n{ASSISTANT}")
-    with pytest.raises(InvalidRequest, match="do not fit"):
-        tokenizer.encode_turn(HI, "user")
+    assert decoded(tokenizer, tokenizer.encode_turn(HI, "user").ids) == f"hi<|im_end|>\n{ASSISTANT}"
 
 
 @pytest.mark.parametrize("template", [TEMPLATE, None])
@@ -291,7 +279,7 @@ def test_a_template_that_changes_texts_has_no_sessions(tmp_path, content):
         lambda: tokenizer.encode_context([Message("user", "some text")]),
         lambda: tokenizer.encode_context([ASKED, ANSWERED]),
     ]:
-        with pytest.raises(InvalidRequest, match="there are no sessions with this model"):
+        with pytest.raises(InvalidRequest, match=r"there are no sessions with this model|leaves out or changes a mess"):
             refused()
 
 
@@ -335,7 +323,7 @@ def test_results_in_a_turn_read_as_in_the_whole_chat(tmp_path, template, more, n
     whole = tokenizer.encode_chat([ASKED, Message("assistant", "hm ", tool_calls=calls), *results, *more]).ids
     assert whole[-len(turn) :] == turn
     before = decoded(tokenizer, whole[: -len(turn)])
-    assert before.endswith("hm " if "left out" in template else "</tool_call>")
+    assert before.endswith("}}" if "left out" in template else "</tool_call>")
     if num_results == 1 and not more:
         context = tokenizer.encode_context([ASKED, Message("assistant", "hm ", tool_calls=calls)]).ids
         assert context + turn == whole
@@ -357,7 +345,6 @@ def test_one_call_stands_for_all_where_a_template_takes_one_in_a_message(tmp_pat
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        ("{% for m in messages if m.role != 'tool' %}{{ m.content }}<|im_end|>{% endfor %}", "drops or repeats"),
         ("{% for m in messages %}{{ m.content }}" + CALL + "{% endfor %}", "drops or repeats"),
         ("<|im_end|>{% for m in messages %}{{ m.content }}" + CALL + "{% endfor %}", "drops or repeats"),
         ("{% for m in messages if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endfor %}", "no tools"),
