@@ -97,6 +97,7 @@ class FakeTokenizer:
         return chr(token_id)
 
     call_tokens = (ord("{"),)
+    knows_thoughts = False
 
     def hold(
         self, prompt: Prompt, holding: Holding, vocab_size: int, gone: Callable[[], bool] = never

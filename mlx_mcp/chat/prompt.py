@@ -21,6 +21,7 @@ class Reasoning(StrEnum):
 NO_SWITCH = "The model's chat template has no switch for reasoning, so `reasoning` changed nothing."
 NO_OFF = "The model's chat template cannot switch reasoning off, so the lowest effort was asked for."
 NO_EFFORTS = "The model's chat template knows no efforts of reasoning, so it was only switched on."
+NO_BUDGET = "The markers of this model's thoughts, if it has any, are not known, so `reasoning_budget` ended nothing."
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,10 @@ class ChatTokenizer(Protocol):
         """
 
     @property
+    def knows_thoughts(self) -> bool:
+        """Whether the markers of the model's thoughts are known, so that thoughts can be ended."""
+
+    @property
     def call_tokens(self) -> tuple[int, ...]:
         """The tokens that begin a call and nothing else."""
 

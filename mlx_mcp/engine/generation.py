@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from mlx_mcp.chat.prompt import NONE, Prompt
+from mlx_mcp.chat.prompt import NO_BUDGET, NONE, Prompt
 from mlx_mcp.core.ports import LoadedModel, ModelRegistry, ModelSpec
 from mlx_mcp.core.sequence import Constraint, FinishReason, SamplingParams
 from mlx_mcp.core.session import SessionInfo
@@ -126,6 +126,8 @@ class Generation:
         holding = holding_of(request, tools)
         if holding.tool_choice == NONE:
             params = without_tokens(params, model.tokenizer.call_tokens if tools else ())
+        if holding.thinking_tokens is not None and not model.tokenizer.knows_thoughts:
+            prompt = replace(prompt, notes=(*prompt.notes, NO_BUDGET))
         constraint = None
         if holding.anything and not request.context:
             async with on_thread(model.tokenizer.hold, prompt, holding, model.vocab_size) as compiling:

@@ -201,6 +201,11 @@ class ChatTokenizer:
         return self._holdings.hold(prompt, holding, vocab_size, gone)
 
     @property
+    def knows_thoughts(self) -> bool:
+        """Whether the markers of the model's thoughts are known, so that thoughts can be ended."""
+        return bool(self._answers.form.thoughts) or is_harmony(self._answers.form)
+
+    @property
     def call_tokens(self) -> tuple[int, ...]:
         """The tokens that begin a call and nothing else."""
         return self._holdings.call_tokens

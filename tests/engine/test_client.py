@@ -9,7 +9,7 @@ import pytest
 
 from mlx_mcp.chat.answer import Piece, TextKind
 from mlx_mcp.chat.message import Message, ToolCall
-from mlx_mcp.chat.prompt import Grammar, GrammarKind, Prompt, Reasoning
+from mlx_mcp.chat.prompt import NO_BUDGET, Grammar, GrammarKind, Prompt, Reasoning
 from mlx_mcp.core.ports import LoadedModel, LoadProgress
 from mlx_mcp.core.sampling import PARAMETERS, Sampling
 from mlx_mcp.core.scheduler import Limits
@@ -231,6 +231,12 @@ async def test_a_grammar_reaches_the_engine_compiled_and_the_answer_is_read_as_i
     assert (result.text, result.reasoning, result.tool_calls, result.finish_reason) == ("{yes}", "", (), "stop")
     (constraint,) = client.loader.runner.constrained
     assert isinstance(constraint, FakeConstraint)
+
+
+async def test_a_budget_of_thoughts_that_cannot_be_kept_is_noted(client):
+    result = await answer(client, asking("hi", reasoning_budget=3))
+    assert result.notes == (NO_BUDGET,)
+    assert (await answer(client, asking("hi"))).notes == ()
 
 
 async def test_slow_grammars_hold_up_no_call_without_one(client, monkeypatch):
