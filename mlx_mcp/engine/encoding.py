@@ -27,7 +27,7 @@ def encode(
     """
     reasoning = request.reasoning if request.grammar is None else Reasoning.OFF
     if session is not None:
-        return tokenizer.encode_turn(request.messages[-1].text, session.after, session.tools, reasoning, gone)
+        return tokenizer.encode_turn(list(request.messages), session.after, session.tools, reasoning, gone)
     if request.context:
         return tokenizer.encode_context(list(request.messages), request.tools, gone)
     return tokenizer.encode_chat(list(request.messages), request.tools, reasoning, gone)

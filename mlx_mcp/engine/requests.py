@@ -129,12 +129,14 @@ def check(request: GenerateRequest) -> None:
     if request.context:
         if not any(message.text.strip() for message in request.messages):
             raise InvalidRequest("The context is empty. Give `system`, `files` or `messages`.")
-    elif not any(message.text.strip() for message in request.messages if message.role != "system"):
-        raise InvalidRequest("The prompt is empty. Say in `prompt` what the model should do.")
-    if request.session and (len(request.messages) != 1 or request.tools or request.opens or request.context):
+    else:
+        check_last(request.messages)
+    has_system = any(message.role == "system" for message in request.messages)
+    if request.session and (has_system or request.tools or request.opens or request.context):
         raise InvalidRequest(
             "`system` and `tools` belong to a session from its beginning: leave them out of its turns."
         )
+    check_results(request.messages, goes_on=bool(request.session))
     if request.queue and not request.session:
         raise InvalidRequest(
             "`queue` waits for a turn of a session, and there is no `session`: give one, or no `queue`."
@@ -144,6 +146,38 @@ def check(request: GenerateRequest) -> None:
         other = "tools" if request.tools else "stop"
         raise InvalidRequest(f"`{other}` and a grammar cannot go together, it would not be obeyed: leave one out.")
     check_tools(request.tools)
+
+
+def check_last(messages: tuple[Message, ...]) -> None:
+    """Refuse messages that leave nothing to answer.
+
+    Raises:
+        InvalidRequest: with what to give.
+    """
+    last = messages[-1] if messages else Message("user")
+    if last.role == "assistant":
+        raise InvalidRequest("The last message is the model's own. Say in `prompt` what it should do now.")
+    if last.role != "tool" and not any(message.text.strip() for message in messages if message.role != "system"):
+        raise InvalidRequest("The prompt is empty. Say in `prompt` what the model should do.")
+
+
+def check_results(messages: tuple[Message, ...], goes_on: bool) -> None:
+    """Refuse tools' results that nothing asked for; a turn that `goes_on` may begin with those of the last answer.
+
+    Raises:
+        InvalidRequest: with where a result belongs.
+    """
+    for before, message in zip((None, *messages), messages, strict=False):
+        if message.role != "tool":
+            continue
+        asked = goes_on if before is None else before.role == "tool" or bool(before.tool_calls)
+        if not asked:
+            raise InvalidRequest(
+                "A tool's result comes right after the answer that asked for it: first in a turn of that answer's "
+                "session, or after the assistant's message with `tool_calls`."
+            )
+        if not message.name:
+            raise InvalidRequest("A tool's result has no `name`: give the name of the tool that was called.")
 
 
 def check_sampling(sampling: Sampling) -> None:

@@ -63,11 +63,9 @@ class AnswerReader:
         return self._reader.notes
 
 
-def answer_format(tokenizer: Any) -> AnswerFormat:
-    """How the answers of a tokenizer's model are read, by its chat templates and its vocabulary."""
-    templates = tokenizer.chat_template
-    named = templates.values() if isinstance(templates, dict) else [templates]
-    form = format_of("\n".join(text for text in named if isinstance(text, str)), tokenizer.get_vocab())
+def answer_format(tokenizer: Any, templates: str) -> AnswerFormat:
+    """How the answers of a tokenizer's model are read, by the texts of its chat templates and its vocabulary."""
+    form = format_of(templates, tokenizer.get_vocab())
     special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     ends = {*tokenizer.eos_token_ids, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     markers = "\n".join(form.markers)

@@ -19,8 +19,12 @@ class Encoder:
     changes its tokenizer's state.
     """
 
-    def __init__(self, tokenizer: Any, processes: TextProcesses | None, lock: threading.Lock, folder: Path) -> None:
+    def __init__(
+        self, tokenizer: Any, processes: TextProcesses | None, lock: threading.Lock, folder: Path, bare: bool
+    ) -> None:
+        """`bare` says that logs begin with bare texts, which no template has put special tokens around."""
         self._tokenizer, self._processes, self._lock, self._folder = tokenizer, processes, lock, folder
+        self._bare = bare
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._newline = tokenizer.encode("\n", add_special_tokens=False)
         if processes is not None and self._backend is not None:
@@ -33,7 +37,7 @@ class Encoder:
             InvalidRequest: see `encode`.
         """
         first, *rest = rendered.pieces()
-        (ids,) = self.encode([first], gone, add_special_tokens=not self._tokenizer.has_chat_template)
+        (ids,) = self.encode([first], gone, add_special_tokens=self._bare)
         return ids + self.encode_following(rest, gone)
 
     def encode_following(self, texts: list[str], gone: Callable[[], bool]) -> list[int]:

@@ -30,6 +30,7 @@ from typing import Any
 from mlx_mcp.core.ports import never
 from mlx_mcp.errors import Abandoned, CapacityError
 from mlx_mcp.mlx_backend import text_worker
+from mlx_mcp.mlx_backend.template_proof import Proved
 
 MAX_PROCESSES = 4  # for one tokenizer
 START_ANOTHER_S = 0.3  # how long to wait for a busy process before another is started
@@ -171,11 +172,18 @@ class TextProcesses:
         self._pool.tokenizer = tokenizer
 
     def render(
-        self, template: str, given: dict[str, Any], num_chars: int, encode: bool, gone: Callable[[], bool]
-    ) -> tuple[str, list[int] | None]:
+        self,
+        template: str,
+        given: dict[str, Any],
+        num_chars: int,
+        encode: bool,
+        gone: Callable[[], bool],
+        marks: str = "",
+    ) -> tuple[Proved, list[int] | None]:
         """What a template makes of what it is given, of so many characters; and the ids of that, if `encode` says so.
 
-        To have both at once saves a short call half the time. There are no ids where the tokenizer fails.
+        `marks` are for the proof, see template_proof. To have text and ids at once saves a short call half the time.
+        There are no ids where the tokenizer fails.
 
         Raises:
             Failed: the template refuses it, or takes too much memory.
@@ -183,9 +191,16 @@ class TextProcesses:
             Abandoned: nobody waits any more.
             CapacityError: all processes are stuck.
         """
-        asked = {"do": "render", "template": template, "given": given, "encode": encode}
+        asked = {"do": "render", "template": template, "given": given, "marks": marks, "encode": encode}
         header, blob = self._run(asked, limit_s(num_chars), gone)
-        return header["text"], array.array("I", blob).tolist() if "lengths" in header else None
+        found = Proved(header["text"], header["lost"], header["end"])
+        return found, array.array("I", blob).tolist() if "lengths" in header else None
+
+    def variables(self, template: str, gone: Callable[[], bool]) -> dict[str, list[Any]]:
+        """What a template can be given; see template_variables. Raises as `render`."""
+        header, _ = self._run({"do": "inspect", "template": template}, limit_s(len(template)), gone)
+        found: dict[str, list[Any]] = header["variables"]
+        return found
 
     def encode(self, texts: list[str], special: bool, gone: Callable[[], bool]) -> list[list[int]]:
         """The ids of each text, with the special tokens around it if `special` says so; raises as `render`."""

@@ -14,9 +14,14 @@ import signal
 import struct
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Any, BinaryIO
+
+from mlx_mcp.mlx_backend.template_proof import Proved, proved
+from mlx_mcp.mlx_backend.template_variables import read_variables
 
 MAX_BYTES = 2 << 30  # of memory
 MAX_TEXT = 16 << 20  # characters of a rendered prompt
@@ -57,15 +62,26 @@ class Worker:
             case "use" if blob:
                 self._use(blob)
             case "render":
-                text = self._render(header["template"], header["given"])
+                rendered = self.rendered(header["template"], header["given"], header["marks"])
+                answer = vars(rendered)
                 with suppress(BaseException):  # Rust's panics, too; who asks for the ids alone hears what is wrong
-                    if header["encode"]:
-                        found, ids = self._encode([text], special=False)
-                        return found | {"text": text}, ids
-                return {"text": text}, b""
+                    if header["encode"] and not rendered.lost:
+                        found, ids = self._encode([rendered.text], special=False)
+                        return found | answer, ids
+                return answer, b""
+            case "inspect":
+                return {"variables": self.variables(header["template"])}, b""
             case "encode":
                 return self._encode(header["texts"], header["special"])
         return {}, b""
+
+    def rendered(self, template: str, given: dict[str, Any], marks: str) -> Proved:
+        """What a template makes of what it is given, and what it leaves out; see template_proof."""
+        return proved(partial(self._render, template), given, marks)
+
+    def variables(self, template: str) -> dict[str, list[Any]]:
+        """What a template can be given; see template_variables."""
+        return read_variables(self._environment, template)
 
     def _encode(self, texts: list[str], special: bool) -> tuple[dict[str, Any], bytes]:
         ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=special)]
@@ -147,6 +163,7 @@ def environment() -> Any:
     def tojson(
         x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
     ) -> str:
+        x = list(x) if isinstance(x, Iterator) else x  # of a filter such as map, as llama.cpp has it
         return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     def strftime_now(format: str) -> str:

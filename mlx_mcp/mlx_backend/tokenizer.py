@@ -21,6 +21,7 @@ from mlx_mcp.mlx_backend.chat_template import Chat, ChatTemplate
 from mlx_mcp.mlx_backend.constraint import Grammars
 from mlx_mcp.mlx_backend.control_tokens import ControlTokens
 from mlx_mcp.mlx_backend.encoder import Encoder
+from mlx_mcp.mlx_backend.rendering import Renderer
 from mlx_mcp.mlx_backend.text_processes import TextProcesses
 
 _load: Any = load_tokenizer  # which has no types
@@ -44,15 +45,14 @@ class ChatTokenizer:
         self._tokenizer = _load(folder, {"trust_remote_code": False}, eos_token_ids=eos_token_ids)
         lock = threading.Lock()  # transformers changes its tokenizer's state while it encodes, on any thread
         self._grammars = Grammars(self._tokenizer, self.stop_ids)
-        self._answers = answer_format(self._tokenizer)
+        renderer = Renderer(self._tokenizer, self._processes, lock, folder)
+        self._answers = answer_format(self._tokenizer, renderer.all_text)
         self._controls = ControlTokens(self._tokenizer)
         vocabulary = json.dumps(sorted(self._tokenizer.get_vocab().items()))
         self._digest = blake2b(vocabulary.encode(), digest_size=32).digest()
         self._letter = self._tokenizer.encode("a", add_special_tokens=False)
-        self._encoder = Encoder(self._tokenizer, self._processes, lock, folder)
-        self._template = ChatTemplate(
-            self._tokenizer, self._answers.form, self._controls, self._processes, lock, folder
-        )
+        self._encoder = Encoder(self._tokenizer, self._processes, lock, folder, bare=not renderer.can_render)
+        self._template = ChatTemplate(self._tokenizer, self._controls, renderer, self._answers.form, folder)
 
     @property
     def vocab_size(self) -> int:
@@ -90,7 +90,7 @@ class ChatTokenizer:
         ids = rendered.ids
         if ids is None:
             ids = self._encoder.encode_rendered(rendered.marked, gone)
-        return Prompt(tuple(ids), self._template.opens_reasoning(rendered.marked.text))
+        return Prompt(tuple(ids), rendered.reasoning, rendered.notes)
 
     def encode_context(
         self, messages: list[Message], tools: tuple[dict[str, Any], ...] = (), gone: Callable[[], bool] = never
@@ -106,35 +106,43 @@ class ChatTokenizer:
         """
         if messages[-1].role not in ("user", "assistant"):
             messages = [*messages, Message("user", "")]
-        chat = Chat(messages, tools, gone=gone, turn="x")
-        context, turn = self._template.split(chat)
-        if turn.text != self._template.turn_after(messages[-1].role, chat).text:
+        results = tuple(Message("tool", "x", call_id=c.call_id, name=c.name) for c in messages[-1].tool_calls)
+        chat = Chat(messages, tools, gone=gone, turn=results or (Message("user", "x"),))
+        split = self._template.split(chat)
+        if split.turn.text != self._template.turn_after(messages[-1].role, chat).turn.text:
             raise InvalidRequest(
                 "The model's chat template moves a part of this context (the system prompt or tools) into the turn "
                 "that follows, so that turns cannot go on from it. Let the context end with a user's message, or "
                 "leave that part out."
             )
-        return Prompt(tuple(self._encoder.encode_rendered(context, gone)))
+        return Prompt(tuple(self._encoder.encode_rendered(split.context, gone)), notes=split.notes)
 
     def encode_turn(
         self,
-        text: str,
+        messages: list[Message],
         after: str,
         tools: tuple[dict[str, Any], ...] = (),
         reasoning: Reasoning | None = None,
         gone: Callable[[], bool] = never,
     ) -> Prompt:
-        """The ids that a user's turn appends to a log, generation prompt included; control tokens stay text.
+        """The ids that a turn appends to a log, generation prompt included; control tokens in texts stay text.
 
-        `after` is the role of the message that the log ends in, still open: "assistant" for an answer whose stop token
-        was not fed, "user" for a context. `tools` are the log's; the turn does not repeat them.
+        The turn is a user's message, or results of the calls that the log ends in and perhaps more messages. `after` is
+        the role of the message that the log ends in, still open: "assistant" for an answer whose stop token was not
+        fed, "user" for a context. `tools` are the log's; the turn does not repeat them.
 
         Raises:
-            InvalidRequest: the model's template does not let a chat be continued.
+            InvalidRequest: the model's template does not let a chat be continued, or not by such messages.
         """
-        turn = self._template.turn_after(after, Chat([], tools, reasoning, gone, turn=text))
-        ids = self._encoder.encode_following(turn.pieces(), gone)
-        return Prompt(tuple(ids), self._template.opens_reasoning(turn.text))
+        if messages[0].role not in (("user", "tool") if after == "assistant" else ("user",)):
+            raise InvalidRequest(
+                "A turn of a session that ends in an answer begins with results (role tool) or the user's text."
+                if after == "assistant"
+                else "There is no call in this session to give a result of: give the user's text first."
+            )
+        split = self._template.turn_after(after, Chat([], tools, reasoning, gone, turn=tuple(messages)))
+        ids = self._encoder.encode_following(split.turn.pieces(), gone)
+        return Prompt(tuple(ids), split.reasoning, split.notes)
 
     def decode(self, ids: tuple[int, ...]) -> str:
         """The text of tokens, control tokens included."""

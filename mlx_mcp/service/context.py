@@ -40,11 +40,15 @@ async def read(caller: Caller, files: Sequence[str]) -> str:
 
 
 def laid_out(system: str, files: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The messages, with the files before the user's first, so that calls with the same files begin the same."""
+    """The messages, with the files before the user's first, so that calls with the same files begin the same.
+
+    A turn may begin with tools' results, which nothing may come before.
+    """
     if files:
-        opened = bool(messages) and messages[0].role == "user"
-        first = messages[0] if opened else Message("user")
-        messages = (with_text(first, before=files + BREAK), *messages[opened:])
+        at = next((i for i, message in enumerate(messages) if message.role != "tool"), len(messages))
+        opened = at < len(messages) and messages[at].role == "user"
+        first = messages[at] if opened else Message("user")
+        messages = (*messages[:at], with_text(first, before=files + BREAK), *messages[at + opened :])
     return (Message("system", system), *messages) if system else messages
 
 

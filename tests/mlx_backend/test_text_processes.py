@@ -14,6 +14,7 @@ from mlx_mcp.core.ports import ModelSpec, never
 from mlx_mcp.errors import Abandoned, InvalidRequest, ModelError
 from mlx_mcp.mlx_backend import text_processes
 from mlx_mcp.mlx_backend.loader import MlxLoader
+from mlx_mcp.mlx_backend.template_proof import Proved
 from mlx_mcp.mlx_backend.text_processes import MAX_PROCESSES, Failed, Overdue, TextProcesses
 from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
 from tests.models_made import TEMPLATE, make_model, write_tokenizer
@@ -50,7 +51,7 @@ def children():
 def test_a_template_without_end_is_stopped_at_the_deadline_with_its_process(processes, quick, template):
     with pytest.raises((Overdue, Failed), match=r"within 1 s|memory"):
         processes.render(template, {"messages": []}, 0, False, never)
-    assert processes.render("{{ 1 + 1 }}", {}, 0, False, never) == ("2", None)
+    assert processes.render("{{ 1 + 1 }}", {}, 0, False, never) == (Proved("2"), None)
     assert len(children()) == 1
 
 
@@ -88,7 +89,7 @@ def test_work_that_nobody_waits_for_any_more_is_stopped_at_once(processes):
         thread.join(30)  # less than the deadline of the first few would take
     assert len(errors) == 12
     assert children() == []
-    assert processes.render("{{ 1 + 1 }}", {}, 0, False, never) == ("2", None)
+    assert processes.render("{{ 1 + 1 }}", {}, 0, False, never) == (Proved("2"), None)
 
 
 def test_what_is_stuck_holds_up_no_other(processes, quick, monkeypatch):
@@ -103,7 +104,7 @@ def test_what_is_stuck_holds_up_no_other(processes, quick, monkeypatch):
     for thread in threads:
         thread.start()
     try:
-        assert processes.render("{{ 1 + 1 }}", {}, 0, False, never) == ("2", None)
+        assert processes.render("{{ 1 + 1 }}", {}, 0, False, never) == (Proved("2"), None)
         assert any(thread.is_alive() for thread in threads)
     finally:
         gone.set()
@@ -154,7 +155,7 @@ def test_a_template_that_loops_for_one_prompt_serves_all_others(tmp_path, quick)
     for encode in (
         lambda: tokenizer.encode_chat([Message("user", "loop")]),
         lambda: tokenizer.encode_context([Message("user", "loop")]),
-        lambda: tokenizer.encode_turn("loop", "assistant"),
+        lambda: tokenizer.encode_turn([Message("user", "loop")], "assistant"),
     ):
         with pytest.raises(InvalidRequest, match=f"chat template or tokenizer .{tmp_path}. .*within 1 s.*list_models"):
             encode()

@@ -1,5 +1,7 @@
 """Chats, contexts and turns as a model's template and tokenizer have them."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -75,26 +77,15 @@ def test_a_template_that_refuses_says_so(tmp_path, template):
         tokenizer.encode_chat(HI)
 
 
-REFUSES_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('user must come first') }}{% endif %}"
-
-
-def test_advice_to_leave_the_system_prompt_out_is_given_only_where_that_helps(tmp_path):
-    refuses = make_tokenizer(tmp_path, REFUSES_SYSTEM + TEMPLATE)
-    with pytest.raises(
-        InvalidRequest, match=r"come first\. It takes no system prompt: leave `system` out and say it in"
-    ):
-        refuses.encode_chat([SYSTEM, *HI])
-    (tmp_path / "other").mkdir()
-    broken = make_tokenizer(tmp_path / "other", "{{ raise_exception('no dates here') }}")
+def test_advice_to_do_without_sessions_is_given_only_where_that_helps(tmp_path):
+    broken = make_tokenizer(tmp_path, "{{ raise_exception('no dates here') }}")
     for unrelated in (
         lambda: broken.encode_chat([SYSTEM, *HI]),
         lambda: broken.encode_chat(HI),
         lambda: broken.encode_context([SYSTEM, ASKED, ANSWERED]),
-        lambda: refuses.encode_chat([SYSTEM, Message("user", "half \ud83d")]),
     ):
         with pytest.raises(InvalidRequest, match="do not fit") as refused:
             unrelated()
-        assert "system" not in str(refused.value)
         assert "no sessions" not in str(refused.value)
 
 
@@ -145,12 +136,16 @@ def test_no_text_can_pass_for_reasoning_that_the_template_opened(tmp_path, templ
 # Sessions: a context that is encoded once, and turns that go on from it
 
 
+def user(text):
+    return [Message("user", text)]
+
+
 @pytest.mark.parametrize("family", [*FAMILIES, "embedded"])
 @pytest.mark.parametrize("system", [[], [SYSTEM]])
 def test_a_turn_goes_on_in_the_users_message_that_a_context_leaves_open(families, family, system):
     tokenizer = families[family]
     context = tokenizer.encode_context([*system, Message("user", "the file\n\n")])
-    turn = tokenizer.encode_turn("and the tool ", "user")
+    turn = tokenizer.encode_turn(user("and the tool "), "user")
     whole = tokenizer.encode_chat([*system, Message("user", "the file\n\nand the tool ")])
     assert context.ids + turn.ids == whole.ids
     assert turn.reasoning == whole.reasoning
@@ -159,14 +154,14 @@ def test_a_turn_goes_on_in_the_users_message_that_a_context_leaves_open(families
 @pytest.mark.parametrize("family", [*FAMILIES, "embedded"])
 def test_a_context_of_a_system_prompt_opens_the_users_message(families, family):
     tokenizer = families[family]
-    log = tokenizer.encode_context([SYSTEM]).ids + tokenizer.encode_turn("the agent", "user").ids
+    log = tokenizer.encode_context([SYSTEM]).ids + tokenizer.encode_turn(user("the agent"), "user").ids
     assert log == tokenizer.encode_chat([SYSTEM, ASKED]).ids
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "embedded"])
 def test_a_turn_goes_on_after_the_answer_that_a_context_leaves_open(families, family):
     tokenizer = families[family]
-    log = tokenizer.encode_context([ASKED, ANSWERED]).ids + tokenizer.encode_turn("the file", "assistant").ids
+    log = tokenizer.encode_context([ASKED, ANSWERED]).ids + tokenizer.encode_turn(user("the file"), "assistant").ids
     assert log == tokenizer.encode_chat([ASKED, ANSWERED, Message("user", "the file")]).ids
 
 
@@ -175,7 +170,7 @@ def test_a_log_of_turns_is_what_the_chat_would_be(families, family):
     tokenizer = families[family]
     log, chat = tokenizer.encode_chat([ASKED]).ids, [ASKED]
     for text in ["the file", "the tool"]:
-        log += (*encoded(tokenizer, "reads"), *tokenizer.encode_turn(text, "assistant").ids)
+        log += (*encoded(tokenizer, "reads"), *tokenizer.encode_turn(user(text), "assistant").ids)
         chat += [ANSWERED, Message("user", text)]
     assert log == tokenizer.encode_chat(chat).ids
 
@@ -186,9 +181,11 @@ def test_a_log_of_turns_is_what_the_chat_would_be(families, family):
 def test_any_text_is_the_same_in_a_turn_and_in_a_chat(families, family, parts):
     tokenizer, text = families[family], "x" + "".join(parts)
     context = [ASKED, Message("assistant", text)]
-    log = tokenizer.encode_context(context).ids + tokenizer.encode_turn(text, "assistant").ids
+    log = tokenizer.encode_context(context).ids + tokenizer.encode_turn(user(text), "assistant").ids
     assert log == tokenizer.encode_chat([*context, Message("user", text)]).ids
-    log = tokenizer.encode_context([Message("user", f"{text}x\n\n")]).ids + tokenizer.encode_turn(text, "user").ids
+    log = (
+        tokenizer.encode_context([Message("user", f"{text}x\n\n")]).ids + tokenizer.encode_turn(user(text), "user").ids
+    )
     assert log == tokenizer.encode_chat([Message("user", f"{text}x\n\n{text}")]).ids
 
 
@@ -196,12 +193,12 @@ def test_a_log_keeps_what_a_template_would_strip(tmp_path):
     stripping = TEMPLATE.replace("m['content']", "m['content'].split('</think>')[-1]") + THINKING
     tokenizer = make_tokenizer(tmp_path, stripping, QWEN["added"])
     log = tokenizer.encode_chat(HI).ids + tuple(encoded(tokenizer, "why?\n</think>\n\nhello"))
-    turn = tokenizer.encode_turn("go on", "assistant")
+    turn = tokenizer.encode_turn(user("go on"), "assistant")
     assert decoded(tokenizer, log + turn.ids) == (
         f"<|im_start|>user\nhi<|im_end|>\n{ASSISTANT}<think>\nwhy?\n</think>\n\nhello<|im_end|>\n"
         f"<|im_start|>user\ngo on<|im_end|>\n{ASSISTANT}<think>\n"
     )
-    assert (turn.reasoning, tokenizer.encode_turn("go on", "assistant", reasoning=Reasoning.OFF).reasoning) == (
+    assert (turn.reasoning, tokenizer.encode_turn(user("go on"), "assistant", reasoning=Reasoning.OFF).reasoning) == (
         True,
         False,
     )
@@ -220,8 +217,8 @@ def test_what_a_template_puts_into_the_last_turn_is_not_put_there_again(families
     tokenizer = families["mistral"]
     context = tokenizer.encode_context([SYSTEM], LOOK).ids
     assert decoded(tokenizer, context).startswith("<s>[TOOLS][{")
-    assert decoded(tokenizer, tokenizer.encode_turn("hi", "user", LOOK).ids) == "hi[/INST]"
-    assert decoded(tokenizer, tokenizer.encode_turn("hi", "assistant", LOOK).ids) == "</s>[INST]hi[/INST]"
+    assert decoded(tokenizer, tokenizer.encode_turn(HI, "user", LOOK).ids) == "hi[/INST]"
+    assert decoded(tokenizer, tokenizer.encode_turn(HI, "assistant", LOOK).ids) == "</s>[INST]hi[/INST]"
 
 
 @pytest.mark.parametrize(("system", "tools"), [([SYSTEM], ()), ([], LOOK)])
@@ -235,8 +232,8 @@ def test_a_context_that_would_lose_what_belongs_to_the_next_turn_is_refused(fami
 @pytest.mark.parametrize("context", [[SYSTEM], [SYSTEM, ASKED, ANSWERED]])
 def test_tools_are_told_in_the_context_and_nowhere_else(families, family, context):
     tokenizer, after = families[family], "assistant" if context[-1] is ANSWERED else "user"
-    turn = tokenizer.encode_turn("hi", after, LOOK)
-    assert turn == tokenizer.encode_turn("hi", after)
+    turn = tokenizer.encode_turn(HI, after, LOOK)
+    assert turn == tokenizer.encode_turn(HI, after)
     said = decoded(tokenizer, tokenizer.encode_context(context, LOOK).ids + turn.ids)
     assert said == decoded(tokenizer, tokenizer.encode_chat([*context, *HI], LOOK).ids)
     assert said.count("look") == 1
@@ -244,10 +241,9 @@ def test_tools_are_told_in_the_context_and_nowhere_else(families, family, contex
 
 def test_a_template_that_cannot_do_without_tools_gets_them(tmp_path):
     tokenizer = make_tokenizer(tmp_path, JSON_TOOLS.replace("tools or []", "tools") + TEMPLATE, QWEN["added"])
-    log = tokenizer.encode_context([ASKED], LOOK).ids + tokenizer.encode_turn(" reads", "user", LOOK).ids
+    log = tokenizer.encode_context([ASKED], LOOK).ids + tokenizer.encode_turn(user(" reads"), "user", LOOK).ids
     assert decoded(tokenizer, log).endswith(f"}}\n<|im_start|>user\nthe agent reads<|im_end|>\n{ASSISTANT}")
-    with pytest.raises(InvalidRequest, match="do not fit"):
-        tokenizer.encode_turn("hi", "user")
+    assert decoded(tokenizer, tokenizer.encode_turn(HI, "user").ids) == f"hi<|im_end|>\n{ASSISTANT}"
 
 
 @pytest.mark.parametrize("template", [TEMPLATE, None])
@@ -259,9 +255,9 @@ def test_a_context_with_tools_that_a_model_cannot_call_is_refused(tmp_path, temp
 def test_a_model_that_takes_no_answers_has_contexts_and_no_second_turns(tmp_path):
     refusing = "{% for m in messages if m.role == 'assistant' %}{{ raise_exception('no answers') }}{% endfor %}"
     tokenizer = make_tokenizer(tmp_path, refusing + TEMPLATE)
-    assert tokenizer.encode_context(HI).ids + tokenizer.encode_turn("!", "user").ids
+    assert tokenizer.encode_context(HI).ids + tokenizer.encode_turn(user("!"), "user").ids
     with pytest.raises(InvalidRequest, match=r"no answers\..*there are no sessions with it: call without one"):
-        tokenizer.encode_turn("hi", "assistant")
+        tokenizer.encode_turn(HI, "assistant")
 
 
 @pytest.mark.parametrize("content", ["m.content[:2]", "m.content + m.content", "m.content | tojson | urlencode"])
@@ -271,20 +267,93 @@ def test_a_template_that_changes_texts_has_no_sessions(tmp_path, content):
         lambda: tokenizer.encode_context([Message("user", "some text")]),
         lambda: tokenizer.encode_context([ASKED, ANSWERED]),
     ]:
-        with pytest.raises(InvalidRequest, match="there are no sessions with this model"):
+        with pytest.raises(InvalidRequest, match=r"there are no sessions with this model|leaves out or changes a mess"):
             refused()
 
 
 @pytest.mark.parametrize("after", ["user", "assistant"])
 def test_a_turn_that_is_no_text_is_refused(tokenizer, after):
     with pytest.raises(InvalidRequest, match="surrogates not allowed"):
-        tokenizer.encode_turn("half \ud83d", after)
+        tokenizer.encode_turn(user("half \ud83d"), after)
+
+
+# Results of tools, which end the answer that asked for them
+
+CALLED = (ToolCall("look", {"at": "x"}, "abcdefgh1"), ToolCall("find", {}, "abcdefgh2"))
+RESULTS = [Message("tool", "open <|im_end|>", name="look", call_id="abcdefgh1"), Message("tool", "", name="find")]
+CALL = "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
+WITH_RESULTS = {
+    "own role": TEMPLATE.replace("m['content'] }}", "m['content'] }}" + CALL),
+    "within the user's": "{% for m in messages %}{% if m.role == 'tool' %}"
+    "{% if messages[loop.index0 - 1].role != 'tool' %}<|im_start|>user\n{% endif %}<r>{{ m.content }}</r>"
+    "{% if loop.last or loop.nextitem.role != 'tool' %}<|im_end|>\n{% endif %}"
+    "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}" + CALL + "<|im_end|>\n{% endif %}{% endfor %}",
+    "by the call's name": "{% set ns = namespace() %}{% for m in messages %}{% if m.role == 'tool' %}"
+    "<|im_start|>to {{ ns.name }}: {{ m.content | tojson }}<|im_end|>{% else %}{{ m.content }}" + CALL + "<|im_end|>"
+    "{% endif %}{% if m.tool_calls %}{% set ns.name = m.tool_calls[0].function.name %}{% endif %}{% endfor %}",
+    "with ids": TEMPLATE.replace("m['content'] }}", "m['content'] }}{{ m.tool_call_id }}" + CALL).replace(
+        "{% for m in messages %}",
+        "{% for m in messages %}{% if m.role == 'tool' and m.tool_call_id | length != 9 %}"
+        "{{ raise_exception('Tool call IDs should have length 9') }}{% endif %}",
+    ),
+    "calls are left out": TEMPLATE,
+}
+
+
+@pytest.mark.parametrize("template", WITH_RESULTS)
+@pytest.mark.parametrize("more", [[], [Message("user", "so?")]])
+@pytest.mark.parametrize("num_results", [1, 2])
+def test_results_in_a_turn_read_as_in_the_whole_chat(tmp_path, template, more, num_results):
+    tokenizer = make_tokenizer(tmp_path, WITH_RESULTS[template], QWEN["added"])
+    calls = CALLED[:num_results]
+    results = [replace(r, call_id=c.call_id) for r, c in zip(RESULTS, calls, strict=False)]
+    turn = tokenizer.encode_turn([*results, *more], "assistant").ids
+    whole = tokenizer.encode_chat([ASKED, Message("assistant", "hm ", tool_calls=calls), *results, *more]).ids
+    assert whole[-len(turn) :] == turn
+    before = decoded(tokenizer, whole[: -len(turn)])
+    assert before.endswith("}}" if "left out" in template else "</tool_call>")
+    if num_results == 1 and not more:
+        context = tokenizer.encode_context([ASKED, Message("assistant", "hm ", tool_calls=calls)]).ids
+        assert context + turn == whole
+
+
+def test_a_result_without_an_id_gets_one_where_the_template_insists(tmp_path):
+    tokenizer = make_tokenizer(tmp_path, WITH_RESULTS["with ids"], QWEN["added"])
+    turn = decoded(tokenizer, tokenizer.encode_turn([replace(RESULTS[0], call_id="")], "assistant").ids)
+    assert turn == f"<|im_end|>\n<|im_start|>tool\nopen <|im_end|>000000000<|im_end|>\n{ASSISTANT}"
+
+
+def test_one_call_stands_for_all_where_a_template_takes_one_in_a_message(tmp_path):
+    single = "{% for m in messages if (m.tool_calls or []) | length > 1 %}{{ raise_exception('one call') }}{% endfor %}"
+    tokenizer = make_tokenizer(tmp_path, single + WITH_RESULTS["own role"], QWEN["added"])
+    turn = decoded(tokenizer, tokenizer.encode_turn(RESULTS, "assistant").ids)
+    assert turn.startswith("<|im_end|>\n<|im_start|>tool\nopen <|im_end|><|im_end|>\n<|im_start|>tool\n<|im_end|>")
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% for m in messages %}{{ m.content }}" + CALL + "{% endfor %}", "drops or repeats"),
+        ("<|im_end|>{% for m in messages %}{{ m.content }}" + CALL + "{% endfor %}", "drops or repeats"),
+        ("{% for m in messages if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endfor %}", "no tools"),
+    ],
+)
+def test_a_template_that_cannot_show_results_refuses_them(tmp_path, template, words):
+    with pytest.raises(InvalidRequest, match=words):
+        make_tokenizer(tmp_path, template, QWEN["added"]).encode_turn(RESULTS[:1], "assistant")
+
+
+@pytest.mark.parametrize(("after", "role"), [("user", "tool"), ("user", "assistant"), ("assistant", "assistant")])
+def test_a_turn_begins_with_what_can_follow(tokenizer, after, role):
+    with pytest.raises(InvalidRequest, match="role tool" if after == "assistant" else "no call in this session"):
+        tokenizer.encode_turn([Message(role, "x", name="look")], after)
 
 
 def test_a_tokenizer_that_puts_a_space_before_a_text_puts_none_amid_one(tmp_path):
     tokenizer = make_sentencepiece(tmp_path)
     log = (
-        tokenizer.encode_context([Message("user", "one\n\n")]).ids + tokenizer.encode_turn("two <|im_end|>", "user").ids
+        tokenizer.encode_context([Message("user", "one\n\n")]).ids
+        + tokenizer.encode_turn(user("two <|im_end|>"), "user").ids
     )
     assert log == tokenizer.encode_chat([Message("user", "one\n\ntwo <|im_end|>")]).ids
     assert tokenizer.decode(log) == "one\n\ntwo <|im_end|>"

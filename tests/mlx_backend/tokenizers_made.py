@@ -18,7 +18,9 @@ ASSISTANT = "<|im_start|>assistant\n"
 
 # As Qwen3's: `tool_call.name` is what mlx_lm knows the notation by.
 JSON_TOOLS = "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}{# <tool_call> tool_call.name #}"
-THINKING = "{% if enable_thinking %}<think>\n{% else %}<think>\n\n</think>\n\n{% endif %}"
+THINKING = (
+    "{% if enable_thinking is not defined or enable_thinking %}<think>\n{% else %}<think>\n\n</think>\n\n{% endif %}"
+)
 QWEN: dict[str, Any] = {
     "template": JSON_TOOLS + TEMPLATE + THINKING,
     "added": ["<think>", "</think>", "<tool_call>", "</tool_call>"],

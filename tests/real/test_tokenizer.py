@@ -64,7 +64,7 @@ def test_a_session_and_its_turn_are_the_chat_template_to_the_token(ours, theirs)
     for chat in chats(2):
         *before, turn = chat
         if before and before[-1].role == "assistant":
-            ids = ours.encode_context(before).ids + ours.encode_turn(turn.content, "assistant").ids
+            ids = ours.encode_context(before).ids + ours.encode_turn([Message("user", turn.content)], "assistant").ids
             assert list(ids) == rendered(theirs, chat)
 
 

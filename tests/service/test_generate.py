@@ -1,8 +1,10 @@
 import pytest
 
+from mlx_mcp.chat.message import Message
 from mlx_mcp.core.sampling import Sampling
 from mlx_mcp.errors import InvalidRequest
 from mlx_mcp.service.caller import Caller
+from mlx_mcp.service.context import Context
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.generate import Options, generate
 from mlx_mcp.service.models import EMBEDDED_NOTE
@@ -53,6 +55,20 @@ async def test_files_come_before_the_users_first_message(service, monkeypatch, t
     assert user.content == '<file path="a.txt">\ntext\n</file>\n\nWhat?'
     with pytest.raises(InvalidRequest, match="reads no files"):
         await generate(service, CALLER, asked("What?", files=["a.txt"]), Options(), unheard)
+
+
+async def test_files_of_a_turn_come_after_the_results_that_it_begins_with(service, monkeypatch, tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    reader = Caller(files=FileReader((tmp_path,), 100, 100))
+    session = (await generate(service, reader, asked("{f}"), Options(keep=True), unheard)).result.session.session_id
+    result = Message("tool", "r", name="f")
+    got = requests_of(service, monkeypatch)
+    for more in ((), (Message("user", "What?"),)):
+        context = Context(files=("a.txt",), messages=(result, *more))
+        await generate(service, reader, context, Options(session=session), unheard)
+        first, user = got[-1].messages
+        assert first == result
+        assert user.content == '<file path="a.txt">\ntext\n</file>\n\n' + "".join(message.text for message in more)
 
 
 async def test_how_far_a_generation_is_is_reported(service):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
+from mlx_mcp.api.mcp.as_sent import AsSent, from_json
 from mlx_mcp.api.mcp.sampling_arguments import sampling_of, with_sampling
-from mlx_mcp.chat.message import Message
+from mlx_mcp.chat.message import Message, ToolCall
 from mlx_mcp.chat.prompt import Grammar, GrammarKind, Reasoning
 from mlx_mcp.errors import InvalidRequest
 from mlx_mcp.service.batch import MAX_BRANCHES
@@ -18,21 +20,32 @@ from mlx_mcp.service.files import MAX_FILES
 from mlx_mcp.service.generate import Options
 from mlx_mcp.service.values import MAX_FORKS, PARAMETERS, SessionOptions
 
-# A text that may be left out or null. Not `str | None`: of those the SDK parses what reads as JSON, such as the regular
-# expression "[0]", and then finds that it is no text.
-Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
+
+def switch(given: Any) -> Any:
+    """`reasoning` as callers of earlier versions send it, who knew true and false alone."""
+    return {"true": "on", "false": "off"}.get(str(given).lower(), given)
+
+
+def function_as_sent(given: Any) -> Any:
+    """A tool whose parts may be JSON texts."""
+    given = from_json(given, (dict,))
+    if isinstance(given, dict) and "function" in given:
+        function = from_json(given["function"], (dict,))
+        if isinstance(function, dict) and "parameters" in function:
+            function = function | {"parameters": from_json(function["parameters"], (dict,))}
+        return given | {"function": function}
+    return given
+
+
+# A text that may be left out is `str`, not `str | None`: of those the SDK parses what reads as JSON, such as the
+# regular expression "[0]", and then finds that it is no text.
 Functions = Annotated[
-    list[dict[str, Any]] | None,
+    list[Annotated[dict[str, Any], BeforeValidator(function_as_sent)]] | None,
     Field(max_length=128, description="Functions in OpenAI's form that the model may ask for in `tool_calls`."),
 ]
 
 
-def switch(given: Any) -> Any:
-    """`reasoning` as callers of earlier versions send it, who knew true and false alone."""
-    return {True: "on", False: "off"}[given] if isinstance(given, bool) else given
-
-
-class Arguments(ArgModelBase):
+class Arguments(AsSent, ArgModelBase):
     """A tool's arguments, none by default. A tool gets them whole, so that tools can share some by inheritance."""
 
     model_config = ConfigDict(extra="forbid")
@@ -42,10 +55,50 @@ class Arguments(ArgModelBase):
         return {"given": self}
 
 
+class EarlierMessage(AsSent):
+    """A message of the context."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["user", "assistant", "tool"]
+    content: str = ""
+    tool_calls: list[dict[str, Any]] | None = None
+    name: str = ""
+    call_id: str = ""
+
+    def to_message(self) -> Message:
+        """The message as the engine has it.
+
+        Raises:
+            InvalidRequest: a call is none.
+        """
+        calls = tuple(map(called, self.tool_calls or ()))
+        return Message(self.role, self.content, tool_calls=calls, call_id=self.call_id, name=self.name)
+
+
+def called(given: dict[str, Any]) -> ToolCall:
+    """A call as results have it, or in OpenAI's form.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    function = given.get("function", given)
+    match function:
+        case {"name": str(name), "arguments": dict() | str() as arguments} if name:
+            with suppress(ValueError):
+                arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+            if isinstance(arguments, dict):
+                return ToolCall(name, arguments, str(given.get("id") or ""))
+    raise InvalidRequest(
+        f"This is no call: {json.dumps(given, ensure_ascii=False)[:80]}; write it as it came in `tool_calls`: "
+        '{"name": …, "arguments": {…}}, with its "id" if it had one.'
+    )
+
+
 class ContextArguments(Arguments):
     """What comes before the prompt."""
 
-    system: Annotated[Text, Field(description="System prompt: role and rules; a session has its own already.")] = ""
+    system: Annotated[str, Field(description="System prompt: role and rules; a session has its own already.")] = ""
     files: Annotated[
         list[str] | None,
         Field(
@@ -53,7 +106,7 @@ class ContextArguments(Arguments):
             description="Paths of text files that the server reads and puts before the prompt: they cost you nothing.",
         ),
     ] = None
-    model: Annotated[Text, Field(description="A name from list_models; the default model if left out.")] = ""
+    model: Annotated[str, Field(description="A name from list_models; the default model if left out.")] = ""
 
 
 class AnswerArguments(ContextArguments):
@@ -62,8 +115,8 @@ class AnswerArguments(ContextArguments):
     json_schema: Annotated[
         dict[str, Any] | None, Field(description="The answer is JSON that obeys this schema, whatever the model.")
     ] = None
-    regex: Annotated[Text, Field(description="The whole answer matches this (Rust's syntax).")] = ""
-    grammar: Annotated[Text, Field(description="The answer follows this Lark grammar, from `start`.")] = ""
+    regex: Annotated[str, Field(description="The whole answer matches this (Rust's syntax).")] = ""
+    grammar: Annotated[str, Field(description="The answer follows this Lark grammar, from `start`.")] = ""
     reasoning: Annotated[
         Literal["off", "on", "low", "medium", "high"] | None,
         BeforeValidator(switch),
@@ -95,9 +148,15 @@ class AnswerArguments(ContextArguments):
 class GenerateArguments(AnswerArguments):
     """Of `generate`."""
 
-    prompt: Annotated[str, Field(description="What the model should do, with all it needs to know.")]
+    prompt: Annotated[str, Field(description="What the model should do, with all it needs to know.")] = ""
+    messages: Annotated[
+        list[EarlierMessage] | None,
+        Field(
+            max_length=1024, description="Before `prompt`. In a session after tool_calls: what came of them, role tool."
+        ),
+    ] = None
     session: Annotated[
-        Text, Field(description="Handle or name of a session that goes on with this prompt; send only what is new.")
+        str, Field(description="Handle or name of a session that goes on with this prompt; send only what is new.")
     ] = ""
     keep: Annotated[
         bool | None,
@@ -113,7 +172,9 @@ class GenerateArguments(AnswerArguments):
 
     def context(self) -> Context:
         """What the model is told."""
-        return Context(self.system, tuple(self.files or ()), (Message("user", self.prompt),))
+        messages = tuple(message.to_message() for message in self.messages or ())
+        prompt = (Message("user", self.prompt),) if self.prompt or not messages else ()
+        return Context(self.system, tuple(self.files or ()), messages + prompt)
 
     def options(self) -> Options:
         """How it is to be answered.
@@ -147,7 +208,7 @@ class BatchArguments(AnswerArguments):
         int,
         Field(ge=1, le=MAX_BRANCHES, strict=True, description="Answers to each prompt; several need a temperature."),
     ] = 1
-    session: Annotated[Text, Field(description="Handle or name of the session that every branch goes on from.")] = ""
+    session: Annotated[str, Field(description="Handle or name of the session that every branch goes on from.")] = ""
     keep: Annotated[bool, Field(description="Keep every branch in a session of its own; the handles come back.")] = (
         False
     )
@@ -177,24 +238,19 @@ SHARED = [
 ]
 
 
-class EarlierMessage(BaseModel):
-    """A message of the context."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    role: Annotated[Literal["user", "assistant"], Field(description="Whose it is; the system's goes in `system`.")]
-    content: Annotated[str, Field(description="Its text.")]
-
-
 class CreateArguments(ContextArguments):
     """Of `create_session`."""
 
     messages: Annotated[
         list[EarlierMessage] | None,
-        Field(max_length=1024, description="Earlier messages, in order. A last one of the user is what prompts go on."),
+        Field(
+            max_length=1024,
+            description="Earlier ones, in order; role tool has the call's `name`, and its `id` as call_id. "
+            "A last one of the user is what prompts go on.",
+        ),
     ] = None
     name: Annotated[
-        Text,
+        str,
         Field(description="Stands for the handle in every call: 1 to 64 letters, digits, dots, dashes, underscores."),
     ] = ""
     ttl_s: Annotated[
@@ -211,7 +267,7 @@ class CreateArguments(ContextArguments):
 
     def context(self) -> Context:
         """What is computed."""
-        messages = tuple(Message(message.role, message.content) for message in self.messages or ())
+        messages = tuple(message.to_message() for message in self.messages or ())
         return Context(self.system, tuple(self.files or ()), messages)
 
     def options(self) -> SessionOptions:
@@ -228,7 +284,7 @@ class ForkArguments(Arguments):
         Field(ge=1, le=MAX_FORKS, strict=True, description="How many; one for each of `names`, or one, if left out."),
     ] = None
     names: Annotated[list[str] | None, Field(max_length=MAX_FORKS, description="A name for each.")] = None
-    version: Annotated[Text, Field(description="Go on from this version, which persist_session made.")] = ""
+    version: Annotated[str, Field(description="Go on from this version, which persist_session made.")] = ""
 
 
 class PersistArguments(Arguments):
@@ -236,7 +292,7 @@ class PersistArguments(Arguments):
 
     session: Annotated[str, Field(description="Handle or name of the session.")]
     version: Annotated[
-        Text,
+        str,
         Field(description="Keep a snapshot under this name too, for fork_session."),
     ] = ""
 

@@ -19,6 +19,7 @@ class CalledTool(BaseModel):
 
     name: str
     arguments: dict[str, Any]
+    id: str | None = None
 
 
 class LikelyToken(BaseModel):

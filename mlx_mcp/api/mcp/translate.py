@@ -41,7 +41,7 @@ def counts(result: Result) -> dict[str, Any]:
 
 def tool_calls(result: Result) -> list[CalledTool] | None:
     """The calls that the model asks for."""
-    return [CalledTool(name=c.name, arguments=c.arguments) for c in result.tool_calls] or None
+    return [CalledTool(name=c.name, arguments=c.arguments, id=c.call_id or None) for c in result.tool_calls] or None
 
 
 def handle(result: Result) -> str | None:
