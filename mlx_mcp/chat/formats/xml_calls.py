@@ -69,7 +69,7 @@ class XmlCalls(CallSyntax):
         for key, value, required in parameters(schema):
             attribute = f"={key}" if opener.endswith("function=") else f" name={quoted(key)}"
             begin = spell(f"{self.parameter.begin}{attribute}{self.close}{padding}")
-            content = value_rule(rules, value, padding + self.parameter.end, spell)
+            content = value_rule(rules, value, self.parameter.end, spell, self.parameter.begin)
             rule = rules.add(sequence(begin, content, quoted("\n")))
             parts.append(rule if required else f"{rule}?")
         return rules.add(sequence(spell(f"{head}\n"), *parts, spell(self.after)))
@@ -155,7 +155,9 @@ class PairCalls(CallSyntax):
         parts = []
         for key, value, required in parameters(schema):
             begin = sequence(spell(self.key.begin), spell(key), spell(self.key.end), spell(self.value.begin))
-            rule = rules.add(sequence(begin, value_rule(rules, value, self.value.end, spell)))
+            rule = rules.add(
+                sequence(begin, value_rule(rules, value, self.value.end, spell, self.key.begin, self.value.begin))
+            )
             parts.append(rule if required else f"{rule}?")
         separator = spell(self.separator) if self.separator else ""
         return rules.add(sequence(spell(self.openers[0]), spell(name), separator, *parts, spell(self.after)))
@@ -175,12 +177,15 @@ def parameters(schema: dict[str, Any]) -> list[tuple[str, Any, bool]]:
     return [(key, value, key in (required if isinstance(required, list) else [])) for key, value in properties.items()]
 
 
-def value_rule(rules: Rules, schema: Any, end: str, spell: Spell) -> str:
-    """A value as elements have it, and its end marker: strings as they are, and JSON for everything else."""
+def value_rule(rules: Rules, schema: Any, end: str, spell: Spell, *begins: str) -> str:
+    """A value as elements have it, and its end marker: strings as they are, and JSON for everything else.
+
+    A string has none of `begins` in it, so that nobody can take the value for a longer one.
+    """
     if types_of(schema) != {"string"}:
         return sequence(json_of(schema), spell(end))
     choices = [schema["const"]] if "const" in schema else schema.get("enum")
-    return sequence(one_of(map(quoted, choices)), spell(end)) if choices else rules.text_to(end, spell)
+    return sequence(one_of(map(quoted, choices)), spell(end)) if choices else rules.text_to(end, spell, *begins)
 
 
 def check_tag(inner: str) -> None:
