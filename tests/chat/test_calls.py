@@ -168,6 +168,7 @@ def test_markers_and_calls_within_arguments_end_nothing():
     for inner in (
         f"An example:\n{qwen(at='y')}\nand so on",
         "Close with </parameter> and </function>.",
+        "Close with </parameter></function> then.",
         "Open with <parameter=at> alone.",
     ):
         assert read(QWEN, qwen(at=inner, times="2"))[1] == [ToolCall("look", {"at": inner, "times": 2})], inner
