@@ -250,7 +250,8 @@ def test_values_in_pythons_notation(source, value):
 
 
 @pytest.mark.parametrize(
-    "source", ["{1, 2}", "b'a'", "1j", "x", "f'{x}'", "{1: 2}", "{'a': 1, 'a': 2}", "...", "'\\ud800'"]
+    "source",
+    ["{1, 2}", "b'a'", "1j", "x", "f'{x}'", "{1: 2}", "{'a': 1, 'a': 2}", "...", "'\\ud800'", "'a' 'b'", "r'a'"],
 )
 def test_a_value_that_json_cannot_hold_makes_the_call_text(source):
     written = f"<|tool_call_start|>[look(at={source})]<|tool_call_end|>"

@@ -45,7 +45,8 @@ def test_what_the_grammar_of_a_call_allows_is_read_as_a_call_that_obeys_the_sche
     if source is None:
         return
     called, form = set(), FAMILIES[name].form
-    ends = [padding + marker.encode() for marker in filter(None, form.markers) for padding in (b"", b"\n")]
+    closing = [marker.encode() for marker in form.markers if marker.startswith("</")]
+    ends = [padding + marker for marker in closing for padding in (b"", b"\n")]
     ends += [b'"', b"}", b"]", b'"}', b'"]', b"1"]
     for seed in range(drawn(50, least=8)):
         text = written_by(source, ends, seed)
