@@ -127,6 +127,7 @@ bench-persistence: $(VENV)/installed
 # What models read and write: the tables of docs/models.md anew, and all cases of the suites behind them.
 formats: $(VENV)/installed-dev
 	$(BIN)/python -m tests.formats.canitoolcall_cases
+	$(BIN)/python -m tests.formats.llama_templates
 	EFFORT=1 $(PYTEST) tests/formats tests/chat
 
 # The wheel, in an environment that has nothing else: what is in it, and what it does there.

@@ -15,7 +15,7 @@ from mlx_mcp.core.cache.shared_prefixes import Sharing
 from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelLoader, ModelSpec, PreparedModel, Report
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.engine.client import EngineClient
-from mlx_mcp.engine.engine import Engine, Keeping
+from mlx_mcp.engine.engine import Engine, EngineOptions
 from mlx_mcp.engine.io_thread import IoThread
 from mlx_mcp.engine.persistence import PersistenceOptions, Persisting
 from mlx_mcp.engine.worker import EngineThread
@@ -81,7 +81,7 @@ def wire(config: Config) -> tuple[EngineClient, Registry]:
         config.prefill_tokens_idle,
         config.prefill_tokens_busy,
     )
-    keeping = Keeping(
+    engine_options = EngineOptions(
         config.block_tokens,
         Sharing(config.shared_prefix_rows, config.shared_prefix_tokens),
         config.max_sessions,
@@ -97,7 +97,7 @@ def wire(config: Config) -> tuple[EngineClient, Registry]:
         persisting = None
         if config.max_ssd_bytes:
             persisting = Persisting(partial(open_store, config), IoThread(thread.send, loader.close), options)
-        return Engine(loader, limits, max_weights_bytes, max_kv_bytes, keeping, persisting=persisting)
+        return Engine(loader, limits, max_weights_bytes, max_kv_bytes, engine_options, persisting=persisting)
 
     thread = EngineThread(make_engine, config.step_timeout_s)
     return EngineClient(thread, registry, loader), registry

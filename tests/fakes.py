@@ -37,7 +37,7 @@ from mlx_mcp.core.sequence import Constraint, SamplingParams
 from mlx_mcp.core.slots import KvCost, SharedPrefix
 from mlx_mcp.core.steps import Restore, Step
 from mlx_mcp.engine.client import EngineClient
-from mlx_mcp.engine.engine import Engine, Keeping
+from mlx_mcp.engine.engine import Engine, EngineOptions
 from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.errors import InvalidRequest, StorageError, UnknownModel
 from mlx_mcp.storage.memory_tier import MemoryTier
@@ -420,8 +420,8 @@ def fake_client(
     max_kv_bytes: int = 1 << 30,
     **keeping: Any,
 ) -> EngineClient:
-    """A client on a real engine thread over fakes; `keeping` are the fields of Keeping."""
-    its_loader, its_keeping = loader or FakeLoader(), Keeping(**keeping)
+    """A client on a real engine thread over fakes; `keeping` are the fields of EngineOptions."""
+    its_loader, its_keeping = loader or FakeLoader(), EngineOptions(**keeping)
     thread = EngineThread(lambda: Engine(its_loader, limits or Limits(), max_weights_bytes, max_kv_bytes, its_keeping))
     return EngineClient(thread, FakeRegistry(), its_loader)
 
@@ -472,7 +472,7 @@ class FakeStore:
     def export(self, session_id: str, version: str, transfer: Transfer) -> int:
         raise StorageError("Only what is on a disk goes to other files.")
 
-    def look_into(self, transfer: Transfer) -> SessionRecord:
+    def verify_export(self, transfer: Transfer) -> SessionRecord:
         raise StorageError("Only what is on a disk comes from other files.")
 
     def import_(self, transfer: Transfer, name: str = "") -> SessionHead:

@@ -209,6 +209,7 @@ class Reader:
         return True
 
     def _accept(self, calls: list[ToolCall], written: str) -> None:
+        calls = [self._offered.named(call) for call in calls]
         unknown = [call.name for call in calls if call.name not in self._offered]
         if unknown or not calls:
             if self._opener or any(call.arguments for call in calls):
@@ -241,7 +242,7 @@ class Reader:
         if text.strip() == self._opener.strip() and self._opener:
             self._notes.nothing_followed()
         else:
-            self._notes.incomplete(self._prefix + text, self._cut)
+            self._notes.incomplete(text, self._opener, self._cut)
             self._emit(TextKind.ANSWER, self._prefix + text)
         self._buffer = self._buffer[len(text) :]
         self._prefix = self._section_end = ""

@@ -52,9 +52,9 @@ class ReadingNotes:
         what = f"names {', '.join(map(repr, names))}, which was not offered" if names else "has no call in it"
         self.add(f"What the model wrote as a tool call {what}; it is text.")
 
-    def incomplete(self, text: str, cut: bool) -> None:
-        """The answer ended within a call."""
-        if any(name in text for name in self._tools.names):
+    def incomplete(self, text: str, opener: str, cut: bool) -> None:
+        """The answer ended within a call, which may have no opener."""
+        if self._tools.names and (opener or any(_looks_called(name, text) for name in self._tools.names)):
             self._refused = True
             end = "at max_tokens, which may be raised" if cut else "before it was complete"
             self.add(f"A tool call is text, because the answer ended within it {end}.")
@@ -96,5 +96,7 @@ class ReadingNotes:
 
 def _looks_called(name: str, text: str) -> bool:
     """Whether a text names the tool and has brackets, quotes or signs right beside the name, as notations have."""
+    if name not in text:
+        return False
     around = re.compile(rf"""[<>="'|:]{re.escape(name)}(?!\w)|(?<!\w){re.escape(name)}(?:[(\[{{<>=|]|["']\s*[,:}}])""")
     return around.search(text) is not None

@@ -35,11 +35,11 @@ def session_names(incomplete: str) -> list[str]:
     """Names and handles of the sessions on disk that begin so."""
     from mlx_mcp.config import Config
     from mlx_mcp.errors import MlxMcpError
-    from mlx_mcp.storage.folder import Calls, Glance
+    from mlx_mcp.storage.folder import Calls, ReadOnlyFolder
     from mlx_mcp.storage.session_log import SessionLog
 
     try:
-        folder = Glance.open(Config.load().store_dir, Calls())
+        folder = ReadOnlyFolder.open(Config.load().store_dir, Calls())
     except MlxMcpError:
         return []
     try:

@@ -124,7 +124,8 @@ def run_engine(
     """Be the engine process; what `start` starts."""
     from mlx_mcp.config import Config
     from mlx_mcp.hosting.serving import serve_engine
-    from mlx_mcp.process.daemon import NO_SOCKETS, START_S, take_life_lock
+    from mlx_mcp.process.daemon import NO_SOCKETS, START_S
+    from mlx_mcp.process.locks import take_life_lock
     from mlx_mcp.process.place import user_place
 
     if ready_fd is not None:

@@ -86,7 +86,7 @@ def until_no_engine(
     Raises:
         MlxMcpError: as `ask_engine`.
     """
-    from mlx_mcp.process.daemon import lock
+    from mlx_mcp.process.locks import try_lock
 
     place = place_of_engine()
     deadline = time.monotonic() + 2 * config.shutdown_timeout_s + 10
@@ -98,7 +98,7 @@ def until_no_engine(
         if place is None or not is_made(place):
             yield None
             return
-        with lock(place.life_lock) as held:
+        with try_lock(place.life_lock) as held:
             if held or time.monotonic() > deadline:
                 yield None
                 return

@@ -72,10 +72,10 @@ def looked_at(config: Config) -> Iterator[SessionLog]:
     Raises:
         StorageError: there is no such folder, or it cannot be read.
     """
-    from mlx_mcp.storage.folder import Calls, Glance
+    from mlx_mcp.storage.folder import Calls, ReadOnlyFolder
     from mlx_mcp.storage.session_log import SessionLog
 
-    folder = Glance.open(config.store_dir, Calls())
+    folder = ReadOnlyFolder.open(config.store_dir, Calls())
     try:
         yield SessionLog(folder)
     finally:
@@ -127,21 +127,21 @@ def meter(transfer: Transfer | None) -> Iterator[Callable[[int, int], None]]:
 def note_old() -> None:
     """Say so where there are sessions that an earlier version kept in another form."""
     from mlx_mcp.config import Config
-    from mlx_mcp.core.durable import said_of_old
+    from mlx_mcp.core.durable import old_sessions_warning
     from mlx_mcp.storage.session_log import OLD_SUFFIX
 
     num_old = len(list(Config.load().store_dir.glob(f"*{OLD_SUFFIX}")))
     if num_old:
-        note(said_of_old(num_old))
+        note(old_sessions_warning(num_old))
 
 
 @sessions.command("list")
 @reporting_errors
 def list_(as_json: Json = False) -> None:
     """List persisted sessions and their versions, those used last first."""
-    from mlx_mcp.core.durable import shown
+    from mlx_mcp.core.durable import session_as_json
 
-    found = look(lambda log: [shown(head) for head in log.heads()], do="list")
+    found = look(lambda log: [session_as_json(head) for head in log.heads()], do="list")
     note_old()
     found.sort(key=lambda head: -head["used_at"])
     if as_json:
@@ -167,14 +167,14 @@ def list_(as_json: Json = False) -> None:
 @reporting_errors
 def show(session: Session, version: Version = "", as_json: Json = False) -> None:
     """Show what was said in a session."""
-    from mlx_mcp.core.durable import find_heads, shown, transcript
+    from mlx_mcp.core.durable import find_heads, session_as_json, transcript
 
     def read(log: SessionLog) -> dict[str, Any]:
         (head,) = find_heads(log.heads(), session, version)
         record = log.load(head.session_id, version)
         if record is None:
             raise StorageError(f"What was kept of session {session[:80]!r} is damaged and cannot be read.")
-        return shown(record) | {"text": transcript(record)}
+        return session_as_json(record) | {"text": transcript(record)}
 
     note_old()
     found = look(read, do="show", session=session, at=version)
@@ -263,8 +263,8 @@ def import_(
     """Take in an exported session, in place of one of the same handle; or a prompt cache of mlx_lm as a new one."""
     from mlx_mcp.cli.prompt_cache import as_export
     from mlx_mcp.config import Config
-    from mlx_mcp.core.durable import shown
+    from mlx_mcp.core.durable import session_as_json
 
     with as_export(file, prompt, model, Config.load()) as transfer:
-        head = change(lambda store: shown(store.import_(transfer, name)), transfer, do="import", name=name)
+        head = change(lambda store: session_as_json(store.import_(transfer, name)), transfer, do="import", name=name)
     typer.echo(f"{head['session']} {head['name']}".rstrip())

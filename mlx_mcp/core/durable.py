@@ -1,4 +1,4 @@
-"""What of a session is kept on disk, and what a store of such things offers. Knows no files."""
+"""What a session on disk consists of, and what a store of sessions offers. Knows no files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlx_mcp.errors import InvalidRequest, NotOnDisk, StorageError
 
 @dataclass(frozen=True, kw_only=True)
 class SessionFacts:
-    """What is known of a session on disk, whether its tokens were read or not."""
+    """The properties of a session on disk that can be read without its tokens."""
 
     session_id: str
     tenant: str
@@ -23,9 +23,9 @@ class SessionFacts:
     name: str
     version: str  # a snapshot's name; "" is the current one
     fingerprint: bytes  # of all that its keys and values depend on
-    tokenizer: bytes  # a digest
-    num_kept: int  # so many of the tokens have their keys and values in the blocks
-    after: str
+    tokenizer: bytes  # its digest
+    num_kept: int  # the number of the first tokens whose keys and values are in the blocks
+    after: str  # the role whose message the tokens end in
     tools: tuple[dict[str, Any], ...]
     parent_id: str
     ttl_s: float | None  # None: it never ends by itself
@@ -37,7 +37,7 @@ class SessionFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class SessionRecord(SessionFacts):
-    """A session as it is kept: all that is needed to go on with it, or to compute it again."""
+    """A session as it is stored: all that is needed to continue it, or to compute it again."""
 
     text: str  # the transcript, for people
     tokens: tuple[int, ...]
@@ -45,20 +45,20 @@ class SessionRecord(SessionFacts):
 
     @property
     def num_tokens(self) -> int:
-        """How many tokens there are."""
+        """The number of tokens."""
         return len(self.tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SessionHead(SessionFacts):
-    """What is known of a durable session without reading its tokens."""
+    """A session on disk whose tokens were not read."""
 
     num_tokens: int
     stored_bytes: int  # of its own file; its blocks may be shared
 
 
-def shown(head: SessionHead | SessionRecord) -> dict[str, Any]:
-    """What a user is told of a session on disk, as JSON has it; times in seconds since 1970."""
+def session_as_json(head: SessionHead | SessionRecord) -> dict[str, Any]:
+    """A session on disk as JSON, for a user. Times are in seconds since 1970."""
     return {
         "session": head.session_id,
         "name": head.name,
@@ -73,8 +73,8 @@ def shown(head: SessionHead | SessionRecord) -> dict[str, Any]:
     }
 
 
-def said_of_old(num_old: int) -> str:
-    """What a user is told of sessions in an earlier version's form."""
+def old_sessions_warning(num_old: int) -> str:
+    """The warning about sessions in the form of an earlier version."""
     return (
         f"{num_old} durable sessions in the cache folder are in an earlier version's form (files *.session), which "
         "this version does not read. Go on with them in that version, or delete these files and begin new sessions."
@@ -82,16 +82,16 @@ def said_of_old(num_old: int) -> str:
 
 
 def transcript(record: SessionRecord) -> str:
-    """What was said, with the model's own marks."""
+    """The text of a session, control tokens included."""
     parts: list[Any] = json.loads(record.text or "[]")
     return "".join(part if isinstance(part, str) else part[0] for part in parts)
 
 
 def find_heads(heads: Iterable[SessionHead], session: str, version: str | None = None) -> list[SessionHead]:
-    """The heads of one session by its handle or name, whoever's it is: of all versions, or of one.
+    """Find the heads of one session, of any tenant, by its handle or name: of all versions, or of one.
 
     Raises:
-        NotOnDisk: there is none.
+        NotOnDisk: there is no such session, or no such version.
         InvalidRequest: several sessions have that name.
     """
     named = [head for head in heads if session in (head.session_id, head.name)]
@@ -105,10 +105,10 @@ def find_heads(heads: Iterable[SessionHead], session: str, version: str | None =
 
 
 def check_name(record: SessionRecord, owner_id: str) -> None:
-    """See that a session that is to be imported may have its name, which the session `owner_id` has.
+    """Check that a session that is imported may have its name, which the session `owner_id` has.
 
     Raises:
-        InvalidRequest: that is another session.
+        InvalidRequest: `owner_id` is another session.
     """
     if owner_id != record.session_id:
         raise InvalidRequest(
@@ -118,13 +118,13 @@ def check_name(record: SessionRecord, owner_id: str) -> None:
 
 
 class Transfer:
-    """A session on its way to a file or out of one: how far it is, and whether anybody still wants it.
+    """The progress of an export or import, and whether anybody still waits for it.
 
-    The thread that reads and writes says how far it is; any thread may read that, and call `stop`.
+    The thread that reads and writes notes the progress. Any thread may read it, and call `stop`.
     """
 
     def __init__(self, fd: int, file_name: str = "") -> None:
-        """Own a descriptor: of the folder in which a file of that name is to be written, or of the file to read."""
+        """Take over a descriptor: of the folder in which a file of that name is written, or of the file to read."""
         self.fd, self.file_name = fd, file_name
         self.done_bytes = self.total_bytes = 0
         self.stopped = False
@@ -134,14 +134,14 @@ class Transfer:
         os.close(self.fd)
 
     def stop(self) -> None:
-        """Have it end before its next part; nothing of it is left then."""
+        """Have the transfer end before its next part. Nothing is left of it then."""
         self.stopped = True
 
-    def went_on(self, num_bytes: int) -> None:
-        """Note that so many bytes more are done.
+    def advance(self, num_bytes: int) -> None:
+        """Note that this many more bytes were transferred.
 
         Raises:
-            StorageError: nobody wants the rest any more.
+            StorageError: the transfer was stopped.
         """
         self.done_bytes += num_bytes
         self.between()
@@ -150,10 +150,10 @@ class Transfer:
 
 
 class OffloadTier(BlockTier, Protocol):
-    """A tier that takes what nobody asked to be kept."""
+    """A tier that also takes blocks that no session asked it to keep."""
 
     def put(self, blocks: Seq[StoredBlock], *, offload: bool = False) -> int:
-        """See BlockTier.put; of blocks to `offload` it takes what quota and daily budget allow."""
+        """See BlockTier.put. If `offload` is set, it takes only what the quota and the daily budget allow."""
 
 
 class SessionLog(Protocol):
@@ -162,16 +162,16 @@ class SessionLog(Protocol):
     num_old: int  # files of sessions in an earlier version's form, which is not read
 
     def heads(self) -> list[SessionHead]:
-        """Every durable session and version."""
+        """The heads of every session and version."""
 
     def load(self, session_id: str, version: str = "") -> SessionRecord | None:
-        """One of them; None if it is not there, or not sound."""
+        """Read a version of a session; returns None if it is not there, or is damaged."""
 
 
 class Store(Protocol):
     """A tier that outlives the process, with the sessions that refer to its blocks.
 
-    One thread calls it, but for `tier.find`, which any may. What a call has not refused is durable when it returns.
+    One thread calls it; only `tier.find` may be called from any thread. When a call returns, what it did is durable.
     """
 
     @property
@@ -183,47 +183,47 @@ class Store(Protocol):
         """The sessions."""
 
     def persist(self, blocks: Seq[StoredBlock], record: SessionRecord) -> int:
-        """Keep a session, and those of its blocks that are not there yet; returns the bytes written of these.
+        """Store a session, and those of its blocks that are not there yet; returns the bytes of blocks written.
 
         Raises:
-            StorageError: it cannot be kept now; what was kept before still is.
+            StorageError: it cannot be stored now; what was stored before is still there.
         """
 
     def remove(self, session_id: str, version: str | None = None) -> int:
-        """Forget a version of a session, or all of it, with the blocks that no other refers to; returns the versions.
+        """Remove one version of a session or all, and the blocks that no other needs; returns how many were removed.
 
         Raises:
             StorageError: it cannot be removed now.
         """
 
     def purge(self) -> None:
-        """Forget all sessions and all blocks.
+        """Remove all sessions and all blocks.
 
         Raises:
-            StorageError: some are there still.
+            StorageError: some are still there.
         """
 
     def export(self, session_id: str, version: str, transfer: Transfer) -> int:
-        """Write a session with its blocks to a file in a folder; returns its bytes.
+        """Write a session with its blocks to a file in a folder; returns the size of the file in bytes.
 
         Raises:
-            StorageError: there is no such session, or it cannot be written now; then there is no such file.
+            StorageError: there is no such session, or it cannot be written now. No file is left.
         """
 
-    def look_into(self, transfer: Transfer) -> SessionRecord:
-        """Read all of an exported file, which is whole if this returns; the session in it.
+    def verify_export(self, transfer: Transfer) -> SessionRecord:
+        """Read all of an exported file, and return the session in it. The file is whole if this returns.
 
         Raises:
-            StorageError: it is not whole, or cannot be read.
+            StorageError: the file is not whole, or cannot be read.
         """
 
     def import_(self, transfer: Transfer, name: str = "") -> SessionHead:
-        """Keep what was exported, in place of a session of the same handle and version, under another name if given.
+        """Store an exported session, in place of one of the same handle and version; a `name` renames it.
 
         Raises:
             InvalidRequest: another session has the name.
-            StorageError: it is not whole, or cannot be kept now.
+            StorageError: the file is not whole, or the session cannot be stored now.
         """
 
     def close(self) -> None:
-        """Let the folder go."""
+        """Close the folder, so that another process can open it."""

@@ -1,4 +1,4 @@
-"""What a model keeps of each token, as far as the cache must know. Knows no arrays."""
+"""Describes how a model keeps its tokens, as far as the cache must know. Knows no arrays."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Layout:
-    """Which of a model's keys and values can be cut at a token, and which only where a snapshot was taken.
+    """After which tokens a row can continue from the keys and values of another row.
 
-    Layers that keep every token can be cut anywhere; those that keep the last `windows` tokens wherever these are
-    still there; `states` are whole, and go on only from where they were taken.
+    Layers that keep every token allow it after any token. Layers that keep the last `windows` tokens allow it where
+    these tokens are still there. Recurrent `states` allow it only after the token after which they were copied.
     """
 
-    windows: tuple[int, ...] = ()  # tokens that each kind of WINDOW layer keeps
-    states: bool = False
+    windows: tuple[int, ...] = ()  # how many tokens each kind of WINDOW layer keeps
+    states: bool = False  # whether there are STATE layers
     sharing: bool = False  # whether rows can share one copy of a prefix
-    sharing_rows: int = 0  # from how many rows on that is worth it, as measured on this backend; 0 is never
-    refused: str = ""  # why nothing of this model is reused; empty where it is
+    sharing_rows: int = 0  # from how many rows on sharing is faster, as measured on this backend; 0 is never
+    refused: str = ""  # why nothing of this model can be reused; empty if it can
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An array among a payload's bytes."""
+    """One array in the bytes of a payload."""
 
     name: str  # its layer and part, such as "layers.3.keys"
     dtype: str  # as safetensors files name it, such as "BF16"
@@ -51,7 +51,7 @@ class LayerCache:
 
 @dataclass(frozen=True)
 class Form:
-    """What a payload's bytes are: tensors end to end, and the cache of each layer that these belong to.
+    """How the bytes of a payload are to be read: the tensors, which are concatenated, and the cache of each layer.
 
     `layers` is empty where a layer has several caches.
     """
@@ -61,35 +61,35 @@ class Form:
 
 
 class Payload(Protocol):
-    """Keys and values of a run of tokens, cut out of a row; never changed again."""
+    """Keys and values of consecutive tokens, copied out of a row. A payload is never changed."""
 
     @property
     def nbytes(self) -> int:
-        """What it takes."""
+        """Its size in bytes."""
 
     @property
     def window_start(self) -> int:
-        """WINDOW layers have the tokens from this position on to the end; the end if they have none."""
+        """The position from which on WINDOW layers have their tokens; the end if they have none."""
 
     @property
     def has_state(self) -> bool:
-        """Whether the states as they were after its last token are in it (true where the model has none)."""
+        """Whether it has the states after its last token (true if the model has no states)."""
 
     def pack(self) -> tuple[Form, tuple[memoryview, ...]]:
-        """What its bytes are, which `ModelRunner.unpack` reads, and the bytes, which are not copied."""
+        """Its form, which `ModelRunner.unpack` reads, and its bytes, which are not copied."""
 
 
 class Logits(Protocol):
-    """What the token after some tokens is drawn from; never changed again."""
+    """The logits from which the next token is drawn. They are never changed."""
 
     @property
     def nbytes(self) -> int:
-        """What they take."""
+        """Their size in bytes."""
 
 
 @dataclass(frozen=True)
 class PromptEnd:
-    """The logits after the first `num_tokens` tokens of a prompt, which were all: asked again, it takes no pass."""
+    """The logits after a whole prompt of `num_tokens` tokens: the same prompt gets its first token without a pass."""
 
     num_tokens: int
     logits: Logits

@@ -1,4 +1,4 @@
-"""How an answer is drawn: one table, of which tool fields, command-line flags and engine parameters are made."""
+"""How an answer is drawn: one table, from which tool fields, command-line flags and engine parameters are made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a number may be, or how many entries a tuple may have; None is no bound."""
+    """The range of a number, or the most entries of a tuple. None means no bound."""
 
     ge: float | None = None
     gt: float | None = None
@@ -19,7 +19,7 @@ class Bounds:
     max_length: int | None = None
 
     def hold(self, value: Any) -> bool:
-        """Whether a value is inside, as None always is, and NaN never where there is a bound."""
+        """Whether a value is inside. None always is; NaN never is, if there is a bound."""
         if value is None:
             return True
         if isinstance(value, Sized):
@@ -33,19 +33,19 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A line of the table."""
+    """One line of the table."""
 
     type: Any
     default: Any
     bounds: Bounds
-    words: str  # what it may be, as the error says it that refuses another value
+    words: str  # what the value may be, for the error that refuses another value
     about: str  # for a model that calls a tool
     flag: str  # for people at a terminal; empty where there is no flag
-    asked: Bounds  # what a tool can be called with, where that is less than what the engine takes
+    asked: Bounds  # the bounds for a tool's argument, if they are narrower than the engine's
 
 
 def parameter(default: T, bounds: Bounds, words: str, about: str, flag: str = "", asked: Bounds | None = None) -> T:
-    """A field of Sampling, with what the table has of it; see Parameter."""
+    """Make a field of Sampling with its line of the table; see Parameter."""
     said = {"bounds": bounds, "words": words, "about": about, "flag": flag, "asked": asked or bounds}
     made: T = field(default=default, metadata=said)
     return made
@@ -53,7 +53,7 @@ def parameter(default: T, bounds: Bounds, words: str, about: str, flag: str = ""
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a call can say of how its answer is drawn. A new parameter is a line here, and its use.
+    """The parameters with which an answer is drawn. A new parameter is one line here, and its use.
 
     `max_tokens` None means 512, or what the context leaves; `seed` None draws one. What is in NEUTRAL is as the model's
     makers recommend where it is None. `stop` strings end the answer, and

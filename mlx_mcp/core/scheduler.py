@@ -2,19 +2,17 @@
 
 A step holds every decoding sequence and prefill chunks within a token budget, so that a long prompt delays the others'
 next token by one chunk and no more. Sequences that wait are in lanes: one for each session, for each call without one,
-or as the caller says. Groups of lanes take turns, for a place in the batch and for prefill, and so do the lanes of a
-group; within a lane sequences go first come, first served. A sequence is admitted when its keys
-and values so far fit in memory; when one outgrows what is left, the youngest gives way: it keeps its tokens, and is
-computed again when there is room.
+or as the caller says (`lanes.py`). A sequence is admitted when its keys and values so far fit in memory. When one
+outgrows what is left, the youngest is preempted: it keeps its tokens, and is computed again when there is room.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from mlx_mcp.core.cache.manager import KvCacheManager
+from mlx_mcp.core.lanes import Lanes, PrefillOrder
 from mlx_mcp.core.layout import Payload
 from mlx_mcp.core.sequence import Sequence
 from mlx_mcp.core.slots import HEADROOM_TOKENS, SlotPool
@@ -28,7 +26,7 @@ RETRY_AFTER_S = 5
 class Limits:
     """What one scheduler may hold.
 
-    A chunk ends at a multiple of `chunk_tokens`, whatever the budget: a prompt is always cut at the same places, so
+    A chunk ends at a multiple of `chunk_tokens`, whatever the budget: a prompt is always split at the same places, so
     that the same prompt gives the same keys and values. Only the last chunk ends elsewhere. A budget is at least one
     chunk.
     """
@@ -55,26 +53,21 @@ class Changes:
 
 @dataclass
 class Scheduler:
-    """The waiting and the running sequences of one model; without a cache they share nothing."""
+    """The waiting and the running sequences of one model. Without a cache they share nothing."""
 
     limits: Limits
     pool: SlotPool
     cache: KvCacheManager | None = None
     running: list[Sequence] = field(default_factory=list)  # in order of admission
-    # Lane → its queue; the order of the lanes is the order of their turns.
-    waiting: dict[str, deque[Sequence]] = field(default_factory=dict)
-    # Lane → when it last had a prefill turn; only of lanes that run.
-    last_prefill: dict[str, int] = field(default_factory=dict)
-    # The same of groups.
-    last_group_prefill: dict[str, int] = field(default_factory=dict)
-    clock: int = 0
+    waiting: Lanes = field(default_factory=Lanes)
+    prefill_order: PrefillOrder = field(default_factory=PrefillOrder)
     # Whether every place is taken and nobody gives one up, until a sequence leaves or comes.
     blocked: bool = False
 
     @property
     def num_waiting(self) -> int:
-        """Sequences that hold no place."""
-        return sum(len(queue) for queue in self.waiting.values())
+        """The number of sequences that hold no place."""
+        return len(self.waiting)
 
     @property
     def has_work(self) -> bool:
@@ -94,13 +87,13 @@ class Scheduler:
             most = bisect_right(range(sequence.max_length), limit_bytes, key=self.pool.alone_bytes) - 1
             raise RequestTooLarge(prompt, need_bytes, limit_bytes, most - prompt)
         # By group: one that fills its own queue shuts nobody else out.
-        waiting = sum(s.group == sequence.group for queue in self.waiting.values() for s in queue)
+        waiting = sum(s.group == sequence.group for s in self.waiting)
         if waiting + len(self.running) >= self.limits.max_running + self.limits.max_waiting:
             raise CapacityError(
                 f"{len(self.running)} calls are running and {waiting} waiting, as many as are allowed.",
                 RETRY_AFTER_S,
             )
-        self.waiting.setdefault(sequence.lane, deque()).append(sequence)
+        self.waiting.append(sequence)
         self.blocked = False
         if self.cache is not None:
             self.cache.enter(sequence)
@@ -123,9 +116,9 @@ class Scheduler:
         )
 
     def schedule_ahead(self, step: Step) -> Step | None:
-        """The step after `step`, whose tokens are not known yet; None if that takes more than going on with its rows.
+        """The step after `step`, whose tokens are not known yet; None if it would do more than decode the same rows.
 
-        A sequence that turns out to have ended is computed once for nothing.
+        If a sequence turns out to have ended, the step computes its row for nothing.
         """
         if self.waiting and not self.blocked:
             return None
@@ -142,9 +135,9 @@ class Scheduler:
         return Step(decode=tuple(Decode(s.sequence_id, None) for s in going), cuts=self._cuts((), ends))
 
     def commit(self, step: Step, tokens: dict[int, int], payloads: dict[Cut, Payload] | None = None) -> tuple[int, ...]:
-        """Take a step's new tokens, by sequence id, and what its cuts gave; returns the sequences that have ended.
+        """Take a step's new tokens, by sequence id, and the payloads of its cuts; returns the sequences that ended.
 
-        These still have their rows, so that their ends can be kept; whoever has kept them calls `remove`.
+        These still have their rows, so that their ends can be cached. Whoever has cached them calls `remove`.
         """
         running = {s.sequence_id: s for s in self.running}  # of a step that was run ahead some may have ended meanwhile
         for chunk in step.prefill:
@@ -164,10 +157,7 @@ class Scheduler:
         """Forget a sequence wherever it is: finished, cancelled or failed."""
         if sequence in self.running:
             self._leave(sequence)
-        elif sequence in self.waiting.get(sequence.lane, ()):
-            self.waiting[sequence.lane].remove(sequence)
-            if not self.waiting[sequence.lane]:
-                del self.waiting[sequence.lane]
+        elif self.waiting.remove(sequence):
             if not self.waiting:
                 self._give_up_reservation()
         else:
@@ -176,7 +166,7 @@ class Scheduler:
             self.cache.exit(sequence)
 
     def abandon(self, *steps: Step) -> None:
-        """Take back what was planned for steps that came to nothing, and have every running sequence computed again."""
+        """Undo what was planned for steps that failed, and have every running sequence computed again."""
         if self.cache is not None:
             self.cache.abandon(*(step.cuts for step in steps))
         self.preempt_all()
@@ -187,31 +177,23 @@ class Scheduler:
             self._preempt(sequence, Changes())
 
     def num_ahead(self, sequence: Sequence) -> int:
-        """How many sequences are admitted before this one if nobody comes and all are of one group; 0 once it runs."""
-        queue = self.waiting.get(sequence.lane, ())
-        if sequence not in queue:
-            return 0
-        lanes = list(self.waiting)
-        turn, at = queue.index(sequence), lanes.index(sequence.lane)
-        before = sum(min(len(self.waiting[s]), turn + (i < at)) for i, s in enumerate(lanes) if i != at)
-        return turn + before
+        """See Lanes.num_ahead; 0 once it runs."""
+        return self.waiting.num_ahead(sequence)
 
     def check_integrity(self) -> None:
         """Prove that every running sequence has a slot, every waiting one none, and that the pool agrees."""
-        assert all(s.slot is None and not s.num_computed for queue in self.waiting.values() for s in queue)
-        assert all(queue for queue in self.waiting.values()), "an empty queue was kept"
+        self.waiting.check_integrity()
         slots = [s.slot for s in self.running if s.slot is not None]
         assert len(slots) == len(self.running), "a running sequence has no slot"
-        assert set(self.last_prefill) == {s.lane for s in self.running}, "turns of lanes that do not run"
-        assert set(self.last_group_prefill) == {s.group for s in self.running}, "turns of groups that do not run"
+        self.prefill_order.check_integrity(self.running)
         self.pool.check_integrity(slots)
         if self.cache is not None:
-            self.cache.check_integrity(self.running, [s for queue in self.waiting.values() for s in queue])
+            self.cache.check_integrity(self.running, list(self.waiting))
 
     # Memory
 
     def _grow(self, changes: Changes) -> None:
-        """Give every sequence that is full a larger slot; the youngest give way, at last the one itself."""
+        """Give each sequence that is full a larger slot. Preempt the youngest for it, at last the sequence itself."""
         for sequence in list(self.running):
             old = sequence.slot
             if old is None or sequence.num_tokens - sequence.num_shared <= old.capacity:
@@ -228,18 +210,16 @@ class Scheduler:
                 changes.moves[sequence] = Move(sequence.sequence_id, old, new)
 
     def _need(self, sequence: Sequence) -> int:
-        """Tokens to have room for: what is there and some to come; more for one that has shown that it goes on."""
+        """How many tokens to have room for: those that are there and some more, the more the longer it decodes."""
         some = max(HEADROOM_TOKENS, sequence.num_tokens // 4) if sequence.output_ids else HEADROOM_TOKENS
         return min(sequence.num_tokens + some, sequence.max_length)
 
     def _preempt(self, sequence: Sequence, changes: Changes) -> None:
-        """Take a sequence's slot; it is the next of its lane, and its lane the next of all."""
+        """Take a sequence's slot. It is served next in its lane, and its lane is served next of all."""
         self._leave(sequence)
         sequence.num_computed = 0
         sequence.num_preemptions += 1
-        queue = self.waiting.pop(sequence.lane, deque())
-        queue.appendleft(sequence)
-        self.waiting = {sequence.lane: queue, **self.waiting}
+        self.waiting.prepend(sequence)
         changes.released.append(sequence.sequence_id)
         changes.admitted.pop(sequence, None)
         changes.moves.pop(sequence, None)
@@ -252,47 +232,41 @@ class Scheduler:
         self.pool.give_back(sequence.slot)
         sequence.slot = None
         self.blocked = False
-        if all(other.lane != sequence.lane for other in self.running):
-            del self.last_prefill[sequence.lane]
-        if all(other.group != sequence.group for other in self.running):
-            del self.last_group_prefill[sequence.group]
+        self.prefill_order.leave(sequence, self.running)
 
-    # Turns
+    # Places
 
     def _admit(self, changes: Changes) -> None:
-        """Give places to the lanes in turn, as long as there are places and memory; the group with the fewest first.
+        """Admit the first sequence of one lane after another, as long as there are places and memory.
 
-        Whoever has the turn and does not fit keeps it: nobody small slips past for ever, of this model or another. A
-        group that runs nothing gets a place of the one that runs the most, and so does a lane. Who waits for
-        something else is passed over, and keeps its turn.
+        The group that runs the fewest sequences is served first. If the lane that is served next does not fit, the
+        others wait with it: small sequences, of this model or another, must not overtake it for ever. A group that
+        runs nothing gets a place of the group that runs the most, and so does a lane. A lane that waits for something
+        other than a place is passed over, and stays where it is in the order.
         """
         ledger = self.pool.ledger
         while self.waiting and (ledger.reserved_for is None or ledger.reserved_for is self.pool):
-            lane = self._next_lane()
+            lane = self.waiting.choose_next(self.running, self._must_wait)
             if lane is None:
                 self._give_up_reservation()
                 return
             full = len(self.running) >= self.limits.max_running
-            if full or not self._place(self.waiting[lane][0], changes):
+            if full or not self._place(self.waiting.first(lane), changes):
                 lane = self._make_place(changes)
                 if lane is None:
                     self.blocked = full
                     if not full:
                         ledger.reserved_for = self.pool
                     return
-                if not self._place(self.waiting[lane][0], changes):
+                if not self._place(self.waiting.first(lane), changes):
                     return
-            sequence = self.waiting[lane].popleft()
+            sequence = self.waiting.pop(lane)
             self.running.append(sequence)
             self._give_up_reservation()
-            self._move_to_end(lane)
-            if lane not in self.last_prefill:
-                self.clock += 1
-                self.last_prefill[lane] = self.clock
-            self.last_group_prefill.setdefault(sequence.group, self.clock)
+            self.prefill_order.admit(sequence)
 
     def _must_wait(self, sequence: Sequence) -> bool:
-        """Whether it must wait for something other than its turn: a prefix that comes, or pinned blocks to go."""
+        """Whether it must wait for something other than a place: for a prefix to come, or for pinned blocks to go."""
         if self.cache is None:
             return False
         free = self.pool.ledger.limit_bytes - self.cache.pool.protected_bytes
@@ -314,67 +288,28 @@ class Scheduler:
         if self.pool.ledger.reserved_for is self.pool:
             self.pool.ledger.reserved_for = None
 
-    def _next_lane(self) -> str | None:
-        """The first lane that could run, of the groups that run the least."""
-        running = Counter(sequence.group for sequence in self.running)
-        for count in sorted({running[queue[0].group] for queue in self.waiting.values()}):
-            for lane, queue in self.waiting.items():
-                if running[queue[0].group] == count and not self._must_wait(queue[0]):
-                    return lane
-        return None
-
     def _make_place(self, changes: Changes) -> str | None:
         """Preempt a sequence for a lane that runs nothing; returns the lane, None if none gets a place in this way."""
-        found = self._choose_victim()
+        found = self.waiting.choose_victim(self.running, self._must_wait)
         if found is None:
             return None
         lane, victim = found
         victim.made_place = True
         self._preempt(victim, changes)
-        self._move_to_end(victim.lane)
+        self.waiting.move_to_end(victim.lane)
         return lane
-
-    def _choose_victim(self) -> tuple[str, Sequence] | None:
-        """A lane that gets a place though there is none, and a sequence to preempt: the youngest where most run.
-
-        Groups that run nothing come before lanes that run nothing, and these take from no group that runs less than
-        theirs. No sequence is preempted twice for that: lanes that come and go could have it computed for ever.
-        """
-        groups, lanes = Counter(s.group for s in self.running), Counter(s.lane for s in self.running)
-        may = [s for s in reversed(self.running) if not s.made_place]
-        victim = max(may, key=lambda s: groups[s.group], default=None)
-        if victim is not None and groups[victim.group] > 1:
-            for lane, queue in self.waiting.items():
-                if not groups[queue[0].group] and not self._must_wait(queue[0]):
-                    return lane, victim
-        if all(count == 1 for count in lanes.values()):
-            return None
-        for lane, queue in self.waiting.items():
-            if lane in self.last_prefill or self._must_wait(queue[0]):
-                continue
-            group = queue[0].group
-            of = [s for s in may if s.group == group or groups[s.group] > groups[group]]
-            victim = max(of, key=lambda s: lanes[s.lane], default=None)
-            if victim is not None and lanes[victim.lane] > 1:
-                return lane, victim
-        return None
-
-    def _move_to_end(self, lane: str) -> None:
-        """Pass the turn on; a lane without a queue has none."""
-        queue = self.waiting.pop(lane)
-        if queue:
-            self.waiting[lane] = queue
 
     # Work
 
     def _cuts(self, chunks: tuple[Chunk, ...], decode: list[tuple[int, int]]) -> tuple[Cut, ...]:
-        """The blocks that these chunks fill, and these rows, by id, which have so many tokens by then."""
+        """Cuts of the blocks that are filled by these chunks, and by these rows (id, tokens after the step)."""
         return () if self.cache is None else self.cache.plan_cuts(chunks, decode)
 
     def _chunks(self, busy: bool) -> tuple[Chunk, ...]:
-        """Prefill chunks within the budget: each goes to the lane that has gone without for longest.
+        """Prefill chunks within the budget; each goes to the lane that was not served for longest.
 
-        A chunk that yields a first token makes the step a busy one: nobody waits for that through others' prompts.
+        A chunk that yields a first token makes the step a busy one, so that this token does not wait for the prompts
+        of others.
         """
         budget = self.limits.prefill_tokens_busy if busy else self.limits.prefill_tokens_idle
         used = 0
@@ -382,17 +317,16 @@ class Scheduler:
         chunks: list[Chunk] = []
         while starts:
             # The first admitted of a lane.
-            sequence = min(starts, key=lambda s: (self.last_group_prefill[s.group], self.last_prefill[s.lane]))
+            sequence = min(starts, key=self.prefill_order.rank)
             start, size = starts[sequence], self.limits.chunk_tokens
-            # What is left after a cached prefix is not cut once more where it crosses a boundary.
+            # What is left after a cached prefix is not split once more where it crosses a boundary.
             left = sequence.num_tokens - start
             end = start + left if left <= size else (start // size + 1) * size
             if used + end - start > budget:
                 break
             used += end - start
             chunks.append(Chunk(sequence.sequence_id, start, end, last=end == sequence.num_tokens))
-            self.clock += 1
-            self.last_prefill[sequence.lane] = self.last_group_prefill[sequence.group] = self.clock
+            self.prefill_order.serve(sequence)
             starts[sequence] = end
             if end == sequence.num_tokens:
                 del starts[sequence]
@@ -401,7 +335,7 @@ class Scheduler:
 
 
 def admission(sequence: Sequence) -> Admission:
-    """What a runner must know of a sequence that has just got its slot."""
+    """What a runner must know of a sequence that has just been given its slot."""
     assert sequence.slot is not None, f"sequence {sequence.sequence_id} is admitted without a slot"
     return Admission(
         sequence.sequence_id,

@@ -14,14 +14,14 @@ from mlx_mcp.core.slots import SharedPrefix, Slot
 class FinishReason(StrEnum):
     """Why a generation ended on its own."""
 
-    STOP = "stop"  # the model ended its turn, or a stop string was met
+    STOP = "stop"  # the model ended its answer, or a stop string was met
     LENGTH = "length"  # max_tokens were produced
     TOOL_CALLS = "tool_calls"  # the model asks for tools to be called
 
 
 @dataclass(frozen=True)
 class SamplingParams(Sampling):
-    """How a sequence's tokens are chosen: Sampling with all settled that a call may leave open."""
+    """How a sequence's tokens are chosen: Sampling, with values for all that a call may leave out."""
 
     max_tokens: int
     temperature: float = 0.0
@@ -34,36 +34,36 @@ class SamplingParams(Sampling):
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """How likely the model held a token for, and the likeliest ones in its place, from its unchanged logits."""
+    """The log-probability of a token, and those of the likeliest tokens, from the model's unchanged logits."""
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()  # token id, log-probability; likeliest first
 
 
 class Constraint(Protocol):
-    """Which tokens a grammar allows next; belongs to one sequence and is told of every token it takes."""
+    """Which tokens a grammar allows next. It belongs to one sequence, and is told of each of its tokens."""
 
     def mask(self) -> bytes:
         """One bit per token id of the model, least significant bit of the first byte first: whether it may come next.
 
-        A grammar that is complete allows the end of the turn.
+        A grammar that is complete allows the stop tokens.
         """
 
     def accept(self, token_id: int) -> None:
-        """Go on past a token that the mask allowed."""
+        """Take the sequence's next token, which the mask allowed."""
 
 
 @dataclass(eq=False)
 class Sequence:
-    """A generation in the engine. Only the engine thread touches one after it was submitted."""
+    """A generation in the engine. Only the engine thread uses it after it was submitted."""
 
     sequence_id: int
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     stop_ids: frozenset[int]
-    lane: str = ""  # which takes turns with others when there is not room for all
-    tenant: str = ""  # with whose prompts it may share keys and values
-    num_kept: int = 0  # tokens whose keys and values its session had when they were last computed
+    lane: str = ""  # lanes are served round-robin when there is not room for all
+    tenant: str = ""  # the tenant with whose prompts it may share keys and values
+    num_kept: int = 0  # the number of its session's tokens whose keys and values there were after the latest turn
     other_model: bool = False  # these were computed by another model, or with other settings
     ephemeral: bool = False  # what it computes never leaves memory
     output_ids: list[int] = field(default_factory=list)
@@ -74,23 +74,23 @@ class Sequence:
     num_restored: int = 0  # of these came from a tier for it
     miss: Miss | None = None  # why not more
     num_preemptions: int = 0  # times it gave up its slot and was computed again
-    made_place: bool = False  # it was preempted for a lane that ran nothing, which happens to it once
+    made_place: bool = False  # it was preempted for a lane that ran nothing, which happens to it at most once
     finish_reason: FinishReason | None = None
-    group: str = ""  # of lanes, which takes turns with others as a whole
+    group: str = ""  # of lanes; groups are served round-robin
 
     @property
     def num_tokens(self) -> int:
-        """Tokens known: prompt and output."""
+        """The number of its tokens: prompt and output."""
         return len(self.prompt_ids) + len(self.output_ids)
 
     @property
     def num_shared(self) -> int:
-        """Tokens at its beginning that are not in its slot."""
+        """The number of tokens at its beginning that are in a shared prefix, and not in its slot."""
         return 0 if self.prefix is None else self.prefix.num_tokens
 
     @property
     def max_length(self) -> int:
-        """Tokens whose keys and values it may come to hold."""
+        """The most tokens whose keys and values it may have to hold."""
         return len(self.prompt_ids) + self.params.max_tokens
 
     @property
@@ -99,12 +99,12 @@ class Sequence:
         return bool(self.output_ids) and self.num_computed == self.num_tokens - 1
 
     def tokens(self, start: int, end: int) -> tuple[int, ...]:
-        """Token ids [start, end) of prompt and output laid end to end."""
+        """Token ids [start, end) of prompt and output, concatenated."""
         split = len(self.prompt_ids)
         return (*self.prompt_ids[start:end], *self.output_ids[max(0, start - split) : max(0, end - split)])
 
     def append(self, token_id: int) -> None:
-        """Take the next token; a stop token ends the sequence and is not part of its output."""
+        """Take the next token. A stop token ends the sequence, and is not part of its output."""
         assert self.finish_reason is None, f"sequence {self.sequence_id} already finished"
         if token_id in self.stop_ids:
             self.finish_reason = FinishReason.STOP

@@ -1,40 +1,40 @@
-"""What agents keep between calls: tokens, and the block where their keys and values end. Knows no text and no threads.
+"""Sessions: tokens kept between calls, and the block where their keys and values end. Knows no text and no threads.
 
-A session's tokens are never rendered or encoded again; a fork shares them, and the blocks, with its parent: it copies
-nothing, however long they are. The keys and values may be evicted; the tokens stay until the session ends.
+A session's tokens are never rendered or encoded again. A fork shares the tokens and the blocks of its parent, and
+copies nothing, however long they are. The keys and values may be evicted; the tokens stay until the session ends.
 """
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mlx_mcp.core.cache.blocks import Block, BlockPool, walk
 from mlx_mcp.core.durable import SessionHead, SessionRecord
 from mlx_mcp.core.ports import ChatTokenizer
+from mlx_mcp.core.session_names import HANDLE_PREFIX, SessionNames
 from mlx_mcp.errors import CapacityError, InvalidRequest, SessionBusy, UnknownSession
 
 MAX_FORKS = 64
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 HANDLE_BITS = 128
 
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a session is kept."""
+    """What a caller can choose for a session."""
 
-    name: str = ""  # for people; stands for the handle in every call of the same tenant
-    ttl_s: float | None = None  # ends after so long without a turn or a fork; None: the server's default
+    name: str = ""  # see SessionNames
+    ttl_s: float | None = None  # it ends after so long without a turn or a fork; None: the server's default
     pinned: bool = False  # its keys and values are never evicted, unless pins would take more than half of all memory
-    ephemeral: bool = False  # nothing of it outlives it: its own blocks go when it ends
+    ephemeral: bool = False  # nothing of it outlives it: its own blocks are dropped when it ends
 
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """A session as others see it."""
+    """A snapshot of a session, for other threads."""
 
     session_id: str
     tenant: str
@@ -49,14 +49,14 @@ class SessionInfo:
     ttl_s: float
     used_at: float  # by the engine's clock, seconds
     busy: bool
-    num_cached: int  # tokens whose keys and values are there
+    num_cached: int  # the number of tokens whose keys and values are in memory
     persisted: bool = False  # it survives the process, as it was when it was last persisted
-    versions: tuple[str, ...] = ()  # of it that were persisted under a name
+    versions: tuple[str, ...] = ()  # those that were persisted under a name
 
 
 @dataclass(eq=False)
 class Session:
-    """One agent's context. Only the engine thread touches one."""
+    """One agent's context. Only the engine thread uses it."""
 
     session_id: str
     tenant: str
@@ -69,19 +69,19 @@ class Session:
     parent_id: str = ""
     log: tuple[int, ...] = ()  # shared with forks, and replaced as a whole
     leaf: Block | None = None  # where its keys and values end; they may have been evicted
-    turn: int | None = None  # the sequence that goes on with it
+    turn: int | None = None  # the sequence of the turn that is under way
     latest: tuple[int, int] = (0, 0)  # the sequence of the latest turn that ended, and where its output begins
-    num_kept: int = 0  # tokens whose keys and values there were after the latest turn, here or in a tier
+    num_kept: int = 0  # the number of tokens whose keys and values there were after the latest turn, here or in a tier
     fingerprint: bytes = b""  # of what these were computed with
     tokenizer: ChatTokenizer | None = None  # what its tokens mean; None until it is used in this process
     # On disk:
     durable: tuple[int, int] | None = None  # how many of its tokens are there, and how many with keys and values
-    saved_log: tuple[int, ...] | None = None  # the log that is there; None if that is not in memory
-    num_saving: int = 0  # times that it is on its way there
+    saved_log: tuple[int, ...] | None = None  # the log that is there; None if it is not in memory
+    num_saving: int = 0  # how often it is being written at the moment
     on_disk_only: bool = False  # whether its tokens are there and not in memory
     on_disk_version: str = ""  # the version in which they are there, if the session itself is not
     unverified: SessionRecord | None = None  # what was read, until its model's tokenizer has been compared with it
-    keys: tuple[bytes, ...] = ()  # of the blocks that it had there, until its next turn
+    keys: tuple[bytes, ...] = ()  # the keys of the blocks that it had there, until its next turn
     versions: frozenset[str] = frozenset()
 
     @property
@@ -91,12 +91,12 @@ class Session:
 
     @property
     def persisted(self) -> bool:
-        """Whether something of it is on disk, or on its way there."""
+        """Whether it, or a version of it, is on disk or is being written there."""
         return self.durable is not None or bool(self.versions) or self.num_saving > 0
 
     @property
     def info(self) -> SessionInfo:
-        """A snapshot."""
+        """A snapshot of it as it is now."""
         leaf, options = self.leaf, self.options
         return SessionInfo(
             self.session_id,
@@ -117,6 +117,26 @@ class Session:
             tuple(sorted(self.versions)),
         )
 
+    def child(self, session_id: str, options: SessionOptions) -> Session:
+        """A session with the same tokens, and without blocks in memory."""
+        return Session(
+            session_id,
+            self.tenant,
+            self.model,
+            options,
+            self.ttl_s,
+            self.used_at,
+            self.after,
+            self.tools,
+            self.session_id,
+            self.log,
+            num_kept=self.num_kept,
+            fingerprint=self.fingerprint,
+            tokenizer=self.tokenizer,
+            unverified=self.unverified,
+            keys=self.keys,
+        )
+
 
 class SessionStore:
     """All sessions of all tenants."""
@@ -126,33 +146,29 @@ class SessionStore:
         self.sessions: dict[str, Session] = {}
         # Read by other threads: an entry is replaced, never changed.
         self.infos: dict[str, SessionInfo] = {}
-        self._names: dict[tuple[str, str], str] = {}
+        self.names = SessionNames()
 
     def get(self, tenant: str, session: str) -> Session:
         """The session of that handle or name.
 
         Raises:
-            UnknownSession: the tenant has none, or has it no more.
+            UnknownSession: the tenant has no such session, or has it no longer.
         """
-        found = self.sessions.get(self._names.get((tenant, session), session))
+        found = self.sessions.get(self.names.find(tenant, session) or session)
         if found is None or found.tenant != tenant:
             raise UnknownSession(session)
         return found
 
-    def owner(self, tenant: str, name: str) -> str | None:
-        """The handle of the session that has a name; None if none has."""
-        return self._names.get((tenant, name))
-
     def open(
         self, tenant: str, model: str, options: SessionOptions, tools: tuple[dict[str, Any], ...], turn: int
     ) -> Session:
-        """A session without tokens, to which `turn` brings the first.
+        """Make a session without tokens, whose first turn is `turn`.
 
         Raises:
             InvalidRequest: the name cannot be one, or is taken.
-            CapacityError: there are as many sessions as there may be.
+            CapacityError: there are as many sessions as are allowed.
         """
-        self._check(tenant, [options.name] if options.name else [], 1)
+        self._check_new(tenant, [options.name] if options.name else [], 1)
         ttl_s = self.ttl_s if options.ttl_s is None else options.ttl_s
         session = Session(handle(), tenant, model, options, ttl_s, self.clock(), "user", tools, turn=turn)
         self._add(session)
@@ -161,15 +177,15 @@ class SessionStore:
     def fork(
         self, session: Session, count: int, names: tuple[str, ...], at: SessionRecord | None = None
     ) -> list[Session]:
-        """`count` sessions that go on from where the parent's latest finished turn ended, or from what was read of it.
+        """Make `count` sessions that continue where the parent's latest finished turn ended, or from the record `at`.
 
-        Copies no tokens, keys or values, so the cost does not grow with the context. They keep as the parent is kept,
-        but are not pinned.
+        Copies no tokens, keys or values, so the cost does not grow with the context. The forks have the options of the
+        parent, but are not pinned.
 
         Raises:
-            InvalidRequest: there is nothing to go on from, or a name cannot be one, or is taken.
+            InvalidRequest: `count` is out of range, or a name cannot be one, or is taken.
             SessionBusy: the parent's first turn has not ended.
-            CapacityError: there are as many sessions as there may be.
+            CapacityError: there are as many sessions as are allowed.
         """
         assert at is not None or not session.on_disk_only, "a fork of a session whose tokens are not here"
         if not session.log and at is None:
@@ -178,52 +194,36 @@ class SessionStore:
             raise InvalidRequest(f"count is {count}; it must be from 1 to {MAX_FORKS}.")
         if names and len(names) != count:
             raise InvalidRequest(f"There are {len(names)} names for {count} forks; give one for each, or none.")
-        self._check(session.tenant, names, count)
+        self._check_new(session.tenant, names, count)
         self.use(session)
         children = []
         for i in range(count):
             options = SessionOptions(names[i] if names else "", session.options.ttl_s, False, session.options.ephemeral)
-            child = Session(
-                handle(),
-                session.tenant,
-                session.model,
-                options,
-                session.ttl_s,
-                session.used_at,
-                session.after,
-                session.tools,
-                session.session_id,
-                session.log,
-                num_kept=session.num_kept,
-                fingerprint=session.fingerprint,
-                tokenizer=session.tokenizer,
-                unverified=session.unverified,
-                keys=session.keys,
-            )
+            child = session.child(handle(), options)
             if at is None:
-                self._go_on(child, session.leaf)
+                self._move_leaf(child, session.leaf)
             else:
                 child.after, child.tools = at.after, at.tools
-                recall(child, at)
+                fill_from(child, at)
             self._add(child)
             children.append(child)
         return children
 
     def begin(self, session: Session, turn: int) -> None:
-        """Note that a turn goes on with the session."""
+        """Note that a turn of the session is under way."""
         assert session.turn in (None, turn), "two turns at once"
         session.turn = turn
         self.use(session)
 
     def finish(self, session: Session, log: tuple[int, ...], leaf: Block | None, after: str) -> None:
-        """Take what a turn has come to; `leaf` is where its keys and values are, as far as they are there."""
+        """End a turn with the session's new tokens; `leaf` is the last block of those that have keys and values."""
         session.turn, session.log, session.after = None, log, after
         session.num_kept, session.keys = 0 if leaf is None else leaf.end, ()
-        self._go_on(session, leaf)
+        self._move_leaf(session, leaf)
         self.use(session)
 
     def shorten(self, session: Session, num_tokens: int) -> None:
-        """Have it go on after its first tokens only."""
+        """Drop all tokens after the first `num_tokens`."""
         leaf = session.leaf
         while leaf is not None and leaf.end > num_tokens:
             leaf = leaf.parent
@@ -232,21 +232,21 @@ class SessionStore:
         self.finish(session, session.log[:num_tokens], leaf, session.after)
 
     def abandon(self, session: Session) -> None:
-        """End a turn that came to nothing: the session is as it was, and gone if that was its first."""
+        """End a turn that failed or was cancelled. The session is as it was, or closed if this was its first turn."""
         session.turn = None
         if session.known:
             self.use(session)
         else:
             self.close(session)
 
-    # Sessions that are kept on disk
+    # Sessions on disk
 
     def adopt(self, head: SessionHead) -> Session:
-        """Know a session that rests on disk; its time begins anew.
+        """Add a session that is on disk only. Its time to live begins anew.
 
-        A name that another session has by now is not taken again.
+        If another session has its name by now, it has none.
         """
-        taken = (head.tenant, head.name) in self._names
+        taken = self.names.find(head.tenant, head.name) is not None
         options = SessionOptions("" if taken else head.name, head.ttl_s, head.pinned)
         session = Session(
             head.session_id,
@@ -266,7 +266,7 @@ class SessionStore:
         return session
 
     def adopt_all(self, heads: list[SessionHead]) -> None:
-        """Know all sessions that rest on disk, with their versions."""
+        """Add all sessions that are on disk, with their versions."""
         for head in sorted(heads, key=lambda head: head.version):  # sessions before their versions
             session = self.sessions.get(head.session_id)
             if session is None:
@@ -276,7 +276,7 @@ class SessionStore:
                 self.note(session)
 
     def note_removed(self, session: Session, left: list[SessionHead]) -> None:
-        """Note that nothing else is on disk of it any more than these."""
+        """Note that only these versions of a session are left on disk; close it if nothing is left of it."""
         session.versions = frozenset(head.version for head in left if head.version)
         if session.on_disk_only:
             rest = min(left, key=lambda head: (head.version != session.on_disk_version, head.version), default=None)
@@ -289,17 +289,17 @@ class SessionStore:
         self.note(session)
 
     def is_open(self, session: Session) -> bool:
-        """Whether it was not closed; another one may have come with its handle since."""
+        """Whether it was not closed. Another session may have its handle since."""
         return self.sessions.get(session.session_id) is session
 
     def load(self, session: Session, record: SessionRecord) -> None:
-        """Have its tokens here again."""
-        recall(session, record)
+        """Take the tokens of a session that was on disk only."""
+        fill_from(session, record)
         session.on_disk_only, session.saved_log = False, record.tokens
         self.use(session)
 
     def note_saved(self, session: Session, record: SessionRecord) -> None:
-        """Note that this is on disk now."""
+        """Note that this record of a session is on disk now."""
         if record.version:
             session.versions |= {record.version}
         session.durable, session.saved_log = (len(record.tokens), record.num_kept), record.tokens
@@ -307,28 +307,28 @@ class SessionStore:
         self.note(session)
 
     def note(self, session: Session) -> None:
-        """Let others see what has changed of it."""
+        """Replace the snapshot that other threads see."""
         self.infos[session.session_id] = session.info
 
     def use(self, session: Session) -> None:
-        """Count a use: its time begins anew."""
+        """Note a use of a session: its time to live begins anew."""
         session.used_at = self.clock()
         self.note(session)
 
     def close(self, session: Session) -> None:
-        """Let go of a session; its turns are for the caller to end."""
+        """Forget a session. The caller has to end its turns."""
         del self.sessions[session.session_id], self.infos[session.session_id]
-        self._names.pop((session.tenant, session.options.name), None)
-        self._go_on(session, None)
+        self.names.remove(session.tenant, session.options.name)
+        self._move_leaf(session, None)
 
     def expired(self) -> list[Session]:
-        """The sessions whose time has come."""
+        """The sessions that were not used for longer than their time to live."""
         now = self.clock()
         return [s for s in self.sessions.values() if s.turn is None and now - s.used_at > s.ttl_s]
 
     @property
     def references(self) -> list[Block]:
-        """The blocks that pinned sessions keep, each as often as they do."""
+        """The last blocks of pinned sessions, each as often as a session has acquired it."""
         return [s.leaf for s in self.sessions.values() if s.leaf is not None and s.options.pinned]
 
     def check_integrity(self) -> None:
@@ -346,16 +346,15 @@ class SessionStore:
         assert all(block.num_sessions == held.get(block, 0) for block in blocks), "blocks miscount their sessions"
         assert set(self.sessions) == set(self.infos), "the sessions and their snapshots differ"
         named = {(s.tenant, s.options.name): handle for handle, s in self.sessions.items() if s.options.name}
-        assert self._names == named, "the names are not the sessions'"
+        assert self.names.ids == named, "the names are not the sessions'"
 
     def _add(self, session: Session) -> None:
         self.sessions[session.session_id] = session
-        if session.options.name:
-            self._names[session.tenant, session.options.name] = session.session_id
+        self.names.add(session.tenant, session.options.name, session.session_id)
         self.infos[session.session_id] = session.info
 
-    def _go_on(self, session: Session, leaf: Block | None) -> None:
-        """Move a session's hold, and its pin, to another block."""
+    def _move_leaf(self, session: Session, leaf: Block | None) -> None:
+        """Make another block the session's last one, and move its pin there."""
         old, pinned = session.leaf, session.options.pinned
         if leaf is not None:
             self.pool.add_session(leaf)
@@ -373,18 +372,8 @@ class SessionStore:
                 self.pool.release(old)
             self.pool.remove_session(old, whole=session.options.ephemeral and leaf is None)
 
-    def _check(self, tenant: str, names: tuple[str, ...] | list[str], count: int) -> None:
-        for name in names:
-            if not NAME.fullmatch(name):
-                raise InvalidRequest(
-                    f"{name[:80]!r} cannot be a session's name: 1 to 64 letters, digits, dots, dashes and underscores."
-                )
-            if name.startswith("s_"):
-                raise InvalidRequest(f"{name[:80]!r} cannot be a session's name: handles begin with s_.")
-            if names.count(name) > 1:
-                raise InvalidRequest(f"`names` has a fork named {name!r} already: give each a name of its own.")
-            if (tenant, name) in self._names:
-                raise InvalidRequest(f"There is a session named {name!r} already; close it, or take another name.")
+    def _check_new(self, tenant: str, names: Seq[str], count: int) -> None:
+        self.names.check(tenant, names)
         if len(self.sessions) + count > self.max_sessions:
             raise CapacityError(
                 f"There are {len(self.sessions)} sessions, and may be {self.max_sessions}: close some (list_sessions "
@@ -393,12 +382,12 @@ class SessionStore:
             )
 
 
-def recall(session: Session, record: SessionRecord) -> None:
-    """Have a session be what was read."""
+def fill_from(session: Session, record: SessionRecord) -> None:
+    """Fill a session with what was read from disk."""
     session.log, session.num_kept, session.keys = record.tokens, record.num_kept, record.blocks
     session.fingerprint, session.unverified = record.fingerprint, record
 
 
 def handle() -> str:
-    """A name that nobody can guess."""
-    return "s_" + secrets.token_hex(HANDLE_BITS // 8)
+    """A new handle, which nobody can guess."""
+    return HANDLE_PREFIX + secrets.token_hex(HANDLE_BITS // 8)

@@ -1,8 +1,8 @@
-"""Where rows keep their keys and values, and what that costs. Knows sizes and places, not what is in them.
+"""Decides where rows keep their keys and values, and what that costs. Knows sizes and places, not what is in them.
 
-A row has a slot: room for `capacity` tokens. Slots of one capacity are cut from slabs, so that the rows of a slab are
-attended to in one call; a row joins or leaves by taking or freeing a slot, which moves no other row. A slab goes as
-soon as its last row does.
+A row has a slot: room for `capacity` tokens. Slots of one capacity lie in slabs, so that one call can compute the
+attention of all rows of a slab. A row joins or leaves by taking or freeing a slot, which moves no other row. A slab is
+freed with its last row.
 
     slab 1: capacity 128   [row a][row b][ free ][row c]
     slab 2: capacity 2048  [row d                      ]
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-HEADROOM_TOKENS = 64  # a row gets at least so much room to grow, so that it does not move at once
+HEADROOM_TOKENS = 64  # a row gets at least so much room to grow, so that it does not have to move soon
 SLAB_TOKENS = 1024  # the first slab of a class is about this long: eight slots of 128 tokens
 MAX_SLAB_SLOTS = 16
 MAX_SLAB_SHARE = 16  # a slab of several slots takes at most a sixteenth of all memory for keys and values
@@ -22,12 +22,12 @@ MAX_SHARED_CAPACITY = 2048  # longer rows have a slab each: one call per row cos
 
 @dataclass(frozen=True)
 class KvCost:
-    """What a row costs, in bytes, whatever layers the model has."""
+    """How many bytes a row takes, whatever layers the model has."""
 
     token_bytes: int = 0  # per token of capacity: layers that keep every token
     windows: tuple[tuple[int, int], ...] = ()  # most tokens kept, bytes per token: layers that keep the last ones
     state_bytes: int = 0  # layers that keep a state of one size, and what is kept in reserve
-    snapshot_bytes: int = 0  # such a state as it is cut for the cache
+    snapshot_bytes: int = 0  # a copy of such states for the cache
     padded: bool = False  # every row takes as much as the longest
 
     def row_bytes(self, capacity: int) -> int:
@@ -35,12 +35,12 @@ class KvCost:
         return capacity * self.token_bytes + self.window_bytes(capacity) + self.state_bytes
 
     def cut_bytes(self, num_tokens: int, state: bool) -> int:
-        """What `num_tokens` tokens take in the cache, to the byte; `state` if the states at their end are kept too."""
+        """The exact size in the cache of `num_tokens` tokens, with the states after them if `state` is set."""
         snapshot = self.snapshot_bytes if state else 0
         return num_tokens * self.token_bytes + self.window_bytes(num_tokens) + snapshot
 
     def window_bytes(self, num_tokens: int) -> int:
-        """What layers that keep the last tokens keep of `num_tokens`; rows that share these keep it each."""
+        """The bytes in layers that keep the last tokens, for `num_tokens`. Rows that share the tokens each take it."""
         return sum(min(num_tokens, most) * each for most, each in self.windows)
 
 
@@ -50,14 +50,14 @@ class Ledger:
 
     limit_bytes: int
     used_bytes: int = 0
-    # Frees so many bytes of what can be had again, or none and returns False.
+    # Evicts so many bytes of cached blocks; or evicts none, and returns False.
     reclaim: Callable[[int], bool] | None = field(default=None, repr=False, compare=False)
     # The pool whose model lacks memory to go on admitting. The others admit nothing meanwhile, or they could for ever
     # take what it lacks.
     reserved_for: SlotPool | None = field(default=None, repr=False, compare=False)
 
     def charge(self, num_bytes: int) -> bool:
-        """Book the bytes, for which cached blocks may go; False, and nothing booked, if they do not fit."""
+        """Book bytes, and evict cached blocks for them; books nothing and returns False if they do not fit."""
         short = self.used_bytes + num_bytes - self.limit_bytes
         if short > 0 and not (self.reclaim is not None and self.reclaim(short)):
             return False
@@ -70,14 +70,14 @@ class Ledger:
         self.used_bytes -= num_bytes
 
     def check_integrity(self, num_bytes: int) -> None:
-        """Prove that so many bytes, which is what everybody together has, are booked, and no more than may be."""
+        """Prove that `num_bytes`, which is what all users hold together, are booked, and do not exceed the limit."""
         assert self.used_bytes == num_bytes, f"{self.used_bytes} bytes on the ledger, {num_bytes} accounted for"
         assert 0 <= self.used_bytes <= self.limit_bytes, f"{self.used_bytes} bytes of {self.limit_bytes}"
 
 
 @dataclass(frozen=True)
 class Slab:
-    """Slots that lie in one tensor per layer."""
+    """Slots of one capacity. Each layer has one tensor for them."""
 
     slab_id: int
     capacity: int  # tokens per slot
@@ -86,20 +86,20 @@ class Slab:
 
 @dataclass(frozen=True)
 class Slot:
-    """One row's place."""
+    """Where one row is."""
 
     slab: Slab
     index: int
 
     @property
     def capacity(self) -> int:
-        """Tokens it has room for."""
+        """How many tokens it has room for."""
         return self.slab.capacity
 
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """The first tokens of several rows, kept once for all of them; the rows' slots hold what comes after."""
+    """The first tokens of several rows, stored once for all of them. The rows' slots hold the tokens after them."""
 
     prefix_id: int
     num_tokens: int
@@ -107,7 +107,7 @@ class SharedPrefix:
 
 @dataclass
 class SlotPool:
-    """The slabs of one model; charges each to the ledger while it exists."""
+    """The slabs of one model. Each is charged to the ledger while it exists."""
 
     ledger: Ledger
     cost: KvCost
@@ -117,7 +117,7 @@ class SlotPool:
 
     @property
     def used_bytes(self) -> int:
-        """What the slabs cost, free slots included."""
+        """The bytes of the slabs, free slots included."""
         slabs = self.slabs.values()
         if self.cost.padded:
             longest = max((slab.capacity for slab in slabs), default=0)
@@ -125,7 +125,7 @@ class SlotPool:
         return sum(slab.num_slots * self.cost.row_bytes(slab.capacity) for slab in slabs)
 
     def take(self, num_tokens: int) -> Slot | None:
-        """A slot with room for `num_tokens`, in the fullest slab of its class or in a new one; None if neither fits."""
+        """Take a slot for `num_tokens`, in the fullest slab of its class or in a new one; None if there is no room."""
         capacity = capacity_for(num_tokens)
         shared = [i for i, slab in self.slabs.items() if slab.capacity == capacity and self.free[i]]
         slab_id = min(shared, key=lambda i: (len(self.free[i]), i), default=None)
@@ -138,7 +138,7 @@ class SlotPool:
         return Slot(self.slabs[slab_id], index)
 
     def give_back(self, slot: Slot) -> None:
-        """Free a slot, and its slab if that was the last row in it."""
+        """Free a slot, and its slab if no other row is in it."""
         slab, free = slot.slab, self.free[slot.slab.slab_id]
         assert slot.index not in free, f"double free of {slot}"
         free.add(slot.index)
@@ -148,7 +148,7 @@ class SlotPool:
             self.ledger.refund(before - self.used_bytes)
 
     def alone_bytes(self, num_tokens: int) -> int:
-        """What one row of `num_tokens` costs if there is no other."""
+        """The bytes of one row of `num_tokens` if there is no other row."""
         return self.cost.row_bytes(capacity_for(num_tokens))
 
     def check_integrity(self, held: list[Slot]) -> None:
@@ -161,7 +161,7 @@ class SlotPool:
         assert self.used_bytes <= self.ledger.used_bytes <= self.ledger.limit_bytes, "the ledger is wrong"
 
     def _make(self, capacity: int) -> int | None:
-        """A new slab as large as its class is already, or as fits; None if not even one slot does."""
+        """Make a slab as large as its class is already, or as large as fits; None if not even one slot fits."""
         in_class = sum(slab.num_slots for slab in self.slabs.values() if slab.capacity == capacity)
         num_slots = 1
         if capacity <= MAX_SHARED_CAPACITY and not self.cost.padded:
@@ -181,7 +181,7 @@ class SlotPool:
 
 
 def capacity_for(num_tokens: int) -> int:
-    """The capacity class for so many tokens: doubling, then by halves, then by eighths, since long rows are dear."""
+    """The capacity class for so many tokens. Classes are closer together where rows are long, as these cost more."""
     for capacity in (128, 256, 512, 768, 1024, 1536, 2048):
         if num_tokens <= capacity:
             return capacity

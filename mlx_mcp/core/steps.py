@@ -1,7 +1,7 @@
-"""What a step consists of, as values: rows by id, their tokens, parameters and places. Knows neither why nor how.
+"""A step as values: rows by id, their tokens, parameters and places. Knows neither its reason nor how it is computed.
 
-Whoever computes steps keeps what the earlier ones said of a row, and needs nothing else: the same steps, in the same
-order, give the same tokens on any runner of the same model.
+A runner keeps what earlier steps said of a row, and needs nothing else: the same steps in the same order give the same
+tokens on any runner of the same model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Admission:
 
     sequence_id: int
     prompt_ids: tuple[int, ...]
-    output_ids: tuple[int, ...]  # that it has drawn already, if it was preempted
+    output_ids: tuple[int, ...]  # those that it had drawn before it was preempted
     params: SamplingParams
     stop_ids: frozenset[int]
     slot: Slot
@@ -28,25 +28,25 @@ class Admission:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens [start, end) of one row; the last chunk yields its next token."""
+    """Tokens [start, end) of one row, which are computed; the last chunk yields the row's next token."""
 
     sequence_id: int
     start: int
     end: int
-    last: bool  # every token there is when the step begins is computed after it
+    last: bool  # whether all tokens of the row are computed after it
 
 
 @dataclass(frozen=True)
 class Decode:
-    """A row that computes one token, and yields the next."""
+    """A row of which one token is computed, which yields the next one."""
 
     sequence_id: int
-    token: int | None  # None in a step that runs ahead: the one that the step before draws
+    token: int | None  # None in a step that runs ahead, where it is the token that the step before draws
 
 
 @dataclass(frozen=True)
 class Move:
-    """A row that outgrew its slot: its keys and values go to a larger one, before the step."""
+    """A row that outgrew its slot: its keys and values are copied to a larger one before the step."""
 
     sequence_id: int
     old: Slot
@@ -55,10 +55,10 @@ class Move:
 
 @dataclass(frozen=True)
 class Restore:
-    """A row whose first tokens come out of the cache, before the step: the parts, laid end to end.
+    """A row whose first tokens are copied out of the cache before the step: the parts, concatenated.
 
-    The first of them are the shared prefix's, the rest goes to the row's slot. If that is all there is, its next token
-    is drawn from `logits`.
+    Tokens of a shared prefix are written there, and the others to the row's slot. If the row has no other tokens, its
+    next token is drawn from `logits`.
     """
 
     sequence_id: int
@@ -69,29 +69,29 @@ class Restore:
 
 @dataclass(frozen=True)
 class Cut:
-    """A copy of a row's tokens [start, end) for the cache, taken as soon as `end` are computed."""
+    """A copy of a row's tokens [start, end) for the cache. It is made when the first `end` tokens are computed."""
 
     sequence_id: int
     start: int
     end: int
-    state: bool  # with the model's states at `end`
+    state: bool  # whether the model's states at `end` are copied too
 
 
 @dataclass(frozen=True)
 class Step:
-    """What the runner does next: releases and admissions, moves, restores, then the rest."""
+    """What the runner does next. It releases and admits rows, moves and restores them, and then computes."""
 
     prefill: tuple[Chunk, ...] = ()
     decode: tuple[Decode, ...] = ()
     moves: tuple[Move, ...] = ()
     restores: tuple[Restore, ...] = ()
-    cuts: tuple[Cut, ...] = ()  # each right after the chunk or the decode pass that computes its last token
+    cuts: tuple[Cut, ...] = ()  # each is made right after the chunk or the decode pass that computes its last token
     admitted: tuple[Admission, ...] = ()
-    released: tuple[int, ...] = ()  # rows that were preempted: some of them may be among the admitted
+    released: tuple[int, ...] = ()  # rows that were preempted; some of them may be among the admitted
 
     @property
     def decoding(self) -> list[int]:
-        """The rows that compute one token."""
+        """The rows of which one token is computed."""
         return [each.sequence_id for each in self.decode]
 
     @property
@@ -106,10 +106,10 @@ class Step:
 
     @property
     def prompting(self) -> list[int]:
-        """The rows that are at their prompts, each once."""
+        """The rows whose prompts are read, each once."""
         return list(dict.fromkeys([*self.repeating, *(chunk.sequence_id for chunk in self.prefill)]))
 
     @property
     def rows(self) -> list[int]:
-        """Every row that the step takes further, each once."""
+        """All rows that the step computes or draws for, each once."""
         return [*self.decoding, *self.prompting]

@@ -1,6 +1,6 @@
-"""What a call may wait for, as values, and in which words its caller hears of it.
+"""What a call may wait for, as values, with the words in which its caller is told.
 
-Whoever adds a reason to wait adds a value here, has calls wait for it (`Calls.wait`), and wakes them (`Calls.wake`).
+To add a reason to wait, add a value here, have calls wait for it (`Calls.wait`), and wake them (`Calls.wake`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import ClassVar
 
 
 class CallState(StrEnum):
-    """How far a call is."""
+    """The states of a call."""
 
     ARRIVED = "arrived"
     AWAITS_STORE = "awaits store"
@@ -30,7 +30,7 @@ class CallState(StrEnum):
 
 @dataclass(frozen=True)
 class StoreOpening:
-    """The store is being opened; until then nobody knows which sessions are on disk."""
+    """The store is being opened. Until then it is not known which sessions are on disk."""
 
     state: ClassVar[CallState] = CallState.AWAITS_STORE
     words: ClassVar[str] = "for the sessions on disk to be known"
@@ -65,7 +65,7 @@ class TurnOf:
 
 @dataclass(frozen=True)
 class Encoding:
-    """The caller encodes the prompt again, for the end that its session has by now."""
+    """The caller encodes the prompt again, because its session ends with another role by now."""
 
     call_id: int
     state: ClassVar[CallState] = CallState.AWAITS_TOKENS
@@ -74,7 +74,7 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Reloading:
-    """The caller has the model loaded, which is not in memory any more, and encodes the prompt again."""
+    """The caller has the model loaded again, which was unloaded, and encodes the prompt again."""
 
     call_id: int
     state: ClassVar[CallState] = CallState.AWAITS_MODEL
@@ -101,7 +101,7 @@ class BlocksReading:
 
 @dataclass(frozen=True)
 class PrefixComputing:
-    """Another call computes the tokens that this one has next."""
+    """Another call computes the next tokens of this one."""
 
     state: ClassVar[CallState] = CallState.AWAITS_PREFIX
     words: ClassVar[str] = "for a prefix that another call computes"
@@ -109,7 +109,7 @@ class PrefixComputing:
 
 @dataclass(frozen=True)
 class Place:
-    """As many calls run as may run at once."""
+    """As many calls run as are allowed to run at once."""
 
     state: ClassVar[CallState] = CallState.AWAITS_MEMORY
     words: ClassVar[str] = "for a place in the batch"
@@ -124,7 +124,7 @@ class Memory:
 
     @property
     def words(self) -> str:
-        """With the memory that it needs."""
+        """The words, with the memory that it needs."""
         digits = 0 if self.num_bytes >= 10_000_000 else 1
         return f"for memory: needs {self.num_bytes / 1e6:.{digits}f} MB"
 
@@ -149,7 +149,7 @@ class SessionsRemoving:
 
 @dataclass(frozen=True)
 class FileWork:
-    """What a user does to sessions on disk is under way."""
+    """A user's command about sessions on disk is under way."""
 
     call_id: int
     state: ClassVar[CallState] = CallState.AWAITS_DISK

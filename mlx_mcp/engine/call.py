@@ -1,6 +1,6 @@
 """A call, from its arrival to its end, and the table of all calls: the one place where calls wait and are woken.
 
-Engine thread only. Knows neither models nor sessions; who ends a call gives back what it holds (`Turns.drop`).
+Engine thread only. Knows neither models nor sessions. Whoever ends a call frees what it holds (`Turns.drop`).
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from mlx_mcp.engine.messages import Event, Failed, Request, Submit
 from mlx_mcp.engine.residents import Resident
 from mlx_mcp.errors import MlxMcpError
 
-# Told of a call's events, on the engine thread; must not block. False means that nobody listens to the call any more.
+# Called with a call's id and its event, on the engine thread; must not block. False means that nobody listens any more.
 Emit = Callable[[int, Event], bool]
 
 
 @dataclass(eq=False)
 class Call:
-    """One request and how far it is."""
+    """One request and its progress."""
 
     request: Request
-    since: float  # when it was last seen to wait for nothing, or for something that goes on
+    since: float  # when it last made progress, or waited for something that makes progress
     awaits: Awaited | None = None  # what it waits for in the table; None also while it waits for the scheduler
     ended: bool = False
     # Of a generation:
-    sequence: Sequence | None = None  # from when the scheduler has it
+    sequence: Sequence | None = None  # once the scheduler has it
     resident: Resident | None = None  # the model that computes it
-    session: Session | None = None  # the session that goes on with what comes of it
-    told: Awaited | None = None  # the latest reason to wait that its caller was told
+    session: Session | None = None  # the session whose turn it is
+    told: Awaited | None = None  # the latest reason to wait of which its caller was told
 
     @property
     def call_id(self) -> int:
@@ -53,7 +53,7 @@ class Call:
 
     @property
     def state(self) -> CallState:
-        """How far it is."""
+        """Its state."""
         awaits = self.awaits_now
         if self.ended:
             return CallState.ENDED
@@ -73,15 +73,15 @@ class Call:
 
 @dataclass
 class Calls:
-    """Every call that has not ended, by its id, and who waits for what."""
+    """Every call that has not ended, by its id, and what it waits for."""
 
     emit: Emit = lambda call_id, event: True
     by_id: dict[int, Call] = field(default_factory=dict)
-    # What is waited for → the calls that wait for it, first come first.
+    # What is waited for → the calls that wait for it, in the order in which they came.
     waiting: dict[Awaited, dict[int, Call]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Call]:
-        """The calls as they are now; the table may change meanwhile."""
+        """The calls that there are now. The table may change meanwhile."""
         return iter(list(self.by_id.values()))
 
     def __bool__(self) -> bool:
@@ -89,49 +89,49 @@ class Calls:
         return bool(self.by_id)
 
     def get(self, call_id: int) -> Call | None:
-        """The call of that id; None if it has ended, or never was."""
+        """The call of that id; None if it has ended or never existed."""
         return self.by_id.get(call_id)
 
     def add(self, request: Request, now: float) -> Call:
-        """A call that has arrived."""
+        """Add a call that has arrived."""
         assert request.call_id not in self.by_id, f"two calls have the id {request.call_id}"
         call = self.by_id[request.call_id] = Call(request, now)
         return call
 
     def wait(self, call: Call, awaited: Awaited) -> None:
-        """Have a call wait until somebody wakes those that wait for this."""
+        """Have a call wait until `wake` is called for what it waits for."""
         assert call.awaits is None, f"call {call.call_id} waits for {call.awaits} already"
         call.awaits = awaited
         self.waiting.setdefault(awaited, {})[call.call_id] = call
 
     def num_waiting(self, awaited: Awaited) -> int:
-        """How many calls wait for this."""
+        """The number of calls that wait for this."""
         return len(self.waiting.get(awaited, ()))
 
     def waiting_for(self, awaited: Awaited) -> list[Call]:
-        """The calls that wait for this, first come first."""
+        """The calls that wait for this, in the order in which they came."""
         return list(self.waiting.get(awaited, {}).values())
 
     def wake(self, awaited: Awaited) -> list[Call]:
-        """The calls that waited for this, first come first; they wait no more."""
+        """Wake the calls that wait for this; returns them in the order in which they came."""
         calls = list(self.waiting.pop(awaited, {}).values())
         for call in calls:
             call.awaits = None
         return calls
 
     def wake_first(self, awaited: Awaited) -> Call | None:
-        """The call that has waited for this the longest; it waits no more."""
+        """Wake the call that has waited for this the longest; returns it, or None."""
         call = next(iter(self.waiting.get(awaited, {}).values()), None)
         if call is not None:
             self._leave(call)
         return call
 
     def tell(self, call: Call, event: Event) -> bool:
-        """Tell the caller; False if nobody listens any more."""
+        """Send an event to the caller; returns False if nobody listens any more."""
         return self.emit(call.call_id, event)
 
     def end(self, call: Call) -> None:
-        """Take a call out of the table; nothing for one that has ended."""
+        """Take a call out of the table. Nothing is done if it has ended."""
         if self.by_id.get(call.call_id) is call:
             del self.by_id[call.call_id]
         self._leave(call)

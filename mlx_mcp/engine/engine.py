@@ -1,9 +1,9 @@
-"""The engine without its thread: takes commands, makes steps, tells each call's caller what happened.
+"""The engine without its thread: takes commands, takes steps, and tells callers what happened.
 
-Every mutable structure of the house hangs off one Engine and is touched by one thread, so nothing here locks. Knows
-nothing of event loops, text or MLX. The way of a command: `handle` puts a call in the table (`call.py`) and has it
-carried out, by `turns.py` if it is a generation; what it has to wait for is a value (`awaited.py`), and once that is
-there it is carried out from the beginning.
+One Engine has all mutable structures, and one thread uses it, so nothing here is locked. Knows nothing of event loops,
+text or MLX. `handle` puts a call into the table (`call.py`) and has it carried out, by `turns.py` if it is a
+generation. What a call has to wait for is a value (`awaited.py`). When that is there, the call is carried out again
+from the beginning.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Keeping:
-    """What is kept between calls, and how long anything waits."""
+class EngineOptions:
+    """How tokens and sessions are cached, and how long a call may wait."""
 
     block_tokens: int = 64
     sharing: Sharing = field(default_factory=Sharing)
     max_sessions: int = 4096
     session_ttl_s: float = 86400.0
-    max_wait_s: float = 300.0  # for memory; then a call is told to try again
+    max_wait_s: float = 300.0  # how long a call waits for memory before it is told to try again
 
 
 class Engine:
@@ -92,16 +92,16 @@ class Engine:
         limits: Limits,
         max_weights_bytes: int,
         max_kv_bytes: int,
-        keeping: Keeping | None = None,
+        options: EngineOptions | None = None,
         clock: Callable[[], float] = time.monotonic,
         persisting: Persisting | None = None,
     ) -> None:
-        self.loader, self.keeping, self.clock = loader, keeping or Keeping(), clock
+        self.loader, self.options, self.clock = loader, options or EngineOptions(), clock
         self.ledger = Ledger(max_kv_bytes)
-        self.cache = PrefixCache(BlockPool(self.ledger, self.keeping.block_tokens))
-        self.sessions = SessionStore(self.cache.pool, clock, self.keeping.max_sessions, self.keeping.session_ttl_s)
+        self.cache = PrefixCache(BlockPool(self.ledger, self.options.block_tokens))
+        self.sessions = SessionStore(self.cache.pool, clock, self.options.max_sessions, self.options.session_ttl_s)
         self.calls = Calls()
-        self.models = Residents(loader, limits, max_weights_bytes, self.cache, self.keeping.sharing)
+        self.models = Residents(loader, limits, max_weights_bytes, self.cache, self.options.sharing)
         self.persistence: Persistence | None = None
         if persisting is not None:
             self.persistence = Persistence(persisting, self.calls, self.cache, self.sessions, clock)
@@ -110,11 +110,11 @@ class Engine:
         self.session_commands = SessionCommands(self.calls, self.sessions, self.turns, self.persistence)
         self.session_files = SessionFiles(self.calls, self.sessions, self.turns, self.persistence)
         self.stopped = False
-        self.checked_at = clock()  # when waiting times were last looked at
+        self.checked_at = clock()  # when `check_time` last did anything
         self.num_steps = 0
 
     def tell(self, emit: Emit) -> None:
-        """Have all events go there."""
+        """Send all events to this function from now on."""
         self.calls.emit = emit
 
     @property
@@ -124,7 +124,7 @@ class Engine:
 
     @property
     def stats(self) -> EngineStats:
-        """A snapshot; true at a step boundary."""
+        """A snapshot, which is consistent between steps."""
         residents, pool = self.models.by_name.values(), self.cache.pool
         waiting = (call for calls in self.calls.waiting.values() for call in calls.values())
         not_scheduled = sum(isinstance(call.request, Submit) and call.sequence is None for call in waiting)
@@ -191,14 +191,14 @@ class Engine:
 
     @property
     def idle_s(self) -> float | None:
-        """How long it may be left alone while it has no work; None: until a command comes."""
+        """After how many seconds without work it must be called again; None if it can wait for a command."""
         autosave = self.persistence is not None and self.persistence.options.autosave_s is not None
         return 1.0 if autosave or self.calls else None
 
     def stop(self) -> None:
         """Fail every call from now on, and have sessions written that are to be saved at the end.
 
-        Whoever waits for the disk goes on waiting.
+        Calls that wait for the disk continue to wait.
         """
         self.stopped = True
         self.session_files.stop()
@@ -213,23 +213,23 @@ class Engine:
 
     @property
     def all_saved(self) -> bool:
-        """Whether no session is on its way to the disk."""
+        """Whether no session is being written to disk."""
         return self.persistence is None or self.persistence.all_saved
 
     def close(self, deadline: float) -> None:
-        """Let go of what belongs to the engine thread, and of the store once what is on its way there has come in."""
+        """Free what belongs to the engine thread, and close the store when all writes are done."""
         if self.persistence is not None:
             self.persistence.close(deadline)
         self.loader.close()
 
     def fail_all(self, error: MlxMcpError) -> None:
-        """Tell every waiter that nothing more will come, and let go of every model."""
+        """Fail every call, and unload every model."""
         self.models.clear()
         for call in self.calls:
             self.calls.fail(call, error)
 
     def check_integrity(self) -> None:
-        """Prove that calls, slots, blocks, sessions and bytes agree: every reference and byte is somebody's."""
+        """Prove that calls, slots, blocks, sessions and bytes agree: every reference and byte has an owner."""
         booked, references = self.cache.pool.used_bytes, self.sessions.references
         for resident in self.models.by_name.values():
             scheduler, cache = resident.scheduler, resident.scheduler.cache
@@ -250,7 +250,7 @@ class Engine:
         self.calls.check_integrity()
 
     def check_time(self) -> None:
-        """Once a second: end what has lasted too long, and tell callers what their calls wait for."""
+        """Once a second, end what has lasted too long, and tell callers what their calls wait for."""
         now = self.clock()
         if now - self.checked_at < 1:
             return
@@ -305,7 +305,7 @@ class Engine:
                 self._carry_out(call)
 
     def _take(self, result: ThreadResult) -> None:
-        """Take what comes back from the thread that reads and writes."""
+        """Take a result of the thread that reads and writes."""
         persistence = self.persistence
         assert persistence is not None, f"{result} though nothing is kept"
         match result:
@@ -330,13 +330,13 @@ class Engine:
                 self.session_files.on_result(result)
 
     def _check_wait(self, call: Call, now: float) -> None:
-        """Fail a generation that has waited for too long, or tell its caller what it waits for by now."""
+        """Fail a generation that has waited for too long, or tell its caller what it waits for now."""
         if call.ended:  # by one before it
             return
         awaits = call.awaits_now
         if call.state not in (CallState.AWAITS_MEMORY, CallState.AWAITS_TOKENS):
             call.since = now
-        elif now - call.since > self.keeping.max_wait_s:
+        elif now - call.since > self.options.max_wait_s:
             self.turns.fail(call, self._too_long(call, now))
             return
         if awaits is not None and type(awaits) is not type(call.told):
@@ -367,7 +367,7 @@ class Engine:
         self.calls.wait(call, ModelLoading(name))
 
     def _tell_of_load(self, name: str, event: Loading | Loaded | Failed) -> None:
-        """Tell whoever waits for a model how far it is; a load goes on though nobody listens any more."""
+        """Tell the calls that wait for a model about its load. The load continues even if nobody listens."""
         awaited = ModelLoading(name)
         if isinstance(event, Loading):
             for call in self.calls.waiting_for(awaited):
@@ -378,7 +378,7 @@ class Engine:
 
 
 def warn(outcome: object, words: str) -> None:
-    """Log the error of what nobody waits for any more."""
+    """Log the error of work that no call waits for."""
     if isinstance(outcome, MlxMcpError):
         logger.warning("%s: %s", words, outcome)
 

@@ -1,10 +1,10 @@
 """The thread that reads and writes for the engine.
 
 Guarantees:
-    - `submit` never blocks. Work runs one piece at a time: urgent pieces first, background ones last, else in order.
+    - `submit` never blocks. One piece of work runs at a time: urgent pieces first, background ones last, else in order.
     - A background piece may take minutes. Between its parts it calls `run_others`, which runs all other pieces.
-    - What came of a piece goes to the engine thread as a command; nothing else of the engine is touched here.
-    - After `close` nothing new is taken; what was taken is done, as far as the time allows.
+    - The result of a piece goes to the engine thread as a command. Nothing else of the engine is used here.
+    - `close` runs all pieces that were submitted before, as far as the time allows.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from mlx_mcp.errors import EngineDead, MlxMcpError, StorageError
 
 logger = logging.getLogger(__name__)
 
-NICE = 5  # of this thread and those it makes: where cores are few, a step must not wait for a checksum
+NICE = 5  # of this thread and those that it starts: where cores are few, a step must not wait for a checksum
 URGENT, USUAL, BACKGROUND, LAST = range(4)
 T = TypeVar("T")
 
 
 class Io(Protocol):
-    """Where the engine has things done that may wait for a disk."""
+    """Does the work that may wait for a disk."""
 
     def submit(
         self,
@@ -39,17 +39,17 @@ class Io(Protocol):
         urgent: bool = False,
         background: bool = False,
     ) -> None:
-        """Do the work elsewhere; then send `result` of what it gave, or of the error, to the engine."""
+        """Do the work elsewhere. Then call `result` with its outcome or error, and send the engine what it returns."""
 
     def run_others(self) -> None:
-        """Run the pieces that wait and are not background; a background piece calls it between its parts."""
+        """Run all waiting pieces that are not background. A background piece calls it between its parts."""
 
     def close(self, last: Callable[[], None], timeout_s: float) -> bool:
-        """Do what was submitted, then `last`, and end; returns whether that was in time."""
+        """Run what was submitted, then `last`, and end; returns whether that was in time."""
 
 
 class IoThread:
-    """See Io; the thread starts with the first piece of work, and calls `at_end` last."""
+    """See Io. The thread starts with the first piece of work, and calls `at_end` last."""
 
     def __init__(self, post: Callable[[ThreadResult], None], at_end: Callable[[], None] = lambda: None) -> None:
         self._post, self._at_end = post, at_end
@@ -73,7 +73,7 @@ class IoThread:
                 outcome = work()
             except MlxMcpError as error:
                 outcome = error
-            except Exception as error:  # whoever waits must hear of it, and the next piece must have its turn
+            except Exception as error:  # whoever waits must hear of it, and the next piece must run
                 logger.exception("reading or writing failed")
                 outcome = StorageError(f"The store failed: {error!r}. Generations go on; restart the server.")
             with suppress(EngineDead):  # then nobody waits any more
@@ -121,4 +121,4 @@ class IoThread:
 
 
 def _end() -> None:
-    """What the thread takes for its end."""
+    """The piece with which the thread ends."""

@@ -1,4 +1,4 @@
-"""Evicted blocks on their way to the store: those that were used twice, as long as not too many are on their way."""
+"""Writes evicted blocks to the store, if they were used twice and not too many are being written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mlx_mcp.errors import MlxMcpError
 
 logger = logging.getLogger(__name__)
 
-QUEUE_SHARE = 16  # blocks on their way to the store take at most this part of all memory for keys and values
+QUEUE_SHARE = 16  # blocks that are being written take at most this part of all memory for keys and values
 MAX_QUEUE_BYTES = 64 << 20
 
 
@@ -25,16 +25,16 @@ class Offload:
         self.io = io
         self.store: Store | None = None  # once it has been opened
         self.evicted: list[StoredBlock] = []
-        self.queue_bytes = 0  # of blocks on their way to the store
+        self.queue_bytes = 0  # of blocks that are being written
         self.max_queue_bytes = min(MAX_QUEUE_BYTES, pool.ledger.limit_bytes // QUEUE_SHARE)
-        # What is on its way still takes memory: it is set aside once and for all.
+        # Blocks that are being written still take memory, which is therefore taken off the limit once.
         pool.ledger.limit_bytes -= self.max_queue_bytes
         self.num_offloaded = self.num_dropped = 0
         if enabled:
             pool.on_evict = self.take
 
     def take(self, block: Block) -> None:
-        """Have a block that is about to be evicted written, if it was used again and there is room on the way."""
+        """Have a block that is about to be evicted written, if it was used again and the queue has room."""
         payload, store = block.payload, self.store
         if payload is None or store is None or not block.num_hits or block.private:
             return
@@ -48,7 +48,7 @@ class Offload:
         self.evicted.append(to_stored(block))
 
     def flush(self) -> None:
-        """Send what was evicted on its way; call it after each step."""
+        """Begin to write the blocks that were evicted. Call it after each step."""
         store = self.store
         if not self.evicted or store is None:
             return
@@ -57,7 +57,7 @@ class Offload:
         self.io.submit(lambda: store.tier.put(blocks, offload=True), partial(BlocksWritten, len(blocks), size))
 
     def on_blocks_written(self, result: BlocksWritten) -> None:
-        """Take what came of blocks that were on their way."""
+        """Take the result of writing blocks."""
         self.queue_bytes -= result.num_bytes
         if isinstance(result.outcome, MlxMcpError):
             logger.warning("evicted blocks were not kept: %s", result.outcome)
@@ -68,7 +68,7 @@ class Offload:
 
 
 def to_stored(block: Block) -> StoredBlock:
-    """A block as the store takes it; its bytes are not copied."""
+    """A block in the form of the store. Its bytes are not copied."""
     payload, parent = block.payload, block.parent
     assert payload is not None, "an evicted block has no bytes"
     assert parent is not None, "a root has no bytes"

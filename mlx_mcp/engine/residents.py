@@ -1,4 +1,4 @@
-"""The models in memory: reading their weights between steps, and making room for others. Knows no calls."""
+"""The models in memory: reads their weights between steps, and makes room for others. Knows no calls."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mlx_mcp.engine.awaited import Memory, Place, PrefixComputing
 from mlx_mcp.engine.messages import Failed, Loaded, Loading
 from mlx_mcp.errors import CapacityError, MlxMcpError, ModelError
 
-BUSY_RETRY_S = 15  # a call of another model usually ends in that time
+BUSY_RETRY_S = 15  # a call of another model usually ends within that time
 
 
 @dataclass
 class Resident:
-    """A model in memory, the sequences that use it, and the step that is being computed."""
+    """A model in memory, its scheduler, and the step that is being computed."""
 
     model: LoadedModel
     scheduler: Scheduler
@@ -31,11 +31,11 @@ class Resident:
 
     @property
     def has_work(self) -> bool:
-        """Whether a sequence has not ended, or a step's tokens are still to come."""
+        """Whether a sequence has not ended, or the tokens of a step were not collected."""
         return self.scheduler.has_work or self.flight is not None
 
     def awaits(self, sequence: Sequence) -> PrefixComputing | Place | Memory | None:
-        """Why the scheduler has not begun with a sequence; None if it runs."""
+        """What a sequence waits for; None if it runs."""
         if sequence.slot is not None:
             return None
         scheduler = self.scheduler
@@ -48,7 +48,7 @@ class Resident:
 
 @dataclass
 class PendingLoad:
-    """A model whose weights are being read, one slice a step."""
+    """A model whose weights are being read, one slice in each step."""
 
     prepared: PreparedModel
     slices: Generator[LoadProgress, None, LoadedModel]
@@ -56,7 +56,7 @@ class PendingLoad:
 
 @dataclass
 class Residents:
-    """The models in memory, and those on their way there."""
+    """The models in memory, and those that are being read."""
 
     loader: ModelLoader
     limits: Limits
@@ -68,7 +68,7 @@ class Residents:
 
     @property
     def weights_bytes(self) -> int:
-        """What the models in memory take, without keys and values."""
+        """The bytes of the weights in memory."""
         return sum(resident.model.weights_bytes for resident in self.by_name.values())
 
     @property
@@ -77,17 +77,17 @@ class Residents:
         return bool(self.loads) or any(resident.has_work for resident in self.by_name.values())
 
     def use(self, name: str) -> Resident | None:
-        """The model of that name, which is the most recently used from now on; None if it is not in memory."""
+        """The model of that name, which becomes the most recently used; None if it is not in memory."""
         resident = self.by_name.pop(name, None)
         if resident is not None:
             self.by_name[name] = resident
         return resident
 
     def load(self, prepared: PreparedModel) -> None:
-        """Begin to read a model's weights, for which idle models may go; nothing if that is under way.
+        """Begin to read a model's weights, and unload idle models for it. Nothing is done if that is under way.
 
         Raises:
-            ModelError: it would not fit alone.
+            ModelError: the model would not fit alone.
             CapacityError: models that are in use or being read take the room.
         """
         if prepared.name not in self.loads:
@@ -95,7 +95,7 @@ class Residents:
             self.loads[prepared.name] = PendingLoad(prepared, self.loader.materialise(prepared))
 
     def read_slices(self) -> list[tuple[str, Loading | Loaded | Failed]]:
-        """Read one slice of every model that is being read; returns by name what there is to tell of each."""
+        """Read one slice of every model that is being read; returns by name the event for those who wait for it."""
         told = []
         for name, pending in list(self.loads.items()):
             event = self._read_slice(pending)
@@ -105,7 +105,7 @@ class Residents:
         return told
 
     def clear(self) -> None:
-        """Let go of every model."""
+        """Unload every model."""
         self.by_name.clear()
         self.loads.clear()
 
@@ -123,10 +123,10 @@ class Residents:
             return Failed(ModelError(f"Loading {pending.prepared.name!r} failed: {error!r}."))
 
     def _make_room(self, prepared: PreparedModel) -> None:
-        """Unload idle models, least recently used first, until the new one's weights fit.
+        """Unload idle models, the least recently used first, until the new one's weights fit.
 
         Raises:
-            ModelError: it would not fit alone.
+            ModelError: the new one would not fit alone.
             CapacityError: models that are in use or being read take the room.
         """
         need, limit = prepared.weights_bytes, self.max_weights_bytes
@@ -145,7 +145,7 @@ class Residents:
             del self.by_name[idle.pop(0)]
 
     def _scheduler(self, model: LoadedModel) -> Scheduler:
-        """A scheduler with the model's own view of the cache; with none where nothing can be reused."""
+        """Make a scheduler with the model's cache manager, or without one if nothing of the model can be reused."""
         slots, layout, cache = SlotPool(self.cache.pool.ledger, model.runner.cost), model.runner.layout, None
         if not layout.refused:
             chunk_tokens = self.limits.chunk_tokens

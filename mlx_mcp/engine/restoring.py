@@ -1,4 +1,4 @@
-"""Blocks that come back from the store, for calls that wait, if loading them is faster than computing them."""
+"""Reads blocks from the store for calls that wait, if that is faster than computing them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from mlx_mcp.errors import MlxMcpError
 
 logger = logging.getLogger(__name__)
 
-SMOOTHING = 0.3  # how much the latest measurement counts
+SMOOTHING = 0.3  # the weight of the latest measurement
 MEASURED_BYTES = 1 << 20  # a smaller reading measures the latency rather than the rate
 MEASURED_TOKENS = 64
 
 
 @dataclass
 class Rate:
-    """How fast something goes, by the latest measurements."""
+    """How fast something is, by the latest measurements."""
 
     per_s: float = 0.0
 
@@ -38,13 +38,13 @@ class Rate:
         self.per_s = measured if not self.per_s else self.per_s + SMOOTHING * (measured - self.per_s)
 
     def seconds(self, amount: float) -> float:
-        """How long so much takes; 0 while nothing was measured."""
+        """How long this amount takes; 0 while nothing was measured."""
         return amount / self.per_s if self.per_s else 0.0
 
 
 @dataclass(eq=False)
 class Fetch:
-    """Blocks on their way into memory, for the sequence that wanted them first."""
+    """Blocks that are being read, for the sequence that needed them first."""
 
     keys: frozenset[bytes]
     sequence: Sequence
@@ -64,7 +64,7 @@ class Restoring:
         self.reading, self.prefilling = Rate(), Rate()  # bytes, tokens
 
     def begin(self, call: Call) -> None:
-        """Have a call whose sequence waits wait for what the store has of it too, if reading that is faster."""
+        """Have a call whose sequence waits wait for blocks in the store too, if reading these is faster."""
         sequence, resident = call.row
         cache, store = resident.scheduler.cache, self.store
         if store is None or cache is None:
@@ -82,7 +82,7 @@ class Restoring:
         self.calls.wait(call, BlocksReading(number))
 
     def on_blocks_read(self, result: BlocksRead) -> None:
-        """Put what was read into the trees, and have the calls that waited for it wait no more."""
+        """Put blocks that were read into the trees, and wake the calls that waited for them."""
         fetch, outcome = self.fetches.pop(result.number), result.outcome
         if isinstance(outcome, MlxMcpError):
             logger.warning("blocks were not restored: %s", outcome)
@@ -96,23 +96,23 @@ class Restoring:
             logger.exception("blocks were not restored")
         self.num_restored += len(blocks)
         woken = self.calls.wake(BlocksReading(result.number))
-        # The first sequence may be gone by now; others may want its blocks all the same.
+        # The first sequence may have ended by now; others may need its blocks all the same.
         fetch.cache.add_restored(fetch.sequence, blocks)
         for call in woken:
             sequence, resident = call.row
             if sequence is not fetch.sequence and resident.scheduler.cache is not None:
                 resident.scheduler.cache.add_restored(sequence, [])
-                self.begin(call)  # it may want more than the first did
+                self.begin(call)  # it may need more than the first did
 
     def measure_prefill(self, num_tokens: int, seconds: float) -> None:
-        """Take how long a step took that did nothing but read prompts."""
+        """Take the duration of a step that only read prompts."""
         if num_tokens >= MEASURED_TOKENS:
             self.prefilling.take(num_tokens, seconds)
 
     def _fetch(
         self, store: Store, wanted: list[Wanted], sequence: Sequence, cache: KvCacheManager, runner: ModelRunner
     ) -> int:
-        """Begin to read blocks; returns the number of the reading."""
+        """Begin to read blocks; returns the number of the fetch."""
         self.num_fetches += 1
         keys, num_bytes = [each.key for each in wanted], sum(each.entry.nbytes for each in wanted)
         self.fetches[self.num_fetches] = Fetch(frozenset(keys), sequence, cache, num_bytes, self.clock())
@@ -122,7 +122,7 @@ class Restoring:
             for block in store.tier.get(keys):
                 try:
                     blocks.append(RestoredBlock(block, runner.unpack(block)))
-                except ValueError:  # sound bytes of something else
+                except ValueError:  # undamaged bytes of something else
                     break
             return tuple(blocks)
 
@@ -130,7 +130,7 @@ class Restoring:
         return self.num_fetches
 
     def _is_faster(self, wanted: list[Wanted]) -> bool:
-        """Whether loading is faster than computing, by what was measured; the first time is tried."""
+        """Whether reading is faster than computing, by what was measured; true until both were measured."""
         num_tokens, num_bytes = wanted[-1].end - wanted[0].start, sum(each.entry.nbytes for each in wanted)
         loading_s, computing_s = self.reading.seconds(num_bytes), self.prefilling.seconds(num_tokens)
         pays = not loading_s or not computing_s or loading_s < computing_s

@@ -1,6 +1,6 @@
-"""What comes back from the thread that reads and writes: frozen values, which the engine takes as commands.
+"""Results of the thread that reads and writes: frozen values, which the engine takes as commands.
 
-An `outcome` is what was asked for, or the error that came in its place.
+An `outcome` is what was asked for, or the error in its place.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mlx_mcp.errors import MlxMcpError
 
 @dataclass(frozen=True)
 class StoreOpened:
-    """The store, and the sessions in it."""
+    """The store was opened; these sessions are in it."""
 
     outcome: Store | MlxMcpError = field(repr=False, compare=False)
     heads: tuple[SessionHead, ...] = ()
@@ -25,7 +25,7 @@ class StoreOpened:
 
 @dataclass(frozen=True)
 class SessionRead:
-    """A session, or None if that version of it is not there or damaged."""
+    """A session was read; None if that version of it is not there or damaged."""
 
     session_id: str
     version: str
@@ -34,7 +34,7 @@ class SessionRead:
 
 @dataclass(frozen=True)
 class VersionRead:
-    """The version of a session that a call forks; None if it is not there or damaged."""
+    """The version of a session that a call forks was read; None if it is not there or damaged."""
 
     call_id: int
     outcome: SessionRecord | MlxMcpError | None
@@ -42,7 +42,7 @@ class VersionRead:
 
 @dataclass(frozen=True)
 class SessionWritten:
-    """The latest record of a session that would survive a power cut now, and the bytes of blocks written for it."""
+    """A session was written: the record that would survive a power cut now, and the bytes of blocks written for it."""
 
     number: int
     outcome: tuple[SessionRecord, int] | MlxMcpError
@@ -50,7 +50,7 @@ class SessionWritten:
 
 @dataclass(frozen=True)
 class SessionsRemoved:
-    """Nothing is on disk any more of the sessions that a call has closed."""
+    """The sessions that a call has closed were removed from disk."""
 
     call_id: int
     closed: tuple[SessionInfo, ...]
@@ -67,7 +67,7 @@ class RestoredBlock:
 
 @dataclass(frozen=True)
 class BlocksRead:
-    """Blocks, up to the first that is not there or not sound."""
+    """Blocks were read, up to the first that is not there or is damaged."""
 
     number: int
     outcome: tuple[RestoredBlock, ...] | MlxMcpError
@@ -75,7 +75,7 @@ class BlocksRead:
 
 @dataclass(frozen=True)
 class BlocksWritten:
-    """The bytes that were written of so many evicted blocks; 0 if the day's budget is spent."""
+    """Evicted blocks were written: the bytes written, 0 if the day's budget is spent."""
 
     num_blocks: int
     num_bytes: int  # that these take
@@ -84,7 +84,7 @@ class BlocksWritten:
 
 @dataclass(frozen=True)
 class FilesRead:
-    """What a user asked to know of sessions on disk, or the bytes that an export has written."""
+    """What a user asked about sessions on disk was read; or an export was written, with its size in bytes."""
 
     call_id: int
     outcome: object
@@ -92,7 +92,7 @@ class FilesRead:
 
 @dataclass(frozen=True)
 class RemovalFound:
-    """What is on disk of a session that is to be removed."""
+    """The heads of a session that is to be removed."""
 
     call_id: int
     outcome: list[SessionHead] | MlxMcpError
@@ -100,7 +100,7 @@ class RemovalFound:
 
 @dataclass(frozen=True)
 class RemovalDone:
-    """How many versions of a session were removed, and what is left of it."""
+    """Versions of a session were removed: how many, and the heads that are left."""
 
     call_id: int
     session_id: str
@@ -109,7 +109,7 @@ class RemovalDone:
 
 @dataclass(frozen=True)
 class PurgeFound:
-    """All that is on disk before it is purged."""
+    """The heads of all sessions before the store is purged."""
 
     call_id: int
     outcome: list[SessionHead] | MlxMcpError
@@ -117,7 +117,7 @@ class PurgeFound:
 
 @dataclass(frozen=True)
 class PurgeDone:
-    """Nothing is on disk any more."""
+    """The store was purged."""
 
     call_id: int
     outcome: MlxMcpError | None
@@ -125,7 +125,7 @@ class PurgeDone:
 
 @dataclass(frozen=True)
 class ImportFound:
-    """The session in a file, all of which was read."""
+    """The file of an import was read: the session in it."""
 
     call_id: int
     outcome: SessionRecord | MlxMcpError
@@ -133,7 +133,7 @@ class ImportFound:
 
 @dataclass(frozen=True)
 class ImportDone:
-    """What came of an import, and what is on disk of its session now."""
+    """An import was written or failed; the heads of its session that are on disk now."""
 
     call_id: int
     outcome: tuple[SessionHead | MlxMcpError, list[SessionHead]] | MlxMcpError

@@ -1,11 +1,12 @@
-"""Commands about sessions: listing, forking, persisting, closing them. Engine thread only.
+"""Commands about sessions: lists, forks, persists and closes them. Engine thread only.
 
-A command is carried out from the beginning each time that what it waited for is there, until it has been answered.
+Each time that a command has what it waited for, it is carried out from the beginning, until it is answered.
 """
 
 from __future__ import annotations
 
-from mlx_mcp.core.session import NAME, Session, SessionStore
+from mlx_mcp.core.session import Session, SessionStore
+from mlx_mcp.core.session_names import NAME
 from mlx_mcp.engine.awaited import SessionsRemoving, SessionWriting, VersionReading
 from mlx_mcp.engine.call import Call, Calls
 from mlx_mcp.engine.messages import Close, Event, Failed, Fork, ListSessions, Persist, Persisted, Sessions
@@ -25,7 +26,7 @@ MAX_VERSIONS = 64  # of one session on disk
 
 
 class SessionCommands:
-    """Carries them out."""
+    """Carries out the commands in `AboutSessions`."""
 
     def __init__(self, calls: Calls, sessions: SessionStore, turns: Turns, persistence: Persistence | None) -> None:
         self.calls, self.sessions, self.turns, self.persistence = calls, sessions, turns, persistence
@@ -34,7 +35,7 @@ class SessionCommands:
         """Answer a command about sessions, or have it wait for the disk.
 
         Raises:
-            MlxMcpError: it cannot be carried out.
+            MlxMcpError: the command cannot be carried out.
         """
         match call.request:
             case ListSessions(_, tenant):
@@ -64,7 +65,7 @@ class SessionCommands:
                 self.calls.answer(call, sessions_event(forks))
 
     def on_session_written(self, result: SessionWritten, session: Session) -> bool:
-        """Answer whoever waited for a session to be written; returns whether anybody did."""
+        """Answer the calls that waited for a session to be written; returns whether there were any."""
         event: Event
         if isinstance(result.outcome, MlxMcpError):
             event = Failed(result.outcome)
@@ -77,7 +78,7 @@ class SessionCommands:
         return bool(calls)
 
     def on_sessions_removed(self, result: SessionsRemoved) -> bool:
-        """Answer whoever waited for closed sessions to be gone from the disk; returns whether anybody did."""
+        """Answer the calls that waited for closed sessions to be removed from disk; returns whether there were any."""
         calls = self.calls.wake(SessionsRemoving(result.call_id))
         for call in calls:
             self.calls.answer(call, Failed(result.outcome) if result.outcome else Sessions(result.closed))
@@ -138,5 +139,5 @@ class SessionCommands:
 
 
 def sessions_event(sessions: list[Session]) -> Sessions:
-    """Sessions as they are now."""
+    """The event with sessions as they are now."""
     return Sessions(tuple(session.info for session in sessions))

@@ -1,7 +1,7 @@
-"""What a user does to sessions on disk while the engine has the folder open: list, read, remove, purge, export, import.
+"""Sessions on disk while the engine has the folder open: lists, reads, removes, purges, exports and imports them.
 
-Decides on the engine thread, so that sessions in memory and on disk never say two things; files are read and written
-elsewhere, by `Io`, in this order:
+Decides on the engine thread, so that memory and disk always agree. `Io` reads and writes files elsewhere, in this
+order:
 
     remove    find it ─ end it in memory ─ remove its files
     purge     wait for transfers ─ end in memory whatever is on disk ─ remove all files
@@ -9,8 +9,8 @@ elsewhere, by `Io`, in this order:
     import    wait for other transfers ─ read all of the file ─ see that nothing is lost by it, and end the one that it
               replaces, in memory ─ write ─ know what is on disk now
 
-What was on its way to the disk before gets there before. Whoever replaces or removes a session that is used meanwhile
-ends its turns; an import never does.
+Whatever was being written before is written first. A removal ends the turns of a session that is in use; an import
+never does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from functools import partial
 
 from mlx_mcp.core.cache.blocks import walk
 from mlx_mcp.core.durable import SessionHead, SessionRecord, Store, Transfer, check_name, find_heads
-from mlx_mcp.core.session import NAME, SessionStore
+from mlx_mcp.core.session import SessionStore
+from mlx_mcp.core.session_names import NAME
 from mlx_mcp.engine.awaited import FileWork
 from mlx_mcp.engine.call import Call, Calls
 from mlx_mcp.engine.messages import Export, Heads, Import, OnDisk, Purge, Read, Remove, Told
@@ -49,7 +50,7 @@ class SessionFiles:
         self.calls, self.sessions, self.turns, self.persistence = calls, sessions, turns, persistence
 
     def carry_out(self, call: Call) -> None:
-        """Begin what was asked for; it is answered when the disk has.
+        """Begin what was asked for. The call is answered when the result has come back.
 
         Raises:
             NotKeptHere: there is no store.
@@ -78,28 +79,28 @@ class SessionFiles:
                 submit(export, partial(FilesRead, call_id), background=True)
             case Import(transfer):
                 self._begin_transfer(persistence, transfer)
-                submit(lambda: store.look_into(transfer), partial(ImportFound, call_id), background=True)
+                submit(lambda: store.verify_export(transfer), partial(ImportFound, call_id), background=True)
         self.calls.wait(call, FileWork(call_id))
 
     def on_result(self, result: FileResult) -> None:
-        """Go on with what the disk has answered."""
+        """Continue the call for which this result came back."""
         for call in self.calls.wake(FileWork(result.call_id)):
             try:
-                self._go_on(call, result)
+                self._continue(call, result)
             except MlxMcpError as error:
                 self.calls.fail(call, self._explained(call, error))
 
     def stop(self) -> None:
-        """End transfers at their next part."""
+        """Have all transfers end before their next part."""
         for call in self.calls:
             if isinstance(call.request, OnDisk) and isinstance(call.request.what, Export | Import):
                 call.request.what.transfer.stop()
 
-    def _go_on(self, call: Call, result: FileResult) -> None:
+    def _continue(self, call: Call, result: FileResult) -> None:
         """Answer a call, or do the next part of what it asked for.
 
         Raises:
-            MlxMcpError: it came to nothing.
+            MlxMcpError: it failed.
         """
         if isinstance(result.outcome, MlxMcpError):
             raise result.outcome
@@ -127,7 +128,7 @@ class SessionFiles:
                 self.calls.answer(call, Told(came))
 
     def _explained(self, call: Call, error: MlxMcpError) -> MlxMcpError:
-        """The error; of a session that is not on disk it says whether it is in memory."""
+        """The error for a call. If a session is not on disk, it says whether it is in memory."""
         what = call.request.what if isinstance(call.request, OnDisk) else None
         if not isinstance(error, NotOnDisk) or error.known or not isinstance(what, Read | Remove | Export):
             return error
@@ -138,7 +139,7 @@ class SessionFiles:
         since = time.monotonic()
 
         def between() -> None:
-            """Let others have the disk, and while the engine computes, the cores and the memory."""
+            """Let other work have the disk, and while the engine computes, the cores and the memory."""
             nonlocal since
             pause_s = PAUSE * (time.monotonic() - since) if persistence.engine_busy else 0.0
             until = time.monotonic() + pause_s
@@ -151,7 +152,7 @@ class SessionFiles:
         transfer.between = between
 
     def _work(self, call: Call) -> tuple[Persistence, Store, OnDisk]:
-        """Who carries on with a call, which waits for the disk again."""
+        """Have a call wait for the disk again; returns what its next part needs."""
         assert self.persistence is not None, "a store that was there is gone"
         assert isinstance(call.request, OnDisk), f"{call.request} is not about the disk"
         self.calls.wait(call, FileWork(call.call_id))
@@ -178,10 +179,10 @@ class SessionFiles:
         persistence.io.submit(store.purge, partial(PurgeDone, call.call_id), background=True)
 
     def _forget_purged(self) -> None:
-        for session in list(self.sessions.sessions.values()):  # persisted while the purge was waited for
+        for session in list(self.sessions.sessions.values()):  # some were persisted during the purge
             if session.persisted:
                 self.sessions.note_removed(session, [])
-        # What stays in memory goes to the disk when it is used again, and not for having been used before.
+        # Blocks in memory are offloaded again only if they are used again from now on.
         for root in self.sessions.pool.roots.values():
             for block in walk(root):
                 block.num_hits = 0
@@ -204,16 +205,16 @@ class SessionFiles:
         persistence.io.submit(write, partial(ImportDone, call.call_id), background=True)
 
     def _close_replaced(self, record: SessionRecord) -> None:
-        """Let go, in memory, of the session that an import replaces; nothing is lost by that.
+        """Close the session that an import replaces.
 
         Raises:
-            InvalidRequest: it would be, or another session has the name.
+            InvalidRequest: something of it would be lost, or another session has the name.
         """
         if record.name and not NAME.fullmatch(record.name):
             raise InvalidRequest(
                 f"{record.name[:80]!r} cannot be a name: 1 to 64 letters, digits, dots, dashes and underscores."
             )
-        owner_id = self.sessions.owner(record.tenant, record.name)
+        owner_id = self.sessions.names.find(record.tenant, record.name)
         if owner_id is not None:
             check_name(record, owner_id)
         session = self.sessions.sessions.get(record.session_id)
@@ -233,11 +234,11 @@ class SessionFiles:
 
 
 def read(store: Store, session: str, version: str) -> SessionRecord:
-    """A session as it is on disk.
+    """Read a session as it is on disk.
 
     Raises:
-        NotOnDisk: it is not there.
-        StorageError: it is damaged.
+        NotOnDisk: the session is not there.
+        StorageError: the session is damaged.
     """
     (head,) = find_heads(store.sessions.heads(), session, version)
     record = store.sessions.load(head.session_id, version)
@@ -247,5 +248,5 @@ def read(store: Store, session: str, version: str) -> SessionRecord:
 
 
 def heads_of(store: Store, session_id: str) -> list[SessionHead]:
-    """What is on disk of a session."""
+    """The heads of all versions of a session."""
     return [head for head in store.sessions.heads() if head.session_id == session_id]

@@ -1,4 +1,4 @@
-"""One step of one model: what the scheduler chose, the runner computes, and callers are told."""
+"""Takes one step of one model: the scheduler chooses it, the runner computes it, and callers are told."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ logger = logging.getLogger(__name__)
 
 
 class Stepping:
-    """Takes steps; a step's exception fails the calls of that step and no others. Engine thread only."""
+    """Takes steps. An exception in a step fails the calls of that step and no others. Engine thread only."""
 
     def __init__(self, calls: Calls, turns: Turns, persistence: Persistence | None, clock: Callable[[], float]) -> None:
         self.calls, self.turns, self.persistence, self.clock = calls, turns, persistence, clock
         self.num_preemptions = 0
 
     def run(self, resident: Resident) -> bool:
-        """Take the tokens of the step in flight, or of the next one; meanwhile the one after may already run.
+        """Collect the tokens of the step in flight, or of the next one. The step after it may already run meanwhile.
 
         Returns whether there was anything to compute.
         """
@@ -60,7 +60,7 @@ class Stepping:
     def _fail(self, resident: Resident, step: Step | None, error: Exception) -> None:
         """Fail a step's sequences, drop everything computed, and have the other sequences computed again.
 
-        The fault may lie with any row of the step, and their tensors hold other rows too.
+        Any row of the step may be the cause, and their tensors hold other rows too.
         """
         assert step is not None, "the scheduler broke"
         logger.exception("a step failed", exc_info=error)
@@ -72,11 +72,11 @@ class Stepping:
         resident.model.runner.reset()
 
     def _tell_preempted(self, call_ids: tuple[int, ...]) -> None:
-        """Tell those that gave up their places that they wait."""
+        """Tell the callers of preempted sequences that these wait."""
         self.num_preemptions += len(call_ids)
         for call in self._calls(call_ids):
             sequence, resident = call.row
-            if sequence.slot is None:  # else it has a place again already
+            if sequence.slot is None:  # else it was admitted again already
                 self.turns.tell(call, Waiting(resident.scheduler.num_ahead(sequence)))
 
     def _commit(self, resident: Resident, step: Step, result: StepResult) -> None:

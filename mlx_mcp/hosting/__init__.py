@@ -1,1 +1,1 @@
-"""The processes that serve: their sockets, lines, signals and ends; puts the faces on them."""
+"""The processes that serve: their sockets, lines, signals and ends. Connects the faces to them."""

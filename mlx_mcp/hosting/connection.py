@@ -1,4 +1,4 @@
-"""One window or listener that has connected to the engine process, and how it is served."""
+"""Serves one window or listener that has connected to the engine process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mlx_mcp.api.http.token import auth_settings
 from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.config import Config
 from mlx_mcp.errors import ConfigError
-from mlx_mcp.hosting.http import HttpServer, end
+from mlx_mcp.hosting.http import HttpServer, drain_http
 from mlx_mcp.hosting.message_lines import StreamLines
 from mlx_mcp.hosting.open_requests import OpenRequests
 from mlx_mcp.hosting.stdio import serve_lines
@@ -48,21 +48,21 @@ class Connection:
 
     @property
     def busy(self) -> bool:
-        """Whether anybody waits for an answer."""
+        """Whether a client of it waits for an answer."""
         return self.requests.waiting or self.activity.busy
 
     @property
     def takes_notices(self) -> bool:
-        """Whether it knows what is not for its host."""
+        """Whether it understands the engine's own notices, which are not for its host."""
         return bool(self.hello.get("notices"))
 
 
 async def serve_window(
     joined: Connection, own: Config, service: Service, limits: Config, used: Callable[[], None], ends: asyncio.Event
 ) -> None:
-    """Serve one host's lines until its end; `own` are its settings, `limits` the engine's.
+    """Serve the lines of one host until its end. `own` are its settings, and `limits` are those of the engine.
 
-    `used` is called for every message. Once this process `ends`, the last line says what was not taken up.
+    `used` is called for every message. If this process `ends`, the last line names the requests not taken up.
     """
     folder = joined.hello.get("folder")
     files = FileReader.of_window(own.file_roots, folder, own.max_file_bytes, own.max_files_bytes)
@@ -80,7 +80,7 @@ async def serve_window(
     async def show_life() -> None:
         while True:
             await anyio.sleep(ALIVE_S)
-            if not stream.transport.get_write_buffer_size():  # else there is enough to read
+            if not stream.transport.get_write_buffer_size():  # otherwise there is other data to read
                 stream.write(notice(ALIVE))
 
     try:
@@ -95,7 +95,7 @@ async def serve_window(
             requests = joined.requests
             stream.write(notice(ENDING, num_read=requests.num_read, returned=requests.returned))
         stream.close()
-        # What was said last is on its way still; but nobody is waited for who does not read.
+        # The last lines may still be in buffers. A client that does not read is waited for only so long.
         with anyio.move_on_after(CLOSE_S, shield=True), suppress(OSError):
             await stream.wait_closed()
         stream.transport.abort()
@@ -112,7 +112,7 @@ async def serve_listener(
 ) -> None:
     """Serve HTTP on a listening socket that came with the hello, until the connection that brought it ends.
 
-    The server is among `servers` as long as it serves; `used` is called for every request.
+    The server is in `servers` as long as it serves. `used` is called for every request.
     """
     if len(fds) != 1:
         raise ConfigError("A listener comes with one socket.")
@@ -134,7 +134,7 @@ async def serve_listener(
             async def until_closed() -> None:
                 with suppress(OSError):
                     await asyncio.get_running_loop().sock_recv(joined.socket, 1)
-                await end(server, joined.activity, limits.shutdown_timeout_s)
+                await drain_http(server, joined.activity, limits.shutdown_timeout_s)
 
             async def show_life() -> None:
                 with suppress(OSError):
@@ -153,7 +153,7 @@ async def serve_listener(
 
 
 def client_name(message: JSONRPCMessage) -> str:
-    """Who the client of a message says it is: in its `initialize`, or in any request of the newer era."""
+    """The client's name for itself: in its `initialize`, or in any request of the newer protocol era."""
     params: Any = getattr(message, "params", None) or {}
     with suppress(AttributeError, TypeError):
         told = params.get("clientInfo") or (params.get("_meta") or {}).get(CLIENT_INFO_META_KEY) or {}

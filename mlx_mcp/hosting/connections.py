@@ -1,14 +1,14 @@
-"""The engine process's side of its socket: who connects, one MCP server for each, and when the process may end.
+"""The engine process's side of its socket: one MCP server for each connection, and when the process may end.
 
 Guarantees:
-    - Only this user's processes are heard: the kernel says who is at the other end.
-    - Every connection is a group of callers of its own: however many calls one has, the others get their turns.
+    - Only this user's processes are served: the kernel says who is at the other end.
+    - Every connection is a group of callers of its own. However many calls one has, the others are served too.
     - The end of a connection cancels its calls and no others.
-    - When this process is to end, nobody new is taken on. Calls that run have `shutdown_timeout_s` to end, and each
-      request that was read is answered on the wire, or is named to its relay as one for the next engine.
+    - When this process is to end, it accepts no new connection. Calls that run have `shutdown_timeout_s` to end, and
+      each request that was read is answered on the wire, or is named to its relay as one for the next engine.
     - A relay hears from this process every ALIVE_S, however long a step takes.
 
-One event loop serves all connections; nothing here is touched by another thread.
+One event loop serves all connections. No other thread uses anything here.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from mlx_mcp.errors import ConfigError, MlxMcpError
 from mlx_mcp.hosting.connection import Connection, serve_listener, serve_window
 from mlx_mcp.hosting.hello import receive_hello, reply
 from mlx_mcp.hosting.http import HttpServer
-from mlx_mcp.hosting.lifetime import CUT_OFF_S, let_end
+from mlx_mcp.hosting.lifetime import LAST_ANSWERS_S, drain
 from mlx_mcp.hosting.session_files import SessionFiles
 from mlx_mcp.hosting.status import status_of
 from mlx_mcp.models.registry import Registry
-from mlx_mcp.process.daemon import engine_settings
+from mlx_mcp.process.environment import engine_settings
 from mlx_mcp.process.place import peer
 from mlx_mcp.service.service import Service
 
 logger = logging.getLogger(__name__)
 
 HELLO_S = 10.0
-LOOK_S = 0.25  # how often is looked whether the process may end
+CHECK_S = 0.25  # how often it is checked whether the process may end
 
 
 class Connections:
-    """Serves whoever connects on one engine client, until `stop` or until nothing was to do for `engine_idle_s`."""
+    """Serves all connections with one engine client, until `stop`, or until it was idle for `engine_idle_s`."""
 
     def __init__(self, client: EngineClient, config: Config, listener: socket.socket) -> None:
         self._client, self._config, self._listener = client, config, listener
@@ -56,23 +56,23 @@ class Connections:
         self._settings = engine_settings()
         self._session_files = SessionFiles(client, config)
         self._connections: dict[int, Connection] = {}
-        self._named: dict[str, ModelSpec] = {}  # the windows' models, which sessions may be taken up with by others
-        self._https: list[HttpServer] = []
-        self._until_the_end: list[socket.socket] = []  # of those who wait for the system to close them
+        self._named: dict[str, ModelSpec] = {}  # the windows' models; other windows may continue sessions of them
+        self._http_servers: list[HttpServer] = []
+        self._awaiting_exit: list[socket.socket] = []  # their peers wait for the system to close them at the exit
         self._count = 0
         self._began = self._used = time.monotonic()
-        self._retiring = ""  # why this process ends once it has nothing to do
+        self._retiring = ""  # why this process is to end as soon as it is idle; empty if it is not
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
-        """Take on nobody new, and end within `shutdown_timeout_s`. Idempotent."""
+        """Accept no new connection, and end within `shutdown_timeout_s`. Idempotent."""
         if not self._stopping.is_set():
             if self._reachable():
                 os.unlink(self._path)
             self._stopping.set()
 
     async def serve(self, ending: Callable[[], None]) -> None:
-        """Serve until the end; `ending` is called when it begins."""
+        """Serve until the end. `ending` is called when the end begins."""
         async with anyio.create_task_group() as tasks:
             accepting = anyio.CancelScope()
 
@@ -84,54 +84,54 @@ class Connections:
                             connection, _ = await loop.sock_accept(self._listener)
                         except OSError:  # out of descriptors
                             logger.exception("a connection could not be accepted")
-                            await anyio.sleep(LOOK_S)
+                            await anyio.sleep(CHECK_S)
                         else:
-                            tasks.start_soon(self._meet, connection)
+                            tasks.start_soon(self._receive, connection)
 
             async def watch() -> None:
                 while not self._stopping.is_set():
-                    with anyio.move_on_after(LOOK_S):
+                    with anyio.move_on_after(CHECK_S):
                         await self._stopping.wait()
-                    self._look()
+                    self._check_end()
 
             tasks.start_soon(accept)
             await watch()
             ending()
             accepting.cancel()
-            for server in self._https:
+            for server in self._http_servers:
                 server.stop_accepting()
             for connection in self._connections.values():
                 if connection.takes_notices:
                     connection.requests.return_others()
             activities = [connection.activity for connection in self._connections.values()]
-            await let_end(lambda: self._busy, activities, self._config.shutdown_timeout_s)
-            for server in self._https:
+            await drain(lambda: self._busy, activities, self._config.shutdown_timeout_s)
+            for server in self._http_servers:
                 server.hang_up()
-            await let_end(lambda: bool(self._https), (), CUT_OFF_S)
+            await drain(lambda: bool(self._http_servers), (), LAST_ANSWERS_S)
             tasks.cancel_scope.cancel()
         self._listener.close()
 
     @property
     def _busy(self) -> bool:
         windows = any(connection.busy for connection in self._connections.values())
-        return windows or self._session_files.busy or any(server.busy for server in self._https)
+        return windows or self._session_files.busy or any(server.busy for server in self._http_servers)
 
     def _note_use(self) -> None:
         self._used = time.monotonic()
 
     def _may_end(self) -> bool:
-        """Whether nobody would miss this process: no call runs, and no open window has a session that ends with it."""
+        """Whether nothing is lost with this process: no call runs, and no open window has a session only in memory."""
         sessions = list(self._client.thread.sessions.values())
         return not self._busy and not (self._connections and any(not info.persisted for info in sessions))
 
     def _reachable(self) -> bool:
-        """Whether our socket is where others look for it."""
+        """Whether our socket is still in its place."""
         with suppress(FileNotFoundError):
             return os.lstat(self._path).st_ino == self._inode
         return False
 
-    def _look(self) -> None:
-        """End the process if it is idle for long enough, or only waits for that to make room for another."""
+    def _check_end(self) -> None:
+        """Stop if the process was idle for long enough, or is idle and is to be replaced by another."""
         now = time.monotonic()
         if self._client.thread.dead is not None:  # another process can do what this one cannot
             logger.warning("ending: %s", self._client.thread.dead)
@@ -148,10 +148,10 @@ class Connections:
             logger.warning("ending: nothing was to do for %g s", self._config.engine_idle_s)
             self.stop()
 
-    # Those who connect
+    # Connections
 
-    async def _meet(self, connection: socket.socket) -> None:
-        """Hear who it is and what it wants; a fault of one connection is no other's."""
+    async def _receive(self, connection: socket.socket) -> None:
+        """Receive the hello of a connection and answer it. An error in one connection concerns no other."""
         fds: list[int] = []
         try:
             connection.setblocking(False)
@@ -163,27 +163,27 @@ class Connections:
             with anyio.fail_after(HELLO_S):
                 hello = await receive_hello(connection, fds)
             if hello is not None:
-                await self._welcome(connection, hello, fds, pid)
+                await self._answer_hello(connection, hello, fds, pid)
         except MlxMcpError as error:
             with suppress(OSError):
                 await reply(connection, {"error": str(error)})
-        except (OSError, TimeoutError):  # it went away, or never said anything
+        except (OSError, TimeoutError):  # it went away, or never sent a hello
             pass
         except Exception:  # a fault in one connection must not end the process of all others
             logger.exception("a connection failed")
         finally:
-            if connection not in self._until_the_end:
+            if connection not in self._awaiting_exit:
                 connection.close()
-            for fd in fds:  # that nobody took
+            for fd in fds:  # those that nobody has taken over
                 os.close(fd)
 
-    async def _welcome(self, connection: socket.socket, hello: dict[str, Any], fds: list[int], pid: int) -> None:
+    async def _answer_hello(self, connection: socket.socket, hello: dict[str, Any], fds: list[int], pid: int) -> None:
         kind = hello.get("kind")
         if kind == "status":
             await reply(connection, status_of(self._client, self._connections.values(), self._began, self._retiring))
         elif kind == "stop":
             self.stop()
-            self._until_the_end.append(connection)
+            self._awaiting_exit.append(connection)
             await reply(connection, {"pid": os.getpid()})
         elif kind == "sessions":
             if not self._stopping.is_set():  # else no reply: it waits for the end, and does it itself
@@ -210,7 +210,7 @@ class Connections:
                 if kind == "stdio":
                     await serve_window(joined, own, service, self._config, self._note_use, self._stopping)
                 else:
-                    await serve_listener(joined, fds, own, service, self._config, self._note_use, self._https)
+                    await serve_listener(joined, fds, own, service, self._config, self._note_use, self._http_servers)
             finally:
                 del self._connections[joined.number]
                 self._note_use()
@@ -218,12 +218,12 @@ class Connections:
             raise ConfigError(f"The engine ({__version__}) knows no {kind!r}; `mlx-mcp engine stop` ends it.")
 
     def _compare(self, hello: dict[str, Any]) -> tuple[list[str], str]:
-        """What to tell one whose version or settings are others, and why this process gives way to it at once, if so.
+        """What to tell a window of another version or other settings; and why this process ends for it, if it does.
 
-        Another version is to serve as soon as nobody would miss this one. Settings are those of whoever came first,
-        as long as anyone is there.
+        Another version replaces this one as soon as nothing is lost by that. The settings of the first window are valid
+        as long as any window is there.
         """
-        if hello.get("again"):  # it has told us before, or has served for longer than this process
+        if hello.get("again"):  # it was told before, or is older than this process
             return [], ""
         theirs, mine = hello.get("settings") or {}, self._settings
         names = ", ".join(sorted(name for name in {*theirs, *mine} if theirs.get(name) != mine.get(name)))
@@ -243,10 +243,10 @@ class Connections:
         return [], ""
 
     def _view(self, joined: Connection) -> tuple[Config, Service]:
-        """The engine as a connection sees it: with its own default model, as a group of callers of its own.
+        """A connection's settings, and the service for it: with its default model, as a group of callers of its own.
 
         Raises:
-            ConfigError: its settings cannot work, or its model's name stands for another one here.
+            ConfigError: its settings are invalid, or its model's name means another model here.
         """
         names = ("model", "file_roots", "host", "port", "token", "allowed_hosts", "allowed_origins")
         config = Config.load(**{name: joined.hello.get(name) for name in names})

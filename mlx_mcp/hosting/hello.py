@@ -1,4 +1,4 @@
-"""The first line of a connection, and the answer to it: JSON, and descriptors that come along."""
+"""The first line of a connection and the answer to it. They are JSON; descriptors may come with the first line."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ MAX_HELLO_BYTES = 1 << 16
 
 
 async def receive_hello(connection: socket.socket, fds: list[int]) -> dict[str, Any] | None:
-    """The first line of a connection; None if it only looked whether we listen. Descriptors that come go to `fds`.
+    """Receive the first line of a connection, and append its descriptors to `fds`; None if there is no line.
+
+    A client that only checks whether we listen sends none.
 
     Raises:
-        ConfigError: it is no hello.
+        ConfigError: the line is not a hello.
     """
     loop, line = asyncio.get_running_loop(), b""
     while not line.endswith(b"\n"):

@@ -1,4 +1,4 @@
-"""Serves an HTTP app on sockets, and ends so that no answer is lost. Knows nothing of what it serves."""
+"""Serves an HTTP app on sockets, and ends without losing an answer. Knows nothing of the app."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_mcp.api.http.arrival import TimedProtocol
 from mlx_mcp.config import Config
-from mlx_mcp.hosting.lifetime import CUT_OFF_S, let_end
+from mlx_mcp.hosting.lifetime import LAST_ANSWERS_S, drain
 from mlx_mcp.service.activity import Activity
 
 LINGER_S = 0.5
 
 
 class HttpServer(uvicorn.Server):
-    """Uvicorn, with the signals left to whoever runs it, and an end that loses no answer.
+    """Uvicorn without signal handlers, and with an end that loses no answer.
 
-    To end it: `stop_accepting`, wait while it is `busy`, `hang_up`.
+    To end it: `stop_accepting`, wait while it is `busy`, `hang_up`. `drain_http` does this.
     """
 
     def __init__(self, app: ASGIApp, config: Config) -> None:
         self._app = app
         self._num_open = 0
         self._ending_until = math.inf
-        graceful_s = math.ceil(config.shutdown_timeout_s + CUT_OFF_S)
+        graceful_s = math.ceil(config.shutdown_timeout_s + LAST_ANSWERS_S)
         super().__init__(
             uvicorn.Config(
                 self._count,
@@ -47,11 +47,11 @@ class HttpServer(uvicorn.Server):
 
     @property
     def busy(self) -> bool:
-        """Whether somebody waits for an answer, or may have sent a request that has not arrived.
+        """Whether a client waits for an answer, or may have sent a request that has not arrived.
 
-        A client may connect, or use a connection that is open, at the very moment at which that would be closed. So
-        connections are taken for LINGER_S more, each is closed with the answer to its last request, and those without
-        any request LINGER_S later.
+        A client may connect, or use an open connection, at the moment at which that would be closed. So connections
+        are accepted for LINGER_S more. Each is closed with the answer to its last request, and those without any
+        request are closed LINGER_S later.
         """
         transports = [c.transport for c in self._connections if c.transport is not None]
         return (
@@ -66,20 +66,20 @@ class HttpServer(uvicorn.Server):
         return list(self.server_state.connections)
 
     def stop_accepting(self) -> None:
-        """Take no further connection from LINGER_S on; requests on those that are open are answered still."""
+        """Accept no new connections after LINGER_S. Requests on open connections are still answered."""
         self._ending_until = time.monotonic() + 2 * LINGER_S
         for server in self.servers:
             asyncio.get_running_loop().call_later(LINGER_S, server.close)
 
     def hang_up(self) -> None:
-        """Close every connection, streams of notifications too, and have `serve` return."""
+        """Close every connection, also those with streams of notifications, and have `serve` return."""
         self.should_exit = True
         for connection in self._connections:
             if connection.transport is not None:
                 connection.transport.close()
 
     async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve, and count whoever waits for an answer: requests other than GET, which opens streams."""
+        """Serve, and count the requests that wait for an answer. A GET opens a stream, and is not counted."""
         if scope["type"] != "http" or scope["method"] == "GET":
             await self._app(scope, receive, send)
             return
@@ -97,12 +97,12 @@ class HttpServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Install nothing."""
+        """Install no signal handlers."""
         yield
 
 
 def has_unread(transports: list[asyncio.Transport]) -> bool:
-    """Whether something has come for one of the transports that was not read yet: closing it would lose a request."""
+    """Whether one of the transports has data that was not read yet. Closing it would lose a request."""
     poll = select.poll()
     for transport in transports:
         if not transport.is_closing():
@@ -110,8 +110,8 @@ def has_unread(transports: list[asyncio.Transport]) -> bool:
     return bool(poll.poll(0))
 
 
-async def end(server: HttpServer, activity: Activity, timeout_s: float) -> None:
-    """End a server: what was asked of it is answered, with an error once `timeout_s` has passed."""
+async def drain_http(server: HttpServer, activity: Activity, timeout_s: float) -> None:
+    """End a server when all its requests are answered; after `timeout_s` they are answered with an error."""
     server.stop_accepting()
-    await let_end(lambda: server.busy, [activity], timeout_s)
+    await drain(lambda: server.busy, [activity], timeout_s)
     server.hang_up()

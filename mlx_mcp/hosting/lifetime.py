@@ -12,16 +12,16 @@ import anyio
 
 from mlx_mcp.service.activity import Activity
 
-CUT_OFF_S = 2.0  # for the answers of calls that were cut off to reach the wire
+LAST_ANSWERS_S = 2.0  # for the error answers of cancelled calls to reach the wire
 POLL_S = 0.02
 
 
-async def until_signal(
+async def run_until_signal(
     serve: Callable[[], Awaitable[None]], stop: Callable[[anyio.CancelScope], Awaitable[None]]
 ) -> None:
     """Run `serve` until it returns, or until SIGTERM or SIGINT, on which `stop` is awaited once.
 
-    After the first signal the system's own handling is back: a second one ends the process at once.
+    After the first signal the system's own handler is installed again: a second signal ends the process at once.
     """
     async with anyio.create_task_group() as tasks:
 
@@ -37,11 +37,11 @@ async def until_signal(
         tasks.cancel_scope.cancel()
 
 
-async def let_end(is_busy: Callable[[], bool], activities: Iterable[Activity], timeout_s: float) -> None:
-    """Wait until `is_busy` says no; calls that go on after `timeout_s` are cut off, and answered with an error."""
-    for limit_s in (timeout_s, CUT_OFF_S):
+async def drain(is_busy: Callable[[], bool], activities: Iterable[Activity], timeout_s: float) -> None:
+    """Wait until `is_busy` returns False. Calls that still run after `timeout_s` are answered with an error."""
+    for limit_s in (timeout_s, LAST_ANSWERS_S):
         with anyio.move_on_after(limit_s):
-            # What has come of the calls has no event.
+            # The end of calls has no event.
             while is_busy():  # noqa: ASYNC110
                 await anyio.sleep(POLL_S)
         for activity in activities:
@@ -49,7 +49,7 @@ async def let_end(is_busy: Callable[[], bool], activities: Iterable[Activity], t
 
 
 def exit_within(timeout_s: float) -> None:
-    """End the process after `timeout_s` even if a thread is stuck in a write that nobody reads."""
+    """Exit the process after `timeout_s`, even if a thread hangs in a write that nobody reads."""
 
     def end() -> None:
         print(f"mlx-mcp: not ended within {timeout_s:g} s; exiting now", file=sys.stderr, flush=True)

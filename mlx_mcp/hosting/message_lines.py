@@ -1,4 +1,4 @@
-"""Lines of a file or a stream, and the messages that they are: bounded in memory, each one answered or obeyed."""
+"""Reads lines of a file or a stream as messages. Memory is bounded, and each line is answered or obeyed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mlx_mcp.hosting.open_requests import OpenRequests
 from mlx_mcp.process.lines import BAD_ID, envelope
 
 NextLine = Callable[[], Awaitable[bytes]]  # nothing at the end
-Write = Callable[[bytes], Awaitable[None]]  # all of it, even if it is cancelled; raises OSError once nobody reads
+Write = Callable[[bytes], Awaitable[None]]  # writes all, even if it is cancelled; raises OSError once nobody reads
 
 _ID = re.compile(r'"id"\s*:\s*(-?\d+|"(?:[^"\\]|\\.)*")')
 
@@ -46,13 +46,13 @@ class LineWriter:
                     self._broken.set()
 
     async def cancel_when_broken(self, scope: anyio.CancelScope) -> None:
-        """Cancel `scope` when the reader is gone: nobody would ever read an answer."""
+        """Cancel `scope` when the reader is gone, since nobody would read an answer."""
         await self._broken.wait()
         scope.cancel()
 
 
 def write_all(file: BinaryIO, data: bytes) -> None:
-    """Write to an unbuffered file, which may take less than it is given."""
+    """Write all data to an unbuffered file, of which each write may take only a part."""
     view = memoryview(data)
     while view:
         view = view[file.write(view) or 0 :]
@@ -61,7 +61,7 @@ def write_all(file: BinaryIO, data: bytes) -> None:
 async def messages(
     next_line: NextLine, writer: LineWriter, max_bytes: int, requests: OpenRequests
 ) -> AsyncIterator[JSONRPCMessage]:
-    """Yield what is sound of the lines; answer the others, and count all."""
+    """Yield the messages in the lines; answer lines that are none with an error, and count all lines."""
     while line := await next_line():
         requests.num_read += 1
         if not line.strip():
@@ -73,7 +73,7 @@ async def messages(
 
 
 class BadLine(Exception):
-    """A line that is no sound message; the text says why."""
+    """A line that is not a valid message. The text says why."""
 
     def __init__(self, code: int, fault: str) -> None:
         self.code = code
@@ -81,10 +81,10 @@ class BadLine(Exception):
 
 
 def message_of(line: bytes, max_bytes: int) -> JSONRPCMessage:
-    """The message that a line is.
+    """Parse a line as a message.
 
     Raises:
-        BadLine: it is none, or longer than `max_bytes`.
+        BadLine: the line is not a message, or is longer than `max_bytes`.
     """
     if len(line) > max_bytes:
         raise BadLine(INVALID_REQUEST, f"The line is longer than {max_bytes} bytes; send less.")
@@ -105,10 +105,10 @@ def message_of(line: bytes, max_bytes: int) -> JSONRPCMessage:
 
 
 class FileLines:
-    """Lines of a file, read on a thread; one that is longer than `max_bytes` comes cut.
+    """Lines of a file, read on a thread. A line that is longer than `max_bytes` is truncated.
 
-    The thread is a daemon of its own: a read that nobody ends, which a pool's thread would be joined on, must not hold
-    up the process's exit. It reads one line ahead and no more.
+    The thread is a daemon, since a read that nobody ends must not delay the process's exit: threads of a pool would be
+    joined. It reads one line ahead and no more.
     """
 
     def __init__(self, file: BinaryIO, max_bytes: int) -> None:
@@ -125,7 +125,7 @@ class FileLines:
         return line
 
     def _pump(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Hand over line after line, and nothing at the end; the rest of one that is too long is dropped."""
+        """Pass on line after line, and an empty one at the end. The rest of a line that is too long is dropped."""
         line = b"\n"
         while line:
             self._taken.acquire()
@@ -142,7 +142,7 @@ class FileLines:
 
 
 class StreamLines:
-    """Lines of a stream, without a thread; one that is longer than `max_bytes` comes cut."""
+    """Lines of a stream, without a thread. A line that is longer than `max_bytes` is truncated."""
 
     def __init__(self, stream: asyncio.StreamReader, max_bytes: int) -> None:
         self._stream, self._max_bytes = stream, max_bytes
@@ -150,16 +150,16 @@ class StreamLines:
 
     async def next(self) -> bytes:
         """The next line; nothing at the end, or once the other side is gone."""
-        cut, searched = b"", 0
+        truncated, searched = b"", 0
         while True:
             end = self._buffer.find(b"\n", searched) + 1
             if end:
-                line = cut or bytes(self._buffer[:end])
+                line = truncated or bytes(self._buffer[:end])
                 del self._buffer[:end]
                 return line
             searched = len(self._buffer)
-            if searched > self._max_bytes:  # only its beginning is kept, which tells whose it is
-                cut = cut or bytes(self._buffer)
+            if searched > self._max_bytes:  # only its beginning is kept, which has the id
+                truncated = truncated or bytes(self._buffer)
                 self._buffer.clear()
                 searched = 0
             try:
@@ -167,14 +167,14 @@ class StreamLines:
             except OSError:
                 data = b""
             if not data:
-                line = cut or bytes(self._buffer)
+                line = truncated or bytes(self._buffer)
                 self._buffer.clear()
                 return line
             self._buffer += data
 
 
 def request_id(line: bytes) -> int | str | None:
-    """The id of a broken request, so that its sender need not wait; None where it cannot be told for sure."""
+    """The id of an invalid request, so that its sender gets an answer; None if it is not certain."""
     text = line[:1_000_000].decode("utf-8", "replace")
     try:
         found = json.loads(text).get("id")

@@ -1,4 +1,4 @@
-"""Which of a client's requests wait for an answer, and which are left to the next engine."""
+"""Counts which of a client's requests wait for an answer, and which are left to the next engine."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from mlx_mcp.process.lines import LISTENING
 
 
 class OpenRequests:
-    """One client's requests that were read and are not answered on the wire; those that only listen do not count.
+    """One client's requests that were read and are not answered on the wire, except those that only listen.
 
-    One event loop touches it.
+    Only the event loop uses it.
     """
 
     def __init__(self) -> None:
@@ -27,11 +27,11 @@ class OpenRequests:
         return self._open.total() > 0
 
     def return_others(self) -> None:
-        """From now on take up no request: the client has another server do it."""
+        """Take up no request from now on: the client gives them to another server."""
         self.returning = True
 
     def take(self, request: JSONRPCRequest) -> bool:
-        """Note a request that was read; whether it is to be taken up."""
+        """Note a request that was read; returns whether to take it up."""
         if self.returning:
             self.returned.append(request.id)
         elif request.method not in LISTENING:

@@ -1,13 +1,13 @@
-"""What `serve` and the engine process do, from settings to the end: each life cycle of a process in one function.
+"""What `serve` and the engine process do, from settings to the end.
 
-`say` shows a line to whoever started the process. Imports little at the top: a host waits three seconds for the first
-answer of `serve`.
+Each function builds what one kind of process serves; `run` is the life cycle of all of them. `say` shows a line to
+whoever started the process. Imports little at the top: a host waits three seconds for the first answer of `serve`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from mlx_mcp import __version__
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import anyio
 
     from mlx_mcp.config import Config
+    from mlx_mcp.engine.client import EngineClient
 
 Say = Callable[[str], None]
 
@@ -26,10 +27,10 @@ def share_http(model: str | None, host: str | None, port: int | None, openblas: 
     """Have the user's engine serve HTTP until a signal comes.
 
     Raises:
-        NoSharedEngine: there can be no such process here.
+        NoSharedEngine: there can be no engine process here.
     """
     from mlx_mcp.config import Config
-    from mlx_mcp.process.daemon import window
+    from mlx_mcp.process.environment import window_hello
     from mlx_mcp.process.listener import hold, listen
     from mlx_mcp.process.place import user_place
 
@@ -40,7 +41,7 @@ def share_http(model: str | None, host: str | None, port: int | None, openblas: 
     address = address_of(config.host, listener)
     token = None if config.token is None else config.token.get_secret_value()
     own = {name: getattr(config, name) for name in ("host", "port", "allowed_hosts", "allowed_origins")}
-    hello = window("http", model) | own | {"token": token, "address": address}
+    hello = window_hello("http", model) | own | {"token": token, "address": address}
 
     def serving(reply: dict[str, object]) -> None:
         say(f"mlx-mcp {__version__} serving {reply['model']!r} at {address}/mcp")
@@ -54,8 +55,31 @@ def address_of(host: str, listener: socket.socket) -> str:
 
 
 def end_s(config: Config) -> float:
-    """How long a process may take to end: for its calls, their answers, and what the engine still writes."""
+    """How many seconds a process may take to end: for its calls, their answers, and what the engine still writes."""
     return 2 * config.shutdown_timeout_s + 5
+
+
+def run(
+    config: Config,
+    client: EngineClient,
+    serve: Callable[[], Awaitable[None]],
+    stop: Callable[[anyio.CancelScope], Awaitable[None]],
+) -> None:
+    """Serve until `serve` returns, or until a signal comes, on which `stop` is awaited; then close the engine.
+
+    From the signal on, or from the end of `serve`, the process ends within `end_s`.
+    """
+    import anyio
+
+    from mlx_mcp.hosting.lifetime import exit_within, run_until_signal
+
+    async def stop_in_time(scope: anyio.CancelScope) -> None:
+        exit_within(end_s(config))
+        await stop(scope)
+
+    anyio.run(run_until_signal, serve, stop_in_time)
+    exit_within(end_s(config))
+    client.close(config.shutdown_timeout_s)
 
 
 def serve_stdio(config: Config) -> None:
@@ -65,10 +89,8 @@ def serve_stdio(config: Config) -> None:
 
     wire_in, wire_out = take_stdio()
 
-    import anyio
-
     from mlx_mcp.api.mcp.server import build_server
-    from mlx_mcp.hosting.lifetime import exit_within, let_end, until_signal
+    from mlx_mcp.hosting.lifetime import drain
     from mlx_mcp.process.place import project_folder
     from mlx_mcp.service.activity import Activity
     from mlx_mcp.service.files import FileReader
@@ -80,29 +102,20 @@ def serve_stdio(config: Config) -> None:
     activity, requests = Activity(), OpenRequests()
     server = build_server(Service(client, registry), files, activity)
 
-    async def main() -> None:
-        async def stop(scope: anyio.CancelScope) -> None:
-            exit_within(end_s(config))
-            activity.closed = True
-            await let_end(lambda: requests.waiting, [activity], config.shutdown_timeout_s)
-            scope.cancel()
+    async def stop(scope: anyio.CancelScope) -> None:
+        activity.closed = True
+        await drain(lambda: requests.waiting, [activity], config.shutdown_timeout_s)
+        scope.cancel()
 
-        await until_signal(lambda: serve_stdio(server, wire_in, wire_out, config.max_request_bytes, requests), stop)
-
-    anyio.run(main)
-    exit_within(end_s(config))
-    client.close(config.shutdown_timeout_s)
+    run(config, client, lambda: serve_stdio(server, wire_in, wire_out, config.max_request_bytes, requests), stop)
 
 
 def serve_http(config: Config, say: Say) -> None:
     """Serve any number of hosts over HTTP in this process until a signal comes."""
-    import anyio
-
     from mlx_mcp.api.http.app import http_app
     from mlx_mcp.api.http.token import auth_settings
     from mlx_mcp.api.mcp.server import build_server
-    from mlx_mcp.hosting.http import HttpServer, end
-    from mlx_mcp.hosting.lifetime import exit_within, until_signal
+    from mlx_mcp.hosting.http import HttpServer, drain_http
     from mlx_mcp.process.listener import listen
     from mlx_mcp.service.activity import Activity
     from mlx_mcp.service.files import FileReader
@@ -119,41 +132,33 @@ def serve_http(config: Config, say: Say) -> None:
     address = address_of(config.host, listener)
     say(f"mlx-mcp {__version__} serving {registry.resolve(None).name!r} at {address}/mcp")
 
-    async def main() -> None:
-        async def stop(_: anyio.CancelScope) -> None:
-            exit_within(end_s(config))
-            await end(server, activity, config.shutdown_timeout_s)
+    async def stop(_: anyio.CancelScope) -> None:
+        await drain_http(server, activity, config.shutdown_timeout_s)
 
-        await until_signal(lambda: server.serve(sockets=[listener]), stop)
-
-    anyio.run(main)
-    client.close(config.shutdown_timeout_s)
+    run(config, client, lambda: server.serve(sockets=[listener]), stop)
 
 
 def serve_engine(config: Config, listener: socket.socket, ready_fd: int | None, say: Say) -> None:
-    """Serve whoever connects to the user's socket, until a signal comes or nothing is to do for long enough."""
+    """Serve all connections to the user's socket, until a signal comes or it was idle for long enough."""
     import contextlib
 
-    import anyio
-
     from mlx_mcp.hosting.connections import Connections
-    from mlx_mcp.hosting.lifetime import exit_within, until_signal
+    from mlx_mcp.hosting.lifetime import exit_within
     from mlx_mcp.wiring import wire
 
     client, _ = wire(config)
 
-    async def main() -> None:
-        connections = Connections(client, config, listener)
+    connections = Connections(client, config, listener)
 
-        async def stop(_: anyio.CancelScope) -> None:
-            connections.stop()
-
+    async def serve() -> None:
         say(f"mlx-mcp: process {os.getpid()} of version {__version__} listens at {listener.getsockname()}")
         if ready_fd is not None:
             with contextlib.suppress(BrokenPipeError):  # whoever started us has gone; others will come
                 os.write(ready_fd, b"ready")
             os.close(ready_fd)
-        await until_signal(lambda: connections.serve(lambda: exit_within(end_s(config))), stop)
+        await connections.serve(lambda: exit_within(end_s(config)))
 
-    anyio.run(main)
-    client.close(config.shutdown_timeout_s)
+    async def stop(_: anyio.CancelScope) -> None:
+        connections.stop()
+
+    run(config, client, serve, stop)

@@ -1,8 +1,8 @@
-"""The engine's side of `mlx-mcp sessions`: one question a connection, told how far it is until the answer comes.
+"""The engine's side of `mlx-mcp sessions`: one request on each connection, with progress until its answer.
 
 hello   {"kind": "sessions", "do": "export", "folder": …, "session": …, "at": version} and one descriptor
 reply   {"pid": …}, then about once a second {"done": bytes, "total": bytes}, and last {"result": …} or {"error": …};
-{"elsewhere": true} where the engine does not have that folder open: what is in it is not its business
+{"elsewhere": true} if the engine does not have that folder open
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 
 from mlx_mcp.config import Config
-from mlx_mcp.core.durable import SessionRecord, Transfer, shown, transcript
+from mlx_mcp.core.durable import SessionRecord, Transfer, session_as_json, transcript
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.messages import Export, Heads, Import, Purge, Read, Remove
 from mlx_mcp.errors import ConfigError, MlxMcpError, NotKeptHere
@@ -25,7 +25,7 @@ from mlx_mcp.hosting.hello import reply
 
 
 class SessionFiles:
-    """Answers them; `busy` is whether any is under way."""
+    """Answers the requests of `mlx-mcp sessions`."""
 
     def __init__(self, client: EngineClient, config: Config) -> None:
         self._client, self._config = client, config
@@ -33,20 +33,20 @@ class SessionFiles:
 
     @property
     def busy(self) -> bool:
-        """Whether something is under way that ends with this process."""
+        """Whether a request is under way."""
         return self._count > 0
 
     async def answer(self, connection: socket.socket, hello: dict[str, Any], fds: list[int]) -> None:
-        """Do what a hello asks for; a transfer ends when whoever asked goes away.
+        """Do what a hello asks for. A transfer ends if the client goes away.
 
         Raises:
-            ConfigError: it asks for nothing that there is.
+            ConfigError: the request is not known.
         """
-        if not self._config.max_ssd_bytes or not is_same(str(hello.get("folder")), self._config.store_dir):
+        if not self._config.max_ssd_bytes or not is_same_folder(str(hello.get("folder")), self._config.store_dir):
             await reply(connection, {"elsewhere": True})
             return
         transfer = Transfer(fds.pop(), str(hello.get("file_name"))) if fds else None
-        what = asked(hello, transfer)
+        what = request_of(hello, transfer)
         await reply(connection, {"pid": os.getpid()})
 
         async def waiting() -> None:
@@ -64,7 +64,7 @@ class SessionFiles:
 
                 tasks.start_soon(until_it_goes)
                 try:
-                    message = {"result": said(await self._client.on_disk(what, waiting))}
+                    message = {"result": as_json(await self._client.on_disk(what, waiting))}
                 except NotKeptHere:
                     message = {"elsewhere": True}
                 except MlxMcpError as error:
@@ -77,16 +77,16 @@ class SessionFiles:
                 transfer.stop()
 
 
-def is_same(folder: str, other: Path) -> bool:
+def is_same_folder(folder: str, other: Path) -> bool:
     """Whether two paths lead to one folder."""
     return os.path.realpath(folder) == os.path.realpath(other)
 
 
-def asked(hello: dict[str, Any], transfer: Transfer | None) -> Heads | Read | Remove | Purge | Export | Import:
-    """What a hello asks for.
+def request_of(hello: dict[str, Any], transfer: Transfer | None) -> Heads | Read | Remove | Purge | Export | Import:
+    """The request in a hello.
 
     Raises:
-        ConfigError: nothing that there is.
+        ConfigError: the request is not known.
     """
     do, session, at, name = hello.get("do"), hello.get("session"), hello.get("at"), hello.get("name") or ""
     file_name = "" if transfer is None else transfer.file_name
@@ -106,13 +106,13 @@ def asked(hello: dict[str, Any], transfer: Transfer | None) -> Heads | Read | Re
     raise ConfigError(f"The engine cannot {str(do)[:80]!r} sessions so; `mlx-mcp engine stop` ends it.")
 
 
-def said(value: Any) -> Any:
-    """What came of it, as JSON has it."""
+def as_json(value: Any) -> Any:
+    """The result of a request as JSON."""
     match value:
         case list():
-            return [shown(head) for head in value]
+            return [session_as_json(head) for head in value]
         case int() | None:
             return value
         case SessionRecord():
-            return shown(value) | {"text": transcript(value)}
-    return shown(value)
+            return session_as_json(value) | {"text": transcript(value)}
+    return session_as_json(value)

@@ -1,4 +1,4 @@
-"""What `mlx-mcp engine status` shows of the engine process."""
+"""Collects what `mlx-mcp engine status` shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlx_mcp.hosting.connection import Connection
 
 
 def status_of(client: EngineClient, connections: Iterable[Connection], began: float, retiring: str) -> dict[str, Any]:
-    """What `mlx-mcp engine status` shows of a process that `began` at a time of the monotonic clock."""
+    """The status of a process that began at `began`, by the monotonic clock."""
     stats, now = client.stats, time.monotonic()
     return {
         "pid": os.getpid(),
@@ -28,12 +28,12 @@ def status_of(client: EngineClient, connections: Iterable[Connection], began: fl
         "rows": stats.rows,
         "waiting": stats.waiting,
         "sessions": stats.sessions,
-        "connections": [shown(joined, client, now) for joined in connections],
+        "connections": [connection_status(joined, client, now) for joined in connections],
     }
 
 
-def shown(joined: Connection, client: EngineClient, now: float) -> dict[str, Any]:
-    """What it shows of one connection."""
+def connection_status(joined: Connection, client: EngineClient, now: float) -> dict[str, Any]:
+    """The status of one connection."""
     stats, sessions = client.stats, client.thread.sessions
     calls = list(joined.activity.calls.values())
     running = min(len(calls), stats.groups.get(str(joined.number), 0))

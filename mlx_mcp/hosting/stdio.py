@@ -1,11 +1,11 @@
-"""MCP over lines, those of stdin and stdout or of a socket, with what the SDK's own transport leaves open.
+"""MCP over lines of stdin and stdout or of a socket, with guarantees that the SDK's own transport does not give.
 
 Guarantees:
     - Nothing but protocol lines reaches stdout: `take_stdio` takes both standard descriptors before anything else runs.
-    - Every line is answered or obeyed: one that is too long, not UTF-8 or not a message gets an error, under its own id
-      where that can be read, and the server goes on.
+    - Every line is answered or obeyed. A line that is too long, not UTF-8 or not a message gets an error, under its own
+      id if that can be read, and the server continues.
     - Memory for a line is bounded by `max_request_bytes`.
-    - `OpenRequests` says at any time which requests were read and are not answered on the wire: a server that waits
+    - `OpenRequests` has at any time the requests that were read and are not answered on the wire. A server that waits
       until there are none loses no answer.
 """
 
@@ -27,7 +27,7 @@ from mlx_mcp.hosting.open_requests import OpenRequests
 
 
 def take_stdio() -> tuple[BinaryIO, BinaryIO]:
-    """Take stdin and stdout for the protocol; from now on prints go to stderr, and reads of stdin find its end.
+    """Take stdin and stdout for the protocol. From now on prints go to stderr, and stdin is empty for others.
 
     Call before anything that may print is imported.
     """
@@ -42,10 +42,10 @@ def take_stdio() -> tuple[BinaryIO, BinaryIO]:
 async def serve_stdio(
     server: MCPServer[Any], wire_in: BinaryIO, wire_out: BinaryIO, max_request_bytes: int, requests: OpenRequests
 ) -> None:
-    """Serve one client until it closes its end, or our stdout breaks; calls still running then are cancelled."""
+    """Serve one client until it closes its end, or stdout breaks. Calls that still run then are cancelled."""
 
     async def write(data: bytes) -> None:
-        # Not abandoned on cancel: half a line would spoil every line after it.
+        # Not abandoned on cancel: half a line would break every line after it.
         await anyio.to_thread.run_sync(write_all, wire_out, data)
 
     await serve_lines(server, FileLines(wire_in, max_request_bytes).next, write, max_request_bytes, requests)
@@ -61,7 +61,7 @@ async def serve_lines(
 ) -> None:
     """Serve one client whose lines come from `next_line` until there are no more, or until `write` fails.
 
-    `requests` is kept true all the while, and `seen` is told of every message.
+    `requests` counts its requests, and `seen` is called for every message.
     """
     writer = LineWriter(write)
     to_server, read_stream = anyio.create_memory_object_stream[SessionMessage | Exception]()
@@ -96,5 +96,5 @@ async def serve_lines(
 
 
 async def settle(requests: OpenRequests, id_: RequestId) -> None:
-    """What the SDK calls for a request that it leaves unanswered."""
+    """Note a request that the SDK leaves unanswered; the SDK calls this."""
     requests.settle(id_)

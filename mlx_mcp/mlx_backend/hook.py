@@ -25,7 +25,7 @@ class AttendingCache(ABC):
     dtype: mx.Dtype  # of the values that were appended last
 
     def keys_and_values(self) -> tuple[Handle, Handle]:
-        """What stands for the keys and for the values; models call it too, for layers that share them."""
+        """Stand-ins for the keys and for the values. Models call this too, for layers that share them."""
         handle = Handle(self, self.dtype)
         return handle, handle
 

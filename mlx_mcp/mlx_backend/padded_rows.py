@@ -26,10 +26,10 @@ class PaddedRows(Rows):
         return super().nbytes + sum(int(cache.nbytes) for cache in self.batch)
 
     def batches(self, sequence_ids: list[int]) -> list[Batch]:
-        """One batch: rows that left are cut out of it, and new ones are merged in."""
+        """One batch: rows that left are taken out of it, and new ones are merged in."""
         if not sequence_ids:
             return []
-        for row, member in enumerate(self.members):  # may still be cut: extract computes nothing yet
+        for row, member in enumerate(self.members):  # it may still be cut: extract computes nothing yet
             if member not in sequence_ids and member in self.lengths.keys() - self.own.keys():
                 self.own[member] = [cache.extract(row) for cache in self.batch]
         # A row that was computed again has caches of its own since, and counts as new.
@@ -58,7 +58,7 @@ class PaddedRows(Rows):
         return super().arrays(sequence_ids) + [cache.state for cache in self.batch]
 
     def release(self, sequence_id: int) -> bool:
-        """See Rows.release; while other rows are in the batch, the row is cut out of it at the next step."""
+        """See Rows.release. While other rows are in the batch, the row is taken out of it at the next step."""
         existed = super().release(sequence_id)
         if not any(member in self.lengths and member not in self.own for member in self.members):
             self.members, self.batch = [], []

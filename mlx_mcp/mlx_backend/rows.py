@@ -63,7 +63,7 @@ class Rows(ABC):
         self.own[sequence_id] = make_prompt_cache(self.model)
 
     def restore(self, restore: Restore) -> None:
-        """Make a row from what was cut out of rows.
+        """Make a row from payloads.
 
         It waits for the copies: a tensor that is written to while it is being filled would be copied whole.
         """

@@ -42,7 +42,7 @@ class RowLogits:
 
 @dataclass(eq=False)
 class LiveRow:
-    """What the runner keeps of a row besides its keys and values, from its admission on."""
+    """A row from its admission on, without its keys and values."""
 
     sequence_id: int
     prompt_ids: tuple[int, ...]
@@ -67,7 +67,7 @@ class Flight:
     payloads: dict[Cut, Payload] = field(default_factory=dict)
 
     def collect(self) -> StepResult:
-        """Wait for the tokens; a row whose logits are no numbers has failed, and no other. Of it nothing is kept."""
+        """Wait for the tokens. Only a row whose logits are not numbers has failed; its payloads are dropped."""
         tokens: dict[int, int] = {}
         logprobs: dict[int, TokenLogprobs] = {}
         logits: dict[int, Logits] = {}
@@ -113,22 +113,22 @@ class Runner:
 
     @property
     def cost(self) -> KvCost:
-        """What a row costs."""
+        """See ModelRunner.cost."""
         return self.rows.cost
 
     @property
     def num_rows(self) -> int:
-        """Rows that hold keys and values now."""
+        """See ModelRunner.num_rows."""
         return len(self.rows.lengths)
 
     @property
     def kv_bytes(self) -> int:
-        """What the rows' keys and values take now."""
+        """See ModelRunner.kv_bytes."""
         return self.rows.nbytes
 
     @property
     def layout(self) -> Layout:
-        """How its rows can be cut and put back."""
+        """See ModelRunner.layout."""
         return self.rows.codec.layout
 
     def constrain(self, sequence_id: int, constraint: Constraint) -> None:
@@ -196,7 +196,7 @@ class Runner:
             self._free(sequence_id)
 
     def _admit(self, admission: Admission) -> None:
-        """Know of a row that begins."""
+        """Add a row that begins."""
         sequence_id = admission.sequence_id
         assert sequence_id not in self.live, f"row {sequence_id} is there already"
         self.live[sequence_id] = LiveRow(
@@ -233,7 +233,7 @@ class Runner:
             async_eval(self.rows.arrays(sequence_ids))
 
     def _cut(self, flight: Flight, cuts: list[Cut]) -> None:
-        """Take cuts now, before their rows go on."""
+        """Make cuts now, before more tokens of their rows are computed."""
         for cut in cuts:
             flight.payloads[cut] = self.rows.cut(cut.sequence_id, cut.start, cut.end, cut.state)
 

@@ -1,8 +1,8 @@
 """Chooses the next token of every row of a batch from its logits. Knows nothing of sequences, caches or grammars.
 
-What a row gets depends on nothing but its own logits, tokens, mask, parameters and index, to the bit: not on its
-company, and not on what was drawn before, so that a row that is resumed goes on with the same text. So no sum decides
-anything here whose order of additions a backend may choose by the shape of the batch: sorts, maxima, running sums only.
+A row's token depends, to the bit, only on its own logits, tokens, mask, parameters and index. It depends neither on the
+other rows nor on earlier draws, so that a row that is resumed continues with the same text. A backend may choose the
+order of additions in a sum by the shape of the batch. So only sorts, maxima and running sums decide anything here.
 """
 
 from __future__ import annotations
@@ -144,10 +144,10 @@ def sample(logits: Any, rows: Sequence[Row], xp: Any) -> Any:
 
 
 def _floor(logits: Any, temperature: Any, params: list[SamplingParams], xp: Any) -> Any:
-    """The lowest logit that top_k and top_p keep (Holtzman et al., arXiv 1904.09751), [rows, 1].
+    """The lowest logit that top_k and top_p leave (Holtzman et al., arXiv 1904.09751), [rows, 1].
 
-    Counted from below: the unlikeliest tokens go as long as they come to 1 - top_p at most. The small ones are added
-    first, so that little is lost where top_p is close to 1.
+    The probabilities are summed from below: the unlikeliest tokens are left out as long as their sum is at most
+    1 - top_p. The small ones are added first, so that little precision is lost where top_p is close to 1.
     """
     vocab = logits.shape[-1]
     ascending = xp.sort(logits, axis=-1)
@@ -159,10 +159,10 @@ def _floor(logits: Any, temperature: Any, params: list[SamplingParams], xp: Any)
 
 
 def _first_above(weights: Any, fraction: Any, xp: Any) -> Any:
-    """The first place, [rows], where the sum of the weights so far exceeds that fraction (< 1) of their total.
+    """The first place, [rows], where the running sum of the weights exceeds that fraction (< 1) of their total.
 
-    weights: [rows, vocab] float32, none negative. The place always has a weight. It is looked for in two steps, first a
-    block and then within it: that takes one cheap pass over everything, and no sum is so long that float32 loses much.
+    weights: [rows, vocab] float32, none negative. The weight of the place is never 0. Its block is found first,
+    and then the place in it. This takes one cheap pass over all weights, and no sum is so long that float32 loses much.
     """
     num_rows, vocab = weights.shape
     if vocab % _BLOCK:
@@ -233,7 +233,7 @@ def _allows(mask: bytes | None, token_id: int) -> bool:
 
 
 def _logprobs(logits: Any, token_id: int, count: int) -> TokenLogprobs:
-    """Of one row's logits, [vocab] in numpy; of tokens as likely as each other the lower id comes first."""
+    """The log-probabilities from one row's logits, [vocab] in numpy. Equally likely tokens are ordered by id."""
     count = min(count, logits.size)
     logprobs = logits - logits.max()
     logprobs -= np.log(np.exp(logprobs).sum())

@@ -1,4 +1,4 @@
-"""Finds the user's engine process, or starts it; asks it things, and ends it.
+"""Finds the user's engine process or starts it, asks it for its status, and ends it.
 
 Guarantees:
     - Of any number of processes that look for an engine at once, one starts it: whoever holds the start lock.
@@ -20,113 +20,40 @@ import socket
 import sys
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from mlx_mcp import __version__
 from mlx_mcp.errors import ConfigError, EngineUnavailable, NoSharedEngine
-from mlx_mcp.process.place import Place, peer, project_folder, user_folder
+from mlx_mcp.process.environment import engine_environment
+from mlx_mcp.process.locks import POLL_S, life_lock_holder, try_lock
+from mlx_mcp.process.place import Place, peer
 
 START_S = 90.0  # the imports take 3 s on a quiet machine
 ANSWER_S = 15.0
-SAY_S = 3.0  # after how long is told of an engine that does not answer
-SAY_START_S = 10.0  # and of one that has to start or to end first
-POLL_S = 0.02
+SAY_S = 3.0  # after this time the user is told that an engine does not answer
+SAY_START_S = 10.0  # after this time the user is told that an engine has to start or to end first
 LOOK_S = 0.2
 MAX_LOG_BYTES = 1 << 20
 NO_SOCKETS = 3  # the exit status of an engine that cannot listen here
 FORCE_S = 5.0  # how long an engine that is to be killed may take to answer first
 
-# All that an engine is given of the environment of whoever starts it, for it outlives that and serves others: a host's
-# keys, tokens and sockets are none of its business.
-HANDED_ON = frozenset(
-    "PATH HOME USER LOGNAME SHELL LANG LANGUAGE TZ TMPDIR TMP TEMP VIRTUAL_ENV LD_LIBRARY_PATH LD_PRELOAD "
-    "HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy "
-    "SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NO_COLOR TOKENIZERS_PARALLELISM".split()
-)
-HANDED_ON_PREFIXES = (
-    *("LC_", "XDG_", "HF_", "MLX_", "OPENBLAS_", "OMP_", "GOTO_", "PYTHON", "DYLD_", "MALLOC_"),
-    *("MTL_", "METAL_", "CUDA_", "NVIDIA_", "NCCL_"),
-)
-
-OWN_FOLDER = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-# Settings that belong to a window or a listener; all others belong to the engine.
-PER_WINDOW = frozenset(
-    f"MLX_MCP_{name}" for name in ("MODEL", "FILE_ROOTS", "HOST", "PORT", "TOKEN", "ALLOWED_HOSTS", "ALLOWED_ORIGINS")
-)
-PLACES = frozenset(("MLX_MCP_CONFIG", "MLX_MCP_STATE_DIR"))
-HUB = frozenset(("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"))
-
 
 class Joined:
-    """A connection that the engine has taken on."""
+    """A connection that the engine has accepted, and its reply."""
 
     def __init__(self, connection: socket.socket, reply: dict[str, object]) -> None:
         self.connection, self.reply = connection, reply
 
 
-def engine_settings() -> dict[str, str]:
-    """What of this process's settings is the engine's as a whole, to be compared with others'."""
-    settings = {
-        name: value
-        for name, value in os.environ.items()
-        if value and ((name.startswith("MLX_MCP_") and name not in PER_WINDOW | PLACES) or name in HUB)
-    }
-    file = os.environ.get("MLX_MCP_CONFIG") or os.path.join(
-        user_folder("XDG_CONFIG_HOME", ".config"), "mlx-mcp", "config.toml"
-    )
-    with contextlib.suppress(OSError), open(file, "rb") as opened:
-        settings["config.toml"] = f"{zlib.crc32(opened.read()):08x}"
-    return settings
-
-
-def window(kind: str, model: str | None) -> dict[str, object]:
-    """What a process says of itself when it joins as a window (`stdio`) or a listener (`http`)."""
-    return {
-        "kind": kind,
-        "version": __version__,
-        "settings": engine_settings(),
-        "model": absolute(model or os.environ.get("MLX_MCP_MODEL") or "") or None,
-        "file_roots": os.pathsep.join(map(absolute, os.environ.get("MLX_MCP_FILE_ROOTS", "").split(os.pathsep)))
-        or None,
-        "folder": project_folder(),
-        "parent": os.getppid(),
-    }
-
-
-def engine_environment(place: Place) -> dict[str, str]:
-    """The environment of an engine that this process starts."""
-    env = {
-        name: value
-        for name, value in os.environ.items()
-        if (name in HANDED_ON or name.startswith(HANDED_ON_PREFIXES)) and name not in PER_WINDOW
-    }
-    # The engine runs elsewhere, and relative paths would mean something else there.
-    env["MLX_MCP_STATE_DIR"] = place.folder
-    if env.get("MLX_MCP_CONFIG"):
-        env["MLX_MCP_CONFIG"] = os.path.abspath(env["MLX_MCP_CONFIG"])
-    given = env.get("PYTHONPATH", "")
-    if os.path.abspath(sys.path[0] or ".") == OWN_FOLDER and OWN_FOLDER not in given.split(os.pathsep):
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, (OWN_FOLDER, given)))  # run from a checkout
-    return env
-
-
-def absolute(folder: str) -> str:
-    """A folder as it is to be called elsewhere; what is no folder, such as a hub id, stays as it is."""
-    path = os.path.expanduser(folder)
-    return os.path.abspath(path) if os.path.isdir(path) else folder
-
-
 def join(place: Place, hello: dict[str, object], say: Callable[[str], None], fds: tuple[int, ...] = ()) -> Joined:
-    """Have the engine take us on; start it if there is none, and wait for one that gives way to ours.
+    """Connect to the engine. Start it if there is none, and wait for one that ends so that ours can start.
 
-    `say` is told what is waited for, once that takes long, and what the engine has to say.
+    `say` is told what is waited for, if that takes long, and the notes of the engine.
 
     Raises:
-        NoSharedEngine: there can be no such process here.
-        EngineUnavailable: it does not start or answer, or its place is taken by something else.
-        ConfigError: it refuses us as we are.
+        NoSharedEngine: there can be no engine process here.
+        EngineUnavailable: it does not start or answer, or something else is in its place.
+        ConfigError: it refuses our settings.
     """
     place.prepare()
     began = time.monotonic()
@@ -142,8 +69,8 @@ def join(place: Place, hello: dict[str, object], say: Callable[[str], None], fds
             if told != joined.reply["leaving"]:
                 told = str(joined.reply["leaving"])
                 say(told)
-        with lock(place.start_lock) as held:
-            if held and listening(place) is None:
+        with try_lock(place.start_lock) as held:
+            if held and place.listener_pid() is None:
                 start(place, began + START_S, say)
                 continue
         waited = time.monotonic() - began
@@ -162,13 +89,13 @@ def greet(
     say: Callable[[str], None] = lambda _: None,
     answer_s: float | None = None,
 ) -> Joined | None:
-    """Say hello to a running engine, with descriptors for it; None if there is none, or it is about to end.
+    """Send a hello to a running engine, and descriptors with it; None if there is no engine, or it is about to end.
 
-    It has `answer_s` to answer, ANSWER_S if that is not given; `say` is told if it takes longer than SAY_S.
+    The engine has `answer_s` to answer, or ANSWER_S. `say` is told if it takes longer than SAY_S.
 
     Raises:
-        EngineUnavailable: it does not answer, or its place is taken by something else.
-        ConfigError: it refuses us as we are.
+        EngineUnavailable: it does not answer, or something else is in its place.
+        ConfigError: it refuses our settings.
     """
     connection = place.connect()
     if connection is None:
@@ -210,19 +137,19 @@ def greet(
 
 
 def kill(place: Place, timeout_s: float) -> int | None:
-    """End the engine even if it hangs or was stopped, by SIGKILL if it does not answer; its id, None if there is none.
+    """End the engine even if it hangs or was stopped, by SIGKILL if it does not answer; returns its id, or None.
 
-    Sessions that were persisted and blocks on disk are there again when the next one starts.
+    Sessions that were persisted and blocks on disk are there again when the next engine starts.
 
     Raises:
-        EngineUnavailable: it cannot be told which process it is, or that did not end within `timeout_s`.
+        EngineUnavailable: nobody knows which process it is, or it did not end within `timeout_s`.
     """
     import signal
 
     with contextlib.suppress(EngineUnavailable):
         if (pid := stop(place, timeout_s, FORCE_S)) is not None:
             return pid
-    pid = life_holder(place)
+    pid = life_lock_holder(place)
     if pid is None:
         return None
     if not pid:
@@ -230,24 +157,11 @@ def kill(place: Place, timeout_s: float) -> int | None:
     with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
         os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + timeout_s
-    while life_holder(place) is not None:
+    while life_lock_holder(place) is not None:
         if time.monotonic() > deadline:
             raise EngineUnavailable(f"Process {pid} was killed and has not ended within {timeout_s:g} s.")
         time.sleep(POLL_S)
     return pid
-
-
-def life_holder(place: Place) -> int | None:
-    """The process that holds the life lock, 0 if it cannot be told which; None if nobody does."""
-    try:
-        fd = os.open(place.life_lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    with open(fd, "rb") as file:
-        if locked(fd):
-            return None
-        written = file.read(32)
-    return int(written) if written.isdigit() else listening(place) or 0
 
 
 def ask(place: Place, kind: str) -> dict[str, object] | None:
@@ -264,10 +178,10 @@ def ask(place: Place, kind: str) -> dict[str, object] | None:
 
 
 def stop(place: Place, timeout_s: float, answer_s: float | None = None) -> int | None:
-    """End the running engine, and wait until its process has let go of everything; its id, None if there was none.
+    """End the running engine, and wait until its process has ended; returns its id, None if there was no engine.
 
     Raises:
-        EngineUnavailable: it did not answer or did not end within `timeout_s`.
+        EngineUnavailable: it did not answer, or did not end within `timeout_s`.
     """
     joined = greet(place, {"kind": "stop", "version": __version__}, answer_s=answer_s)
     if joined is None:
@@ -288,17 +202,17 @@ def stop(place: Place, timeout_s: float, answer_s: float | None = None) -> int |
 
 
 def start_if_needed(place: Place, say: Callable[[str], None] = lambda _: None) -> int:
-    """The process of the running engine, which is started if there is none.
+    """The id of the engine process, which is started if there is none.
 
     Raises:
-        NoSharedEngine: there can be no such process here.
+        NoSharedEngine: there can be no engine process here.
         EngineUnavailable: it does not start or answer.
     """
     place.prepare()
     deadline = time.monotonic() + START_S
     while (reply := ask(place, "status")) is None:
-        with lock(place.start_lock) as held:
-            if held and listening(place) is None:
+        with try_lock(place.start_lock) as held:
+            if held and place.listener_pid() is None:
                 start(place, deadline, say)
                 continue
         if time.monotonic() > deadline:
@@ -307,26 +221,14 @@ def start_if_needed(place: Place, say: Callable[[str], None] = lambda _: None) -
     return int(str(reply["pid"]))
 
 
-def listening(place: Place) -> int | None:
-    """The process that listens at the place, 0 if the system does not say which; None if there is none."""
-    connection = place.connect()
-    if connection is None:
-        return None
-    with connection:
-        try:
-            return peer(connection)[0]
-        except OSError:  # it has gone meanwhile
-            return 0
-
-
 def start(place: Place, deadline: float, say: Callable[[str], None]) -> None:
-    """Start an engine process and wait until it listens; only for the holder of the start lock.
+    """Start an engine process, and wait until it listens. Only the holder of the start lock may call this.
 
     `say` is told if that takes longer than SAY_START_S.
 
     Raises:
-        NoSharedEngine: there can be no such process here.
-        EngineUnavailable: it ended instead, or was not ready by the deadline.
+        NoSharedEngine: there can be no engine process here.
+        EngineUnavailable: it ended, or was not ready by the deadline.
     """
     import subprocess
 
@@ -360,7 +262,7 @@ def start(place: Place, deadline: float, say: Callable[[str], None]) -> None:
                 tell_at = deadline + LOOK_S  # once
                 say(f"waiting for the engine, process {engine.pid}, to start; it writes to {place.log}")
             # One whose starter was killed may have come up meanwhile; ours waits for that one's end.
-            late, useless = time.monotonic() > deadline, listening(place) not in (None, 0, engine.pid)
+            late, useless = time.monotonic() > deadline, place.listener_pid() not in (None, 0, engine.pid)
             if late or useless:
                 engine.kill()
                 engine.wait()
@@ -369,7 +271,7 @@ def start(place: Place, deadline: float, say: Callable[[str], None]) -> None:
             if late:
                 raise EngineUnavailable(f"The engine was not ready in time and was ended. {tail(place, began)}")
         if os.read(ready, 16):
-            # Whoever started it may live on after it, and is then the one to take its status from the system.
+            # If this process outlives the engine, it has to collect the engine's exit status from the system.
             threading.Thread(target=engine.wait, name="engine's end", daemon=True).start()
             return
         status = engine.wait()
@@ -382,7 +284,7 @@ def start(place: Place, deadline: float, say: Callable[[str], None]) -> None:
 
 
 def open_log(place: Place) -> int:
-    """The log, to append to; one that has become long is put aside first."""
+    """Open the log to append to it. If it has become long, it is renamed first."""
     with contextlib.suppress(FileNotFoundError):
         if os.stat(place.log).st_size > MAX_LOG_BYTES:
             os.replace(place.log, f"{place.log}.1")
@@ -393,7 +295,7 @@ def open_log(place: Place) -> int:
 
 
 def tail(place: Place, since: int | None = None, lines: int = 12, label: str = "Its log ends: ") -> str:
-    """The last lines of the log, of those after byte `since`; with where the log is."""
+    """The last lines of the log after byte `since`, with a label before them; empty if there are none."""
     try:
         with open(place.log, "rb") as log:
             end = log.seek(0, os.SEEK_END)
@@ -403,50 +305,3 @@ def tail(place: Place, since: int | None = None, lines: int = 12, label: str = "
         text = ""
     said = "\n".join(text.splitlines()[-lines:])
     return f"{label}{said}" if said else ""
-
-
-@contextlib.contextmanager
-def lock(path: str) -> Iterator[bool]:
-    """Whether a lock could be taken, which is held until the end of the block."""
-    fd = open_lock(path)
-    try:
-        yield locked(fd)
-    finally:
-        os.close(fd)
-
-
-def open_lock(path: str) -> int:
-    """A descriptor of a file to lock."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-
-
-def locked(fd: int) -> bool:
-    """Whether the file could be locked, until it is closed."""
-    import fcntl  # not everywhere, and where it is not there are no Unix sockets either
-
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def take_life_lock(place: Place, timeout_s: float) -> None:
-    """Be the one engine of a place for as long as this process lives; an engine that is ending is waited for.
-
-    Raises:
-        EngineUnavailable: another engine lives.
-    """
-    place.prepare()
-    deadline = time.monotonic() + timeout_s
-    fd = open_lock(place.life_lock)
-    while not locked(fd):
-        if time.monotonic() > deadline:
-            os.close(fd)
-            raise EngineUnavailable(
-                f"Another engine holds {place.life_lock}. `mlx-mcp engine stop` ends it, with --force even if it hangs."
-            )
-        time.sleep(POLL_S)
-    os.ftruncate(fd, 0)
-    os.write(fd, str(os.getpid()).encode())  # for whoever has to kill us
-    # Never closed: the system does that once the process's memory is free, and so nobody loads weights too early.

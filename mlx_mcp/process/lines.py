@@ -1,6 +1,6 @@
-"""Lines between a host, a relay and the engine: cut out of what is read, and looked at no deeper than their top level.
+"""Lines between a host, a relay and the engine. Only the top level of a line is parsed.
 
-Also the engine's own notices to a relay, which no host sees. Standard library only, and little of that.
+Has also the engine's own notices to a relay, which no host sees. Standard library only, and little of that.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ CHUNK = 1 << 16
 
 # Notices of the engine to a relay whose hello has `notices`.
 ALIVE = "mlx-mcp/alive"  # sent every ALIVE_S, whatever else is sent
-ENDING = "mlx-mcp/ending"  # the last line: which requests were not taken up, so that another engine can have them
+ENDING = "mlx-mcp/ending"  # the last line: which requests were not taken up, so that another engine can take them
 ALIVE_S = 2.0
 
-# A request that stays open for as long as its sender listens: nobody waits for its answer.
+# Requests that stay open for as long as their sender listens. Nobody waits for their answers.
 LISTENING = frozenset(("subscriptions/listen",))
 
 BAD_ID = "The id of a request must be a string or an integer. This one is neither, so its answer has no id."
@@ -30,10 +30,10 @@ Id = int | str
 
 
 class Envelope:
-    """What the top level of a line says: a request has method and id, a notification a method, an answer an id.
+    """The top level of a line: a request has a method and an id, a notification has a method, an answer has an id.
 
-    An answer has a result or an error, too; a line with an id and nothing else is for the engine to complain about.
-    `bad_id` says that there is an id which is neither an integer nor a string, as MCP requires; `id` is None then.
+    An answer has a result or an error, too. A line with only an id is an error, which the engine reports. `bad_id`
+    says that the id is neither an integer nor a string, as MCP requires it to be; `id` is None then.
     """
 
     __slots__ = ("answers", "bad_id", "id", "method")
@@ -43,12 +43,12 @@ class Envelope:
 
     @property
     def bad_request(self) -> bool:
-        """Whether it is a request that cannot be answered under its own id; some clients give notifications a null."""
+        """Whether it is a request that cannot be answered under its id. Some clients give notifications the id null."""
         return self.bad_id and self.method != "" and not self.method.startswith("notifications/")
 
 
 def envelope(line: bytes) -> Envelope:
-    """Look at a line; one that is no message has neither id nor method."""
+    """Parse the top level of a line. A line that is no message has neither id nor method."""
     depth, id_, method, answers, bad_id = 0, None, "", False, False
     for token in _TOKEN.finditer(line):
         first = line[token.start()]
@@ -74,14 +74,14 @@ def envelope(line: bytes) -> Envelope:
 
 
 def notice(method: str, **params: object) -> bytes:
-    """A notice of the engine's, as a line."""
+    """A notice of the engine as a line."""
     return json.dumps({"jsonrpc": "2.0", "method": method, "params": params}).encode() + b"\n"
 
 
 def pieces(read: Callable[[int], bytes]) -> Iterator[tuple[bytes, bool, bool]]:
-    """What is read, line by line: (data, whether a line begins with it, whether a line ends with it).
+    """Split what is read into lines; yields (data, whether a line begins with it, whether a line ends with it).
 
-    A line of at most LONGEST_LINE comes whole.
+    A line of at most LONGEST_LINE bytes comes whole.
     """
     buffer, first = bytearray(), True
     while chunk := read(CHUNK):

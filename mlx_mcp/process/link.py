@@ -1,6 +1,6 @@
-"""One connection of a relay to one engine process: what was asked over it, and whether the engine shows life.
+"""A relay's connection to one engine process: which requests are open, and whether the engine shows life.
 
-Its lock guards what was asked; it is not held while the engine is written to. Standard library only.
+The lock guards the open requests. It is not held while data is sent to the engine. Standard library only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_TOKENS = 1024  # progress tokens whose latest value is remembered
 
 
 class Unanswered:
-    """A request of the host's that the engine has not answered; `line` is None if it was too long to be kept."""
+    """A request of the host that the engine has not answered. `line` is None if it was too long to be kept."""
 
     __slots__ = ("line", "method", "number")
 
@@ -28,7 +28,7 @@ class Unanswered:
 
     @property
     def progress_token(self) -> Id | None:
-        """The token under which its sender takes progress; None if it takes none."""
+        """The token under which its sender accepts progress; None if it accepts none."""
         try:
             token = json.loads(self.line or b"")["params"]["_meta"]["progressToken"]
         except (ValueError, LookupError, TypeError, RecursionError):
@@ -42,7 +42,7 @@ class Link:
     def __init__(self, connection: socket.socket, reply: dict[str, object]) -> None:
         self.connection = connection
         self.pid = reply.get("pid")
-        # For how long the engine may say nothing before its calls are given up; None if it sends no signs of life.
+        # How long the engine may be silent before its calls are given up; None if it sends no signs of life.
         limit = reply.get("silence_s")
         self.limit_s = float(limit) if isinstance(limit, int | float) else None
         self.silent_s = 0.0
@@ -50,16 +50,16 @@ class Link:
         self.waiting: dict[Id, Unanswered] = {}  # the host's requests
         self.asked: set[Id] = set()  # the engine's own requests, which the host has not answered
         self.progress: dict[Id, float] = {}  # the latest value for each token, to go on from
-        self.swallow: Id | None = None  # the answer to this is the relay's own
-        self.greeted = threading.Event()
-        self.late: list[Id] = []  # given up, which the engine has to be told of if it lives after all
-        self._given_up: set[Id] = set()  # answered by the relay; what the engine says of them comes too late
+        self.own_handshake: Id | None = None  # the id of the relay's own handshake, whose answer is not for the host
+        self.shaken_hands = threading.Event()
+        self.late: list[Id] = []  # requests that were given up, to cancel if the engine lives after all
+        self._given_up: set[Id] = set()  # requests that the relay has answered; the engine's answers come too late
         self._num_sent = 0  # lines
-        self._taken: tuple[int, list[Id]] | None = None  # as the engine's last notice has it
+        self._last_notice: tuple[int, list[Id]] | None = None  # lines read and requests returned, as in ENDING
         self._lock = threading.Lock()
 
     def expect(self, id_: Id, method: str, line: bytes | None) -> bool:
-        """Note a request before it is sent; False if nobody would answer it any more."""
+        """Note a request before it is sent; returns False if the engine is gone."""
         with self._lock:
             if not self.dead:
                 self.waiting[id_] = Unanswered(method, line, self._num_sent + 1)
@@ -67,28 +67,28 @@ class Link:
             return not self.dead
 
     def forget(self, id_: Id) -> None:
-        """The host does not wait for this one any more."""
+        """Note that the host no longer waits for a request."""
         with self._lock:
             self.waiting.pop(id_, None)
 
-    def answered(self, id_: Id) -> bool:
-        """Whether this engine had asked the host that, who answers now."""
+    def note_answer(self, id_: Id) -> bool:
+        """Note that the host answers a request of the engine; returns False if this engine has not sent it."""
         with self._lock:
             known = id_ in self.asked
             self.asked.discard(id_)
         return known
 
-    def passes(self, line: bytes) -> bool:
-        """Note what the engine says; False if it is not for the host."""
+    def note_from_engine(self, line: bytes) -> bool:
+        """Note a line of the engine; returns False if it is not for the host."""
         seen = envelope(line)
         if seen.id is None:
-            return self._passes_notification(line, seen.method)
+            return self._note_notification(line, seen.method)
         with self._lock:
             if seen.method:
                 self.asked.add(seen.id)
-            elif seen.id == self.swallow:
-                self.swallow = None
-                self.greeted.set()
+            elif seen.id == self.own_handshake:
+                self.own_handshake = None
+                self.shaken_hands.set()
                 return False
             elif seen.id in self._given_up:
                 self._given_up.discard(seen.id)
@@ -97,12 +97,12 @@ class Link:
                 self.waiting.pop(seen.id, None)
         return True
 
-    def _passes_notification(self, line: bytes, method: str) -> bool:
+    def _note_notification(self, line: bytes, method: str) -> bool:
         if method == ALIVE:
             return False
         if method == ENDING:
             params = json.loads(line)["params"]
-            self._taken = params["num_read"], params["returned"]
+            self._last_notice = params["num_read"], params["returned"]
             return False
         if method == "notifications/progress":
             with contextlib.suppress(ValueError, LookupError, TypeError):
@@ -113,10 +113,10 @@ class Link:
         return True
 
     def read(self, num_bytes: int, silent: Callable[[Link], None]) -> bytes:
-        """What the engine says, nothing at its end; calls `silent` for every TICK_S without a word.
+        """Read what the engine sends; nothing at its end. Calls `silent` for every TICK_S without data.
 
-        Time is counted in ticks that were waited for: a relay that was stopped itself, or whose host does not read, has
-        not waited for the engine.
+        Only the time that was spent waiting here is counted: a relay that was stopped itself, or whose host does not
+        read, has not waited for the engine.
         """
         try:
             while not select.select([self.connection], [], [], TICK_S)[0]:
@@ -129,7 +129,7 @@ class Link:
             return b""
 
     def give_up(self) -> dict[Id, Unanswered]:
-        """The calls that wait for an engine which shows no life; what it still says of them goes nowhere."""
+        """Take the calls that wait for an engine without signs of life. Its later answers to them are dropped."""
         with self._lock:
             left = {id_: request for id_, request in self.waiting.items() if request.method not in LISTENING}
             for id_ in left:
@@ -139,20 +139,20 @@ class Link:
         return left
 
     def take_late(self) -> list[Id]:
-        """Take the requests that the engine has to be told of."""
+        """Take the requests that have to be cancelled in the engine."""
         with self._lock:
             late, self.late = self.late, []
         return late
 
     def end(self) -> tuple[dict[Id, Unanswered], list[bytes]]:
-        """Nothing comes any more: what was taken up and not answered, and the lines that no engine has taken up."""
+        """End the link; returns the requests that were taken up and not answered, and lines that were not taken up."""
         with self._lock:
             self.dead = True
             left, self.waiting = self.waiting, {}
-        self.greeted.set()
+        self.shaken_hands.set()
         again = []
-        if self._taken is not None:
-            num_read, returned = self._taken
+        if self._last_notice is not None:
+            num_read, returned = self._last_notice
             for id_, request in list(left.items()):
                 if request.line is not None and (request.number > num_read or id_ in returned):
                     again.append(request.line)
@@ -160,9 +160,9 @@ class Link:
         return left, again
 
     def send(self, data: bytes) -> None:
-        """Send; that it does not arrive is found out where answers are read.
+        """Send data. If it does not arrive, that is noticed where answers are read.
 
-        An engine that takes nothing and has shown no life for as long as it may is hung up on.
+        If the engine reads nothing and has shown no life for `limit_s`, the connection is closed.
         """
         self._num_sent += data.count(b"\n")
         view = memoryview(data)
@@ -172,13 +172,13 @@ class Link:
                     with contextlib.suppress(BlockingIOError):
                         view = view[self.connection.send(view, socket.MSG_DONTWAIT) :]
                 elif self.limit_s is not None and self.silent_s > self.limit_s:
-                    self.dead = True  # half a line lies in its way
+                    self.dead = True  # half a line was sent
                     self.hang_up()
                     return
         except (OSError, ValueError):
             self.hang_up()
 
     def hang_up(self, how: int = socket.SHUT_RDWR) -> None:
-        """Close one direction or both; what was not answered is found where answers are read."""
+        """Close one direction or both. Requests without an answer are found where answers are read."""
         with contextlib.suppress(OSError):  # it is gone already
             self.connection.shutdown(how)

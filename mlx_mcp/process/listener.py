@@ -1,8 +1,8 @@
 """`mlx-mcp serve --http`: holds a TCP socket that the user's engine process serves, as long as this process lives.
 
-The engine gets the listening socket itself, so that there is one copy of the weights and nothing is pumped. If the
-engine ends, who connects waits in the socket's queue, and the first who does has another engine started. While the
-engine shows no sign of life, who connects is told so.
+The engine gets the listening socket itself, so that there is one copy of the weights and no data passes through here.
+If the engine ends, clients that connect wait in the socket's queue, and the first of them has another engine started.
+While the engine shows no sign of life, clients that connect are told so.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ HUNG = (
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket: who connects from now on waits, and is not refused.
+    """Open a listening socket. Clients that connect from now on wait, and are not refused.
 
     Raises:
-        ConfigError: the address is taken, or not this machine's.
+        ConfigError: the address is taken, or does not belong to this machine.
     """
     try:
         # With its protocol: asyncio turns Nagle's delay off only where it is told that this is TCP (40 ms a call).
@@ -56,24 +56,24 @@ def hold(
     serving: Callable[[dict[str, object]], None],
     timeout_s: float,
 ) -> None:
-    """Have the engine serve a listening socket until a signal comes; `serving` gets its reply when it first does.
+    """Have the engine serve a listening socket until a signal comes. `serving` gets the first reply of an engine.
 
     Raises:
-        MlxMcpError: the engine cannot be had, or refuses.
+        MlxMcpError: no engine can be started, or it refuses.
     """
     woken, wake = socket.socketpair()
     wake.setblocking(False)
     signal.set_wakeup_fd(wake.fileno())
     again = False
     while True:
-        # An engine that starts can be left to it. No SystemExit: where Python is just then, as at the end of an object,
-        # that may be lost, and the signal with it.
+        # An engine that is starting needs nobody. Not SystemExit: raised at a bad moment, as in a destructor, it may be
+        # lost, and the signal with it.
         on_signals(lambda *_: os._exit(0))
         try:
             asked = hello | {"family": int(listener.family), "again": again, "notices": True}
             joined = join(place, asked, say, (listener.fileno(),))
         except MlxMcpError:
-            signal.set_wakeup_fd(-1)  # this process may serve alone, and then its number may be another descriptor's
+            signal.set_wakeup_fd(-1)  # if this process serves alone, the number may become another descriptor's
             raise
         if not again:
             serving(joined.reply)
@@ -96,7 +96,7 @@ def hold(
 def until_ended(joined: Joined, woken: socket.socket, listener: socket.socket, say: Callable[[str], None]) -> None:
     """Wait until the engine ends or a signal comes.
 
-    While it has shown no sign of life for as long as it may, whoever connects gets status 503.
+    If it shows no sign of life for too long, clients that connect get status 503.
     """
     limit = joined.reply.get("silence_s")
     limit_s = float(limit) if isinstance(limit, int | float) else math.inf
@@ -121,17 +121,17 @@ def until_ended(joined: Joined, woken: socket.socket, listener: socket.socket, s
 
 
 def refuse(listener: socket.socket, text: str) -> None:
-    """Answer the next who connects that nothing can be served now."""
+    """Answer the next client that connects with status 503."""
     try:
         connection, _ = listener.accept()
         with connection:
             connection.settimeout(TICK_S)
-            connection.recv(1 << 16)  # or the system would take back the answer
+            connection.recv(1 << 16)  # otherwise the system would discard the answer
             body = json.dumps({"error": text}).encode()
             head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 10\r\n"
             connection.sendall(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
             connection.shutdown(socket.SHUT_WR)
-            deadline = time.monotonic() + TICK_S  # whoever goes on sending must not hold up the others
+            deadline = time.monotonic() + TICK_S  # a client that sends on and on must not hold up the others
             while time.monotonic() < deadline and connection.recv(1 << 16):
                 pass
     except OSError:  # it has gone, says nothing, or the engine has taken it after all
@@ -139,11 +139,11 @@ def refuse(listener: socket.socket, text: str) -> None:
 
 
 def on_signals(handler: Callable[..., object] | signal.Handlers) -> None:
-    """Have SIGTERM and SIGINT do this."""
+    """Install a handler for SIGTERM and SIGINT."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handler)
 
 
 def is_ready(connection: socket.socket) -> bool:
-    """Whether something is there to read."""
+    """Whether there is something to read."""
     return bool(select.select([connection], [], [], 0)[0])

@@ -1,4 +1,4 @@
-"""Where a user's engine is: its folder, socket, locks and log; and who is at the other end of a socket.
+"""Where a user's engine is: its folder, socket, locks and log. Also tells who is at the other end of a socket.
 
 Knows nothing of MCP. Imported by the relay: standard library only, and little of that.
 """
@@ -19,34 +19,34 @@ CONNECT_S = 5.0
 
 
 class Place:
-    """The files of one engine; there is one per state folder."""
+    """The files of one engine. Each state folder has one engine."""
 
     def __init__(self, folder: str) -> None:
         self.folder = os.path.abspath(folder)
         self.log = os.path.join(self.folder, "engine.log")
-        self.start_lock = os.path.join(self.folder, "start.lock")  # held by whoever starts an engine
+        self.start_lock = os.path.join(self.folder, "start.lock")  # held by the process that starts an engine
         self.life_lock = os.path.join(self.folder, "engine.lock")  # held by the engine as long as it lives
         self.socket_folder = self.folder
         if len(os.fsencode(os.path.join(self.folder, "engine.sock"))) > MAX_SOCKET_BYTES:
             name = f"mlx-mcp-{os.getuid()}-{zlib.crc32(os.fsencode(self.folder)):08x}"
-            self.socket_folder = os.path.join("/tmp", name)  # own_folder checks whose it is
+            self.socket_folder = os.path.join("/tmp", name)  # make_private_folder checks whose it is
         self.socket = os.path.join(self.socket_folder, "engine.sock")
 
     def prepare(self) -> None:
-        """Make the folders where they are missing.
+        """Make the folders that are missing.
 
         Raises:
             NoSharedEngine: they cannot be made.
             EngineUnavailable: something else is in their place, or others may enter.
         """
         for folder in dict.fromkeys((self.folder, self.socket_folder)):
-            own_folder(folder)
+            make_private_folder(folder)
 
     def connect(self) -> socket.socket | None:
-        """A connection to the engine; None if there is none, or not yet.
+        """Connect to the engine; returns None if there is no engine, or it does not listen yet.
 
         Raises:
-            EngineUnavailable: what is in the socket's place is not this user's socket, or not this user's engine.
+            EngineUnavailable: in the socket's place is something else, or the engine of another user.
         """
         if not is_own_socket(self.socket):
             return None
@@ -67,12 +67,23 @@ class Place:
             raise EngineUnavailable(f"The engine at {self.socket} is another user's. Set MLX_MCP_STATE_DIR.")
         return connection
 
+    def listener_pid(self) -> int | None:
+        """The id of the process that listens at the socket, 0 if the system does not say it; None if there is none."""
+        connection = self.connect()
+        if connection is None:
+            return None
+        with connection:
+            try:
+                return peer(connection)[0]
+            except OSError:  # it has gone meanwhile
+                return 0
+
     def listen(self) -> socket.socket:
-        """The engine's socket, in place of a stale one; only for the holder of the life lock.
+        """Open the engine's socket, in place of a stale one. Only the holder of the life lock may call this.
 
         Raises:
-            EngineUnavailable: what is in its place is not this user's socket.
-            NoSharedEngine: the system has no such sockets here.
+            EngineUnavailable: something else is in its place.
+            NoSharedEngine: there can be no Unix socket here.
         """
         if is_own_socket(self.socket):
             os.unlink(self.socket)
@@ -89,7 +100,7 @@ class Place:
 
 
 def user_place() -> Place:
-    """The place of this user's engine: MLX_MCP_STATE_DIR, else the user's folder for state.
+    """The place of this user's engine: in MLX_MCP_STATE_DIR, or else in the user's state folder.
 
     Raises:
         NoSharedEngine: the system has no Unix sockets.
@@ -101,7 +112,7 @@ def user_place() -> Place:
 
 
 def user_folder(variable: str, below_home: str) -> str:
-    """One of the user's own folders, as platformdirs has them."""
+    """One of the user's folders for settings or state, as platformdirs chooses them."""
     if sys.platform == "darwin":
         return os.path.expanduser("~/Library/Application Support")
     given = os.environ.get(variable, "")
@@ -109,15 +120,15 @@ def user_folder(variable: str, below_home: str) -> str:
 
 
 def project_folder() -> str | None:
-    """The host's project: CLAUDE_PROJECT_DIR, else the folder that it started us in."""
+    """The host's project: CLAUDE_PROJECT_DIR, or else the folder in which the host started this process."""
     try:
         return os.path.abspath(os.environ.get("CLAUDE_PROJECT_DIR") or os.getcwd())
     except OSError:  # the folder is gone
         return None
 
 
-def own_folder(path: str) -> None:
-    """Make a folder that nobody else may enter, or see that it is one.
+def make_private_folder(path: str) -> None:
+    """Make a folder that nobody else may enter, or check that it is one.
 
     Raises:
         NoSharedEngine: it cannot be made.
@@ -133,8 +144,8 @@ def own_folder(path: str) -> None:
     info = os.lstat(path)
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
         raise EngineUnavailable(
-            f"{path} is {what(info)}, not a folder of yours: no engine is run there. Look at it and take it away, or "
-            "set MLX_MCP_STATE_DIR to another folder."
+            f"{path} is {describe_file(info)}, not a folder of yours: no engine is run there. Look at it and take it "
+            "away, or set MLX_MCP_STATE_DIR to another folder."
         )
     if stat.S_IMODE(info.st_mode) & 0o077:
         raise EngineUnavailable(
@@ -144,7 +155,7 @@ def own_folder(path: str) -> None:
 
 
 def is_own_socket(path: str) -> bool:
-    """Whether there is a socket of this user's; False where there is nothing.
+    """Whether there is a socket of this user; False if there is nothing.
 
     Raises:
         EngineUnavailable: something else is in its place.
@@ -155,14 +166,14 @@ def is_own_socket(path: str) -> bool:
         return False
     if not stat.S_ISSOCK(info.st_mode) or info.st_uid != os.geteuid():
         raise EngineUnavailable(
-            f"{path} is {what(info)}, not your engine's socket: nothing is sent there. Look at it and take it away, "
-            "or set MLX_MCP_STATE_DIR to another folder."
+            f"{path} is {describe_file(info)}, not your engine's socket: nothing is sent there. Look at it and take it "
+            "away, or set MLX_MCP_STATE_DIR to another folder."
         )
     return True
 
 
-def what(info: os.stat_result) -> str:
-    """What a file is, in words."""
+def describe_file(info: os.stat_result) -> str:
+    """The kind of a file, in words, and its owner if that is another user."""
     kinds = {
         stat.S_IFLNK: "a symbolic link",
         stat.S_IFDIR: "a folder",
@@ -174,7 +185,7 @@ def what(info: os.stat_result) -> str:
 
 
 def peer(connection: socket.socket) -> tuple[int, int]:
-    """Process and user at the other end, as the kernel has them; the process is 0 where it does not say."""
+    """The ids of the process and the user at the other end, from the kernel. The process is 0 if it is not known."""
     if hasattr(socket, "SO_PEERCRED"):
         pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         return pid, uid

@@ -1,20 +1,20 @@
-"""`mlx-mcp serve` over stdio: a pump between the host and the user's engine process, up in a blink.
+"""`mlx-mcp serve` over stdio: passes lines between the host and the user's engine process. Starts fast.
 
 Guarantees:
-    - Whole lines go through as they are, in order, and nothing else reaches stdout; the engine checks them. Of each
-      only the top level is looked at. One that is longer than LONGEST_LINE goes through in pieces, of which the first
-      is looked at: memory for a line is bounded.
-    - Every request that the engine has not answered when it ends is answered here, once, and says to try again; one
-      that it says it has not taken up goes to the next engine instead.
-    - While the engine shows no life, calls that wait are told so in their progress, and after the time that the engine
-      has stated each is answered with an error. A request whose id is no string and no integer is answered at once.
-    - After the engine has ended the next request finds or starts another, which has been shaken hands with first.
-      Nobody starts one without need: `engine stop` and an idle exit last until then.
+    - Lines are passed on unchanged and in order, and nothing else reaches stdout. The engine checks them; here only
+      their top level is parsed. A line longer than LONGEST_LINE is passed on in pieces, of which the first is parsed,
+      so that memory for a line is bounded.
+    - When the engine ends, every request that it has not answered is answered here, once, with the advice to try
+      again. A request that the engine says it has not taken up goes to the next engine instead.
+    - While the engine shows no life, waiting calls are told so in their progress. After the time that the engine has
+      stated, each is answered with an error. A request whose id is neither string nor integer is answered at once.
+    - After the engine has ended, the next request finds or starts another. The MCP handshake is repeated with it
+      first. Nothing else starts an engine: `engine stop` and an idle exit last until then.
     - The end of stdin ends the engine's work for this host, and this process within EXIT_S.
-    - One lock guards each link's requests, another stdout, and a third has one line at a time sent on.
+    - One lock guards each link's requests, another guards stdout, and a third lets one line at a time be sent.
 
-Knows ids, methods and the handshake of MCP, and nothing else of it. Standard library only, and little of that: it is
-what every window of every host keeps in memory.
+Knows ids, methods and the handshake of MCP, and nothing else of it. Standard library only, and little of that: every
+window of every host keeps this process in memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ import sys
 import threading
 
 from mlx_mcp.errors import MlxMcpError
-from mlx_mcp.process.daemon import join, window
+from mlx_mcp.process.daemon import join
+from mlx_mcp.process.environment import window_hello
 from mlx_mcp.process.lines import BAD_ID, Envelope, Id, envelope, pieces
 from mlx_mcp.process.link import Link
 from mlx_mcp.process.place import Place, user_place
@@ -41,7 +42,7 @@ INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR = -32603, -32600, -32700
 
 
 class Relay:
-    """One host's end; `host_in` and `host_out` are descriptors."""
+    """The relay of one host; `host_in` and `host_out` are descriptors."""
 
     def __init__(self, place: Place, hello: dict[str, object], host_in: int = 0, host_out: int = 1) -> None:
         self._place, self._hello, self._in, self._out = place, hello | {"notices": True}, host_in, host_out
@@ -55,10 +56,10 @@ class Relay:
         self._initialize_id: Id | None = None
 
     def run(self) -> None:
-        """Pump until the host goes away.
+        """Pass lines on until the host goes away.
 
         Raises:
-            MlxMcpError: there is no engine to begin with, and none can be started.
+            MlxMcpError: there is no engine at the beginning, and none can be started.
         """
         self._connect()
         for data, first, last in pieces(self._read):
@@ -78,11 +79,11 @@ class Relay:
         except OSError:
             return b""
 
-    # The host's lines, by whoever holds the lock for sending
+    # The host's lines; the caller holds the lock for sending
 
     def _line(self, line: bytes) -> None:
         seen = envelope(line)
-        if self._refused(seen):
+        if self._refuse_bad_request(seen):
             return
         if not seen.method or seen.id is None:
             self._tell(line, seen)
@@ -102,24 +103,24 @@ class Relay:
                 return
         self._say(self._failure(seen.id, seen.method, LOST))
 
-    def _refused(self, seen: Envelope) -> bool:
-        """Answer a request that nobody else could answer to its sender; whether it was one."""
+    def _refuse_bad_request(self, seen: Envelope) -> bool:
+        """Answer a request whose id is no id; returns whether it is one."""
         if seen.bad_request:
             self._say(protocol_error(None, INVALID_REQUEST, BAD_ID))
         return seen.bad_request
 
     def _piece(self, data: bytes, first: bool) -> None:
-        """Pass on a piece of a line that is too long to look at, to the engine that its beginning went to."""
+        """Pass on a piece of a line that is too long to parse, to the engine that got its first piece."""
         if first:
             seen, link = envelope(data), self._link
-            self._to = link if link is not None and not link.dead and not self._refused(seen) else None
+            self._to = link if link is not None and not link.dead and not self._refuse_bad_request(seen) else None
             if seen.method and seen.id is not None and (link is None or not link.expect(seen.id, seen.method, None)):
                 self._say(self._failure(seen.id, seen.method, LOST))
         if self._to is not None:
             self._to.send(data)
 
     def _tell(self, line: bytes, seen: Envelope) -> None:
-        """Pass on what needs no answer, or what answers the engine; to an engine that is gone it says nothing."""
+        """Pass on a notification, or an answer to the engine. If the engine is gone, it is dropped."""
         link = self._link
         if seen.method == "notifications/initialized":
             self._initialized = line
@@ -130,22 +131,22 @@ class Relay:
         if seen.method == "notifications/cancelled":
             with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
                 link.forget(json.loads(line)["params"]["requestId"])
-        elif seen.answers and seen.id is not None and not link.answered(seen.id):
-            return  # to what an engine asked that is gone
+        elif seen.answers and seen.id is not None and not link.note_answer(seen.id):
+            return  # an engine that is gone has asked for it
         link.send(line)
 
     def _connect(self, again: bool = False) -> Link:
-        """Find or start an engine, and shake hands with it as the host did."""
+        """Find or start an engine, and repeat the host's handshake with it."""
         joined = join(self._place, self._hello | {"again": again}, tell)
         link = Link(joined.connection, joined.reply)
         handshake = again and bool(self._initialize)
         if handshake:
-            link.swallow = self._initialize_id
+            link.own_handshake = self._initialize_id
         listener = threading.Thread(target=self._listen, args=(link,), name="engine", daemon=True)
         listener.start()
         if handshake:
             link.send(self._initialize)
-            link.greeted.wait(HANDSHAKE_S)
+            link.shaken_hands.wait(HANDSHAKE_S)
             if self._initialized:
                 link.send(self._initialized)
         self._link, self._listener = link, listener
@@ -155,12 +156,12 @@ class Relay:
 
     def _listen(self, link: Link) -> None:
         ended = True
-        for data, first, last in pieces(lambda num_bytes: link.read(num_bytes, self._silent)):
-            self._take_back(link)
+        for data, first, last in pieces(lambda num_bytes: link.read(num_bytes, self._tell_silence)):
+            self._cancel_late(link)
             if first and last:
                 if not data.endswith(b"\n"):  # the engine ended within it
                     break
-                if not link.passes(data):
+                if not link.note_from_engine(data):
                     continue
             self._write(data)
             ended = data.endswith(b"\n")
@@ -174,12 +175,12 @@ class Relay:
             self._say({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id_}})
         for id_, request in left.items():
             self._say(self._failure(id_, request.method, LOST))
-        for line in again:  # nobody has carried these out, so they can be asked again
+        for line in again:  # no engine has carried these out, so they can be sent again
             with self._sending:
                 self._line(line)
 
-    def _silent(self, link: Link) -> None:
-        """Tell whoever waits that the engine shows no life, and in the end that nobody waits for it any more."""
+    def _tell_silence(self, link: Link) -> None:
+        """Tell the waiting calls that the engine shows no life; after its limit, answer them with an error."""
         assert link.limit_s is not None
         if link.silent_s >= link.limit_s:
             for id_, request in link.give_up().items():
@@ -192,9 +193,9 @@ class Relay:
                     params = {"progressToken": token, "progress": value, "message": text}
                     self._say({"jsonrpc": "2.0", "method": "notifications/progress", "params": params})
 
-    def _take_back(self, link: Link) -> None:
-        """Cancel what was given up of an engine that shows life again: its answers would go nowhere."""
-        if link.late and self._sending.acquire(blocking=False):  # else with its next line
+    def _cancel_late(self, link: Link) -> None:
+        """Cancel the calls that were given up, now that the engine shows life again: its answers would be dropped."""
+        if link.late and self._sending.acquire(blocking=False):  # else it is done with its next line
             try:
                 for id_ in link.take_late():
                     cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id_}}
@@ -203,14 +204,14 @@ class Relay:
                 self._sending.release()
 
     def _failure(self, id_: Id, method: str, text: str) -> dict[str, object]:
-        """The answer to a request that came to nothing.
+        """The answer to a request that failed.
 
-        To a tool call it is a tool's error: hosts show their model its text, and of a protocol error hardly anything.
+        A tool call gets a tool error: hosts show its text to their model, and hardly anything of a protocol error.
         """
         if method != "tools/call":
             return protocol_error(id_, INTERNAL_ERROR, text)
         result: dict[str, object] = {"content": [{"type": "text", "text": text}], "isError": True}
-        if not self._initialize:  # only the newer era has no handshake, and has this
+        if not self._initialize:  # the newer protocol era has no handshake, and requires this
             result["resultType"] = "complete"
         return {"jsonrpc": "2.0", "id": id_, "result": result}
 
@@ -249,12 +250,12 @@ def protocol_error(id_: Id | None, code: int, message: str) -> dict[str, object]
 
 
 def tell(note: str) -> None:
-    """Say something to the user; hosts keep stderr in their logs."""
+    """Tell the user something. Hosts keep stderr in their logs."""
     print(f"mlx-mcp: {note}", file=sys.stderr, flush=True)
 
 
 def tell_a_terminal() -> None:
-    """Say to a user who started this by hand what it waits for; a host starts it with a pipe."""
+    """Tell a user who started this by hand what it waits for. A host starts it with a pipe."""
     if sys.stdin is not None and sys.stdin.isatty():
         tell(
             "waiting for an MCP host, which starts this command itself.\n"
@@ -266,7 +267,7 @@ def tell_a_terminal() -> None:
 
 
 def serve_options(arguments: list[str]) -> dict[str, str] | None:
-    """What `mlx-mcp serve` was given, if a relay can do it: model and openblas. None leaves it to the command line."""
+    """The options of `mlx-mcp serve` that a relay can handle: model and openblas; None if there are others."""
     given: dict[str, str] = {}
     rest = iter(arguments)
     for argument in rest:
@@ -286,7 +287,7 @@ def serve(model: str | None = None, openblas: bool | None = None) -> None:
     """Relay between stdin, stdout and the user's engine until the host goes away or a signal comes.
 
     Raises:
-        NoSharedEngine: there can be no such process here.
+        NoSharedEngine: there can be no engine process here.
         MlxMcpError: the engine does not start, or refuses this window.
     """
     if openblas is not None:
@@ -294,4 +295,4 @@ def serve(model: str | None = None, openblas: bool | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
     tell_a_terminal()
-    Relay(user_place(), window("stdio", model)).run()
+    Relay(user_place(), window_hello("stdio", model)).run()

@@ -1,4 +1,4 @@
-"""What may be written to disk in a day, from midnight to midnight (UTC), so that offloads do not wear out an SSD."""
+"""Limits what offloads write in a day, from midnight to midnight (UTC), so that they do not wear out an SSD."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ DAY_S = 86400
 
 
 class DailyBudget:
-    """Counts what is written; `wall` is the time of day, in seconds."""
+    """Counts the bytes that are written each day. `wall` returns the time since 1970 in seconds."""
 
     def __init__(self, daily_bytes: int, wall: Callable[[], float]) -> None:
         self._daily_bytes, self._wall = daily_bytes, wall
@@ -16,28 +16,28 @@ class DailyBudget:
 
     @property
     def written_bytes(self) -> int:
-        """What was written today."""
+        """The bytes that were written today."""
         self._start_day_if_over()
         return self._written_bytes
 
     def allows(self, nbytes: int) -> bool:
-        """Whether offloads may write so much more today."""
+        """Whether offloads may write so many more bytes today."""
         self._start_day_if_over()
         return self._offloaded_bytes + nbytes <= self._daily_bytes
 
     def count(self, nbytes: int) -> None:
-        """Charge today for what was written."""
+        """Count bytes that were written."""
         self._start_day_if_over()
         self._written_bytes += nbytes
 
     def count_offload(self, nbytes: int) -> None:
-        """Charge today for what of it was an offload."""
+        """Count bytes that an offload has written; `count` has counted them too."""
         self._offloaded_bytes += nbytes
 
     def count_earlier(self, nbytes: int, offload: bool, modified_at: float) -> None:
-        """Charge today for a file of an earlier run, if it was written today.
+        """Count a file of an earlier run, if it was written today.
 
-        What has been evicted since is forgotten: the budget is rough.
+        Files that were evicted since are not counted, so the budget is approximate.
         """
         if modified_at // DAY_S == self._day:
             self._written_bytes += nbytes

@@ -1,6 +1,6 @@
-"""The file in which a session travels, with its blocks: whole, checked by digests, sealed with no folder's key.
+"""The file to which a session is exported, with its blocks. Its digests are sealed with no folder's key.
 
-Digests say that a file is whole, not who made it.
+Digests prove that a file is whole, and not who made it.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ KIND = "mlx-mcp export 1"
 
 @dataclass(frozen=True)
 class Exported:
-    """A session in a file that is open."""
+    """An exported session in a file that is open."""
 
     record: SessionRecord
     blocks: list[Record]
     file: OpenFile
 
     def batches(self) -> Iterator[list[StoredBlock]]:
-        """The blocks, a few at a time, checked as they are read.
+        """Read the blocks, a few at a time, and check them.
 
         Raises:
-            Unsound: one is not what was written.
-            OSError: it cannot be read.
+            Unsound: a block is not what was written.
+            OSError: a block cannot be read.
         """
         for batch in batched(self.blocks):
-            blocks = [known.restored(self.file.read(known.nbytes, known.offset)) for known in batch]
+            blocks = [known.to_block(self.file.read(known.nbytes, known.offset)) for known in batch]
             if any(digest(block.data) != known.digest for block, known in zip(blocks, batch, strict=True)):
                 raise Unsound("changed since it was written")
             yield blocks
 
 
 def batched(records: list[Record]) -> Iterator[list[Record]]:
-    """A few blocks at a time: they are all in memory."""
+    """Split blocks into groups that fit in memory."""
     for first in range(0, len(records), MAX_SEGMENT_BLOCKS):
         yield records[first : first + MAX_SEGMENT_BLOCKS]
 
@@ -52,9 +52,9 @@ def batched(records: list[Record]) -> Iterator[list[Record]]:
 def pieces(
     record: SessionRecord, known: Seq[StoredBlock | Record], digests: Seq[bytes], blocks: Iterable[StoredBlock]
 ) -> Iterator[Piece]:
-    """What is written to the file of a session: `blocks` are the known ones, with their bytes, as they come.
+    """The pieces of a session's file. `blocks` are the `known` ones with their bytes, and may be lazy.
 
-    The session's tokens and text come last: text has any length, and what follows would not be aligned.
+    The session's tokens and text come last: text may have any length, so that nothing after it would be aligned.
 
     Raises:
         StorageError: the session is larger than any may be.
@@ -72,10 +72,10 @@ def pieces(
 
 @contextlib.contextmanager
 def reading(calls: Calls, transfer: Transfer) -> Iterator[Exported]:
-    """The session in an exported file; what is not as it was written is an error in the block, too.
+    """Open the session in an exported file.
 
     Raises:
-        StorageError: the file is not whole, or cannot be read.
+        StorageError: the file is not whole, or cannot be read; also if that is found within the `with` block.
     """
     try:
         file = opened(calls, transfer.fd)

@@ -1,10 +1,10 @@
-"""The cache folder: who may open it, and how a file gets into it durably. Knows nothing of what the files say.
+"""The cache folder: who may open it, and how a file is written into it durably. Knows nothing of the files' content.
 
 Guarantees:
-- One process has a folder open: it holds a lock as long as it lives. (A forked child shares the lock: never fork.)
+- Only one process has a folder open. It holds a lock as long as it lives. (A forked child shares the lock: never fork.)
 - A file under its final name is whole. It is written under another name in the same folder, synced, and renamed.
-- When `write`, `rename` or `unlink` returns, its effect survives a power cut. When it raises, what was there before is
-  there, or (if the very last step failed) what was to be there, whole.
+- When `write`, `rename` or `unlink` returns, its effect survives a power cut. When it raises, the old file is there, or
+  (if the very last step failed) the new file is, whole.
 - No symbolic link is followed, and no file is read that another user or another name could change.
 
 The folder is flat, so that syncing it once makes every rename and unlink before that durable.
@@ -31,10 +31,10 @@ from mlx_mcp.errors import FolderInUse, StorageError
 LOCK, TMP = "lock", "tmp-"
 KEYS = ("key", "key.copy")  # two: without its key everything in the folder is lost
 KEY_BYTES, CHECK_BYTES = 32, 8
-MAX_BUFFERS = 512  # in one call; POSIX grants 1024 on Linux and macOS
+MAX_BUFFERS = 512  # in one call; Linux and macOS allow 1024
 
 Buffer = bytes | memoryview
-Piece = tuple[int, Seq[Buffer]]  # where in the file, and what is laid there end to end
+Piece = tuple[int, Seq[Buffer]]  # an offset in the file, and the buffers that are written there one after another
 
 _REMEDIES = {
     errno.ENOSPC: "The disk is full. Free some space, or lower the limit on cached bytes.",
@@ -50,16 +50,16 @@ _REMEDIES = {
 
 
 def storage_error(exc: OSError, what: str) -> StorageError:
-    """The error to raise from a system call's; it names what could not be done, and the next step."""
+    """The error to raise for a system call's error. It names what failed, and the next step."""
     remedy = _REMEDIES.get(exc.errno or 0, "Check the cache folder, or choose another.")
     return StorageError(f"{what} failed: {exc.strerror or exc}. {remedy}")
 
 
 class Calls:
-    """The system calls that this layer makes; tests record them, fail one, or cut one short."""
+    """The system calls that this layer makes. Tests record them, or have one fail or write only a part."""
 
     def open(self, name: str | Path, flags: int, dir_fd: int | None = None) -> int:
-        """Open a file, in a folder if one is given. Follows no symbolic link; one that is made is 0600."""
+        """Open a file, in a folder if one is given. Follows no symbolic link. A new file has mode 0600."""
         return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
 
     def close(self, fd: int) -> None:
@@ -67,20 +67,20 @@ class Calls:
         os.close(fd)
 
     def mkdir(self, path: Path) -> None:
-        """Make a folder, 0700."""
+        """Make a folder of mode 0700."""
         os.mkdir(path, 0o700)
 
     def pwrite(self, fd: int, buffers: Seq[Buffer], offset: int) -> int:
-        """Write buffers end to end, or the first part of that; returns how much."""
+        """Write buffers one after another, or a first part of them; returns the bytes written."""
         return os.pwritev(fd, buffers, offset)
 
     def pread(self, fd: int, nbytes: int, offset: int) -> bytes:
-        """Read so many bytes, or fewer."""
+        """Read at most so many bytes."""
         return os.pread(fd, nbytes, offset)
 
     def fsync(self, fd: int) -> None:
-        """Have what was written to a file, or renamed in a folder, survive a power cut."""
-        if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync leaves bytes in the drive's cache
+        """Make what was written to a file, or renamed in a folder, survive a power cut."""
+        if hasattr(fcntl, "F_FULLFSYNC"):  # on macOS fsync leaves bytes in the drive's cache
             try:
                 fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
                 return
@@ -90,7 +90,7 @@ class Calls:
         os.fsync(fd)
 
     def rename(self, old: str, new: str, dir_fd: int) -> None:
-        """Give a file another name in its folder, which it takes from any other that has it."""
+        """Rename a file in its folder, in place of any other file of that name."""
         os.rename(old, new, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
 
     def unlink(self, name: str, dir_fd: int) -> None:
@@ -100,7 +100,7 @@ class Calls:
 
 @dataclass(frozen=True)
 class OpenFile:
-    """A file to read."""
+    """A file that is open for reading."""
 
     calls: Calls
     fd: int
@@ -108,7 +108,7 @@ class OpenFile:
     modified_at: float
 
     def read(self, nbytes: int, offset: int) -> bytes:
-        """Bytes from there on: fewer only at the end of the file. Copies nothing."""
+        """Read bytes from an offset on; returns fewer only at the end of the file."""
         data = self.calls.pread(self.fd, nbytes, offset)
         while 0 < len(data) < nbytes:
             more = self.calls.pread(self.fd, nbytes - len(data), offset + len(data))
@@ -120,10 +120,10 @@ class OpenFile:
 
 @contextlib.contextmanager
 def reading(calls: Calls, name: str | Path, dir_fd: int | None = None) -> Iterator[OpenFile]:
-    """Open a regular file to read, whoever owns it. Never waits, whatever is there.
+    """Open a regular file for reading, whoever owns it. Never waits.
 
     Raises:
-        OSError: there is none, or it cannot be opened.
+        OSError: there is no such file, or it cannot be opened.
     """
     # O_NONBLOCK: opening a FIFO would wait for somebody to write to it.
     fd = calls.open(name, os.O_RDONLY | os.O_NONBLOCK, dir_fd)
@@ -134,10 +134,10 @@ def reading(calls: Calls, name: str | Path, dir_fd: int | None = None) -> Iterat
 
 
 def opened(calls: Calls, fd: int) -> OpenFile:
-    """The regular file that was opened as `fd`.
+    """The file that was opened as `fd`.
 
     Raises:
-        OSError: it is something else.
+        OSError: it is not a regular file.
     """
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode):
@@ -146,11 +146,11 @@ def opened(calls: Calls, fd: int) -> OpenFile:
 
 
 def write_durably(calls: Calls, dir_fd: int, name: str, pieces: Iterable[Piece]) -> int:
-    """Have a file of that name hold the pieces, even after a power cut; returns its bytes. `pieces` may be lazy.
+    """Write pieces to a file of that name so that it survives a power cut; returns its size. `pieces` may be lazy.
 
     Raises:
-        OSError: a call failed, and the effects of the earlier ones are undone as far as they can be. After a failed
-            fsync nobody knows what is on the disk, and another fsync would not tell: the file is given up.
+        OSError: a call failed, and the effects of the earlier ones are undone as far as possible. After a failed fsync
+            nobody knows what is on the disk, and another fsync would not tell. So the file is removed.
     """
     tmp = f"{TMP}{os.getpid()}-{secrets.token_hex(8)}"
     end = 0
@@ -172,7 +172,7 @@ def write_durably(calls: Calls, dir_fd: int, name: str, pieces: Iterable[Piece])
 
 
 def _write_all(calls: Calls, fd: int, buffers: Seq[Buffer], offset: int) -> int:
-    """Lay buffers end to end, however short the system's writes are; returns where they end."""
+    """Write all of some buffers, even if the system writes only parts of them; returns the offset of their end."""
     left = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
     left.reverse()
     while left:
@@ -188,7 +188,7 @@ def _write_all(calls: Calls, fd: int, buffers: Seq[Buffer], offset: int) -> int:
 
 
 class Folder:
-    """A locked folder, with the key that its files are sealed with."""
+    """A locked folder, and the key with which its files are sealed."""
 
     def __init__(self, path: Path, fd: int, lock_fd: int, calls: Calls) -> None:
         self.path, self.calls = path, calls
@@ -197,11 +197,11 @@ class Folder:
 
     @classmethod
     def open(cls, path: Path, calls: Calls) -> Folder:
-        """Make the folder if there is none, lock it, and clear away what a killed process left half-written.
+        """Make the folder if it is missing, lock it, and remove files that a killed process has written in part.
 
         Raises:
-            FolderInUse: another process has it open.
-            StorageError: it cannot be used, or is not safe to use.
+            FolderInUse: another process has the folder open.
+            StorageError: the folder cannot be used, or is not safe to use.
         """
         try:
             _make(calls, path)
@@ -219,13 +219,13 @@ class Folder:
             calls.close(fd)
             raise
         try:
-            folder._settle()
+            folder._recover()
         except BaseException:
             folder.close()
             raise
         return folder
 
-    def _settle(self) -> None:
+    def _recover(self) -> None:
         names = self.names()
         self.unlink([name for name in names if name.startswith(TMP)])  # syncs: what is found here is durable
         found = {name: self._read_key(name) for name in KEYS if name in names}
@@ -243,10 +243,10 @@ class Folder:
                 self.write(name, [(0, (self.key, _check_of(self.key)))])
 
     def _read_key(self, name: str) -> bytes | None:
-        """A copy of the key, if it is sound.
+        """Read a copy of the key; returns None if it is damaged.
 
         Raises:
-            StorageError: it may be, and cannot be read now.
+            StorageError: it cannot be read now.
         """
         try:
             with self.reading(name) as file:
@@ -257,7 +257,7 @@ class Folder:
         return key if said[KEY_BYTES:] == _check_of(key) else None
 
     def close(self) -> None:
-        """Let another process have it."""
+        """Release the folder, so that another process can open it."""
         self.calls.close(self._lock_fd)
         self.calls.close(self._fd)
 
@@ -281,10 +281,10 @@ class Folder:
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[OpenFile]:
-        """Open a file that nobody else could have changed.
+        """Open a file for reading that nobody else could have changed.
 
         Raises:
-            OSError: there is none, or it is none of ours.
+            OSError: there is no such file, or it has another owner or another name too.
         """
         with reading(self.calls, name, self._fd) as file:
             found = os.fstat(file.fd)
@@ -293,10 +293,10 @@ class Folder:
             yield file
 
     def write(self, name: str, pieces: Iterable[Piece]) -> int:
-        """Make or replace a file, durably once this returns; returns its bytes.
+        """Make or replace a file durably; returns its size in bytes.
 
         Raises:
-            StorageError: a file of that name is the old one, or the whole new one.
+            StorageError: it failed. The file is the old one, or the whole new one.
         """
         try:
             return write_durably(self.calls, self._fd, name, pieces)
@@ -304,10 +304,10 @@ class Folder:
             raise storage_error(exc, "Writing to the cache folder") from exc
 
     def rename(self, old: str, new: str) -> None:
-        """Rename a file, durably once this returns; one that is gone, or was renamed before, is no error.
+        """Rename a file durably. It is no error if the file is gone, or was renamed before.
 
         Raises:
-            StorageError: it has its old name, or the new one.
+            StorageError: it failed. The file has its old name, or the new one.
         """
         try:
             with contextlib.suppress(FileNotFoundError):
@@ -317,10 +317,10 @@ class Folder:
             raise storage_error(exc, "Renaming a file of the cache folder") from exc
 
     def unlink(self, names: Iterable[str]) -> None:
-        """Remove files, durably once this returns; those that are gone already are no error.
+        """Remove files durably. It is no error if some are gone already.
 
         Raises:
-            StorageError: some are there still.
+            StorageError: some are still there.
         """
         try:
             for name in names:
@@ -336,21 +336,21 @@ def _check_of(key: bytes) -> bytes:
 
 
 def _make(calls: Calls, path: Path) -> None:
-    """Make a folder, and those above it."""
+    """Make a folder, and the missing folders above it."""
     for missing in reversed([one for one in (path, *path.parents) if not os.path.lexists(one)]):
         with contextlib.suppress(FileExistsError):  # another process makes it too
             calls.mkdir(missing)
 
 
-class Glance(Folder):
-    """A folder that another process may have open: it is read as it stands, and nothing in it is changed."""
+class ReadOnlyFolder(Folder):
+    """A folder that another process may have open. It is read as it is now, and nothing in it is changed."""
 
     @classmethod
-    def open(cls, path: Path, calls: Calls) -> Glance:
-        """Look into a folder.
+    def open(cls, path: Path, calls: Calls) -> ReadOnlyFolder:
+        """Open a folder for reading.
 
         Raises:
-            StorageError: there is none, or it cannot be read.
+            StorageError: there is no such folder, or it cannot be read.
         """
         try:
             folder = cls(path, calls.open(path, os.O_RDONLY | os.O_DIRECTORY), -1, calls)
@@ -361,20 +361,20 @@ class Glance(Folder):
         return folder
 
     def rename(self, old: str, new: str) -> None:
-        """Nothing: what is damaged is for the owner to set aside."""
+        """Do nothing: only the owner sets damaged files aside."""
 
     def unlink(self, names: Iterable[str]) -> None:
-        """Nothing, likewise."""
+        """Do nothing: only the owner removes files."""
 
     def close(self) -> None:
-        """Look away."""
+        """Close the folder."""
         self.calls.close(self._fd)
 
 
 def _sync_parents(calls: Calls, path: Path) -> None:
-    """Have a folder, and those above it, survive a power cut."""
+    """Make a folder, and those above it, survive a power cut."""
     for parent in path.absolute().parents:
-        if not os.access(parent, os.W_OK):  # nothing in there can be of our making
+        if not os.access(parent, os.W_OK):  # we can have made nothing in there
             return
         fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -393,7 +393,7 @@ def _check(path: Path, found: os.stat_result) -> None:
 
 
 def _lock(calls: Calls, path: Path, dir_fd: int) -> int:
-    """Take the folder's lock and say in it who has it; returns the descriptor that holds it."""
+    """Take the folder's lock, and write into it who has it; returns the descriptor that holds it."""
     try:
         fd = calls.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, dir_fd)
     except OSError as exc:

@@ -1,4 +1,4 @@
-"""Blocks in memory, by the same port: for folders that cannot be used, and for tests. Forgets all when it ends."""
+"""A tier in memory, for folders that cannot be used, and for tests. Its blocks end with the process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlx_mcp.errors import StorageError
 
 
 class MemoryTier:
-    """A `BlockTier` of so many bytes, which forgets the least recently used."""
+    """A `BlockTier` of limited size, which drops the least recently used blocks."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -20,15 +20,15 @@ class MemoryTier:
         self._nbytes = 0
 
     def find(self, key: bytes) -> TierEntry | None:
-        """Whether a block is there; never waits, from any thread."""
+        """See BlockTier.find."""
         block = self._blocks.get(key)
         return None if block is None else TierEntry(block.nbytes, block.window_start, block.has_state)
 
     def put(self, blocks: Seq[StoredBlock]) -> int:
-        """Keep copies of blocks; returns the bytes copied, of blocks that were not there (as rich).
+        """Keep copies of blocks; returns the bytes copied, of blocks that were not there, or not as rich.
 
         Raises:
-            StorageError: together they take more than the limit.
+            StorageError: the blocks together take more than the limit.
         """
         total = sum(block.nbytes for block in blocks)
         if total > self._limit_bytes:
@@ -46,7 +46,7 @@ class MemoryTier:
         return written
 
     def get(self, keys: Iterable[bytes]) -> list[StoredBlock]:
-        """Blocks in this order, up to the first that is not there."""
+        """See BlockTier.get."""
         blocks = []
         for key in keys:
             block = self._blocks.get(key)
@@ -57,7 +57,7 @@ class MemoryTier:
         return blocks
 
     def delete(self, keys: Iterable[bytes]) -> None:
-        """Forget blocks."""
+        """Drop blocks."""
         for key in keys:
             block = self._blocks.pop(key, None)
             if block is not None:

@@ -1,9 +1,9 @@
 """Sessions as the prompt caches of mlx_lm: a safetensors file that mlx_lm.models.cache saves and loads.
 
-    metadata   0.<name>: of whoever saved it; 1.<layer>: the class of its cache; 2.<n>: which tensors are scalars
+    metadata   0.<name>: the saver's own; 1.<layer>: the class of the layer's cache; 2.<n>: which tensors are scalars
     tensors    <layer>.<place in the class's state>
 
-A cache has no token ids, so we write them into the metadata, under "0.mlx_mcp". Of a layer's class the state is:
+A prompt cache has no token ids, so we write them into the metadata, under "0.mlx_mcp". The states of the classes are:
 
     KVCache            keys, values, offset
     QuantizedKVCache   3 planes of keys, 3 of values, offset, group size, bits
@@ -37,7 +37,7 @@ NOT_OURS = "is no prompt cache that mlx_lm wrote"
 
 @dataclass(frozen=True)
 class Plane:
-    """A tensor of a prompt cache, and where in each block what it is made of is."""
+    """A tensor of a prompt cache, and the tensor in each block from which it is made."""
 
     tensor: Tensor
     source: str  # the name in blocks
@@ -45,12 +45,12 @@ class Plane:
 
 
 def pieces_of(exported: Exported, model: str) -> Iterator[Piece]:
-    """A session's prompt cache for a model that mlx_lm finds by that path or name.
+    """The pieces of a session's prompt cache, for a model that mlx_lm finds by this path or name.
 
     Raises:
-        StorageError: there is none of this session.
+        StorageError: there can be no prompt cache of this session.
         Unsound: a block is not what was written.
-        OSError: one cannot be read.
+        OSError: a block cannot be read.
     """
     record, num_tokens = exported.record, exported.record.num_kept
     if not num_tokens or not exported.blocks:
@@ -95,12 +95,12 @@ def pieces_of(exported: Exported, model: str) -> Iterator[Piece]:
 
 
 def class_of(layer: LayerCache) -> str:
-    """What mlx_lm calls such a cache."""
+    """The class of such a cache in mlx_lm."""
     return CLASSES.get(layer.kind) or ("QuantizedKVCache" if layer.bits else "KVCache")
 
 
 def scalars_of(layer: LayerCache, num_tokens: int) -> dict[str, int | None]:
-    """What there is in a cache's state beside tensors, by its place."""
+    """The values in a cache's state that are not tensors, by their places."""
     said: dict[str, int | None] = {"2": num_tokens}
     if layer.kind is CacheKind.STATE:
         said = {"1": None, "2": None}
@@ -115,7 +115,7 @@ def planes_of(exported: Exported, i: int, layer: LayerCache, num_tokens: int) ->
     """The tensors of a layer's cache.
 
     Raises:
-        StorageError: a part of what it needs is not there.
+        StorageError: a part of the tokens that it needs is not there.
     """
     blocks = exported.blocks
     found = {tensor.name: tensor for tensor in blocks[-1].form.tensors if tensor.name.startswith(f"layers.{i}.")}
@@ -139,14 +139,14 @@ def planes_of(exported: Exported, i: int, layer: LayerCache, num_tokens: int) ->
 
 
 def overlap(block: Record, name: str, first: int, last: int) -> int:
-    """Of how many of the tokens [first, last) that tensor of a block is."""
+    """How many of the tokens [first, last) the tensor of that name in a block has."""
     count = next((tensor.shape[1] for tensor in block.form.tensors if tensor.name == name), 0)
     end = block.start + len(block.tokens)
     return max(0, min(end, last) - max(end - count, first))
 
 
 def copied(block: StoredBlock, data: memoryview, plane: Plane, offset: int, num_tokens: int) -> Iterator[Piece]:
-    """Where what a block has of a plane goes in a file in which the plane begins at `offset`."""
+    """The pieces with a block's part of a plane, for a file in which the plane begins at `offset`."""
     at = 0
     for tensor in block.form.tensors:
         size = nbytes_of(tensor)
@@ -174,11 +174,11 @@ def copied(block: StoredBlock, data: memoryview, plane: Plane, offset: int, num_
 
 @dataclass(frozen=True)
 class Source:
-    """Where in a file a plane's tokens are."""
+    """Where the tokens of a plane are in a file."""
 
     tensor: Tensor
     offset: int
-    order: range | list[int] | None  # which row holds which of the latest tokens; None for states
+    order: range | list[int] | None  # the rows of the latest tokens, in order; None for states
 
 
 @dataclass(frozen=True)
@@ -186,15 +186,15 @@ class PromptCache:
     """A prompt cache in a file that is open."""
 
     file: OpenFile
-    metadata: dict[str, str]  # of whoever saved it
+    metadata: dict[str, str]  # the saver's own
     num_tokens: int
     layers: tuple[LayerCache, ...]
-    planes: tuple[tuple[LayerCache, str, Source], ...]  # with the names that blocks have for them
+    planes: tuple[tuple[LayerCache, str, Source], ...]  # with their names in blocks
 
     def blocks(
         self, tokens: tuple[int, ...], block_tokens: int, root: bytes, key: Callable[[bytes, tuple[int, ...]], bytes]
     ) -> Iterator[StoredBlock]:
-        """What it holds of these tokens, as blocks; `key` makes a block's of its parent's, which first is `root`."""
+        """Make blocks of these tokens. `key` makes a block's key from its parent's; the first parent's is `root`."""
         assert len(tokens) == self.num_tokens, f"{len(tokens)} tokens for a cache of {self.num_tokens}"
         for start in range(0, self.num_tokens, block_tokens):
             some = tokens[start : start + block_tokens]
@@ -217,7 +217,7 @@ class PromptCache:
             yield StoredBlock(root, parent, start, some, window_start, has_state, form, views)
 
     def _rows(self, source: Source, start: int, end: int) -> tuple[Tensor, bytes]:
-        """What a plane has of tokens [start, end)."""
+        """Read tokens [start, end) of a plane, as far as it has them."""
         assert source.order is not None, "states have no tokens"
         _, heads, capacity, width = source.tensor.shape
         first = self.num_tokens - len(source.order)
@@ -234,7 +234,7 @@ class PromptCache:
 
 
 def is_prompt_cache(file: OpenFile) -> bool:
-    """Whether a file looks like one."""
+    """Whether a file looks like a prompt cache."""
     try:
         metadata, _ = read_header(file)
     except ValueError:
@@ -246,8 +246,8 @@ def read_header(file: OpenFile) -> tuple[dict[str, str], dict[str, tuple[Tensor,
     """The metadata of a safetensors file, and its tensors with their places.
 
     Raises:
-        ValueError: it is none.
-        OSError: it cannot be read.
+        ValueError: the file is not a safetensors file.
+        OSError: the file cannot be read.
     """
     length = int.from_bytes(file.read(LENGTH_BYTES, 0), "little")
     begin = LENGTH_BYTES + length
@@ -269,11 +269,11 @@ def read_header(file: OpenFile) -> tuple[dict[str, str], dict[str, tuple[Tensor,
 
 
 def read_prompt_cache(file: OpenFile, file_name: str) -> PromptCache:
-    """The prompt cache in a file.
+    """Read the prompt cache in a file.
 
     Raises:
-        StorageError: it is none, or one of a kind that sessions cannot have; with the reason.
-        OSError: it cannot be read.
+        StorageError: the file is not a prompt cache, or not one that a session can have; the text says why.
+        OSError: the file cannot be read.
     """
     try:
         metadata, tensors = read_header(file)
@@ -313,10 +313,10 @@ def read_prompt_cache(file: OpenFile, file_name: str) -> PromptCache:
 
 
 def read_layer(i: int, name: str, scalar: Callable[[str], int], tensors: set[str]) -> LayerCache:
-    """The cache of a layer, by its class.
+    """The cache of a layer, by the name of its class.
 
     Raises:
-        StorageError: sessions cannot have one like it.
+        StorageError: sessions cannot have such a cache.
     """
     match name:
         case "KVCache":
@@ -336,7 +336,7 @@ def read_layer(i: int, name: str, scalar: Callable[[str], int], tensors: set[str
 
 
 def ring(i: int, scalar: Callable[[str], int], keys: Tensor, layer: LayerCache) -> range | list[int]:
-    """Which rows of a ring hold its latest tokens, in order; as RotatingKVCache._temporal_order."""
+    """The rows of a ring that hold its latest tokens, in order, as in RotatingKVCache._temporal_order."""
     capacity, offset, index = keys.shape[2], scalar(f"{i}.2"), scalar(f"{i}.5")
     rows: range | list[int] = range(index)
     if index < capacity and index < offset:
@@ -358,7 +358,7 @@ def places(i: int, layer: LayerCache, tensors: dict[str, tuple[Tensor, int]]) ->
 
 
 def in_order(planes: list[tuple[LayerCache, str, Source]]) -> list[tuple[LayerCache, str, Source]]:
-    """The planes in the order of a payload: by kind, and of these those of one shape together."""
+    """The planes in the order of a payload: by kind, and then by shape."""
     found: dict[Any, list[tuple[LayerCache, str, Source]]] = {}
     for kind in CacheKind:
         for layer, name, source in planes:

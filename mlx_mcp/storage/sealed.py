@@ -2,13 +2,12 @@
 
     header length 8 | {"__metadata__":{"mac":…,"digests":…,"kind":…,"record":…},"<tensor>":{…},…} and spaces | payloads
 
-Any reader of safetensors files finds the tensors. The header comes first, so that a scan reads nothing else, and a file
-cut short keeps the payloads before the cut. It is written last, when the payloads have been hashed on the way: MAC and
-digests have a fixed length. Spaces, which the format allows, have the payloads begin at a multiple of ALIGNMENT bytes.
-Payloads lie end to end in the order of their digests, so that no header can say that two overlap. The MAC covers the
-whole header, and by the digests thereby the file. SHA-256 is the fastest strong hash here (1.7 GB/s, BLAKE2b 0.9); a
-checksum would not tell bytes that somebody made to match. The format:
-https://github.com/huggingface/safetensors#format
+Any reader of safetensors files finds the tensors. The header comes first, so that a scan reads nothing else, and a
+truncated file keeps its first payloads. It is written last, after the payloads were hashed: MAC and digests have a
+fixed length. Spaces, which the format allows, make the payloads begin at a multiple of ALIGNMENT bytes. Payloads lie
+one after another in the order of their digests, so that no header can say that two overlap. The MAC covers the whole
+header, and through the digests the file. SHA-256 is the fastest strong hash here (1.7 GB/s, BLAKE2b 0.9). A checksum
+would not detect bytes that somebody made to match. The format: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from typing import Any
 from mlx_mcp.core.layout import Tensor
 from mlx_mcp.storage.folder import Buffer, OpenFile
 
-SUFFIX = ".safetensors"  # MLX tells what a file is by that
+SUFFIX = ".safetensors"  # by which MLX recognises the format
 ALIGNMENT = 64
 LENGTH_BYTES = 8
-MAX_HEADER_BYTES = 100_000_000  # of the format
+MAX_HEADER_BYTES = 100_000_000  # the format's limit
 DTYPE_BYTES = {"BOOL": 1, "F16": 2, "BF16": 2, "F32": 4, "F64": 8} | {
     f"{sign}{8 * size}": size for sign in "UI" for size in (1, 2, 4, 8)
 }
@@ -39,12 +38,12 @@ _FIRST_READ = 1 << 16  # holds the header of a session of 100,000 tokens, and of
 
 
 class Unsound(ValueError):
-    """A file is not what was written."""
+    """A file is not what was written. The text says why."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """What a file says before its payloads."""
+    """The content of a header."""
 
     record: dict[str, Any]
     digests: tuple[bytes, ...]
@@ -53,9 +52,9 @@ class Head:
 
 @dataclass(frozen=True)
 class Draft:
-    """A header that lacks its digests."""
+    """A header whose digests are not known yet."""
 
-    said: bytes  # all that follows them
+    said: bytes  # all that follows the digests
     num_digests: int
 
     @property
@@ -64,7 +63,7 @@ class Draft:
         return LENGTH_BYTES + len(_BEGIN) + _HEX + len(_DIGESTS) + _HEX * self.num_digests + len(self.said)
 
     def seal(self, key: bytes, digests: Seq[bytes]) -> bytes:
-        """The header. `key` is the folder's, or empty where the file leaves it."""
+        """The whole header. `key` is the folder's, or empty for a file that leaves the folder."""
         assert len(digests) == self.num_digests, f"{len(digests)} digests for {self.num_digests} payloads"
         length = (self.nbytes - LENGTH_BYTES).to_bytes(LENGTH_BYTES, "little")
         covered = _DIGESTS + b"".join(digests).hex().encode() + self.said
@@ -72,7 +71,7 @@ class Draft:
 
 
 def digest(buffers: Iterable[Buffer]) -> bytes:
-    """The digest of buffers laid end to end; lets other threads run meanwhile."""
+    """The digest of concatenated buffers. Other threads can run meanwhile."""
     hashed = hashlib.sha256()
     for buffer in buffers:
         hashed.update(buffer)
@@ -80,17 +79,17 @@ def digest(buffers: Iterable[Buffer]) -> bytes:
 
 
 def encode(record: Any) -> bytes:
-    """As JSON, in ASCII and without spaces."""
+    """A record as JSON, in ASCII and without spaces."""
     return json.dumps(record, separators=(",", ":")).encode()
 
 
 def nbytes_of(tensor: Tensor) -> int:
-    """What a tensor takes."""
+    """The size of a tensor in bytes."""
     return DTYPE_BYTES[tensor.dtype] * prod(tensor.shape)
 
 
 def entries(tensors: Iterable[Tensor]) -> dict[str, Any]:
-    """Tensors that lie end to end, as a safetensors header says them."""
+    """The entries of a safetensors header for tensors that lie one after another."""
     said, at = {}, 0
     for tensor in tensors:
         end = at + nbytes_of(tensor)
@@ -100,7 +99,7 @@ def entries(tensors: Iterable[Tensor]) -> dict[str, Any]:
 
 
 def draft(kind: str, record: dict[str, Any], num_digests: int, tensors: Iterable[Tensor]) -> Draft:
-    """A header that says so; the tensors lie end to end in the payloads, however these are parted for digests."""
+    """Make a header. The tensors lie one after another in the payloads, which need not be split as the tensors are."""
     metadata = json.dumps(kind).encode() + b',"record":' + encode(encode(record).decode()) + b"}"
     listed = encode(entries(tensors))[1:]
     made = Draft(_KIND + metadata + (b"," if listed != b"}" else b"") + listed, num_digests)
@@ -108,11 +107,11 @@ def draft(kind: str, record: dict[str, Any], num_digests: int, tensors: Iterable
 
 
 def unseal(kind: str, key: bytes, file: OpenFile) -> Head:
-    """Read a header; one read, if it is not very long.
+    """Read a header. This takes one read, if it is not very long.
 
     Raises:
-        Unsound: it was not sealed with this key, or is not as it was sealed.
-        OSError: it cannot be read.
+        Unsound: the header was not sealed with this key, or was changed since.
+        OSError: the file cannot be read.
     """
     first = file.read(min(_FIRST_READ, file.nbytes), 0)
     length = first[:LENGTH_BYTES]
@@ -136,8 +135,8 @@ def unseal(kind: str, key: bytes, file: OpenFile) -> Head:
         raise Unsound("no JSON") from exc
     if not isinstance(record, dict):
         raise Unsound("no object")
-    cuts = range(0, len(digests), _HEX // 2)
-    return Head(record, tuple(digests[cut : cut + _HEX // 2] for cut in cuts), nbytes)
+    starts = range(0, len(digests), _HEX // 2)
+    return Head(record, tuple(digests[start : start + _HEX // 2] for start in starts), nbytes)
 
 
 def _mac(key: bytes, length: bytes, covered: bytes) -> bytes:

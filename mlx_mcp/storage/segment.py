@@ -1,4 +1,4 @@
-"""What a file of blocks says: its header in our words, and the blocks whose bytes follow. Opens no files."""
+"""The content of a segment, which is a file of blocks: its header, and the blocks in it. Opens no files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlx_mcp.storage.sealed import DTYPE_BYTES, Draft, Head, Unsound, draft, nby
 
 KIND = "mlx-mcp blocks 1"
 SUFFIX = ".blocks.safetensors"
-OLD_SUFFIX = ".blocks"  # of what an earlier version wrote in another form
+OLD_SUFFIX = ".blocks"  # of files that an earlier version wrote in another form
 MAX_SEGMENT_BLOCKS = 64
 MAX_SEGMENT_BYTES = 64_000_000
 PROPERTIES = ("keys", "parents", "starts", "tokens", "window_starts", "has_state", "form")  # of blocks, in a record
@@ -24,7 +24,7 @@ PROPERTIES = ("keys", "parents", "starts", "tokens", "window_starts", "has_state
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a header says of one block."""
+    """The part of a header that describes one block."""
 
     key: bytes
     parent: bytes
@@ -39,11 +39,11 @@ class Record:
 
     @property
     def rank(self) -> tuple[bool, int]:
-        """Of two blocks of a key the higher one is richer: it can do all that the other can."""
+        """Of two blocks of a key the one of higher rank is richer: it can replace the other."""
         return self.has_state, -self.window_start
 
-    def restored(self, data: bytes) -> StoredBlock:
-        """The block, with its payload."""
+    def to_block(self, data: bytes) -> StoredBlock:
+        """Make the block, with its payload."""
         return StoredBlock(
             self.key,
             self.parent,
@@ -61,14 +61,14 @@ class Segment:
     """One file of blocks."""
 
     name: str
-    serial: int  # later files have higher ones
+    serial: int  # later files have higher numbers
     nbytes: int
-    offload: bool  # written by an offload, not for a durable session
-    records: dict[bytes, Record] = field(default_factory=dict)  # of all that its header names
+    offload: bool  # whether an offload wrote it, and not a session that was persisted
+    records: dict[bytes, Record] = field(default_factory=dict)  # of all blocks in its header, by key
 
 
 class SegmentDraft:
-    """A file of blocks that is to be written."""
+    """A segment that is to be written."""
 
     def __init__(self, blocks: Seq[StoredBlock], serial: int, offload: bool) -> None:
         self.blocks, self.serial, self.offload = blocks, serial, offload
@@ -76,8 +76,8 @@ class SegmentDraft:
         self.header: Draft = draft(KIND, record, len(blocks), tensors_of(blocks))
         self.nbytes = self.header.nbytes + sum(block.nbytes for block in blocks)
 
-    def written(self, name: str, digests: Seq[bytes]) -> Segment:
-        """The file, once it is there."""
+    def to_segment(self, name: str, digests: Seq[bytes]) -> Segment:
+        """The segment, once its file is there."""
         records, offset = {}, self.header.nbytes
         for block, found in zip(self.blocks, digests, strict=True):
             records[block.key] = record_of(block, offset, found)
@@ -86,7 +86,7 @@ class SegmentDraft:
 
 
 def record_of(block: StoredBlock, offset: int, found: bytes) -> Record:
-    """What is known of a block whose payload begins there and has that digest."""
+    """The record of a block whose payload begins at `offset` and has the digest `found`."""
     return Record(
         block.key,
         block.parent,
@@ -102,7 +102,7 @@ def record_of(block: StoredBlock, offset: int, found: bytes) -> Record:
 
 
 def drafts(blocks: Seq[StoredBlock], serial: int, offload: bool) -> list[SegmentDraft]:
-    """How blocks are parted into files, of which the first has this serial number."""
+    """Split blocks into segments, the first of which has this serial number."""
     made: list[SegmentDraft] = []
     first = nbytes = 0
     for at, block in enumerate((*blocks, None)):
@@ -115,7 +115,7 @@ def drafts(blocks: Seq[StoredBlock], serial: int, offload: bool) -> list[Segment
 
 
 def tensors_of(blocks: Iterable[StoredBlock | Record]) -> list[Tensor]:
-    """The tensors of blocks that lie end to end: the nth block's begin with "blocks.n."."""
+    """The tensors of blocks that lie one after another. The names of the nth block's begin with "blocks.n."."""
     return [
         Tensor(f"blocks.{n}.{tensor.name}", tensor.dtype, tensor.shape)
         for n, block in enumerate(blocks)
@@ -124,7 +124,7 @@ def tensors_of(blocks: Iterable[StoredBlock | Record]) -> list[Tensor]:
 
 
 def describe(blocks: Seq[StoredBlock | Record]) -> dict[str, Any]:
-    """Blocks as a header's record says them: a list of each property, and each of their forms once.
+    """Describe blocks for a header: a list for each property, and each of their forms once.
 
     An object for each block would repeat the names, whose quotes are escaped in the header. A start read such headers
     more than twice as slowly.
@@ -146,7 +146,7 @@ def describe(blocks: Seq[StoredBlock | Record]) -> dict[str, Any]:
 
 
 def describe_form(form: Form) -> dict[str, Any]:
-    """A form as a record says it."""
+    """Describe a form for a header."""
     return {
         "layers": [[layer.kind, layer.window, layer.group_size, layer.bits] for layer in form.layers],
         "tensors": [[tensor.name, tensor.dtype, *tensor.shape] for tensor in form.tensors],
@@ -154,15 +154,15 @@ def describe_form(form: Form) -> dict[str, Any]:
 
 
 def read_form(said: Any) -> tuple[Form, int]:
-    """The form that a record says, and how many bytes are of that form.
+    """Read a form, and the size of a payload of that form in bytes.
 
     Raises:
-        Unsound: it says nothing that `describe_form` would.
+        Unsound: it is not what `describe_form` returns.
     """
     return _read_form(json.dumps(said))
 
 
-@lru_cache(256)  # most blocks of a folder are of one form, which thousands of files say
+@lru_cache(256)  # most blocks of a folder are of one form, which thousands of headers describe
 def _read_form(text: str) -> tuple[Form, int]:
     said = json.loads(text)
     try:
@@ -181,10 +181,10 @@ def _read_form(text: str) -> tuple[Form, int]:
 
 
 def records_of(record: dict[str, Any], digests: Seq[bytes], offset: int) -> list[Record]:
-    """The blocks that a header's record says, whose payloads begin there.
+    """Read the records of blocks whose payloads begin at `offset`.
 
     Raises:
-        Unsound: it says nothing that `describe` would.
+        Unsound: it is not what `describe` returns.
     """
     records = []
     try:
@@ -216,10 +216,10 @@ def records_of(record: dict[str, Any], digests: Seq[bytes], offset: int) -> list
 
 
 def read_segment(name: str, head: Head, file_nbytes: int) -> Segment:
-    """The file of that name, whose header this is.
+    """Read the segment of that name from its header.
 
     Raises:
-        Unsound: it says nothing that a `SegmentDraft` would.
+        Unsound: it is not what a `SegmentDraft` writes.
     """
     serial, offload = head.record.get("serial"), head.record.get("offload")
     if type(serial) is not int or type(offload) is not bool:

@@ -1,15 +1,16 @@
-"""Durable sessions: one file each, which says whose it is, its model, its tokens, and which blocks it needs.
+"""Durable sessions: one file each, which has its tenant, its model, its tokens, and the keys of the blocks it needs.
 
-Knows no blocks beyond their keys, and no tokenizer. One thread calls it.
+Knows only the keys of blocks, and no tokenizer. One thread calls it.
 
-- `save` replaces a session's file as a whole: after any end of the process it is the old one or the new one.
-- Blocks that a session no longer needs are on record until they are removed, so that a kill leaves no bytes behind: the
-  file of a removed session is renamed to *.gone, and a file that replaces one says which blocks only that one needed.
+- `save` replaces a session's file as a whole: after any end of the process the file is the old one or the new one.
+- Blocks that a session no longer needs are recorded until they are removed, so that a kill leaves no bytes behind. The
+  file of a removed session is renamed to *.gone, and a file that replaces another lists the blocks that only that one
+  needed.
 - A damaged file is set aside (*.bad, the newest 16), counted, and never an error: its tokens cannot be computed again.
 - Sessions that an earlier version wrote in another form are counted and left alone.
-- Idle time is measured by a clock of our own. It goes as the wall clock goes, but never back, and by an hour at most
-  from one look to the next; the time between two processes counts too, unless it were over 30 days. So a wall clock
-  that jumps by years costs no session more than an hour of its TTL.
+- Idle time is measured by a clock of our own. It follows the wall clock, but never goes back, and advances by an hour
+  at most from one reading to the next. The time between two processes counts too, unless it is over 30 days. So a wall
+  clock that jumps by years costs no session more than an hour of its TTL.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from mlx_mcp.storage.sealed import Unsound, digest, draft, encode, unseal
 
 KIND = "mlx-mcp session 1"
 SUFFIX, GONE, BAD = ".session.safetensors", ".gone", ".bad"
-OLD_SUFFIX = ".session"  # of what an earlier version wrote in another form
+OLD_SUFFIX = ".session"  # of files that an earlier version wrote in another form
 MAX_TOKENS = 1 << 22
 MAX_TEXT_BYTES = 1 << 26
 MAX_BAD_FILES = 16
@@ -42,18 +43,18 @@ TOKEN_BYTES = 4
 
 @dataclass(frozen=True)
 class _Entry:
-    """A head, and what else must be known of its file."""
+    """One session or version in the log."""
 
     head: SessionHead
     blocks: tuple[bytes, ...]
-    let_go: tuple[bytes, ...]  # blocks that the file before this one needed
+    unneeded: tuple[bytes, ...]  # blocks that the file before this one needed, and this one does not
     file_name: str
-    saved_at: float  # by our clock
-    used_at: float  # by our clock
+    saved_at: float  # by our own clock
+    used_at: float  # by our own clock
 
 
 def _json_types(hint: Any) -> tuple[type, ...]:
-    """What JSON has in place of a field's type."""
+    """The types that a field has in JSON."""
     if hint is bytes:
         return (str,)
     if get_origin(hint) is tuple:
@@ -63,15 +64,15 @@ def _json_types(hint: Any) -> tuple[type, ...]:
     return (hint,)
 
 
-FACTS = get_type_hints(SessionFacts)  # the fields that a record has as they are, and their types
+FACTS = get_type_hints(SessionFacts)  # the fields that a header has unchanged, and their types
 _SAID = {name: _json_types(hint) for name, hint in FACTS.items()} | {"num_tokens": (int,), "text_bytes": (int,)}
 
 
 def describe(record: SessionRecord) -> tuple[dict[str, Any], bytes]:
-    """A session as a header's record says it, and its payload: tokens and text.
+    """Describe a session for a header, and encode its payload: tokens and text.
 
     Raises:
-        StorageError: it is larger than any session may be.
+        StorageError: the session is larger than is allowed.
     """
     text = record.text.encode("utf-8", "surrogatepass")
     if len(record.tokens) > MAX_TOKENS or len(text) > MAX_TEXT_BYTES:
@@ -86,15 +87,15 @@ def describe(record: SessionRecord) -> tuple[dict[str, Any], bytes]:
 
 
 def tensors_of(said: dict[str, Any]) -> list[Tensor]:
-    """What is in the payload of a session that a record says."""
+    """The tensors in the payload of a session."""
     return [Tensor("session.tokens", "U32", (said["num_tokens"],)), Tensor("session.text", "U8", (said["text_bytes"],))]
 
 
 def head_of(said: dict[str, Any], stored_bytes: int) -> tuple[SessionHead, tuple[bytes, ...]]:
-    """The session that a record says, with the keys of the blocks.
+    """Read the head of a session, and the keys of its blocks, from a header.
 
     Raises:
-        Unsound: it says nothing that `describe` would.
+        Unsound: the header is not what `describe` returns.
     """
     try:
         for name, types in _SAID.items():
@@ -113,10 +114,10 @@ def head_of(said: dict[str, Any], stored_bytes: int) -> tuple[SessionHead, tuple
 
 
 def keys_of(said: dict[str, Any], name: str) -> tuple[bytes, ...]:
-    """The keys that a record has under a name.
+    """The keys that a header has under a name.
 
     Raises:
-        Unsound: there are none.
+        Unsound: there are no keys.
     """
     try:
         return tuple(bytes.fromhex(key) for key in said[name])
@@ -125,11 +126,11 @@ def keys_of(said: dict[str, Any], name: str) -> tuple[bytes, ...]:
 
 
 def read_record(said: dict[str, Any], file: OpenFile, offset: int, digests: Seq[bytes]) -> SessionRecord:
-    """The session that `said` says, whose payload begins at `offset` and has the first of the digests.
+    """Read a session whose header is `said`, and whose payload begins at `offset` and has the first of the digests.
 
     Raises:
-        Unsound: it is not what was written.
-        OSError: it cannot be read.
+        Unsound: the file is not what was written.
+        OSError: the file cannot be read.
     """
     found, blocks = head_of(said, file.nbytes)
     payload = file.read(payload_bytes(said), offset)
@@ -146,12 +147,12 @@ def read_record(said: dict[str, Any], file: OpenFile, offset: int, digests: Seq[
 
 
 def payload_bytes(said: dict[str, Any]) -> int:
-    """What a session's tokens and text take."""
+    """The size of a session's tokens and text in bytes."""
     return TOKEN_BYTES * int(said["num_tokens"]) + int(said["text_bytes"])
 
 
 def _swapped(tokens: array[int]) -> array[int]:
-    """Little-endian, or back."""
+    """Convert tokens to little-endian order, or back."""
     assert tokens.itemsize == TOKEN_BYTES
     if sys.byteorder == "big":
         tokens.byteswap()
@@ -162,19 +163,19 @@ class SessionLog:
     """The durable sessions of a folder."""
 
     def __init__(self, folder: Folder) -> None:
-        """Find the sessions by reading every file's head."""
+        """Find the sessions by reading the header of every file."""
         self._folder = folder
         self._entries: dict[tuple[str, str], _Entry] = {}
         self._references: Counter[bytes] = Counter()
         self._gone: set[str] = set()  # files of removed sessions
-        self._let_go: set[bytes] = set()  # blocks that a session needed once, and perhaps none does now
+        self._unneeded: set[bytes] = set()  # blocks that a session needed once, and perhaps no session needs now
         self.num_damaged = self.num_old = 0
         self._scan()
         self._clock = max((entry.saved_at for entry in self._entries.values()), default=-math.inf)
-        self._wall: float | None = None  # when we last looked at it
+        self._wall: float | None = None  # the wall clock at its latest reading
 
     def heads(self) -> list[SessionHead]:
-        """All durable sessions, every version."""
+        """The heads of all sessions and versions."""
         return [entry.head for entry in self._entries.values()]
 
     def is_referenced(self, key: bytes) -> bool:
@@ -182,12 +183,12 @@ class SessionLog:
         return key in self._references
 
     def save(self, record: SessionRecord) -> None:
-        """Make a session durable, in place of what that version of it was.
+        """Make a session durable, in place of the same version of it.
 
-        What only the old one needed is in `let_go`, until `forget`.
+        Blocks that only the replaced one needed are in `unneeded_blocks` until `forget_unneeded`.
 
         Raises:
-            StorageError: it cannot be written now; the version is what it was.
+            StorageError: it cannot be written now. The version is what it was before.
         """
         clock = {"saved": self._look_at(record.saved_at), "idle_s": max(0.0, record.saved_at - record.used_at)}
         name = self._file_name(record.tenant, record.session_id, record.version)
@@ -195,21 +196,21 @@ class SessionLog:
         assert old is None or old.file_name == name, "a session changed hands"
         described, payload = describe(record)
         replaced = set(old.blocks if old else ()) - set(record.blocks)
-        described |= {"clock": clock, "let_go": [key.hex() for key in self._let_go | replaced]}
+        described |= {"clock": clock, "let_go": [key.hex() for key in self._unneeded | replaced]}
         header = draft(KIND, described, 1, tensors_of(described))
         entry = _entry_of(described, name, header.nbytes + len(payload))
         sealed = header.seal(self._folder.key, [digest((payload,))])
         try:
             self._folder.write(name, [(0, (sealed, payload))])
         except StorageError:
-            # Whether the disk has the old or the new file nobody can tell until the next start: both keep their blocks.
+            # Nobody knows until the next start whether the disk has the old or the new file: both keep their blocks.
             self._references.update({*record.blocks, *(old.blocks if old else ())})
             self._read_again(name)
             raise
         self._add(entry)
 
     def load(self, session_id: str, version: str = "") -> SessionRecord | None:
-        """A session, or None if there is none or it cannot be read. One that is damaged is set aside."""
+        """Read a session; returns None if it is not there, or cannot be read. A damaged one is set aside."""
         entry = self._entries.get((session_id, version))
         if entry is None:
             return None
@@ -225,12 +226,12 @@ class SessionLog:
         return None
 
     def remove(self, session_id: str, version: str | None = None) -> int:
-        """End a session, or one version of it, durably once this returns; returns how many versions there were.
+        """Remove a session, or one version of it, durably; returns how many versions were removed.
 
-        What goes with it is `let_go`, until `forget`.
+        Blocks that only these needed are in `unneeded_blocks` until `forget_unneeded`.
 
         Raises:
-            StorageError: some are there still, or may be after a power cut; ask again.
+            StorageError: some are still there, or may be after a power cut. Call again.
         """
         found = [self._entries[at] for at in self._entries if at[0] == session_id and version in (None, at[1])]
         for entry in found:
@@ -238,26 +239,26 @@ class SessionLog:
             self._folder.rename(entry.file_name, gone)
             self._drop(entry)
             self._gone.add(gone)
-            self._let_go |= set(entry.blocks)
+            self._unneeded |= set(entry.blocks)
         return len(found)
 
-    def let_go(self) -> list[bytes]:
-        """The keys of blocks that sessions needed once, and none does now."""
-        return [key for key in self._let_go if key not in self._references]
+    def unneeded_blocks(self) -> list[bytes]:
+        """The keys of blocks that sessions needed once, and that no session needs now."""
+        return [key for key in self._unneeded if key not in self._references]
 
-    def forget(self) -> None:
-        """Put out of mind what was let go, for it is removed.
+    def forget_unneeded(self) -> None:
+        """Note that the blocks in `unneeded_blocks` are removed.
 
         Raises:
-            StorageError: it will be let go again.
+            StorageError: they will be there again.
         """
         if self._gone:
             self._folder.unlink(self._gone)
         self._gone.clear()
-        self._let_go.clear()
+        self._unneeded.clear()
 
     def expired(self, now: float) -> list[SessionHead]:
-        """The sessions left alone for longer than their TTL, by the wall clock. Ask about once a minute."""
+        """The sessions that were not used for longer than their TTL, by the wall clock. Call about once a minute."""
         now = self._look_at(now)
         return [
             entry.head
@@ -266,15 +267,15 @@ class SessionLog:
         ]
 
     def clear(self) -> None:
-        """Forget all sessions, and remove their bytes.
+        """Remove all sessions.
 
         Raises:
-            StorageError: some are there still.
+            StorageError: some are still there.
         """
         self._entries.clear()
         self._references.clear()
         self._gone.clear()
-        self._let_go.clear()
+        self._unneeded.clear()
         self.num_old = 0
         ends = SUFFIX, OLD_SUFFIX, GONE, BAD
         self._folder.unlink([name for name in self._folder.names() if name.endswith(ends)])
@@ -296,7 +297,7 @@ class SessionLog:
             elif name.endswith(SUFFIX + GONE):
                 try:
                     entry = self._read(name)
-                    self._let_go |= {*entry.blocks, *entry.let_go}
+                    self._unneeded |= {*entry.blocks, *entry.unneeded}
                 except Unsound:
                     self.num_damaged += 1
                 except OSError:  # the next start will try again
@@ -305,7 +306,7 @@ class SessionLog:
                 self._gone.add(name)
 
     def _read_again(self, name: str) -> None:
-        """Know of a file what it says now."""
+        """Read a file's header again."""
         try:
             entry = self._read(name)
             if self._file_name(entry.head.tenant, entry.head.session_id, entry.head.version) != name:
@@ -331,7 +332,7 @@ class SessionLog:
         if at in self._entries:
             self._drop(self._entries[at])
         self._entries[at] = entry
-        self._let_go |= set(entry.let_go)
+        self._unneeded |= set(entry.unneeded)
         self._references.update(set(entry.blocks))
 
     def _drop(self, entry: _Entry) -> None:
@@ -342,7 +343,7 @@ class SessionLog:
                 del self._references[key]
 
     def _set_aside(self, name: str) -> None:
-        """Rename a damaged file; of many the oldest go."""
+        """Rename a damaged file, and remove the oldest of these files if there are many."""
         self.num_damaged += 1
         try:
             self._folder.rename(name, name + BAD)
@@ -352,7 +353,7 @@ class SessionLog:
             return
 
     def _look_at(self, wall: float) -> float:
-        """Our clock, after a look at the wall's."""
+        """Advance our own clock by a reading of the wall clock, and return it."""
         if self._wall is not None:
             self._clock += min(max(0.0, wall - self._wall), MAX_STEP_S)
         elif self._clock == -math.inf or 0.0 <= wall - self._clock <= MAX_OFF_S:
@@ -362,10 +363,10 @@ class SessionLog:
 
 
 def _entry_of(said: dict[str, Any], file_name: str, file_nbytes: int) -> _Entry:
-    """What a file's record says.
+    """Read a log entry from the header of its file.
 
     Raises:
-        Unsound: it says nothing that `SessionLog.save` would.
+        Unsound: the header is not what `SessionLog.save` writes.
     """
     head, blocks = head_of(said, file_nbytes)
     try:

@@ -1,25 +1,21 @@
 """Blocks on disk: several in a file (a segment), found again after a restart, checked whenever they are read.
 
-Knows keys and bytes; what they mean is the caller's. One thread calls it; `find` may be called from any.
+Knows keys and bytes, and not what they mean. One thread calls it; `find` may be called from any.
 
 - A block is in the index only when it is durable, and `get` returns what `put` was given, or nothing.
 - A segment is never changed. Removing one of its blocks for good writes the others to a new one first.
-- Damage is a miss and a count. A file goes only when nothing sound in it can be lost: its head is provably not ours, or
-  all of its blocks are removed, found damaged, or there anew.
-- Blocks that an earlier version wrote in another form are a miss, a count, and removed.
-- Quota takes whole segments, the least recently used first, never a block that a durable session needs.
+- A damaged block is a miss, and is counted. A file is removed only when no sound block can be lost by that: its header
+  is not ours, or all of its blocks are removed, damaged, or in another file too.
+- Blocks that an earlier version wrote in another form are counted and removed.
+- The quota evicts whole segments, the least recently used first, and never a block that a durable session needs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -27,17 +23,16 @@ from operator import itemgetter
 from mlx_mcp.core.ports import StoredBlock, TierEntry
 from mlx_mcp.errors import StorageError
 from mlx_mcp.storage.daily_budget import DailyBudget
-from mlx_mcp.storage.folder import Folder, Piece, storage_error
-from mlx_mcp.storage.sealed import Unsound, digest, unseal
+from mlx_mcp.storage.folder import Folder, storage_error
+from mlx_mcp.storage.sealed import Unsound, unseal
 from mlx_mcp.storage.segment import KIND, OLD_SUFFIX, SUFFIX, Record, Segment, SegmentDraft, drafts, read_segment
-
-HASH_ON_THREAD_BYTES = 1 << 16  # less is hashed sooner than another thread has woken up
-HASH_THREADS = max(1, min(3, (os.cpu_count() or 1) // 2))  # SSDs outrun one; the engine needs cores too
+from mlx_mcp.storage.segment_files import SegmentFiles
+from mlx_mcp.storage.segment_index import SegmentIndex
 
 
 @dataclass(frozen=True)
 class TierStats:
-    """What is there, and what has been, since the folder was opened."""
+    """What is on disk, and what happened since the folder was opened."""
 
     blocks: int
     bytes: int
@@ -61,34 +56,32 @@ class SsdTier:
         is_needed: Callable[[bytes], bool] = lambda key: False,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """Find what is in the folder by reading every segment's head.
+        """Find the blocks in the folder by reading every segment's header.
 
         Args:
-            folder: where they are.
-            quota_bytes: what all segments may take.
-            daily_bytes: what offloads may write from midnight to midnight (UTC).
+            folder: where the segments are.
+            quota_bytes: how many bytes all segments may take.
+            daily_bytes: how many bytes offloads may write from midnight to midnight (UTC).
             is_needed: whether a durable session needs a block.
-            wall: the time of day, in seconds.
+            wall: returns the time since 1970 in seconds.
         """
         self._folder, self._is_needed, self._quota_bytes = folder, is_needed, quota_bytes
         self._budget = DailyBudget(daily_bytes, wall)
-        self._index: dict[bytes, tuple[Segment, Record]] = {}
-        self._segments: OrderedDict[str, Segment] = OrderedDict()  # the least recently used first
-        self._serial = self._nbytes = self._old = 0
+        self._index, self._files = SegmentIndex(), SegmentFiles(folder)
+        self._serial = self._old = 0
         self._hits = self._misses = self._corrupt = self._dropped = self._evicted = 0
-        self._hashers = ThreadPoolExecutor(HASH_THREADS, "mlx-mcp-hash")
         self._scan()
 
     def close(self) -> None:
-        """Let go of the threads."""
-        self._hashers.shutdown()
+        """End the threads."""
+        self._files.close()
 
     @property
     def stats(self) -> TierStats:
-        """A snapshot."""
+        """A snapshot of the counts."""
         return TierStats(
-            len(self._index),
-            self._nbytes,
+            len(self._index.live),
+            self._index.nbytes,
             self._hits,
             self._misses,
             self._corrupt,
@@ -99,26 +92,26 @@ class SsdTier:
         )
 
     def find(self, key: bytes) -> TierEntry | None:
-        """Whether a block is there; never waits, from any thread."""
-        found = self._index.get(key)
+        """See BlockTier.find."""
+        found = self._index.find(key)
         if found is None:
             return None
         record = found[1]
         return TierEntry(record.nbytes, record.window_start, record.has_state)
 
     def records(self, keys: Iterable[bytes]) -> list[Record]:
-        """What is known of blocks without reading them, up to the first that is not there."""
-        return [record for _, record in self._locate(keys)]
+        """The records of blocks, without reading these, up to the first block that is not there."""
+        return [record for _, record in self._index.locate(keys)]
 
     def put(self, blocks: Seq[StoredBlock], *, offload: bool = False) -> int:
-        """Keep blocks, durably once this returns; returns the bytes written, of blocks that were not there (as rich).
+        """Store blocks durably; returns the bytes written, of blocks that were not there, or not as rich.
 
         An offload that would exceed the day's budget writes nothing, and is counted.
 
         Raises:
-            StorageError: they cannot be written now; what was there before still is.
+            StorageError: they cannot be written now; what was there before is still there.
         """
-        new = self._new(blocks)
+        new = self._index.missing(blocks)
         if not new:
             return 0
         files = self._drafts(new, offload)
@@ -133,46 +126,46 @@ class SsdTier:
         return need
 
     def get(self, keys: Iterable[bytes]) -> list[StoredBlock]:
-        """Blocks in this order, up to the first that is not there or not sound."""
+        """Read blocks in this order, up to the first that is not there or is damaged."""
         keys = list(keys)
         blocks: list[StoredBlock] = []
-        for segment, records in groupby(self._locate(keys), itemgetter(0)):
-            wished = [record for _, record in records]
-            read, error = self._read(segment, wished)
+        for segment, records in groupby(self._index.locate(keys), itemgetter(0)):
+            wanted = [record for _, record in records]
+            read, error = self._files.read(segment, wanted)
             blocks += read
-            if len(read) < len(wished):
-                self._forget(segment, wished[len(read)], damaged=error is None)
+            if len(read) < len(wanted):
+                self._forget(segment, wanted[len(read)], damaged=error is None)
                 break
-            self._segments.move_to_end(segment.name)
+            self._index.use(segment)
         self._hits += len(blocks)
         self._misses += len(blocks) < len(keys)
         return blocks
 
     def delete(self, keys: Iterable[bytes]) -> None:
-        """Remove blocks and their bytes, durably once this returns, whichever files they are in.
+        """Remove blocks and their bytes durably, whichever files they are in.
 
         Raises:
-            StorageError: some are there still; no other block is lost.
+            StorageError: some are still there; no other block is lost.
         """
         gone = set(keys)
-        for segment in [one for one in self._segments.values() if not gone.isdisjoint(one.records)]:
+        for segment in [one for one in self._index.segments.values() if not gone.isdisjoint(one.records)]:
             self._remove_from(segment, lambda key: key not in gone)
 
     def collect(self) -> None:
-        """Remove segments that were written for durable sessions of which none is left.
+        """Remove segments that were written for sessions, if no session needs a block of them any more.
 
         Raises:
-            StorageError: some are there still.
+            StorageError: some are still there.
         """
-        self._unlink([one for one in self._segments.values() if not one.offload and not self._has_needed(one)])
+        self._unlink([one for one in self._index.segments.values() if not one.offload and not self._has_needed(one)])
 
     def clear(self) -> None:
-        """Forget all, and remove the bytes.
+        """Remove all blocks.
 
         Raises:
-            StorageError: some are there still.
+            StorageError: some are still there.
         """
-        self._unlink(list(self._segments.values()))
+        self._unlink(list(self._index.segments.values()))
         self._folder.unlink([name for name in self._folder.names() if name.endswith((SUFFIX, OLD_SUFFIX))])
 
     # -- what is there
@@ -197,87 +190,24 @@ class SsdTier:
                 self._corrupt += 1
         for segment in sorted(found, key=lambda segment: (segment.serial, segment.name)):
             self._serial = max(self._serial, segment.serial)
-            self._add(segment)
+            self._index.add(segment)
         if unsound:
             self._folder.unlink(unsound)
-        self._unlink([segment for segment in self._segments.values() if not self._live(segment)])
-
-    def _add(self, segment: Segment) -> None:
-        """Index a file's blocks, unless there are richer ones. Of equals the later wins: the other may be damaged."""
-        self._segments[segment.name] = segment
-        self._nbytes += segment.nbytes
-        for key, record in segment.records.items():
-            known = self._index.get(key)
-            whole = record.offset + record.nbytes <= segment.nbytes
-            if whole and (known is None or record.rank >= known[1].rank):
-                self._index[key] = segment, record
-
-    def _live(self, segment: Segment) -> list[Record]:
-        """The blocks for which this is the file."""
-        return [record for key, record in segment.records.items() if self._is_live(segment, key)]
-
-    def _is_live(self, segment: Segment, key: bytes) -> bool:
-        known = self._index.get(key)
-        return known is not None and known[0] is segment
+        self._unlink([segment for segment in self._index.segments.values() if not self._index.live_in(segment)])
 
     def _has_needed(self, segment: Segment) -> bool:
-        return any(self._is_needed(record.key) for record in self._live(segment))
-
-    def _new(self, blocks: Seq[StoredBlock]) -> list[StoredBlock]:
-        """The blocks that are not there as rich, each once."""
-        best: dict[bytes, StoredBlock] = {}
-        for block in blocks:
-            rank = block.has_state, -block.window_start
-            known = self._index.get(block.key)
-            other = best.get(block.key)
-            if (known is None or rank > known[1].rank) and (
-                other is None or rank > (other.has_state, -other.window_start)
-            ):
-                best[block.key] = block
-        return list(best.values())
+        return any(self._is_needed(record.key) for record in self._index.live_in(segment))
 
     # -- reading
 
-    def _locate(self, keys: Iterable[bytes]) -> Iterator[tuple[Segment, Record]]:
-        for key in keys:
-            found = self._index.get(key)
-            if found is None:
-                return
-            yield found
-
-    def _hash(self, data: Seq[memoryview | bytes]) -> Future[bytes]:
-        if sum(len(part) for part in data) < HASH_ON_THREAD_BYTES:
-            done: Future[bytes] = Future()
-            done.set_result(digest(data))
-            return done
-        return self._hashers.submit(digest, data)
-
-    def _read(self, segment: Segment, records: Seq[Record]) -> tuple[list[StoredBlock], OSError | None]:
-        """Blocks of one file, up to the first that is damaged or could not be read, and the error if it was that."""
-        read: list[tuple[bytes, Future[bytes]]] = []
-        error = None
-        try:
-            with self._folder.reading(segment.name) as file:
-                for record in records:  # each is hashed while the next is read
-                    data = file.read(record.nbytes, record.offset)
-                    read.append((data, self._hash((data,))))
-        except OSError as exc:
-            error = exc
-        blocks: list[StoredBlock] = []
-        for record, (data, hashed) in zip(records, read, strict=False):
-            if hashed.result() != record.digest:
-                return blocks, None
-            blocks.append(record.restored(data))
-        return blocks, error
-
     def _forget(self, segment: Segment, record: Record, damaged: bool) -> None:
-        """Take a block for gone. Its file goes too if nothing in it is left, and damage is why.
+        """Forget a block that is damaged or cannot be read, and remove a damaged file of which no block is live.
 
         What could not be read now may be readable after a restart.
         """
         self._corrupt += 1
-        del self._index[record.key]
-        if damaged and not self._live(segment):
+        self._index.forget_block(record.key)
+        if damaged and not self._index.live_in(segment):
             with contextlib.suppress(StorageError):  # nothing that a reader could do; the quota will come for it
                 self._unlink([segment])
 
@@ -289,41 +219,22 @@ class SsdTier:
         return files
 
     def _write(self, files: Seq[SegmentDraft]) -> None:
-        """Make files, each of which is in the index once it is durable."""
-        hashes = [[self._hash(block.data) for block in draft.blocks] for draft in files]
-        for draft, of_blocks in zip(files, hashes, strict=True):  # they go on while files are written and synced
-            self._write_one(draft, of_blocks)
-
-    def _write_one(self, draft: SegmentDraft, hashes: Seq[Future[bytes]]) -> None:
-        """Make a file, index it, and let go of those that it leaves without a block."""
-        name = secrets.token_hex(16) + SUFFIX
-
-        def pieces() -> Iterator[Piece]:
-            offset = draft.header.nbytes
-            for block in draft.blocks:
-                yield offset, block.data
-                offset += block.nbytes
-            yield 0, (draft.header.seal(self._folder.key, [hashed.result() for hashed in hashes]),)
-
-        try:
-            self._folder.write(name, pieces())
-        except StorageError:
-            with contextlib.suppress(StorageError):  # the folder's sync may have failed after the renaming
-                self._folder.unlink([name])
-            raise
-        before = {self._index[block.key][0] for block in draft.blocks if block.key in self._index}
-        self._add(draft.written(name, [hashed.result() for hashed in hashes]))
-        self._budget.count(draft.nbytes)
-        with contextlib.suppress(StorageError):  # the quota will come for them
-            self._unlink([segment for segment in before if not self._live(segment)])
+        """Write segments, index each once it is durable, and remove those that it leaves without a live block."""
+        for segment in self._files.write(files):
+            found = (self._index.find(key) for key in segment.records)
+            before = {known[0] for known in found if known is not None}
+            self._index.add(segment)
+            self._budget.count(segment.nbytes)
+            with contextlib.suppress(StorageError):  # the quota will come for them
+                self._unlink([segment for segment in before if not self._index.live_in(segment)])
 
     def _make_room(self, need: int, incoming: set[bytes]) -> None:
-        """Evict until so many more bytes fit.
+        """Evict segments until so many more bytes fit.
 
         Raises:
             StorageError: durable sessions need too much of the quota.
         """
-        if self._nbytes + need <= self._quota_bytes:
+        if self._index.nbytes + need <= self._quota_bytes:
             return
 
         def is_needed(key: bytes) -> bool:
@@ -336,27 +247,27 @@ class SsdTier:
                 "the server started with a larger limit."
             )
 
-        needed_bytes = sum(record.nbytes for _, record in self._index.values() if is_needed(record.key))
+        needed_bytes = sum(record.nbytes for _, record in self._index.live.values() if is_needed(record.key))
         if needed_bytes + need > self._quota_bytes:
             raise full(needed_bytes)
-        # Whole files first, for they cost nothing; then those that durable sessions share with others.
+        # First files without needed blocks, which costs nothing; then those that have some needed blocks.
         for shared in (False, True):
-            for segment in list(self._segments.values()):
-                if self._nbytes + need <= self._quota_bytes:
+            for segment in list(self._index.segments.values()):
+                if self._index.nbytes + need <= self._quota_bytes:
                     return
-                live = self._live(segment)
+                live = self._index.live_in(segment)
                 num_needed = sum(is_needed(record.key) for record in live)
                 if num_needed == 0 or (shared and num_needed < len(segment.records)):
                     self._remove_from(segment, is_needed)
                     self._evicted += len(live) - num_needed
-        if self._nbytes + need > self._quota_bytes:
-            raise full(self._nbytes)
+        if self._index.nbytes + need > self._quota_bytes:
+            raise full(self._index.nbytes)
 
     def _remove_from(self, segment: Segment, is_needed: Callable[[bytes], bool]) -> None:
-        """Leave nothing of a file but what is needed, in a new one."""
-        needed = [record for record in self._live(segment) if is_needed(record.key)]
+        """Remove a file, after the blocks in it that are needed were written to a new one."""
+        needed = [record for record in self._index.live_in(segment) if is_needed(record.key)]
         while needed:
-            blocks, error = self._read(segment, needed)
+            blocks, error = self._files.read(segment, needed)
             if error is not None:
                 raise storage_error(error, "Reading a file of the cache folder") from error
             if len(blocks) == len(needed):
@@ -366,12 +277,10 @@ class SsdTier:
         self._unlink([segment])
 
     def _unlink(self, segments: Seq[Segment]) -> None:
-        """Forget segments with all that is live in them, and remove their files."""
+        """Forget segments with all their live blocks, and remove their files."""
         for segment in segments:
-            for record in self._live(segment):
-                del self._index[record.key]
+            self._index.forget_blocks(segment)
         if segments:
             self._folder.unlink([segment.name for segment in segments])
         for segment in segments:
-            if self._segments.pop(segment.name, None):
-                self._nbytes -= segment.nbytes
+            self._index.remove(segment)

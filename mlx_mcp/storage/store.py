@@ -1,7 +1,7 @@
 """One cache folder: its lock, its blocks, its sessions, and the order in which they are written and removed.
 
-Blocks are durable before the session that needs them, and a session has ended before its blocks go. So whatever a kill
-leaves is either whole or nobody's, and `open` removes what is nobody's.
+Blocks are durable before the session that needs them, and a session is removed before its blocks. So whatever a kill
+leaves is either whole or needed by no session, and `open` removes what no session needs.
 
 One thread at a time calls it; only `tier.find` may be called from any.
 """
@@ -30,7 +30,7 @@ class Store:
 
     def __init__(self, folder: Folder, quota_bytes: int, daily_bytes: int, wall: Callable[[], float]) -> None:
         self._folder = folder
-        self._held: frozenset[bytes] = frozenset()  # blocks that a session under way to the disk needs
+        self._protected: frozenset[bytes] = frozenset()  # blocks that a session that is being written or exported needs
         self.sessions = SessionLog(folder)
         self.tier = SsdTier(folder, quota_bytes, daily_bytes, self._is_needed, wall)
 
@@ -44,18 +44,18 @@ class Store:
         wall: Callable[[], float] = time.time,
         calls: Calls | None = None,
     ) -> Store:
-        """Take a cache folder into use, made if there is none, and find what is in it.
+        """Open a cache folder, which is made if it is missing, and find what is in it.
 
         Args:
-            path: the folder; it is this user's alone.
-            quota_bytes: what all blocks may take on disk.
-            daily_bytes: what offloads may write a day.
-            wall: the time of day, in seconds.
-            calls: how the system is called.
+            path: the folder, which nobody but this user may enter.
+            quota_bytes: how many bytes all blocks may take on disk.
+            daily_bytes: how many bytes offloads may write a day.
+            wall: returns the time since 1970 in seconds.
+            calls: the system calls.
 
         Raises:
-            FolderInUse: another process has it open.
-            StorageError: it cannot be used, or is not safe to use.
+            FolderInUse: another process has the folder open.
+            StorageError: the folder cannot be used, or is not safe to use.
         """
         folder = Folder.open(path, calls or Calls())
         try:
@@ -71,20 +71,20 @@ class Store:
         return store
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Release the folder, so that another process can open it."""
         self.tier.close()
         self._folder.close()
 
     def persist(self, blocks: Seq[StoredBlock], record: SessionRecord) -> int:
         """Make a session durable, with those of its blocks that are not on disk; returns the bytes of blocks written.
 
-        Acknowledged by returning: from then on the session outlives kills and power cuts. What the session was before
-        is kept until then, and no longer.
+        When this returns, the session survives kills and power cuts. Until then, the same version of it as it was
+        before does.
 
         Raises:
-            StorageError: it cannot be kept now, or needs blocks that are neither given nor on disk.
+            StorageError: it cannot be stored now, or needs blocks that are neither given nor on disk.
         """
-        with self._holding(record.blocks):
+        with self._protecting(record.blocks):
             # The tail has a file of its own: the next turn replaces it, and nothing else has to be written anew.
             tail = record.blocks[-1:]
             written = self.tier.put([block for block in blocks if block.key not in tail])
@@ -100,17 +100,17 @@ class Store:
         return written
 
     def remove(self, session_id: str, version: str | None = None) -> int:
-        """Remove a session, or one version, and the blocks that no other needs; returns how many versions there were.
+        """Remove a session, or one version, and the blocks that no other needs; returns how many versions were removed.
 
         Raises:
-            StorageError: some bytes may be there still; `open` goes on with what was begun.
+            StorageError: some bytes may still be there; `open` completes what was begun.
         """
         removed = self.sessions.remove(session_id, version)
         self._finish_removals()
         return removed
 
     def expire(self, now: float) -> list[SessionHead]:
-        """Remove the sessions whose TTL is over, and return what they were; see `SessionLog` for what `now` can do.
+        """Remove the sessions whose TTL is over, and return their heads. `SessionLog` says how `now` counts.
 
         Raises:
             StorageError: as for `remove`.
@@ -124,16 +124,15 @@ class Store:
         """Remove all sessions and all blocks, damaged ones too.
 
         Raises:
-            StorageError: some are there still.
+            StorageError: some are still there.
         """
         self.sessions.clear()
         self.tier.clear()
 
     def export(self, session_id: str, version: str, transfer: Transfer) -> int:
-        """Write a session and the blocks that are there to a file, which other folders can import; returns its bytes.
+        """Write a session and its blocks on disk to a file, which other folders can import; returns its size in bytes.
 
-        Other calls may come between the parts: none of them takes away the blocks that are still to be written, but
-        `purge`.
+        Other calls may come between the parts. Only `purge` removes blocks that are still to be written.
 
         Raises:
             StorageError: there is no such session, or the file cannot be written.
@@ -153,11 +152,11 @@ class Store:
                 if [known.digest for known in self.tier.records(keys)] != [known.digest for known in batch]:
                     raise StorageError("A block of the session is damaged, or was changed meanwhile. Export it again.")
                 yield from got
-                transfer.went_on(sum(block.nbytes for block in got))
+                transfer.advance(sum(block.nbytes for block in got))
 
         pieces = export.pieces(record, records, [known.digest for known in records], blocks())
         try:
-            with self._holding(record.blocks):
+            with self._protecting(record.blocks):
                 return write_durably(self._folder.calls, transfer.fd, transfer.file_name, pieces)
         except OSError as exc:
             raise StorageError(
@@ -167,41 +166,41 @@ class Store:
             with contextlib.suppress(StorageError):  # what was held back; else the next start does it
                 self._finish_removals()
 
-    def look_into(self, transfer: Transfer) -> SessionRecord:
-        """Read an exported file from end to end, and return the session in it.
+    def verify_export(self, transfer: Transfer) -> SessionRecord:
+        """Read an exported file from beginning to end, and return the session in it.
 
         Raises:
             StorageError: the file is not whole, or cannot be read.
         """
         with export.reading(self._folder.calls, transfer) as exported:
             for blocks in exported.batches():
-                transfer.went_on(sum(block.nbytes for block in blocks))
+                transfer.advance(sum(block.nbytes for block in blocks))
         transfer.done_bytes = 0
         return exported.record
 
     def import_(self, transfer: Transfer, name: str = "") -> SessionHead:
         """Make durable what another folder exported, in place of a session of the same handle and version.
 
-        Digests say that the file is whole, not who made it: import only what you trust.
+        Digests prove that the file is whole, and not who made it: import only what you trust.
 
         Args:
             transfer: the file.
-            name: what the session is called from now on; as it was if not given.
+            name: the session's new name; if it is empty, the session keeps its name.
 
         Raises:
             InvalidRequest: another session has the name.
-            StorageError: the file is damaged, or cannot be read; or its session cannot be kept now.
+            StorageError: the file is damaged or cannot be read, or its session cannot be stored now.
         """
         keys: list[bytes] = []
         with export.reading(self._folder.calls, transfer) as exported:
             record = replace(exported.record, name=name or exported.record.name)
             check_import(record, self.sessions.heads())
             try:
-                with self._holding(record.blocks):
+                with self._protecting(record.blocks):
                     for blocks in exported.batches():
                         keys += [block.key for block in blocks]
                         self.tier.put(blocks)
-                        transfer.went_on(sum(block.nbytes for block in blocks))
+                        transfer.advance(sum(block.nbytes for block in blocks))
                     self.persist((), record)
             except (Unsound, StorageError):
                 self.tier.delete([key for key in keys if not self._is_needed(key)])
@@ -209,26 +208,26 @@ class Store:
         return next(head for head in self.sessions.heads() if _is_of(head, record))
 
     def _is_needed(self, key: bytes) -> bool:
-        return key in self._held or self.sessions.is_referenced(key)
+        return key in self._protected or self.sessions.is_referenced(key)
 
     @contextlib.contextmanager
-    def _holding(self, keys: Seq[bytes]) -> Iterator[None]:
-        """Meanwhile these blocks are not evicted."""
-        before, self._held = self._held, self._held | frozenset(keys)
+    def _protecting(self, keys: Seq[bytes]) -> Iterator[None]:
+        """Keep these blocks from being evicted and removed within the `with` block."""
+        before, self._protected = self._protected, self._protected | frozenset(keys)
         try:
             yield
         finally:
-            self._held = before
+            self._protected = before
 
     def _finish_removals(self) -> None:
-        let_go = self.sessions.let_go()
-        self.tier.delete([key for key in let_go if key not in self._held])
-        if self._held.isdisjoint(let_go):  # else whoever holds them comes here afterwards
-            self.sessions.forget()
+        unneeded = self.sessions.unneeded_blocks()
+        self.tier.delete([key for key in unneeded if key not in self._protected])
+        if self._protected.isdisjoint(unneeded):  # else whoever holds them comes here afterwards
+            self.sessions.forget_unneeded()
 
 
 def check_import(record: SessionRecord, heads: Seq[SessionHead]) -> None:
-    """See that an imported session takes nothing from another one.
+    """Check that an imported session takes neither the name nor the handle of another one.
 
     Raises:
         InvalidRequest: another session has its name.

@@ -1,4 +1,4 @@
-"""The files that sessions are exported to and imported from: wherever the user says, and opened as the user's."""
+"""Opens the files that sessions are exported to and imported from, with the rights of the user."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from mlx_mcp.errors import StorageError
 
 
 def to_file(path: Path) -> Transfer:
-    """What writes a file there, in place of one that is there already.
+    """A transfer that writes a file, in place of one that is there already.
 
     Raises:
-        StorageError: there can be no such file.
+        StorageError: no such file can be written.
     """
     path = path.absolute()
     if path.is_dir():
@@ -27,7 +27,7 @@ def to_file(path: Path) -> Transfer:
 
 
 def from_file(path: Path) -> Transfer:
-    """What reads a file.
+    """A transfer that reads a file.
 
     Raises:
         StorageError: there is no such file, or it cannot be read.

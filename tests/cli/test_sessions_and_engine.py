@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from mlx_mcp.process.daemon import lock
+from mlx_mcp.process.locks import try_lock
 from mlx_mcp.storage.store import Store
 from tests.cli.test_sessions import keep
 from tests.process.windows import WAIT_S, Window, command, run, state_folder, status
@@ -86,7 +86,7 @@ def test_an_engine_that_is_just_ending_is_waited_for(tmp_path):
         place.prepare()
         store = Store.open(tmp_path / "store", quota_bytes=1 << 30, daily_bytes=1 << 30)
         with contextlib.ExitStack() as ending:
-            assert ending.enter_context(lock(place.life_lock))
+            assert ending.enter_context(try_lock(place.life_lock))
             with started(env, "sessions", "rm", "facts") as asked:
                 with pytest.raises(subprocess.TimeoutExpired):
                     asked.wait(3)

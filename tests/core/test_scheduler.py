@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_mcp.core import slots, steps
+from mlx_mcp.core.lanes import Lanes
 from mlx_mcp.core.scheduler import Limits, Scheduler
 from mlx_mcp.core.sequence import SamplingParams, Sequence
 from mlx_mcp.core.slots import KvCost, Ledger, SlotPool
@@ -128,7 +129,7 @@ def test_sessions_take_turns_for_places_and_within_one_the_order_holds():
     scheduler = make(Limits(max_running=1))
     for i, session in enumerate("aaaabbc"):
         scheduler.add(sequence(i, 2, max_tokens=1, session=session))
-    ahead = {s.sequence_id: scheduler.num_ahead(s) for queue in scheduler.waiting.values() for s in queue}
+    ahead = {s.sequence_id: scheduler.num_ahead(s) for s in scheduler.waiting}
     order = [take(scheduler).rows[0] for _ in range(7)]
     assert order == [0, 4, 6, 1, 5, 2, 3]
     assert [ahead[i] for i in order] == [0, 1, 2, 3, 4, 5, 6]
@@ -190,7 +191,7 @@ def test_a_sequence_makes_place_for_another_session_once_and_no_more():
         scheduler.add(s)
     take(scheduler)
     for i in range(3, 30):  # one call after another of a session that never runs two
-        if all(s.lane != "b" for s in scheduler.running) and "b" not in scheduler.waiting:
+        if all(s.lane != "b" for s in scheduler.running) and "b" not in scheduler.waiting.queues:
             scheduler.add(sequence(i, 2, max_tokens=1, session="b"))
         take(scheduler)
     assert second.num_preemptions == 1
@@ -202,7 +203,7 @@ def test_one_who_has_the_turn_and_a_place_keeps_nobody_from_a_first_place():
     for i in range(4):
         scheduler.add(sequence(i, 2, max_tokens=500, session="crowd"))
     take(scheduler)
-    assert list(scheduler.waiting) == ["crowd"]
+    assert list(scheduler.waiting.queues) == ["crowd"]
     scheduler.add(single := sequence(9, 2))
     assert scheduler.schedule_ahead(scheduler.schedule()) is not None
     assert single in scheduler.running
@@ -253,7 +254,7 @@ def test_a_free_place_goes_to_the_group_that_runs_the_least():
     assert [s.sequence_id for s in scheduler.running] == [0, 20, 1]
     while scheduler.has_work:
         step = scheduler.schedule()
-        if any(s.group == "other" for queue in scheduler.waiting.values() for s in queue):
+        if any(s.group == "other" for s in scheduler.waiting):
             assert any(s.group == "other" for s in scheduler.running)
         commit(scheduler, step, dict.fromkeys(step.drawing, 9))
 
@@ -382,7 +383,7 @@ def test_when_memory_runs_out_the_youngest_gives_way_keeps_its_tokens_and_comes_
     assert preempted == [young.sequence_id]
     kept = list(young.output_ids)
     assert len(kept) > 0
-    assert young in scheduler.waiting["2"]
+    assert young in scheduler.waiting.queues["2"]
     while scheduler.has_work:
         take(scheduler)
     assert young.output_ids[: len(kept)] == kept
@@ -412,7 +413,7 @@ def test_rows_that_give_way_together_come_back_in_their_order():
         scheduler.add(s)
     take(scheduler)
     scheduler.preempt_all()
-    assert list(scheduler.waiting) == ["0", "1", "2", "9"]
+    assert list(scheduler.waiting.queues) == ["0", "1", "2", "9"]
     take(scheduler)
     assert scheduler.running == rows
 
@@ -525,7 +526,7 @@ def test_no_step_goes_ahead_of_other_work(reason):
     scheduler = make()
     scheduler.add(sequence(1, 127 if reason == "a row has to move" else 2, max_tokens=1 if "move" in reason else 50))
     if reason == "a row has to move":
-        scheduler.running, scheduler.waiting = [], {}
+        scheduler.running, scheduler.waiting = [], Lanes()
         scheduler.add(sequence(1, 64, max_tokens=100))
         while True:
             step = scheduler.schedule()

@@ -107,7 +107,7 @@ def test_a_block_that_counts_a_session_too_many_is_a_bug_that_shows():
 def test_a_name_that_outlives_its_session_is_a_bug_that_shows():
     house = House()
     session = house.open(words(20), name="notes")
-    house.store._names["ann", "old"] = session.session_id
+    house.store.names.ids["ann", "old"] = session.session_id
     with pytest.raises(AssertionError, match="the names are not the sessions'"):
         house.store.check_integrity()
 

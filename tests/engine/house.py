@@ -14,7 +14,7 @@ from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import SamplingParams
 from mlx_mcp.core.session import SessionInfo, SessionOptions
 from mlx_mcp.core.slots import KvCost
-from mlx_mcp.engine.engine import Engine, Keeping
+from mlx_mcp.engine.engine import Engine, EngineOptions
 from mlx_mcp.engine.messages import (
     Event,
     Failed,
@@ -53,7 +53,7 @@ class House:
         self.runner = FakeRunner(layout=layout or Layout(sharing=True), cost=cost or KvCost(token_bytes=1))
         loader = FakeLoader(self.runner, context_tokens=context_tokens)
         its_limits = replace(Limits(chunk_tokens=8, prefill_tokens_idle=16, prefill_tokens_busy=8), **(limits or {}))
-        its_keeping = replace(Keeping(block_tokens=4, sharing=Sharing(0, 0)), **keeping)
+        its_keeping = replace(EngineOptions(block_tokens=4, sharing=Sharing(0, 0)), **keeping)
         self.engine = Engine(loader, its_limits, 150, max_kv_bytes, its_keeping, lambda: self.now, persisting)
         self.engine.models.cache = replace(self.engine.cache, hash_bytes=hash_bytes)
         self.load("tiny")

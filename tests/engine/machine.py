@@ -16,7 +16,7 @@ from mlx_mcp.core.ports import ModelLoader, ModelSpec
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import SamplingParams
 from mlx_mcp.core.session import Session, SessionOptions
-from mlx_mcp.engine.engine import Engine, Keeping
+from mlx_mcp.engine.engine import Engine, EngineOptions
 from mlx_mcp.engine.messages import (
     Cancel,
     Close,
@@ -43,7 +43,7 @@ from tests.engine.hand_io import HandIo
 from tests.engine.hearing import hear
 
 LIMITS = Limits(max_running=4, chunk_tokens=8, prefill_tokens_idle=16, prefill_tokens_busy=8)
-KEEPING = Keeping(block_tokens=4, sharing=Sharing(2, 8), max_sessions=12, session_ttl_s=100, max_wait_s=1000)
+KEEPING = EngineOptions(block_tokens=4, sharing=Sharing(2, 8), max_sessions=12, session_ttl_s=100, max_wait_s=1000)
 TENANTS = ("ann", "bob")
 # Prompts begin alike, so that prefixes are shared, part, and are each other's.
 TEXTS = [tuple((7 * i + i * i // 3) % 29 + 2 for i in range(start, start + 160)) for start in (0, 50)]

@@ -7,7 +7,7 @@ import pytest
 from mlx_mcp.core.ports import ModelSpec
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import SamplingParams
-from mlx_mcp.engine.engine import Engine, Keeping
+from mlx_mcp.engine.engine import Engine, EngineOptions
 from mlx_mcp.engine.messages import (
     Cancel,
     EncodeAgain,
@@ -50,8 +50,8 @@ def load(engine, name="tiny"):
 
 
 def loaded_engine(max_kv_bytes=1 << 30, **settings):
-    keeping = Keeping(block_tokens=min(64, settings.get("chunk_tokens", 64)))
-    engine = Engine(FakeLoader(), Limits(**settings), 1000, max_kv_bytes, keeping)
+    options = EngineOptions(block_tokens=min(64, settings.get("chunk_tokens", 64)))
+    engine = Engine(FakeLoader(), Limits(**settings), 1000, max_kv_bytes, options)
     load(engine)
     for _ in range(3):
         engine.step()

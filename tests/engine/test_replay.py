@@ -11,7 +11,7 @@ from mlx_mcp.core.ports import ModelSpec
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import SamplingParams
 from mlx_mcp.core.session import SessionOptions
-from mlx_mcp.engine.engine import Engine, Keeping
+from mlx_mcp.engine.engine import Engine, EngineOptions
 from mlx_mcp.engine.messages import (
     Cancel,
     Close,
@@ -40,7 +40,7 @@ from tests.engine.hand_io import HandIo
 from tests.fakes import FakeLoader, FakeRunner, FakeStore
 
 LIMITS = Limits(max_running=6, chunk_tokens=8, prefill_tokens_idle=16, prefill_tokens_busy=8)
-KEEPING = Keeping(block_tokens=4, sharing=Sharing(2, 8), max_sessions=50, max_wait_s=200)
+KEEPING = EngineOptions(block_tokens=4, sharing=Sharing(2, 8), max_sessions=50, max_wait_s=200)
 TEXTS = ["|" + "".join(chr(97 + (i * i // 3 + start) % 23) for i in range(160)) for start in (0, 7, 11, 14)]
 STEP_S = 0.3
 

@@ -15,7 +15,7 @@ from mlx_mcp.engine.messages import Submit
 from mlx_mcp.hosting import connection
 from mlx_mcp.hosting.connection import client_name
 from mlx_mcp.hosting.connections import Connections
-from mlx_mcp.process.daemon import window
+from mlx_mcp.process.environment import window_hello
 from mlx_mcp.process.place import Place
 from tests.effort import drawn
 from tests.engine.test_client import until
@@ -69,7 +69,7 @@ class Served:
         """A connection that has said hello, and what it was told."""
         peer = Peer(*await asyncio.open_unix_connection(self.place.socket))
         self.peers.append(peer)
-        await peer.send(window("stdio", None) | {"again": False, "notices": True} | changes)
+        await peer.send(window_hello("stdio", None) | {"again": False, "notices": True} | changes)
         return peer, await peer.line()
 
     async def join(self, **changes):

@@ -96,7 +96,7 @@ def slow_export(monkeypatch):
             for _ in range(1000):
                 assert go_on.wait(20)
                 go_on.clear()
-                transfer.went_on(1)
+                transfer.advance(1)
         finally:
             ended.set()
 

@@ -1,10 +1,17 @@
 """Reasoning, tool calls and text of answers."""
 
+import re
+from dataclasses import replace
+
 import pytest
 
 from mlx_mcp.chat.message import ToolCall
 from mlx_mcp.chat.prompt import Prompt
+from tests.chat.test_reader import read as read_text
+from tests.chat.test_reader import whole_answer
+from tests.chat.written import FAMILIES, TOOLS
 from tests.mlx_backend.tokenizers_made import HARMONY, LFM, encoded, make_tokenizer, read
+from tests.models_made import TEMPLATE
 
 
 def test_special_tokens_are_not_shown(qwen, mistral):
@@ -137,3 +144,20 @@ def test_the_channels_of_gpt_oss_are_told_apart(tmp_path):
 def test_the_embedded_models_calls_are_read(embedded):
     call = '{"name": "look", "arguments": {"at": "the door"}}'
     assert read(embedded, f"<tool_call>{call}</tool_call>")[1] == [ToolCall("look", {"at": "the door"})]
+
+
+# Where markers are ordinary text, a few families show what there is to see.
+USUAL = ("hermes", "glm", "mistral", "kimi-k3", "harmony")
+AS_TEXT = [pytest.param(name, False, marks=() if name in USUAL else pytest.mark.slow) for name in FAMILIES]
+
+
+@pytest.mark.parametrize(("name", "special"), [*((name, True) for name in FAMILIES), *AS_TEXT])
+def test_every_family_is_read_token_by_token_whatever_its_markers_are(tmp_path, name, special):
+    family = FAMILIES[name]
+    markers = [text for text in sorted(family.form.markers) if re.fullmatch(r"<[^<>\s=]+>|\[[A-Z_/]+\]", text)]
+    template = TEMPLATE + "{# " + " ".join(family.signs) + " #}"
+    tokenizer = make_tokenizer(tmp_path, template, special=markers if special else ())
+    text = whole_answer(family)
+    pieces, calls = read(tokenizer, text, tools=TOOLS)
+    expected = read_text(family.form, [text])
+    assert (pieces, [replace(call, call_id="") for call in calls]) == expected[:2]

@@ -27,8 +27,8 @@ MUTANTS = [
     fault(
         "second handshake's answer passed on",
         "process/link.py",
-        "                self.greeted.set()\n                return False\n",
-        "                self.greeted.set()\n                return True\n",
+        "                self.shaken_hands.set()\n                return False\n",
+        "                self.shaken_hands.set()\n                return True\n",
         "test_relay.py::test_the_handshake_is_replayed_and_its_second_answer_swallowed",
     ),
     fault(
@@ -82,8 +82,8 @@ MUTANTS = [
     ),
     fault(
         "two engines in one folder",
-        "process/daemon.py",
-        "    while not locked(fd):\n",
+        "process/locks.py",
+        "    while not lock_file(fd):\n",
         "    while False:\n",
         "test_place.py::test_no_engine_lives_beside_another",
     ),
@@ -103,7 +103,7 @@ MUTANTS = [
     ),
     fault(
         "whole environment of the window handed on",
-        "process/daemon.py",
+        "process/environment.py",
         "if (name in HANDED_ON or name.startswith(HANDED_ON_PREFIXES)) and name not in PER_WINDOW",
         "if name not in PER_WINDOW",
         "test_daemon.py::test_the_engine_keeps_nothing_of_its_hosts_environment_but_what_it_needs",

@@ -92,7 +92,7 @@ MUTANTS = [
     ),
     fault(
         "payload digest of a block ignored",
-        "storage/ssd_tier.py",
+        "storage/segment_files.py",
         "            if hashed.result() != record.digest:\n",
         "            if False:\n",
         "test_damage.py::test_payloads_that_change_places_are_not_believed",
@@ -184,13 +184,13 @@ MUTANTS = [
     fault(
         "quota ignored",
         "storage/ssd_tier.py",
-        "        if self._nbytes + need <= self._quota_bytes:\n            return\n\n        def is_needed",
+        "        if self._index.nbytes + need <= self._quota_bytes:\n            return\n\n        def is_needed",
         "        if True:\n            return\n\n        def is_needed",
         "test_ssd_tier.py::test_the_quota_holds_for_files_to_the_byte",
     ),
     fault(
         "poorer block in place of a richer one",
-        "storage/ssd_tier.py",
+        "storage/segment_index.py",
         "if (known is None or rank > known[1].rank) and (",
         "if (known is None or rank != known[1].rank) and (",
         "test_tiers.py::test_a_block_that_is_there_as_rich_is_not_written_again",
@@ -198,8 +198,8 @@ MUTANTS = [
     fault(
         "blocks that another session needs let go",
         "storage/session_log.py",
-        "return [key for key in self._let_go if key not in self._references]",
-        "return list(self._let_go)",
+        "return [key for key in self._unneeded if key not in self._references]",
+        "return list(self._unneeded)",
         "test_store.py::test_a_fork_shares_its_parents_blocks_and_each_can_go_alone",
     ),
     fault(

@@ -18,7 +18,9 @@ import mlx_mcp
 from mlx_mcp import __version__
 from mlx_mcp.errors import ConfigError, EngineUnavailable
 from mlx_mcp.process import daemon
-from mlx_mcp.process.daemon import greet, lock, take_life_lock, window
+from mlx_mcp.process.daemon import greet
+from mlx_mcp.process.environment import window_hello
+from mlx_mcp.process.locks import take_life_lock, try_lock
 from tests.process.windows import LONG, WAIT_S, Window, command, is_alive, run, state_folder, status, wait_until
 
 FALLBACK = "serving in this process alone"
@@ -34,12 +36,12 @@ def running():
 
 def hello(**changes):
     """A window of the same settings as the engine, but for what is changed."""
-    return window("stdio", None) | {"again": False} | changes
+    return window_hello("stdio", None) | {"again": False} | changes
 
 
 def settings(env):
     """The engine's settings as a window with that environment sees them."""
-    code = "import json; from mlx_mcp.process.daemon import engine_settings; print(json.dumps(engine_settings()))"
+    code = "import json; from mlx_mcp.process.environment import engine_settings; print(json.dumps(engine_settings()))"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
@@ -338,7 +340,7 @@ def test_an_engine_that_is_not_ready_in_time_is_ended(monkeypatch):
         monkeypatch.setattr(daemon, "START_S", 0.2)
         with pytest.raises(EngineUnavailable, match="was ended"):
             daemon.start_if_needed(place)
-        with lock(place.life_lock) as held:
+        with try_lock(place.life_lock) as held:
             assert held
 
 

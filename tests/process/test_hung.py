@@ -13,7 +13,6 @@ import urllib.request
 import pytest
 
 from mlx_mcp.process import listener as listener_module
-from mlx_mcp.process.daemon import listening
 from mlx_mcp.process.listener import listen, refuse
 from tests.process.test_one_engine import HttpListener, said
 from tests.process.windows import WAIT_S, Window, command, is_alive, run, state_folder, status, wait_until
@@ -74,7 +73,7 @@ def test_a_window_whose_engine_shows_life_again_uses_it():
 def test_an_engine_that_is_ending_and_hangs_is_ended_by_force_too():
     with state_folder() as (place, env):
         assert run(env, "engine", "start").returncode == 0
-        engine = listening(place)
+        engine = place.listener_pid()
         with suspended(engine):
             os.unlink(place.socket)
             assert run(env, "engine", "stop", "--force").stdout == f"Process {engine} has ended.\n"

@@ -20,6 +20,7 @@ from mcp import Client, StdioServerParameters
 
 from mlx_mcp.models.registry import EMBEDDED_FOLDER
 from mlx_mcp.process import daemon
+from mlx_mcp.process.environment import window_hello
 from tests.comparing import OPENBLAS
 from tests.effort import THOROUGH, drawn
 from tests.hosting.test_stdio import BAD_LINES
@@ -393,7 +394,7 @@ def test_a_relay_is_small_and_up_in_a_fifth_of_a_bare_sdk_servers_time(shared):
 def test_a_relay_adds_less_than_a_millisecond_to_a_call(shared):
     place, env = shared
     with Window(env) as window:
-        joined = daemon.greet(place, daemon.window("stdio", None) | {"again": True})
+        joined = daemon.greet(place, window_hello("stdio", None) | {"again": True})
         with joined.connection as direct, direct.makefile("rwb", buffering=0) as wire:
             wire.write(initialize_line())
             wire.readline()

@@ -9,7 +9,8 @@ import pytest
 
 from mlx_mcp.errors import EngineUnavailable, NoSharedEngine
 from mlx_mcp.process import place as place_module
-from mlx_mcp.process.daemon import lock, open_log, take_life_lock
+from mlx_mcp.process.daemon import open_log
+from mlx_mcp.process.locks import take_life_lock, try_lock
 from mlx_mcp.process.place import Place
 
 
@@ -61,7 +62,7 @@ def test_a_socket_is_its_users_alone_and_takes_a_stale_ones_place(place):
 
 
 def test_no_engine_lives_beside_another(place):
-    with lock(place.life_lock) as held:
+    with try_lock(place.life_lock) as held:
         assert held
         with pytest.raises(EngineUnavailable, match="Another engine holds"):
             take_life_lock(place, 0.05)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mlx_mcp.process import link as link_module
 from mlx_mcp.process import relay as relay_module
-from mlx_mcp.process.daemon import window
+from mlx_mcp.process.environment import window_hello
 from mlx_mcp.process.lines import ALIVE, ENDING, LONGEST_LINE, envelope, notice, pieces
 from mlx_mcp.process.relay import Relay, serve_options
 from tests.effort import drawn
@@ -149,7 +149,7 @@ def test_a_link_knows_what_its_engine_has_not_answered():
         link = relay_module.Link(ours, {})
         for id_ in (1, "two", 3):
             assert link.expect(id_, "tools/call", b"")
-        link.passes(b'{"jsonrpc":"2.0","id":1,"result":{}}\n')
+        link.note_from_engine(b'{"jsonrpc":"2.0","id":1,"result":{}}\n')
         link.forget(3)
         left, again = link.end()
         assert ({id_: asked.method for id_, asked in left.items()}, again) == ({"two": "tools/call"}, [])
@@ -188,7 +188,7 @@ def relaying():
     with state_folder() as (place, _):
         engine = Engine(place)
         (in_read, in_write), (out_read, out_write) = os.pipe(), os.pipe()
-        relay = Relay(place, window("stdio", None), in_read, out_write)
+        relay = Relay(place, window_hello("stdio", None), in_read, out_write)
         thread = threading.Thread(target=relay.run)
         thread.start()
         with os.fdopen(in_write, "wb", buffering=0) as to_relay, os.fdopen(out_read, "rb", buffering=0) as from_relay:

@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from mlx_mcp.process.daemon import ask, lock, stop
+from mlx_mcp.process.daemon import ask, stop
+from mlx_mcp.process.locks import try_lock
 from mlx_mcp.process.place import Place
 
 WAIT_S = 60
@@ -48,7 +49,7 @@ def state_folder(**settings: str) -> Iterator[tuple[Place, dict[str, str]]]:
 def ended(place: Place) -> bool:
     """End the place's engine, also one that is only just starting; whether there is none."""
     stop(place, 30)
-    with lock(place.life_lock) as free:
+    with try_lock(place.life_lock) as free:
         return free
 
 

@@ -70,7 +70,7 @@ MOMENTS = {  # before or after which call, made by which functions, outermost fi
     "persist.manifest_durable": ("after", "fsync", "persist", "save", "write_durably", "folder"),
     "remove.marked": ("after", "fsync", "Store.remove", "Folder.rename"),
     "remove.blocks_deleted": ("after", "fsync", "_finish_removals", "delete", "_unlink"),
-    "open.locked": ("before", "fsync", "_settle", "unlink"),
+    "open.locked": ("before", "fsync", "_recover", "unlink"),
     "open.scanned": ("after", "close", "Store.open", "_scan"),
     "open.collected": ("after", "start"),
 }

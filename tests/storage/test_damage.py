@@ -27,7 +27,7 @@ class Damaged:
         store.persist(BLOCKS, SAVED)
         store.persist([], OTHER)
         self.key = store._folder.key
-        self.body, self.tail = (store.tier._index[BLOCKS[at].key][0].name for at in (0, 2))
+        self.body, self.tail = (store.tier._index.live[BLOCKS[at].key][0].name for at in (0, 2))
         self.session = store.sessions._entries["s", ""].file_name
         store.close()
         self.whole = {file.name: file.read_bytes() for file in self.path.iterdir()}

@@ -84,15 +84,15 @@ def test_blocks_are_let_go_when_no_session_needs_them(tmp_path):
         log.save(record("s", [block("a"), block("b")]))
         log.save(record("fork", [block("a"), block("c")]))
         log.save(record("s", [block("a"), block("d")]))
-        assert names(log.let_go()) == ["b"]
-        log.forget()
+        assert names(log.unneeded_blocks()) == ["b"]
+        log.forget_unneeded()
         log.remove("fork")
-        assert names(log.let_go()) == ["c"]
+        assert names(log.unneeded_blocks()) == ["c"]
         assert log.is_referenced(key_of("a"))
         log.remove("s")
-        assert names(log.let_go()) == ["a", "c", "d"]
-        log.forget()
-        assert log.let_go() == []
+        assert names(log.unneeded_blocks()) == ["a", "c", "d"]
+        log.forget_unneeded()
+        assert log.unneeded_blocks() == []
         assert not log.is_referenced(key_of("a"))
 
 
@@ -103,7 +103,7 @@ def test_what_was_let_go_is_known_after_a_restart(tmp_path):
         log.save(record("other", [block("d")]))
         log.remove("other")
     with opened(tmp_path / "cache") as log:
-        assert sorted(log.let_go()) == sorted([key_of("b"), key_of("d")])
+        assert sorted(log.unneeded_blocks()) == sorted([key_of("b"), key_of("d")])
         assert [head.session_id for head in log.heads()] == ["s"]
 
 

@@ -279,6 +279,6 @@ def test_blocks_too_many_or_too_large_for_one_file_are_parted_in_order(tmp_path,
     with opened(tmp_path / "cache") as tier:
         tier.put([block(name, size) for name, size in zip(names, sizes, strict=True)])
         assert [got.nbytes for got in tier.get([key_of(name) for name in names])] == sizes
-        for file in tier._segments.values():
+        for file in tier._index.segments.values():
             payload = sum(record.nbytes for record in file.records.values())
             assert payload <= 1000 or len(file.records) == 1

@@ -109,10 +109,12 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.close()
         self.start()
 
-    @precondition(lambda self: self.store.tier._segments)
+    @precondition(lambda self: self.store.tier._index.segments)
     @rule(data=st.data())
     def a_bit_of_a_payload_flips(self, data):
-        segment = data.draw(st.sampled_from(sorted(self.store.tier._segments.values(), key=lambda one: one.serial)))
+        segment = data.draw(
+            st.sampled_from(sorted(self.store.tier._index.segments.values(), key=lambda one: one.serial))
+        )
         hit = data.draw(st.sampled_from(sorted(segment.records.values(), key=lambda one: one.offset)))
         file = self.parent / "cache" / segment.name
         whole = bytearray(file.read_bytes())
@@ -187,9 +189,11 @@ class StoreMachine(RuleBasedStateMachine):
         files = {file.name: file.stat().st_size for file in (self.parent / "cache").iterdir()}
         sizes = [size for name, size in files.items() if name.endswith(".blocks.safetensors")]
         assert tier.stats.bytes == sum(sizes) <= QUOTA_BYTES
-        names = set(tier._segments) | {kept.file_name for kept in log._entries.values()} | {"key", "key.copy", "lock"}
+        names = (
+            set(tier._index.segments) | {kept.file_name for kept in log._entries.values()} | {"key", "key.copy", "lock"}
+        )
         assert set(files) == names
-        assert all(segment.name in tier._segments for segment, _ in tier._index.values())
+        assert all(segment.name in tier._index.segments for segment, _ in tier._index.live.values())
         assert log._references == Counter(key for kept in log._entries.values() for key in set(kept.blocks))
 
 

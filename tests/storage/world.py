@@ -202,7 +202,7 @@ def check_folder(path: Path, states: list[State]) -> State:
         assert found == turns, "a session that is listed is not there"
         matching = [state for state in states if state.sessions == found]
         assert matching, f"found {found}, and not one of {[state.sessions for state in states]}"
-        keys = set(store.tier._index)
+        keys = set(store.tier._index.live)
         cached = frozenset().union(*(state.cached for state in matching))
         left = keys - _referenced(found) - cached
         assert not left, f"{len(left)} blocks are nobody's"
@@ -210,7 +210,7 @@ def check_folder(path: Path, states: list[State]) -> State:
             [got] = store.tier.get([key])
             assert b"".join(got.data) == hashlib.shake_128(key).digest(got.nbytes)
         names = {name for name in store._folder.names() if name not in ("key", "key.copy", "lock")}
-        known = set(store.tier._segments) | {kept.file_name for kept in store.sessions._entries.values()}
+        known = set(store.tier._index.segments) | {kept.file_name for kept in store.sessions._entries.values()}
         assert names == known, f"leftovers: {sorted(names ^ known)}"
         assert (store.tier.stats.corrupt, store.sessions.num_damaged) == (0, 0), "something is damaged"
         return State(found, cached)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 # What decides where a JSON value ends: quotes, escapes and brackets.
+_SPACE = re.compile(r"\s*")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _STRUCTURE = re.compile(r'["\\\[\]{}]')
 
@@ -66,8 +67,8 @@ class Cursor:
     def space(self) -> str:
         """Go behind white space."""
         start = self.pos
-        while self.pos < len(self.text) and self.text[self.pos].isspace():
-            self.pos += 1
+        found = _SPACE.match(self.text, self.pos)
+        self.pos = found.end() if found else self.pos
         if self.at_end and not self.ended:
             raise More
         return self.text[start : self.pos]

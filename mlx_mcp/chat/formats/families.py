@@ -12,7 +12,7 @@ from mlx_mcp.chat.formats.format import CallSyntax, Marks, either
 from mlx_mcp.chat.formats.gemma import GemmaCalls
 from mlx_mcp.chat.formats.json_calls import JsonCalls, KimiCalls, NamedCalls
 from mlx_mcp.chat.formats.minimax import SPACE, ElementCalls
-from mlx_mcp.chat.formats.pythonic import PythonicCalls
+from mlx_mcp.chat.formats.pythonic import LlamaCalls, PythonicCalls
 from mlx_mcp.chat.formats.xml_calls import PairCalls, XmlCalls
 
 
@@ -34,10 +34,12 @@ def tags(begin: str) -> Marks:
     return Marks(begin, begin.replace("<", "</", 1))
 
 
-def json_tags(name: str, begin: str, end: str = "") -> JsonCalls:
+def json_tags(
+    name: str, begin: str, end: str = "", keys: tuple[str, str] = ("name", "arguments"), listed: bool = False
+) -> JsonCalls:
     """JSON between two markers."""
     after = end or begin.replace("<", "</", 1)
-    return JsonCalls(name=name, openers=(begin,), after=after, resume=after)
+    return JsonCalls(name=name, openers=(begin,), after=after, resume=after, keys=keys, listed=listed)
 
 
 def pairs(name: str, prefix: str = "", suffix: str = "", separator: str = "", section: str = "") -> PairCalls:
@@ -109,6 +111,7 @@ KIMI_K2 = KimiCalls(
     after="<|tool_call_end|>",
     sections=(Marks("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),),
     args="<|tool_call_argument_begin|>",
+    resume="<|tool_call_end|>",
 )
 DEEPSEEK = NamedCalls(
     name="deepseek",
@@ -116,6 +119,7 @@ DEEPSEEK = NamedCalls(
     after="<｜tool▁call▁end｜>",
     sections=(Marks("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),),
     args="<｜tool▁sep｜>",
+    resume="<｜tool▁call▁end｜>",
     kind="function",
 )
 SOLAR = NamedCalls(
@@ -124,12 +128,13 @@ SOLAR = NamedCalls(
     after="<|tool_call:end|>",
     named="<|tool_call:name|>",
     args="<|tool_call:args|>",
+    resume="<|tool_call:end|>",
 )
 OLMO = PythonicCalls(name="olmo", openers=("<function_calls>",), after="</function_calls>", lines=True)
 FUNCTIONARY = NamedCalls(
     name="functionary-v3.1", openers=("<function=",), after="</function>", resume="</function>", args=">"
 )
-LLAMA = PythonicCalls(name="llama", openers=("<|python_tag|>",), bare=("{", "["))
+LLAMA = LlamaCalls(name="llama", openers=("<|python_tag|>",), bare=("{", "["))
 LLAMA_4 = PythonicCalls(name="llama-4", openers=("<|python_start|>",), after="<|python_end|>", bare=("[", "{"))
 MISTRAL = NamedCalls(name="mistral", openers=("[TOOL_CALLS]",), args="[ARGS]", call_id="[CALL_ID]")
 HERMES = json_tags("hermes", "<tool_call>")
@@ -174,11 +179,14 @@ FAMILIES = (
         ("<start_function_call>",),
     ),
     Family(
-        json_tags("cohere", "<|START_ACTION|>", "<|END_ACTION|>"),
+        json_tags("cohere", "<|START_ACTION|>", "<|END_ACTION|>", ("tool_name", "parameters"), listed=True),
         ("<|START_ACTION|>",),
         frame=("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|>"),
     ),
-    Family(JsonCalls(name="command-r", openers=("Action:",)), ("Action:", "directly-answer")),
+    Family(
+        JsonCalls(name="command-r", openers=("Action:",), keys=("tool_name", "parameters"), listed=True),
+        ("Action:", "directly-answer"),
+    ),
     Family(
         JsonCalls(
             name="apertus",
@@ -186,6 +194,7 @@ FAMILIES = (
             after="<|tools_suffix|>",
             resume="<|tools_suffix|>",
             keyed=True,
+            listed=True,
         ),
         ("<|tools_prefix|>",),
     ),
@@ -195,7 +204,7 @@ FAMILIES = (
         ("<|role_sep|>", "<|message_sep|>"),
         frame=("<|message_sep|>",),
     ),
-    Family(json_tags("nemotron", "<TOOLCALL>"), ("<TOOLCALL>",)),
+    Family(json_tags("nemotron", "<TOOLCALL>", listed=True), ("<TOOLCALL>",)),
     Family(SEED_OSS, ("<seed:tool_call>",)),
     Family(pairs("longcat", prefix="longcat_"), ("<longcat_tool_call>",)),
     Family(MINICPM, ("<function name=", "<param name=")),
@@ -206,11 +215,15 @@ FAMILIES = (
     Family(LFM, ("List of tools: [", "<|im_start|>")),
     Family(LFM, ("<|tool_list_start|>",)),
     Family(OLMO, ("<function_calls>",)),
-    Family(json_tags("phi-4", "<|tool_call|>", "<|/tool_call|>"), ("<|tool_call|>", "<|/tool_call|>")),
-    Family(JsonCalls(name="granite", openers=("<|tool_call|>", "<tool_call>")), ("<|tool_call|>",)),
-    Family(json_tags("tool-calls", "<tool_calls>"), ("<tool_calls>",)),
+    Family(json_tags("phi-4", "<|tool_call|>", "<|/tool_call|>", listed=True), ("<|tool_call|>", "<|/tool_call|>")),
+    Family(
+        JsonCalls(name="granite", openers=("<|tool_call|>", "<tool_call>"), listed=True),
+        ("<|tool_call|>",),
+        frame=("</tool_call>",),
+    ),
+    Family(json_tags("tool-calls", "<tool_calls>", listed=True), ("<tool_calls>",)),
     Family(HERMES, ("<tool_call>",)),
-    Family(JsonCalls(name="firefunction", openers=("functools[",)), ("functools[",)),
+    Family(JsonCalls(name="firefunction", openers=("functools[",), listed=True), ("functools[",)),
     Family(FUNCTIONARY, ("<{start_tag}={function_name}>",)),
     Family(FUNCTIONARY, ("<function=", "</function>")),
     Family(LLAMA_4, ("<|python_start|>",)),

@@ -10,6 +10,7 @@ from typing import Any
 
 from mlx_mcp.chat.answer import TextKind
 from mlx_mcp.chat.formats.cursor import Cursor, Malformed, More
+from mlx_mcp.chat.formats.grammar import Rules, Spell, functions, one_of, quoted, sequence
 from mlx_mcp.chat.formats.offered import Offered
 from mlx_mcp.chat.message import ToolCall
 
@@ -44,7 +45,9 @@ class CallSyntax(ABC):
     @property
     def begin(self) -> str:
         """The marker at which calls begin; empty where they begin without one."""
-        return self.sections[0].begin if self.sections else next(iter(self.openers), "")
+        if self.sections:
+            return self.sections[0].begin
+        return "" if self.bare else next(iter(self.openers), "")
 
     @property
     def end(self) -> str:
@@ -103,8 +106,21 @@ class CallSyntax(ABC):
             cursor.space()
         return calls
 
-    def grammar(self, tools: Sequence[dict[str, Any]]) -> str | None:
-        """A grammar in llguidance's Lark dialect of one call of one of `tools`, markers included, or None."""
+    def grammar(self, tools: Sequence[dict[str, Any]], spell: Spell = quoted) -> str | None:
+        """A grammar in llguidance's dialect of Lark of one call of one of `tools`, which begins with `begin`.
+
+        None if this notation cannot be held to one. `spell` gives the source of a marker or a text.
+        """
+        rules = Rules()
+        calls = [self.rule(rules, name, schema, spell) for name, schema in functions(tools)]
+        if not all(calls):
+            return None
+        before, after = (self.sections[0].begin, self.sections[0].end) if self.sections else ("", "")
+        parts = [spell(before) if before else "", one_of(filter(None, calls)), spell(after) if after else ""]
+        return rules.source(sequence(*parts))
+
+    def rule(self, rules: Rules, name: str, schema: dict[str, Any], spell: Spell) -> str | None:
+        """A rule for one call of this tool, markers included; None if there can be none."""
         return None
 
 
@@ -120,6 +136,10 @@ class EitherCalls(CallSyntax):
             if any(cursor.sees(opener) for opener in syntax.openers):
                 return syntax.read(cursor, tools)
         raise Malformed("there is no call")
+
+    def rule(self, rules: Rules, name: str, schema: dict[str, Any], spell: Spell) -> str | None:
+        """See CallSyntax."""
+        return self.alternatives[0].rule(rules, name, schema, spell)
 
 
 def either(name: str, *alternatives: CallSyntax) -> CallSyntax:

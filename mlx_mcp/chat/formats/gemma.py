@@ -9,6 +9,7 @@ from typing import Any
 
 from mlx_mcp.chat.formats.cursor import Cursor, Malformed, balanced_string, read_json
 from mlx_mcp.chat.formats.format import CallSyntax
+from mlx_mcp.chat.formats.grammar import Rules, Spell, json_of, quoted, sequence
 from mlx_mcp.chat.formats.json_calls import header
 from mlx_mcp.chat.formats.offered import Offered
 from mlx_mcp.chat.message import ToolCall
@@ -31,6 +32,10 @@ class GemmaCalls(CallSyntax):
         arguments = self._object(cursor, lambda key, written: tools.value(name, key, written))
         self.take_after(cursor)
         return [ToolCall(name, arguments)]
+
+    def rule(self, rules: Rules, name: str, schema: dict[str, Any], spell: Spell) -> str | None:
+        """See CallSyntax; the arguments are JSON, which is read here too."""
+        return rules.add(sequence(spell(self.openers[0]), quoted(f"{WORD}{name}"), json_of(schema), spell(self.after)))
 
     def _object(self, cursor: Cursor, typed: Callable[[str, str], Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}

@@ -8,40 +8,55 @@ from typing import Any
 
 from mlx_mcp.chat.formats.cursor import Cursor, Malformed, More, read_json
 from mlx_mcp.chat.formats.format import CallSyntax
+from mlx_mcp.chat.formats.grammar import Rules, Spell, json_of, sequence
+from mlx_mcp.chat.formats.literals import fenced_value, json_or_literal
 from mlx_mcp.chat.formats.offered import Offered
 from mlx_mcp.chat.message import ToolCall
 
 NAMES = ("name", "tool_name", "function", "function_name", "tool")
 ARGUMENTS = ("arguments", "parameters", "args", "input", "params", "function_args", "kwargs")
 IDS = ("id", "tool_call_id", "call_id")
-FENCES = ("```json", "```")  # which some models write around JSON
 
 
 @dataclass(frozen=True, kw_only=True)
 class JsonCalls(CallSyntax):
     """JSON objects, or lists of them: `<tool_call>{"name": "look", "arguments": {"at": "door"}}</tool_call>`.
 
-    `keyed` means that a name may be the only key of its object. Other families' words for the keys are taken, as long
-    as there is one name and one object of arguments, and nothing that would be lost.
+    `keys` are the family's words for a name and for arguments; others' are taken too, as long as there is one name and
+    one object of arguments, and nothing that would be lost. `keyed` means that a name may be the only key of its
+    object, and `listed` that the family writes lists.
     """
 
+    keys: tuple[str, str] = ("name", "arguments")
     keyed: bool = False
+    listed: bool = False
 
     def read(self, cursor: Cursor, tools: Offered) -> list[ToolCall]:
         """See CallSyntax."""
         opener = self.take_opener(cursor)
         if opener.endswith(("[", "{")):
             cursor.pos -= 1
-        values = [fenced_json(cursor)]
+        values = [fenced_value(cursor)]
         if opener and self.after:
             cursor.space()
             while cursor.sees(",") or cursor.sees("{"):
                 cursor.skip(",")
                 cursor.space()
-                values.append(cursor.json())
+                values.append(json_or_literal(cursor))
                 cursor.space()
             self.take_after(cursor)
-        return [call for value in values for call in calls_of(value, tools if self.keyed else None)]
+        return [call for value in values for call in calls_of(value, tools, self.keyed)]
+
+    def rule(self, rules: Rules, name: str, schema: dict[str, Any], spell: Spell) -> str | None:
+        """See CallSyntax."""
+        call = call_schema(self.keys[0], name, self.keys[1], schema)
+        if self.keyed:
+            call = object_of({name: schema})
+        opener = next(iter(self.openers), "").removesuffix("[")
+        value = {"type": "array", "items": call, "minItems": 1, "maxItems": 1} if self.listed else call
+        return rules.add(
+            sequence(spell(opener) if opener else "", json_of(value), spell(self.after) if self.after else "")
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +78,7 @@ class NamedCalls(CallSyntax):
         self.take_opener(cursor)
         cursor.space()
         if cursor.sees("[") or cursor.sees("{"):  # as older models of the family write
-            calls = list(calls_of(cursor.json()))
+            calls = list(calls_of(json_or_literal(cursor), tools))
             self.take_after(cursor)
             return calls
         call_id = ""
@@ -77,13 +92,23 @@ class NamedCalls(CallSyntax):
         cursor.space()
         if self.kind and name == self.kind and not cursor.sees("{"):
             name = header(cursor, "\n")
-        arguments = arguments_of(fenced_json(cursor))
+        arguments = arguments_of(fenced_value(cursor))
         self.take_after(cursor)
         return [self.call(name, arguments, call_id)]
 
     def call(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolCall:
         """The call, from what is written for its parts."""
         return ToolCall(name, arguments, call_id)
+
+    def rule(self, rules: Rules, name: str, schema: dict[str, Any], spell: Spell) -> str | None:
+        """See CallSyntax."""
+        head = [spell(self.openers[0]), *([spell(f"0{self.named}")] if self.named else [])]
+        after = spell(self.after) if self.after else ""
+        return rules.add(sequence(*head, spell(self.written(name) + self.args), json_of(schema), after))
+
+    def written(self, name: str) -> str:
+        """What is written for the name of a tool."""
+        return name
 
 
 class KimiCalls(NamedCalls):
@@ -94,17 +119,19 @@ class KimiCalls(NamedCalls):
         tool, _, index = name.removeprefix("functions.").rpartition(":")
         return ToolCall(tool if index.isdigit() else name.removeprefix("functions."), arguments, name)
 
+    def written(self, name: str) -> str:
+        """See NamedCalls."""
+        return f"functions.{name}:0"
 
-def fenced_json(cursor: Cursor) -> Any:
-    """A JSON object or array, which may stand in a fence."""
-    cursor.space()
-    fenced = any(cursor.skip(fence) for fence in FENCES)
-    cursor.space()
-    value = cursor.json()
-    if fenced:
-        cursor.space()
-        cursor.skip("```")
-    return value
+
+def object_of(parts: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an object that has these parts, in this order, and nothing else."""
+    return {"type": "object", "properties": parts, "required": list(parts), "additionalProperties": False}
+
+
+def call_schema(name_key: str, name: str, arguments_key: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an object that says a call."""
+    return object_of({name_key: {"const": name}, arguments_key: schema})
 
 
 def header(cursor: Cursor, *ends: str) -> str:
@@ -130,8 +157,8 @@ def check_name(name: str) -> str:
     return name
 
 
-def calls_of(value: Any, keyed: Offered | None = None) -> Iterator[ToolCall]:
-    """The calls in a JSON object or a list of them; with `keyed`, the name of one of these tools may be the only key.
+def calls_of(value: Any, tools: Offered, keyed: bool = False) -> Iterator[ToolCall]:
+    """The calls in a JSON object or a list of them; with `keyed`, the name of a tool may be the only key.
 
     Raises:
         Malformed: one of them is no call.
@@ -140,28 +167,31 @@ def calls_of(value: Any, keyed: Offered | None = None) -> Iterator[ToolCall]:
         if not isinstance(item, dict):
             raise Malformed("no object in a list of calls")
         name = next(iter(item), "")
-        if keyed is not None and len(item) == 1 and name in keyed:
+        if keyed and len(item) == 1 and name in tools:
             yield ToolCall(name, arguments_of(item[name]))
         else:
-            yield call_of(item)
+            yield call_of(item, tools)
 
 
-def call_of(item: dict[str, Any]) -> ToolCall:
+def call_of(item: dict[str, Any], tools: Offered) -> ToolCall:
     """The call that a JSON object says.
 
     Raises:
         Malformed: it names no tool, or has something that would be lost.
     """
     if isinstance(item.get("function"), dict) and not set(item) - {"function", "type", "index", *IDS}:
-        call = call_of(item["function"])
+        call = call_of(item["function"], tools)
         return ToolCall(call.name, call.arguments, call.call_id or identity(item))
     names = [key for key in NAMES if isinstance(item.get(key), str)]
     if item.get("type") == "function" and "function" in names and len(names) > 1:
         names.remove("function")
     given = [key for key in ARGUMENTS if key in item]
+    rest = {key: item[key] for key in item if key not in {*names, *given, *IDS, "type", "index"}}
+    if names and not given and rest and set(item) - {names[0]} <= set(tools.parameters(item[names[0]])):
+        return ToolCall(item[names[0]], {key: item[key] for key in item if key != names[0]})
     if len(names) != 1 or len(given) > 1:
         raise Malformed("no name, or more than one")
-    if set(item) - {*names, *given, *IDS, "type", "index"}:
+    if rest:
         raise Malformed("more than a name and arguments")
     return ToolCall(item[names[0]], arguments_of(item[given[0]] if given else {}), identity(item))
 

@@ -12,6 +12,7 @@ from typing import Any
 from mlx_mcp.chat.answer import TextKind
 from mlx_mcp.chat.formats.cursor import Cursor, Malformed
 from mlx_mcp.chat.formats.format import CallSyntax, Format, Headers, Marks
+from mlx_mcp.chat.formats.grammar import Rules, Spell, json_of, sequence
 from mlx_mcp.chat.formats.json_calls import arguments_of, check_name
 from mlx_mcp.chat.formats.offered import Offered
 from mlx_mcp.chat.formats.xml_calls import XmlCalls
@@ -62,10 +63,15 @@ class HarmonyCalls(CallSyntax):
             raise Malformed("something follows its arguments")
         return [ToolCall(name, arguments_of(arguments))]
 
+    def rule(self, rules: Rules, name: str, schema: dict[str, Any], spell: Spell) -> str | None:
+        """See CallSyntax."""
+        header = f"{self.begin}{name} {self.constrain}json{MESSAGE}"
+        return rules.add(sequence(spell(header), json_of(schema), spell(self.after)))
+
 
 HARMONY = Format(
     "harmony",
-    calls=HarmonyCalls(name="harmony", after=CALL),
+    calls=HarmonyCalls(name="harmony", after=CALL, resume=CALL),
     headers=Headers(
         begins=("<|channel|>", "<|start|>", " to=", "to="),
         start="<|start|>",
@@ -81,12 +87,21 @@ HARMONY = Format(
 class RecipientCalls(CallSyntax):
     """A message whose header is the name of the tool, and whose content is the arguments as JSON."""
 
+    @property
+    def begin(self) -> str:
+        """Empty, because prompts end with the opener."""
+        return ""
+
     def read(self, cursor: Cursor, tools: Offered) -> list[ToolCall]:
         """See CallSyntax."""
         self.take_opener(cursor)
         name = check_name(cursor.until("\n"))
         cursor.space()
         return [ToolCall(name, arguments_of(cursor.json()))]
+
+    def rule(self, rules: Rules, name: str, schema: dict[str, Any], spell: Spell) -> str | None:
+        """See CallSyntax; a prompt ends with the opener."""
+        return rules.add(sequence(spell(f"{name}\n"), json_of(schema)))
 
 
 FUNCTIONARY = Format(
@@ -97,7 +112,7 @@ FUNCTIONARY = Format(
         start=">>>",
         message="\n",
         stops=(),
-        kind=lambda header: TextKind.ANSWER if header.strip("> ") == "all" else TextKind.TOOL_CALL,
+        kind=lambda header: TextKind.ANSWER if header.strip("> \n") == "all" else TextKind.TOOL_CALL,
         opened=True,
     ),
 )
@@ -106,7 +121,7 @@ MUSE = Format(
     "muse",
     calls=XmlCalls(
         name="muse",
-        openers=("<atem:invoke ",),
+        openers=("<atem:invoke name=",),
         after="</atem:invoke>",
         sections=(Marks("<atem:function_calls>", "</atem:function_calls>"),),
         parameter=Marks("<atem:parameter", "</atem:parameter>"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from mlx_mcp.chat.formats.cursor import Malformed, read_json
@@ -28,7 +29,10 @@ class Offered:
     def __init__(self, tools: Sequence[dict[str, Any]]) -> None:
         """`tools` are function definitions in OpenAI's form."""
         functions = [tool.get("function", tool) for tool in tools]
-        self._schemas = {f["name"]: f.get("parameters") or {} for f in functions if isinstance(f.get("name"), str)}
+        self._schemas: dict[str, dict[str, Any]] = {}
+        for function in functions:
+            schema = function.get("parameters")
+            self._schemas[function["name"]] = schema if isinstance(schema, dict) else {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._schemas
@@ -37,6 +41,11 @@ class Offered:
     def names(self) -> tuple[str, ...]:
         """The names of the tools."""
         return tuple(self._schemas)
+
+    def named(self, call: ToolCall) -> ToolCall:
+        """The call by its tool's own name, without the namespace that models are trained to write before it."""
+        name = call.name.removeprefix("functions.")
+        return replace(call, name=name) if call.name not in self and name in self else call
 
     def parameters(self, tool: str) -> tuple[str, ...]:
         """The names of a tool's parameters."""
@@ -66,7 +75,7 @@ class Offered:
                 if schema.get("additionalProperties") is False or properties:
                     found.append(f"{key} is not one of its parameters")
                 continue
-            types = _types_of(properties[key])
+            types = types_of(properties[key])
             if types and not any(_is(value, name) for name in types):
                 found.append(f"{key} is no {' or '.join(sorted(types))}")
             choices = properties[key].get("enum") if isinstance(properties[key], dict) else None
@@ -81,7 +90,7 @@ def typed(written: str, schema: dict[str, Any], is_string: bool | None = None) -
     Where the schema has a string and nothing else, that is exactly what is written. Other types are read as JSON, and
     what cannot be read so stays as it is written. `is_string` is what the notation itself says.
     """
-    types = _types_of(schema)
+    types = types_of(schema)
     if is_string or (is_string is None and types == {"string"}):
         return written
     text = written.strip()
@@ -95,7 +104,7 @@ def typed(written: str, schema: dict[str, Any], is_string: bool | None = None) -
     return value if fits else written
 
 
-def _types_of(schema: Any) -> set[str]:
+def types_of(schema: Any) -> set[str]:
     """The types that a schema allows; empty where it does not say."""
     if not isinstance(schema, dict):
         return set()
@@ -106,7 +115,7 @@ def _types_of(schema: Any) -> set[str]:
         return {name for name in said if name in _TYPES}
     for key in ("anyOf", "oneOf"):
         if isinstance(schema.get(key), list):
-            parts = [_types_of(part) for part in schema[key]]
+            parts = [types_of(part) for part in schema[key]]
             return set().union(*parts) if all(parts) else set()
     values = schema.get("enum", [schema["const"]] if "const" in schema else None)
     if isinstance(values, list):

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from mlx_mcp.chat.formats.cursor import Cursor, Malformed, More, read_json
 from mlx_mcp.chat.formats.format import CallSyntax
-from mlx_mcp.chat.formats.json_calls import calls_of
+from mlx_mcp.chat.formats.grammar import Rules, Spell, json_of, one_of, quoted, sequence
+from mlx_mcp.chat.formats.json_calls import call_schema, calls_of
+from mlx_mcp.chat.formats.literals import as_json, expression_end, json_or_literal, literal, parsed
 from mlx_mcp.chat.formats.offered import Offered
+from mlx_mcp.chat.formats.xml_calls import parameters
 from mlx_mcp.chat.message import ToolCall
 
-# Strings, and what decides where an expression ends.
-_PART = re.compile(r"""\"\"\"|'''|["']|[()\[\]{}]""")
-_IN_STRING = {quote: re.compile(rf"\\(.)|{quote}|(\n)", re.DOTALL) for quote in ('"""', "'''", '"', "'")}
-_ESCAPES = frozenset("\\'\"abfnrtvxuUN01234567\n")
 _NAME = re.compile(r"[A-Za-z_][\w.]*")
-_CONSTANTS = {"true": True, "false": False, "null": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +47,26 @@ class PythonicCalls(CallSyntax):
             cursor.space()
         return calls
 
+    def rule(self, rules: Rules, name: str, schema: dict[str, Any], spell: Spell) -> str | None:
+        """See CallSyntax; values are JSON, whose strings and constants are read as Python's."""
+        required: list[str] = []
+        optional: list[str] = []
+        for key, value, must in parameters(schema):
+            (required if must else optional).append(sequence(quoted(f"{key}="), json_of(value)))
+        more = [f'(", " {part})?' for part in optional]
+        # Where nothing is required, a comma may only stand behind the argument that was written first.
+        inner = ' ", " '.join(required)
+        if required:
+            inner = sequence(inner, *more)
+        elif optional:
+            inner = f"{one_of(sequence(part, *more[i + 1 :]) for i, part in enumerate(optional))}?"
+        begin, end = ("\n", "\n") if self.lines else ("[", "]")
+        opener, after = (spell(self.begin), spell(self.after)) if self.begin else ("", "")
+        return rules.add(sequence(opener, quoted(f"{begin}{name}("), inner, quoted(f"){end}"), after))
+
     def _value(self, cursor: Cursor, tools: Offered) -> list[ToolCall]:
         if cursor.sees("{"):
-            return list(calls_of(cursor.json()))
+            return list(calls_of(json_or_literal(cursor), tools))
         start, named = cursor.pos, _NAME.match(cursor.text, cursor.pos)
         if cursor.at_end or (named and named.end() == len(cursor.text) and not cursor.ended):
             raise More
@@ -63,44 +77,12 @@ class PythonicCalls(CallSyntax):
         return python_calls(cursor.text[start:bracket] + source, tools)
 
 
-def expression_end(text: str, start: int) -> tuple[int, str]:
-    """Where the bracket at `start` closes, and what is in it.
+class LlamaCalls(PythonicCalls):
+    """What Llama 3 writes: an object with `parameters`; calls of the tools that Meta trained it with are Python's."""
 
-    Line breaks in strings, and backslashes that escape nothing, are written as Python has them.
-
-    Raises:
-        More: the text ends before it does.
-        Malformed: the brackets do not match.
-    """
-    pos, depth, parts = start, [], []
-    while found := _PART.search(text, pos):
-        mark = found[0]
-        parts.append(text[pos : found.end()])
-        pos = found.end()
-        if mark in _IN_STRING:
-            pos, inner = _string_end(text, pos, mark)
-            parts.append(inner)
-        elif mark in "([{":
-            depth.append(")]}"["([{".index(mark)])
-        elif not depth or depth.pop() != mark:
-            raise Malformed("its brackets do not match")
-        elif not depth:
-            return pos, "".join(parts)
-    raise More
-
-
-def _string_end(text: str, pos: int, quote: str) -> tuple[int, str]:
-    parts = []
-    while found := _IN_STRING[quote].search(text, pos):
-        parts.append(text[pos : found.start()])
-        pos = found.end()
-        if found[0] == quote:
-            return pos, "".join([*parts, quote])
-        if found[2]:
-            parts.append("\\n")
-        else:
-            parts.append(found[0] if found[1] in _ESCAPES else f"\\{found[0]}")
-    raise More
+    def rule(self, rules: Rules, name: str, schema: dict[str, Any], spell: Spell) -> str | None:
+        """See CallSyntax."""
+        return rules.add(json_of(call_schema("name", name, "parameters", schema)))
 
 
 def python_calls(source: str, tools: Offered) -> list[ToolCall]:
@@ -109,13 +91,10 @@ def python_calls(source: str, tools: Offered) -> list[ToolCall]:
     Raises:
         Malformed: it is something else, or its values are none that JSON holds.
     """
-    try:
-        tree = ast.parse(source, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise Malformed("it is no call in Python's notation") from error
+    tree = parsed(source)
     items = tree.elts if isinstance(tree, ast.List) else [tree]
     if items and all(isinstance(item, ast.Dict) for item in items):
-        return list(calls_of(read_json(source)))
+        return list(calls_of(read_json(source), tools))
     return [_call(item, tools) for item in items]
 
 
@@ -129,26 +108,5 @@ def _call(node: ast.expr, tools: Offered) -> ToolCall:
     for keyword in node.keywords:
         if keyword.arg is None or keyword.arg in arguments:
             raise Malformed("an argument stands there twice")
-        arguments[keyword.arg] = _value(keyword.value)
-    try:
-        json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise Malformed("JSON cannot hold its arguments") from error
-    return ToolCall(name, arguments)
-
-
-def _value(node: ast.expr) -> Any:
-    match node:
-        case ast.Constant(value=None | bool() | int() | float() | str() as value):
-            return value
-        case ast.Name(id=name) if name in _CONSTANTS:
-            return _CONSTANTS[name]
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)) if value is not True:
-            return -value
-        case ast.List(elts=items) | ast.Tuple(elts=items):
-            return [_value(item) for item in items]
-        case ast.Dict(keys=keys, values=values):
-            names = [_value(key) if key is not None else None for key in keys]
-            if len(set(map(str, names))) == len(names) and all(isinstance(name, str) for name in names):
-                return dict(zip(names, map(_value, values), strict=True))
-    raise Malformed("it has a value that JSON does not")
+        arguments[keyword.arg] = literal(keyword.value)
+    return ToolCall(name, as_json(arguments))

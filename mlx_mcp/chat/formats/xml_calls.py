@@ -10,8 +10,9 @@ from typing import Any
 
 from mlx_mcp.chat.formats.cursor import Cursor, Malformed, More
 from mlx_mcp.chat.formats.format import CallSyntax, Marks
+from mlx_mcp.chat.formats.grammar import Rules, Spell, json_of, one_of, quoted, sequence
 from mlx_mcp.chat.formats.json_calls import arguments_of, call_of, calls_of, header
-from mlx_mcp.chat.formats.offered import Offered
+from mlx_mcp.chat.formats.offered import Offered, types_of
 from mlx_mcp.chat.message import ToolCall
 
 _ATTRIBUTE = re.compile(r"""([\w-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>/]+))""")
@@ -38,7 +39,7 @@ class XmlCalls(CallSyntax):
         """See CallSyntax."""
         opener = self.take_opener(cursor)
         if not opener:  # as related models write
-            return list(calls_of(cursor.json()))
+            return list(calls_of(cursor.json(), tools))
         attributes, empty = self._attributes(cursor, opener)
         name = attributes.get("name") or attributes.get("tool") or ""
         arguments: dict[str, Any] = {}
@@ -58,6 +59,21 @@ class XmlCalls(CallSyntax):
             arguments[key] = value
         return [ToolCall(name, arguments)]
 
+    def rule(self, rules: Rules, name: str, schema: dict[str, Any], spell: Spell) -> str | None:
+        """See CallSyntax."""
+        if self.close != ">":  # whose markers are tokens, so that texts cannot be kept apart from them
+            return None
+        opener, padding = self.openers[0], "\n" if self.padded else ""
+        head = opener + (quoted(name) if opener.endswith("name=") else name) + self.close
+        parts = []
+        for key, value, required in parameters(schema):
+            attribute = f"={key}" if opener.endswith("function=") else f" name={quoted(key)}"
+            begin = spell(f"{self.parameter.begin}{attribute}{self.close}{padding}")
+            content = value_rule(rules, value, padding + self.parameter.end, spell)
+            rule = rules.add(sequence(begin, content, quoted("\n")))
+            parts.append(rule if required else f"{rule}?")
+        return rules.add(sequence(spell(f"{head}\n"), *parts, spell(self.after)))
+
     def _argument(self, cursor: Cursor, tool: str, tools: Offered, given: Collection[str]) -> tuple[str, Any]:
         attributes, empty = self._attributes(cursor)
         key = attributes.get("name") or attributes.get("key") or ""
@@ -66,7 +82,8 @@ class XmlCalls(CallSyntax):
         given = {*given, key}
         others = [f"{self.parameter.begin}={name}{self.close}" for name in tools.parameters(tool) if name not in given]
         followers = (self.parameter.begin, self.after)
-        written = "" if empty else raw_value(cursor, self.parameter, followers, others)
+        types = types_of(tools.schema(tool, key))
+        written = "" if empty else element_value(cursor, self.parameter, followers, others, types)
         if self.padded:
             written = written.removeprefix("\n").removesuffix("\n")
         if found := _CDATA.fullmatch(written):
@@ -82,9 +99,9 @@ class XmlCalls(CallSyntax):
         try:
             inner = cursor.until(self.close)
         except More:
-            if len(cursor.text) - start > 1000 or "\n" in cursor.text[start:]:
-                raise Malformed("no tag") from None
+            check_tag(cursor.text[start:])
             raise
+        check_tag(inner)
         cursor.take(self.close)
         if opener.endswith("=") or inner.startswith("="):
             name = inner.removeprefix("=").removesuffix("/").strip().strip("\"'")
@@ -113,7 +130,7 @@ class PairCalls(CallSyntax):
         self.take_opener(cursor)
         cursor.space()
         if cursor.sees("{"):  # as older models of the family write
-            call = call_of(cursor.json())
+            call = call_of(cursor.json(), tools)
             self.take_after(cursor)
             return [call]
         name = self._name(cursor)
@@ -124,12 +141,24 @@ class PairCalls(CallSyntax):
             cursor.take(self.key.end)
             cursor.space()
             cursor.take(self.value.begin)
-            written = raw_value(cursor, self.value, (self.key.begin, self.after))
+            types, given = types_of(tools.schema(name, key)), {*arguments, key}
+            later = [f"{self.key.begin}{other}{self.key.end}" for other in tools.parameters(name) if other not in given]
+            written = element_value(cursor, self.value, (self.key.begin, self.after), later, types)
             if key in arguments:
                 raise Malformed("an argument stands there twice")
             arguments[key] = tools.value(name, key, written)
             cursor.space()
         return [ToolCall(name, arguments)]
+
+    def rule(self, rules: Rules, name: str, schema: dict[str, Any], spell: Spell) -> str | None:
+        """See CallSyntax."""
+        parts = []
+        for key, value, required in parameters(schema):
+            begin = sequence(spell(self.key.begin), spell(key), spell(self.key.end), spell(self.value.begin))
+            rule = rules.add(sequence(begin, value_rule(rules, value, self.value.end, spell)))
+            parts.append(rule if required else f"{rule}?")
+        separator = spell(self.separator) if self.separator else ""
+        return rules.add(sequence(spell(self.openers[0]), spell(name), separator, *parts, spell(self.after)))
 
     def _name(self, cursor: Cursor) -> str:
         name = header(cursor, self.key.begin, self.after, *filter(None, [self.separator]))
@@ -139,12 +168,64 @@ class PairCalls(CallSyntax):
         return name
 
 
+def parameters(schema: dict[str, Any]) -> list[tuple[str, Any, bool]]:
+    """The parameters of a tool: name, schema, and whether it must be there."""
+    properties, required = schema.get("properties"), schema.get("required")
+    properties = properties if isinstance(properties, dict) else {}
+    return [(key, value, key in (required if isinstance(required, list) else [])) for key, value in properties.items()]
+
+
+def value_rule(rules: Rules, schema: Any, end: str, spell: Spell) -> str:
+    """A value as elements have it, and its end marker: strings as they are, and JSON for everything else."""
+    if types_of(schema) != {"string"}:
+        return sequence(json_of(schema), spell(end))
+    choices = [schema["const"]] if "const" in schema else schema.get("enum")
+    return sequence(one_of(map(quoted, choices)), spell(end)) if choices else rules.text_to(end, spell)
+
+
+def check_tag(inner: str) -> None:
+    """See that a text can stand within a tag.
+
+    Raises:
+        Malformed: it cannot.
+    """
+    if len(inner) > 1000 or "\n" in inner:
+        raise Malformed("no tag")
+
+
+def element_value(
+    cursor: Cursor, tag: Marks, followers: tuple[str, ...], later: Collection[str], types: set[str]
+) -> str:
+    """What is written for a value of these types, up to behind its end marker.
+
+    In an object or array the marker may stand in a string. For other parameters see `raw_value`.
+
+    Raises:
+        More: the value goes on.
+    """
+    if types and "string" not in types:
+        value = Cursor(cursor.text, cursor.pos, cursor.ended, cursor.cut)
+        try:
+            value.space()
+            value.json()
+            value.space()
+            value.take(tag.end)
+        except More:
+            if not cursor.ended:
+                raise
+        except Malformed:
+            pass
+        else:
+            return _up_to(cursor, value.pos - len(tag.end), tag.end)
+    return raw_value(cursor, tag, followers, later)
+
+
 def raw_value(cursor: Cursor, tag: Marks, followers: tuple[str, ...], later: Collection[str] = ()) -> str:
     """Everything up to the end of a value, which may have markers in it, and whole calls; the cursor goes behind it.
 
     The value ends at an end marker after which one of `followers` stands. Elements of the same kind within the value
     are skipped with their ends. At the end of an answer, what can mean one thing only is taken: a value without an end
-    marker before one of the openings in `later` or before the last follower, and an opening marker in the value.
+    marker before one of the openings in `later`, or before the last follower, and an opening marker in the value.
 
     Raises:
         More: the value goes on.
@@ -159,14 +240,31 @@ def raw_value(cursor: Cursor, tag: Marks, followers: tuple[str, ...], later: Col
             ends.append(end)
         depth = max(depth - 1, 0)
     if cursor.ended and not cursor.cut:
-        rest = text[cursor.pos :]
-        openings = [opening for opening in later if rest.count(opening) == 1]
-        if openings:
-            return _up_to(cursor, min(text.find(opening, cursor.pos) for opening in openings), "")
-        if len(ends) == 1:
-            return _up_to(cursor, ends[0], tag.end)
-        if tag.end not in rest and tag.begin not in rest and rest.count(followers[-1]) == 1:
-            return _up_to(cursor, text.find(followers[-1], cursor.pos), "")
+        return _only_reading(cursor, tag, followers, later, ends)
+    raise More
+
+
+def _only_reading(
+    cursor: Cursor, tag: Marks, followers: tuple[str, ...], later: Collection[str], ends: list[int]
+) -> str:
+    """A value whose markers do not match, where that can mean one thing only; `ends` are where it could end.
+
+    Raises:
+        More: it can mean several things.
+    """
+    text, start = cursor.text, cursor.pos
+    first = text.find(tag.end, start)
+    openings = [at for opening in later if text.count(opening, start) == 1 and (at := text.find(opening, start)) >= 0]
+    if openings and not 0 <= first < min(openings):  # its end marker is missing
+        return _up_to(cursor, min(openings), "")
+    for end in ends:  # an opening marker in it is only named, so that behind it all markers match
+        value, matched = text[start:end], text.count(tag.begin, end) == text.count(tag.end, end + len(tag.end))
+        opens = f"\n{tag.begin}" in value or (followers[0] != tag.begin and followers[0] in value)
+        if matched and not opens:
+            return _up_to(cursor, end, tag.end)
+    rest = text[start:]
+    if first < 0 and tag.begin not in rest and rest.count(followers[-1]) == 1:
+        return _up_to(cursor, text.find(followers[-1], start), "")
     raise More
 
 

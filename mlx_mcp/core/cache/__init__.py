@@ -1,1 +1,1 @@
-"""What is kept of computed tokens, where it is, and who may go on from it."""
+"""The keys and values of computed tokens: where they are, and which sequences continue from them."""

@@ -1,7 +1,7 @@
-"""Every block there is: what it costs, what still needs it, and which goes first when memory is out.
+"""All blocks: what they cost, who refers to them, and which is evicted first when memory runs out.
 
-Blocks form trees. A block holds a fixed run of tokens, and its parent the tokens before them; a block that is
-part-filled is a tail, and has no children. Knows no models and no arrays.
+Blocks form trees. A block holds a fixed number of tokens, and its parent the tokens before them. A block that is only
+partly filled is a tail, and has no children. Knows no models and no arrays.
 
     root ── [0, 64) ─┬─ [64, 128) ── [128, 192) ── tail [192, 201)
                      └─ [64, 128)'── tail [128, 130)
@@ -24,19 +24,19 @@ BlockHash = NewType("BlockHash", bytes)
 
 @dataclass(eq=False)
 class Block:
-    """Keys and values of some tokens, and of them only after all that comes before; never changed once it is made."""
+    """Keys and values of some tokens, which depend on all tokens before them. Never changed once it is made."""
 
     hash: BlockHash  # of its tokens and of its parent's hash
     parent: Block | None  # None for a root, which stands for no tokens at all
     tokens: tuple[int, ...]
     start: int  # the position of its first token
     payload: Payload | None = None  # None for a root, and once it is evicted
-    key: bytes = b""  # what it goes by outside of memory: a hash as the other, but never a short one
+    key: bytes = b""  # its name outside of memory: a hash too, but never a short one
     children: dict[BlockHash, Block] = field(default_factory=dict)  # each counts as a reference
-    ref_count: int = 0  # pins, restores and builds in flight, of this block or of any after it
-    num_sessions: int = 0  # that go on from here
-    last_used: int = 0  # itself; its children's use becomes its own when they go
-    num_hits: int = 0  # times that it was found again, or that a session went on from it; with its children's, likewise
+    ref_count: int = 0  # pins, restores and cuts under way, of this block or of any after it
+    num_sessions: int = 0  # sessions whose last block it is
+    last_used: int = 0  # by the pool's clock; when a child is dropped, its use counts as a use of this block
+    num_hits: int = 0  # how often it was found again, or a session ended with it; a dropped child's count too
     prompt_end: PromptEnd | None = None  # of the latest prompt that ended in it
     private: bool = False  # only ephemeral sessions have computed or found it: never leaves memory
 
@@ -47,17 +47,17 @@ class Block:
 
     @property
     def resident(self) -> bool:
-        """Whether it can be matched and gone on from."""
+        """Whether it can be matched, and blocks can follow it."""
         return self.payload is not None or self.parent is None
 
     @property
     def nbytes(self) -> int:
-        """What it is charged with."""
+        """The bytes that it is charged with."""
         end = 0 if self.prompt_end is None else self.prompt_end.logits.nbytes
         return 0 if self.payload is None else self.payload.nbytes + end
 
     def chain(self) -> Iterator[Block]:
-        """It and everything before it, last first, without the root."""
+        """It and all blocks before it, the last one first, without the root."""
         block = self
         while block.parent is not None:
             yield block
@@ -65,7 +65,7 @@ class Block:
 
 
 class BlockPool:
-    """The blocks of all models; charges each to the ledger, and gives up the least recently used when it is full."""
+    """The blocks of all models, each charged to the ledger; when that is full, the least recently used are evicted."""
 
     def __init__(self, ledger: Ledger, block_tokens: int) -> None:
         self.ledger, self.block_tokens = ledger, block_tokens
@@ -75,16 +75,16 @@ class BlockPool:
         self.protected_bytes = 0  # of blocks with references: these cannot be reclaimed
         self.num_blocks = 0
         self.num_evictions = 0
-        # Called while the block is still there. It notes what goes to a tier, which must be decided at once: a list of
-        # evicted blocks, looked at later, would keep memory that the ledger counts as free.
+        # Called while the block is still there, to decide at once whether it goes to a tier. A list of evicted blocks
+        # for later would hold memory that the ledger counts as free.
         self.on_evict: Callable[[Block], None] | None = None
         self._clock = 0
-        # (last use, order of entry, block): the leaves without references, and outdated entries, which are passed over.
+        # (last use, order of entry, block): the leaves without references, and outdated entries, which are skipped.
         self._leaves: list[tuple[int, int, Block]] = []
         self._entries = itertools.count()
 
     def root(self, identity: bytes, digest: BlockHash, key: bytes = b"") -> Block:
-        """Where the trees of one model and tenant begin; nothing is shared between roots, whatever their hashes."""
+        """The root of the tree of one model and tenant. Roots share nothing, whatever their hashes."""
         if identity not in self.roots:
             self.roots[identity] = Block(digest, None, (), 0, key=key)
         return self.roots[identity]
@@ -92,7 +92,7 @@ class BlockPool:
     def add(
         self, parent: Block, digest: BlockHash, tokens: tuple[int, ...], payload: Payload, key: bytes = b""
     ) -> Block:
-        """A new block after `parent`; its bytes are on the ledger already."""
+        """Add a block after `parent`. Its bytes are on the ledger already."""
         assert parent.resident, "a block on one that is gone"
         assert digest not in parent.children, "a block that is there already"
         block = Block(digest, parent, tokens, parent.end, payload, key=key)
@@ -103,17 +103,17 @@ class BlockPool:
         return block
 
     def replace(self, block: Block, payload: Payload) -> None:
-        """Take a payload that has more in it; its bytes are on the ledger already, the old one's are refunded."""
+        """Replace a block's payload by a richer one, whose bytes are on the ledger already; refund the old bytes."""
         old, block.payload = block.nbytes, payload
         self._resized(block, old, payload.nbytes)
 
     def end_prompt(self, block: Block, end: PromptEnd) -> None:
-        """Note where a prompt ended, instead of where another did; its bytes are on the ledger already."""
+        """Keep the logits of a prompt that ended in a block, in place of others. Their bytes are on the ledger."""
         old, block.prompt_end = block.nbytes, end
         self._resized(block, old, end.logits.nbytes)
 
     def touch(self, block: Block) -> None:
-        """Count a use of a block and of all before it: O(1), since no block goes before those after it."""
+        """Note a use of a block and of all before it. This is O(1), since no block is evicted before those after it."""
         self._clock += 1
         block.last_used = self._clock
         self._offer(block)
@@ -136,13 +136,13 @@ class BlockPool:
         self._offer(block)
 
     def add_session(self, block: Block) -> None:
-        """Note that one more session goes on from a block. It may be evicted all the same."""
+        """Note that one more session ends with a block. The block may be evicted all the same."""
         block.num_sessions += 1
 
     def remove_session(self, block: Block, whole: bool = False) -> None:
-        """Note that one session less goes on from a block; a tail without any is dropped: newer blocks have its tokens.
+        """Note that one session less ends with a block. Drop a tail without sessions: newer blocks have its tokens.
 
-        `whole` drops all before it too, as far as nothing else was built on it and no session goes on from it.
+        With `whole` set, blocks before it are dropped too, up to the first that something else refers to.
         """
         assert block.num_sessions > 0, "a session removed too often"
         block.num_sessions -= 1
@@ -155,7 +155,7 @@ class BlockPool:
             each = parent
 
     def drop(self, block: Block) -> None:
-        """Forget a leaf that nothing refers to."""
+        """Drop a leaf that nothing refers to."""
         assert block.parent is not None, "a root stays"
         assert not block.children, "a block with others after it"
         assert not block.ref_count, "a block that is in use"
@@ -170,7 +170,7 @@ class BlockPool:
         self._offer(parent)
 
     def reclaim(self, num_bytes: int) -> bool:
-        """Evict until so many bytes are free; evicts nothing and returns False if they are not to be had."""
+        """Evict blocks until so many bytes are free; evicts nothing and returns False if that is not possible."""
         if num_bytes > self.used_bytes - self.protected_bytes:
             return False
         goal = self.used_bytes - num_bytes
@@ -183,14 +183,14 @@ class BlockPool:
         return True
 
     def clear(self, root: Block) -> None:
-        """Forget every block of a root that nothing refers to."""
+        """Drop every block of a root that nothing refers to."""
         blocks = sorted(walk(root), key=lambda b: -b.start)
         for block in blocks:
             if not block.children and not block.ref_count:
                 self.drop(block)
 
     def eviction_order(self) -> list[Block]:
-        """The blocks that could go, first first, as they stand."""
+        """The blocks that could be evicted now, in the order in which they would be."""
         last_used, children = {}, {}
         for root in self.roots.values():
             for block in walk(root):
@@ -209,7 +209,7 @@ class BlockPool:
     def check_integrity(self, references: Iterable[Block] = ()) -> None:
         """Prove that trees, references and bytes agree.
 
-        `references` are the blocks that somebody has acquired, each as often as that: there must be no others.
+        `references` are the blocks that were acquired, each as often as it was. There must be no other references.
         """
         acquired = Counter(references)
         assert all(block.resident for block in acquired), "a reference to a block that is gone"
@@ -231,7 +231,7 @@ class BlockPool:
             assert block.children or block.ref_count or block in offered, "a leaf that would never be evicted"
 
     def _resized(self, block: Block, old_bytes: int, charged: int) -> None:
-        """Count what a block takes now; `charged` bytes for what is new are on the ledger beside those of the old."""
+        """Count a block's new size. The ledger has `charged` bytes for what is new, in addition to the old size."""
         growth = block.nbytes - old_bytes
         self.used_bytes += growth
         if block.ref_count:

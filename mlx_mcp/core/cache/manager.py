@@ -1,7 +1,7 @@
-"""The one door to a model's cached keys and values: what a sequence begins with, and what is kept of it.
+"""The interface of a model's cached keys and values: what a sequence begins with, and what of it is cached.
 
-While a sequence runs, every block that it fills is cut out of its row in the step that fills it, so that others can
-begin with it at once; when it ends, what is left becomes a tail. A row is restored by copying: no row holds on to
+While a sequence runs, every block that it fills is copied out of its row in the step that fills it, so that others can
+begin with it at once. When it ends, what is left becomes a tail. A row is restored by copying. So no row refers to
 blocks, and all of them may be evicted while rows run.
 
     tokens of a sequence    0 ........ 64 ....... 128 ...... 192 .. 201
@@ -32,7 +32,7 @@ from mlx_mcp.core.steps import Chunk, Cut, Restore
 
 
 class KvCacheManager:
-    """What one model's sequences share."""
+    """The cached keys and values of one model, and the sequences that use them."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class KvCacheManager:
         self.cache, self.slots, self.layout = cache, slots, layout
         self.fingerprint, self.chunk_tokens = fingerprint, chunk_tokens
         self.tracks: dict[Sequence, Track] = {}
-        self.restoring: list[Block] = []  # the blocks that rows are restored from, until a step has been launched
+        self.restoring: list[Block] = []  # the last blocks of prefixes to restore, until their step is launched
         self.single_flight, self.tier_reads = SingleFlight(cache), TierReads(cache, layout)
         self.publishing = Publishing(cache, slots.cost, layout, chunk_tokens)
         self.misses = Misses(cache.block_tokens)
@@ -59,61 +59,61 @@ class KvCacheManager:
 
     @property
     def pool(self) -> BlockPool:
-        """The blocks."""
+        """The pool of all blocks."""
         return self.cache.pool
 
     @property
     def references(self) -> list[Block]:
-        """The blocks that are referred to here, each as often as it is."""
+        """The blocks that are acquired here, each as often as it is."""
         return [*self.restoring, *self.publishing.building.values()]
 
     @property
     def booked_bytes(self) -> int:
-        """What is on the ledger beside blocks and slots: shared prefixes, cuts and logits on their way to blocks."""
+        """The bytes on the ledger for shared prefixes, and for cuts and logits that are not in blocks yet."""
         return self.shared.booked_bytes + self.publishing.booked_bytes
 
     def root(self, tenant: str) -> Block:
-        """Where a tenant's prefixes of this model begin."""
+        """The root of a tenant's prefixes of this model."""
         identity = identity_of(self.fingerprint, self.cache.block_tokens, self.chunk_tokens, tenant)
         return self.pool.root(identity, self.cache.hash(BlockHash(identity), ()), block_key(identity, ()))
 
-    # Sequences come and go
+    # Sequences
 
     def enter(self, sequence: Sequence) -> None:
-        """Count in a sequence that waits."""
+        """Add a sequence that waits."""
         self.tracks[sequence] = track(self.cache, self.root(sequence.tenant), sequence)
         self.single_flight.enter(self.tracks[sequence])
 
     def leave(self, sequence: Sequence) -> None:
-        """Take back what a running sequence holds; it may be admitted again. Its slot is its own affair."""
+        """Free what a running sequence holds here. It may be admitted again. Its slot is for the caller to free."""
         self.single_flight.stop(self.tracks[sequence])
         self.shared.leave(sequence)
         self.publishing.stop(sequence)
 
     def exit(self, sequence: Sequence) -> None:
-        """Count out a sequence that neither waits nor runs any more."""
+        """Forget a sequence that neither waits nor runs any more."""
         self.single_flight.exit(self.tracks.pop(sequence))
         self.tier_reads.exit(sequence)
         self.publishing.exit(sequence)
 
     def is_waiting(self, sequence: Sequence) -> bool:
-        """Whether the sequence or the tier that this one was last seen to wait for has not brought it yet."""
+        """Whether a sequence still waits for the sequence or the tier for which `wait` last made it wait."""
         return sequence in self.tier_reads.fetching or self.single_flight.is_waiting(sequence)
 
     def wait(self, sequence: Sequence) -> bool:
-        """Have a sequence wait if a running one or a tier is about to bring what it needs next; returns whether so."""
+        """Have a sequence wait if a running one or a tier will soon bring its next tokens; returns whether it waits."""
         return sequence in self.tier_reads.fetching or self.single_flight.wait(self.tracks[sequence])
 
     def admit(self, sequence: Sequence, num_tokens: int) -> Restore | None:
-        """Give a sequence a slot with room for `num_tokens`, and what is cached of it; None if there is no memory."""
+        """Give a sequence a slot with room for `num_tokens`, and return what to restore; None if there is no memory."""
         track = self.tracks[sequence]
         match = track.match(self.cache, self.layout)
         if not self._place(track, match, num_tokens):
-            # What is cached of it may be what takes the room.
+            # The blocks that it would begin with may take the room that it needs.
             if not self._place(track, Match((), 0, 0), num_tokens):
                 return None
             match = track.match(self.cache, self.layout)
-            self._hold(match)
+            self._protect(match)
         sequence.num_computed = match.num_tokens
         self.publishing.start(track, match)
         self.single_flight.start(track, match.num_tokens // self.cache.block_tokens)
@@ -129,9 +129,9 @@ class KvCacheManager:
         return Restore(sequence.sequence_id, match.parts, match.num_tokens, match.logits)
 
     def _place(self, track: Track, match: Match, num_tokens: int) -> bool:
-        """Take a slot while everything matched is kept."""
+        """Take a slot, and keep everything matched from being evicted; returns whether there was a slot."""
         sequence = track.sequence
-        self._hold(match)
+        self._protect(match)
         self.shared.join(track, match, self.single_flight.users, self.cache.block_tokens)
         sequence.slot = self.slots.take(num_tokens - sequence.num_shared)
         if sequence.slot is None:
@@ -140,14 +140,14 @@ class KvCacheManager:
                 self.pool.release(self.restoring.pop())
         return sequence.slot is not None
 
-    def _hold(self, match: Match) -> None:
-        """Have what was matched stay until it was `launched`."""
+    def _protect(self, match: Match) -> None:
+        """Keep what was matched from being evicted, until `release_restored`."""
         if match.blocks:
             self.pool.acquire(match.blocks[-1])
             self.restoring.append(match.blocks[-1])
 
     def _explain(self, track: Track, match: Match) -> None:
-        """Note what a sequence found when it was first admitted, and why not more."""
+        """Note how much of a sequence was cached when it was first admitted, and why not more."""
         sequence = track.sequence
         sequence.num_cached = match.num_tokens
         sequence.num_restored = self.tier_reads.num_restored(sequence, match.num_tokens)
@@ -156,47 +156,47 @@ class KvCacheManager:
             track.root, sequence.prompt_ids, match, sequence.num_kept, sequence.other_model, passed_over
         )
 
-    # What tiers have
+    # Tiers
 
     def wanted(self, sequence: Sequence, find: Callable[[bytes], TierEntry | None]) -> list[Wanted]:
         """See TierReads.wanted."""
         return self.tier_reads.wanted(self.tracks[sequence], find)
 
     def pass_over(self, sequence: Sequence) -> None:
-        """Note that a sequence computes what a tier has, since that is sooner done."""
+        """Note that a sequence computes what a tier has, because that is faster."""
         self.tier_reads.computing.add(sequence)
 
     def fetch(self, sequence: Sequence) -> None:
-        """Have a waiting sequence wait for blocks from a tier, until they have `arrived`."""
+        """Have a waiting sequence wait for blocks from a tier, until `add_restored`."""
         self.tier_reads.fetching.add(sequence)
 
     def add_restored(self, sequence: Sequence, blocks: list[tuple[StoredBlock, Payload]]) -> None:
-        """Put blocks from a tier into the trees as far as there is room, and have the sequence wait no more.
+        """Put blocks from a tier into the trees as far as there is room, and have the sequence wait no longer.
 
-        The sequence may be gone by now; others may want them all the same.
+        The sequence may have ended by now; others may need the blocks all the same.
         """
         tokens = self.tier_reads.add_restored(sequence, self.root(sequence.tenant), blocks)
         if sequence in self.tracks:
             self.tier_reads.finish(sequence, tokens)
 
-    # What is kept
+    # What is cached
 
     def plan_cuts(self, chunks: Iterable[Chunk], decode: Iterable[tuple[int, int]]) -> tuple[Cut, ...]:
-        """The blocks that a step fills; see Publishing.plan_cuts."""
+        """See Publishing.plan_cuts."""
         return self.publishing.plan_cuts(chunks, decode, self.single_flight.users)
 
     def commit(self, cuts: tuple[Cut, ...], payloads: dict[Cut, Payload]) -> None:
-        """Put what a step has cut into the trees; what cannot be is refunded. Call it when tokens are taken."""
+        """Put the payloads of a step's cuts into the trees. Call it when the step's tokens were taken."""
         self.release_restored()
         self.publishing.commit(cuts, payloads)
 
     def abandon(self, *steps: tuple[Cut, ...]) -> None:
-        """Take back what was planned for steps that came to nothing."""
+        """Refund the cuts of steps that failed."""
         for cuts in steps:
             self.commit(cuts, {})
 
     def release_restored(self) -> None:
-        """Let go of what rows were restored from: the step has it."""
+        """Release the blocks that rows are restored from: the step refers to their payloads."""
         for block in self.restoring:
             self.pool.release(block)
         self.restoring.clear()
@@ -206,7 +206,7 @@ class KvCacheManager:
         self.publishing.remember(sequence, logits)
 
     def finish(self, sequence: Sequence, cut: Callable[[int, int, bool], Payload], exact: bool = True) -> Block | None:
-        """Keep the rest of a sequence that is about to give up its row; see Publishing.finish."""
+        """See Publishing.finish."""
         return self.publishing.finish(self.tracks[sequence], cut, exact)
 
     def forget_blocks(self, sequence: Sequence) -> None:

@@ -1,4 +1,4 @@
-"""Tells why tokens were computed that were computed before. Knows the latest prompts, and no keys and values."""
+"""Explains why tokens are computed that were computed before. Knows the latest prompts, and no keys and values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlx_mcp.core.cache.blocks import Block
 from mlx_mcp.core.cache.prefixes import Match
 
 RECENT = 32  # prompts that are remembered, per model and tenant
-SAMPLE = 16  # tokens that must be the same again after a difference, for two prompts to be taken for one with a change
+SAMPLE = 16  # two prompts are one with a change if so many tokens are the same again after a difference
 EXCERPT = 24  # tokens shown on each side
 Tokens = tuple[int, ...]
 
@@ -20,12 +20,12 @@ Tokens = tuple[int, ...]
 class MissReason(StrEnum):
     """Why there was no hit where one could be expected."""
 
-    DIVERGED = "diverged"  # an earlier prompt of the same text, but for a change at one place
-    EVICTED = "evicted"  # it was there, and made room for others
-    NO_CHECKPOINT = "no_checkpoint"  # the model's states go on only from where one was taken
-    NOT_REUSABLE = "not_reusable"  # of this architecture nothing is reused
-    RECOMPUTED = "recomputed"  # it is on disk, and was sooner computed than read
-    OTHER_MODEL = "other_model"  # the session was kept with other weights, another tokenizer or other settings
+    DIVERGED = "diverged"  # an earlier prompt had the same text, except for a change at one place
+    EVICTED = "evicted"  # it was cached, and was evicted
+    NO_CHECKPOINT = "no_checkpoint"  # the model's states can only be continued where they were copied
+    NOT_REUSABLE = "not_reusable"  # nothing of this architecture can be reused
+    RECOMPUTED = "recomputed"  # it is on disk, and computing it was faster than reading it
+    OTHER_MODEL = "other_model"  # the session was computed with other weights, another tokenizer or other settings
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Miss:
 
     reason: MissReason
     index: int  # the first token that was not taken from the cache for this reason
-    before: Tokens = ()  # what stands before it
-    after: Tokens = ()  # what stands there in this prompt
-    earlier: Tokens = ()  # what stood there in the earlier one
+    before: Tokens = ()  # the tokens before it
+    after: Tokens = ()  # the tokens from there on in this prompt
+    earlier: Tokens = ()  # the tokens from there on in the earlier prompt
     detail: str = ""
 
 
@@ -47,24 +47,24 @@ class Recent:
         self._prompts: deque[bytes] = deque(maxlen=RECENT)
 
     def remember(self, tokens: Tokens) -> None:
-        """Take a prompt for one that others may be compared with; the same again counts once."""
+        """Remember a prompt, to compare later ones with it. The same prompt is remembered once."""
         coded = array("I", tokens).tobytes()
         if coded in self._prompts:
             self._prompts.remove(coded)
         self._prompts.append(coded)
 
-    def known(self, tokens: Tokens) -> int:
-        """How many of the first tokens were in one of the prompts."""
+    def num_known(self, tokens: Tokens) -> int:
+        """The length of the longest prefix that one of the remembered prompts has too."""
         coded = array("I", tokens).tobytes()
         return max((alike(coded, other) for other in self._prompts), default=0)
 
     def diverged(self, tokens: Tokens) -> Miss | None:
-        """Where these tokens leave a remembered prompt with which they go on alike after the change."""
+        """Where these tokens first differ from a remembered prompt that is the same again after the change."""
         coded = array("I", tokens).tobytes()
         for other in reversed(self._prompts):
             index = alike(coded, other)
             earlier = tuple(array("I", other[4 * index : 4 * (index + EXCERPT)]))
-            if not earlier or index == len(tokens):  # one goes on where the other ends: nothing was changed
+            if not earlier or index == len(tokens):  # one continues the other: nothing was changed
                 continue
             for skip in (SAMPLE, 4 * SAMPLE, 16 * SAMPLE):
                 at = 4 * (index + skip)
@@ -92,17 +92,17 @@ class Misses:
         other_model: bool = False,
         passed_over: bool = False,
     ) -> Miss | None:
-        """Why a prompt's tokens are computed that were computed before; None if they are not, as far as is known.
+        """Why tokens of a prompt are computed again; None if they are not, as far as is known.
 
-        `num_kept` tokens of it are its session's, 0 if it has none; `other_model` says that these were computed by
-        another model, and `passed_over` that a tier has more than `match`, which is sooner computed than read. A prompt
-        of no session is remembered, unless an earlier one explains it.
+        The first `num_kept` tokens are those of its session, 0 if it has none. `other_model` says that these were
+        computed by another model, and `passed_over` that a tier has more than `match`, and computing is faster than
+        reading it. A prompt without a session is remembered, unless an earlier one explains it.
         """
         recent = self.recent.setdefault(root, Recent())
         got, most, size = match.num_tokens, len(prompt) - 1, self.block_tokens
         kept = min(num_kept, most)
         if not num_kept and got + size <= most:
-            kept = min(recent.known(prompt), most) // size * size
+            kept = min(recent.num_known(prompt), most) // size * size
         if got < kept:
             if other_model:
                 return Miss(MissReason.OTHER_MODEL, got)
@@ -117,7 +117,7 @@ class Misses:
 
 
 def alike(one: bytes, other: bytes) -> int:
-    """How many 4-byte tokens two prompts begin with alike; compares few bytes more than these."""
+    """The number of 4-byte tokens with which two prompts begin alike. Compares few bytes more than these."""
     most, start, size = min(len(one), len(other)) // 4, 0, 64
     while start < most and one[4 * start : 4 * (start + size)] == other[4 * start : 4 * (start + size)]:
         start, size = start + size, 2 * size

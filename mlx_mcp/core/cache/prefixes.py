@@ -1,4 +1,4 @@
-"""Finds the longest prefix whose keys and values are there. Knows the trees of blocks, and no sequences."""
+"""Finds the longest prefix whose keys and values are cached. Knows the trees of blocks, and no sequences."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from mlx_mcp.core.layout import Layout, Logits, Part, Payload
 
 @dataclass(frozen=True)
 class Match:
-    """The first `num_tokens` tokens are in `blocks`, of whose last one perhaps only a part is used."""
+    """Where the first `num_tokens` tokens of a prompt are cached. Of the last block perhaps only a part is used."""
 
     blocks: tuple[Block, ...]
     num_tokens: int
-    num_whole: int  # tokens in whole blocks that are there, whether rows can go on from them or not
-    logits: Logits | None = None  # after the last token, if that is the last there is
+    num_whole: int  # tokens in whole blocks that are there, whether rows can continue from them or not
+    logits: Logits | None = None  # the logits after the last token, if the prompt has no other tokens
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """What a row is restored from."""
+        """The payloads from which a row is restored."""
         return tuple(Part(b.payload, min(b.end, self.num_tokens) - b.start) for b in self.blocks if b.payload)
 
 
 def identity_of(fingerprint: bytes, block_tokens: int, chunk_tokens: int, tenant: str) -> bytes:
-    """What tells one model's and tenant's prefixes from others. A prompt that is cut elsewhere is rounded otherwise."""
+    """What tells the prefixes of a model and tenant from others. Prompts in other chunks are rounded otherwise."""
     return fingerprint + f"\0{block_tokens} {chunk_tokens}\0".encode() + tenant.encode()
 
 
 def block_key(parent: bytes, tokens: Seq[int]) -> bytes:
-    """What a block goes by outside of memory, where its parents cannot be looked at: 32 bytes."""
+    """The name of a block outside of memory, where its parents cannot be compared: 32 bytes."""
     return blake2b(parent + array("I", tokens).tobytes(), digest_size=32).digest()
 
 
@@ -40,8 +40,8 @@ def block_key(parent: bytes, tokens: Seq[int]) -> bytes:
 class PrefixCache:
     """The trees of blocks as a table of prefixes.
 
-    A block's hash includes its parent's, up to a root that stands for one model and tenant; on a hit the token ids are
-    compared as well, so that whatever hashes collide, no other prefix's keys and values are found.
+    A block's hash includes its parent's, up to a root that stands for one model and tenant. On a hit the token ids are
+    compared as well, so that hashes that collide never give another prefix's keys and values.
     """
 
     pool: BlockPool
@@ -49,7 +49,7 @@ class PrefixCache:
 
     @property
     def block_tokens(self) -> int:
-        """Tokens of a whole block."""
+        """The number of tokens of a whole block."""
         return self.pool.block_tokens
 
     def hash(self, parent: BlockHash, tokens: Seq[int]) -> BlockHash:
@@ -57,7 +57,7 @@ class PrefixCache:
         return BlockHash(blake2b(parent + array("I", tokens).tobytes(), digest_size=self.hash_bytes).digest())
 
     def hashes(self, root: Block, tokens: Seq[int], known: list[BlockHash]) -> list[BlockHash]:
-        """The hashes of the whole blocks of `tokens`; extends `known`, which are those of the first ones."""
+        """The hashes of the whole blocks of `tokens`. Extends `known`, which are the hashes of the first ones."""
         for start in range(len(known) * self.block_tokens, len(tokens) - self.block_tokens + 1, self.block_tokens):
             known.append(self.hash(known[-1] if known else root.hash, tokens[start : start + self.block_tokens]))
         return known
@@ -68,9 +68,9 @@ class PrefixCache:
         return child if child is not None and child.tokens == tuple(tokens) else None
 
     def put(self, parent: Block, tokens: tuple[int, ...], payload: Payload, charged: int, private: bool) -> Block:
-        """The block of a payload after `parent`, or the one that is there; `parent` itself if it cannot be.
+        """Put a payload after `parent`, unless it is there already; returns its block, or `parent` if it cannot be.
 
-        `charged` bytes are on the ledger for it; what is not needed of them is refunded. `private` is whether an
+        `charged` bytes are on the ledger for it; those that are not needed are refunded. `private` says whether an
         ephemeral session has computed it.
         """
         assert payload.nbytes <= charged, f"a payload of {payload.nbytes} bytes, {charged} charged"
@@ -103,9 +103,9 @@ class PrefixCache:
         return chain
 
     def match(self, root: Block, tokens: Seq[int], hashes: list[BlockHash], layout: Layout) -> Match:
-        """The longest prefix from which a row of this layout can go on.
+        """Find the longest prefix from which a row of this layout can continue.
 
-        Leaves a token to compute, unless the logits after all of them are there.
+        One token at least is left to compute, unless the logits after all of them are cached.
         """
         chain = self.walk(root, tokens, hashes)
         num_whole = chain[-1].end
@@ -132,7 +132,7 @@ class PrefixCache:
 
 
 def usable(chain: list[Block], end: int, layout: Layout) -> bool:
-    """Whether a row can go on from the first `end` tokens, which reach into the chain's last block."""
+    """Whether a row can continue from the first `end` tokens, the last of which is in the chain's last block."""
     last = chain[-1]
     if last.payload is None:
         return False
@@ -149,7 +149,7 @@ def usable(chain: list[Block], end: int, layout: Layout) -> bool:
 
 
 def richer(payload: Payload, block: Block) -> bool:
-    """Whether a payload has something that a block of the same tokens has not."""
+    """Whether a payload has something that a block of the same tokens lacks."""
     old = block.payload
     assert old is not None, "an evicted block in a tree"
     return (payload.has_state and not old.has_state) or (
@@ -158,7 +158,7 @@ def richer(payload: Payload, block: Block) -> bool:
 
 
 def common(one: Seq[int], other: Seq[int]) -> int:
-    """How many tokens two runs begin with alike."""
+    """The number of tokens with which two token lists begin alike."""
     if one[:1] != other[:1]:
         return 0
     for i, (a, b) in enumerate(zip(one, other, strict=False)):

@@ -1,4 +1,4 @@
-"""Puts what rows compute into the trees of blocks: whole blocks in the step that fills them, the rest at a row's end.
+"""Puts what rows compute into the trees: whole blocks in the step that fills them, and the rest when a row ends.
 
 tokens of a sequence    0 ........ 64 ....... 128 ...... 192 .. 201
 in the trees            [ block   ][ block   ][ block   ][ tail ]      the tail once it ends
@@ -18,7 +18,7 @@ from mlx_mcp.core.sequence import Sequence
 from mlx_mcp.core.slots import KvCost
 from mlx_mcp.core.steps import Chunk, Cut
 
-CHECKPOINT_TOKENS = 1024  # a model's states are kept so often while a prompt is computed, and where prompts part
+CHECKPOINT_TOKENS = 1024  # a model's states are copied so often while a prompt is computed, and where prompts differ
 
 
 @dataclass(eq=False)
@@ -29,36 +29,36 @@ class Publication:
     origin: Block | None  # the last block that its row was restored from
     block: Block  # the newest of its whole blocks that is in the trees
     planned: int  # tokens that are in the trees, or will be when the steps under way are committed
-    num_known: int  # tokens that were in the trees when it began, whether it could go on from them or not
-    stopped: bool = False  # a block of it found no room
+    num_known: int  # tokens that were in the trees when it began, whether it could continue from them or not
+    stopped: bool = False  # whether there was no room for a block of it
 
 
 class Publishing:
-    """What one model's running sequences put into the trees; charges it to the ledger when it is planned."""
+    """What one model's running sequences put into the trees. It is charged to the ledger when it is planned."""
 
     def __init__(self, cache: PrefixCache, cost: KvCost, layout: Layout, chunk_tokens: int) -> None:
         self.cache, self.cost, self.layout, self.chunk_tokens = cache, cost, layout, chunk_tokens
         self.publications: dict[int, Publication] = {}  # by sequence id
-        # What steps under way cut out of rows → the block that it comes after, which must stay until then.
+        # Cut of a step under way → the block that it comes after, which must not be evicted until then.
         self.building: dict[Cut, Block] = {}
-        # The logits after prompts that were computed, which go to the blocks where these end.
+        # Sequence → the logits after its prompt, which will be kept with the block where the prompt ends.
         self.logits: dict[Sequence, Logits] = {}
 
     @property
     def booked_bytes(self) -> int:
-        """What is on the ledger for cuts and logits that are in no block yet."""
+        """The bytes on the ledger for cuts and logits that are in no block yet."""
         cuts = (self._cost(cut.start, cut.end, cut.state) for cut in self.building)
         return sum(cuts) + sum(logits.nbytes for logits in self.logits.values())
 
     def start(self, track: Track, match: Match) -> None:
-        """Publish what a sequence computes from now on, after the prefix that it begins with."""
+        """Begin to publish what a sequence computes after the prefix that it begins with."""
         whole = match.num_tokens // self.cache.block_tokens
         block = match.blocks[whole - 1] if whole else track.root
         origin = match.blocks[-1] if match.blocks else None
         self.publications[track.sequence.sequence_id] = Publication(track, origin, block, block.end, match.num_whole)
 
     def stop(self, sequence: Sequence) -> None:
-        """Publish nothing more of a sequence that gives up its row."""
+        """Stop publishing a sequence that gives up its row."""
         self.publications.pop(sequence.sequence_id, None)
 
     def exit(self, sequence: Sequence) -> None:
@@ -72,10 +72,10 @@ class Publishing:
     def plan_cuts(
         self, chunks: Iterable[Chunk], decode: Iterable[tuple[int, int]], users: Counter[BlockHash]
     ) -> tuple[Cut, ...]:
-        """The blocks that a step fills; their bytes are on the ledger from now on.
+        """Cuts of the blocks that a step fills. Their bytes are on the ledger from now on.
 
-        `decode` are the decoding rows, by sequence id, with the tokens that each has computed by then; `users` counts
-        by block hash the sequences whose prompts begin with it.
+        `decode` are the decoding rows: sequence ids, and how many tokens each has computed after the step. `users`
+        counts by block hash the sequences whose prompts begin with it.
         """
         cuts: list[Cut] = []
         for chunk in chunks:
@@ -86,7 +86,7 @@ class Publishing:
         return tuple(cuts)
 
     def commit(self, cuts: tuple[Cut, ...], payloads: dict[Cut, Payload]) -> None:
-        """Put what a step has cut into the trees; what cannot be is refunded. Call it when tokens are taken."""
+        """Put the payloads of a step's cuts into the trees; refund the others. Call it when its tokens were taken."""
         for cut in cuts:
             self.cache.pool.release(self.building.pop(cut))
             payload, charged = payloads.get(cut), self._cost(cut.start, cut.end, cut.state)
@@ -102,13 +102,13 @@ class Publishing:
             publication.stopped = publication.block.end != cut.end
 
     def _fits(self, publication: Publication, cut: Cut) -> bool:
-        """Whether a cut comes right after the newest block of a sequence, which still has all its tokens."""
+        """Whether a cut comes right after the newest block of a sequence, and the sequence still has all its tokens."""
         block = publication.block
         follows = block.resident and block.end == cut.start
         return not publication.stopped and follows and cut.end <= publication.track.sequence.num_tokens
 
     def _plan_row(self, publication: Publication, end: int, state: bool, cuts: list[Cut]) -> None:
-        """Add to `cuts` the blocks that a sequence has filled at token `end`; `state` keeps its states there."""
+        """Add to `cuts` the blocks that a sequence has filled at token `end`; `state` has its states copied there."""
         size, sequence, pool = self.cache.block_tokens, publication.track.sequence, self.cache.pool
         while not publication.stopped and publication.planned + size <= end:
             start, until, block = publication.planned, publication.planned + size, publication.block
@@ -140,7 +140,7 @@ class Publishing:
         return windows or (cut.state and not block.payload.has_state)
 
     def _checkpoint(self, publication: Publication, end: int, users: Counter[BlockHash]) -> bool:
-        """Whether to keep the states at a chunk's end: every so often, at the prompt's last, and where prompts part."""
+        """Whether to copy states at a chunk's end: every CHECKPOINT_TOKENS, at the last one, where prompts differ."""
         if not self.layout.states or end % self.chunk_tokens:
             return False
         track, size = publication.track, self.cache.block_tokens
@@ -154,22 +154,22 @@ class Publishing:
     # Ends
 
     def remember(self, sequence: Sequence, logits: Logits) -> None:
-        """Keep the logits after a sequence's prompt, if there is room, for whoever asks the same again once it ends."""
+        """Keep the logits after a sequence's prompt, if there is room, for a call with the same prompt."""
         if sequence not in self.logits and self.cache.pool.ledger.charge(logits.nbytes):
             self.logits[sequence] = logits
 
     def finish(self, track: Track, cut: Callable[[int, int, bool], Payload], exact: bool) -> Block | None:
-        """Keep the rest of a sequence that is about to give up its row; returns its last block, if there is room.
+        """Cache the rest of a sequence that is about to give up its row, if there is room; returns its last block.
 
-        `cut` copies tokens [start, end) out of the row, with or without its states; `exact` is whether the row ends
-        where the sequence does, so that its states can be kept.
+        `cut` copies tokens [start, end) out of the row, with or without its states. `exact` says whether the row ends
+        where the sequence does, so that its states can be copied.
         """
         sequence, size, states = track.sequence, self.cache.block_tokens, self.layout.states
         end = sequence.num_computed
         tokens = sequence.tokens(0, end)
         block = self.cache.walk(track.root, tokens, self.cache.hashes(track.root, tokens, track.hashes))[-1]
         if states and not exact:
-            return None  # nothing could go on from its end
+            return None  # no row could continue from its end
         while block.end < end or (states and not has_state(block)):
             start = block.end if block.end < end else block.start
             until = min(start + size, end)
@@ -192,7 +192,7 @@ class Publishing:
         return block if block.parent is not None else None
 
     def _charge(self, sequence: Sequence, block: Block, num_bytes: int) -> bool:
-        """Book the bytes while a block is kept; the logits after the sequence's own prompt make room for them."""
+        """Charge bytes without evicting a block; the logits after the sequence's own prompt are dropped for them."""
         pool = self.cache.pool
         pool.acquire(block)
         fits = pool.ledger.charge(num_bytes)
@@ -203,7 +203,7 @@ class Publishing:
         return fits
 
     def _end_prompt(self, sequence: Sequence, last: Block) -> None:
-        """Leave the logits after a sequence's prompt with the block where it ended, if that is there."""
+        """Move the logits after a sequence's prompt to the block where the prompt ended, if that is there."""
         end = len(sequence.prompt_ids)
         if sequence not in self.logits:
             return
@@ -213,9 +213,9 @@ class Publishing:
                 return
 
     def forget_blocks(self, sequence: Sequence) -> None:
-        """Forget the blocks of a running sequence whose logits were no numbers, as far as nothing else needs them.
+        """Drop the blocks of a running sequence whose logits were not numbers, unless something else refers to them.
 
-        Those that it began with too: if one of them is to blame, nobody shall fail by it again.
+        The blocks that it began with are dropped too: one of them may be the cause, and others would fail as well.
         """
         publication = self.publications.get(sequence.sequence_id)
         if publication is None:
@@ -231,12 +231,12 @@ class Publishing:
         return self.cost.cut_bytes(end - start, state)
 
     def check_integrity(self, running: Collection[Sequence], waiting: Collection[Sequence]) -> None:
-        """Prove that exactly the running sequences are published, and that logits are of sequences that live."""
+        """Prove that exactly the running sequences are published, and that logits belong to sequences that exist."""
         ids = {sequence.sequence_id for sequence in running}
         assert set(self.publications) == ids, "a sequence is published that does not run, or one is not"
         assert set(self.logits) <= {*running, *waiting}, "logits of a sequence that is gone"
 
 
 def has_state(block: Block) -> bool:
-    """Whether a model's states after a block's last token are in it."""
+    """Whether a block has the model's states after its last token."""
     return block.payload is not None and block.payload.has_state

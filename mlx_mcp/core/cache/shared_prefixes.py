@@ -1,4 +1,4 @@
-"""Gives several rows one copy of the tokens that they begin with, where enough sequences do."""
+"""Gives several rows one copy of the tokens that they begin with, if enough sequences begin with them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mlx_mcp.core.slots import KvCost, Ledger, SharedPrefix
 
 @dataclass(frozen=True)
 class Sharing:
-    """When rows share one copy of a prefix: if so many sequences begin with so many tokens.
+    """How many sequences must begin with how many tokens for rows to share one copy of these.
 
-    0 rows is never, None what was measured for the backend.
+    `min_rows` 0 means never, and None the number that was measured for the backend.
     """
 
     min_rows: int | None = None
@@ -25,31 +25,31 @@ class Sharing:
 
 
 class SharedPrefixes:
-    """The shared prefixes of one model's rows; charges each to the ledger while a row has it."""
+    """The shared prefixes of one model's rows. Each is charged to the ledger while a row has it."""
 
     def __init__(self, ledger: Ledger, cost: KvCost, min_rows: int, min_tokens: int) -> None:
         self.ledger, self.cost, self.min_rows, self.min_tokens = ledger, cost, min_rows, min_tokens
-        self.prefixes: dict[Block, SharedPrefix] = {}  # by their last block: hashes could collide
+        self.prefixes: dict[Block, SharedPrefix] = {}  # by their last blocks, since hashes could collide
         self.num_rows: Counter[SharedPrefix] = Counter()
         self.num_made = 0
 
     @property
     def booked_bytes(self) -> int:
-        """What shared prefixes have on the ledger: one copy of each, and each row's windows."""
+        """The bytes on the ledger for shared prefixes: for one copy of each, and for the windows of each row."""
         return sum(
             prefix.num_tokens * self.cost.token_bytes + num_rows * self.cost.window_bytes(prefix.num_tokens)
             for prefix, num_rows in self.num_rows.items()
         )
 
     def join(self, track: Track, match: Match, users: Counter[BlockHash], block_tokens: int) -> None:
-        """Let a sequence share the longest prefix that enough others begin with, if there is one.
+        """Let a sequence share the longest prefix with which enough others begin, if there is one.
 
         `users` counts by block hash the sequences whose prompts begin with it.
         """
         if not self.min_rows:
             return
         sequence = track.sequence
-        most = min(match.num_tokens, sequence.num_tokens - 1)  # a row has something for itself
+        most = min(match.num_tokens, sequence.num_tokens - 1)  # a row has at least one token of its own
         for n in range(most // block_tokens, 0, -1):
             block, tokens = match.blocks[n - 1], n * block_tokens
             prefix = self.prefixes.get(block)
@@ -66,7 +66,7 @@ class SharedPrefixes:
             return
 
     def leave(self, sequence: Sequence) -> None:
-        """Take a sequence's shared prefix from it; the copy goes with the last row."""
+        """Take a sequence's shared prefix from it. The copy is freed with the last row that has it."""
         prefix, sequence.prefix = sequence.prefix, None
         if prefix is None:
             return

@@ -12,23 +12,23 @@ from mlx_mcp.core.sequence import Sequence
 
 
 class SingleFlight:
-    """Who needs which blocks of prompts, who computes them, and who waits for whom."""
+    """Which sequences need which blocks of prompts, which sequence computes them, and which wait for it."""
 
     def __init__(self, cache: PrefixCache) -> None:
         self.cache = cache
-        # Block hash → how many live sequences' prompts begin with it.
+        # Block hash → the number of sequences whose prompts begin with it.
         self.users: Counter[BlockHash] = Counter()
         # Block hash → the running sequence that computes it.
         self.builders: dict[BlockHash, Sequence] = {}
-        # A sequence → the one that it was last seen to wait for, and how many tokens that will have computed.
+        # Sequence → the one for which it last waited, and how many tokens that one has to compute for it.
         self.leaders: dict[Sequence, tuple[Sequence, int]] = {}
 
     def enter(self, track: Track) -> None:
-        """Count in a sequence that waits."""
+        """Add a sequence that waits."""
         self.users.update(track.prompt_hashes)
 
     def exit(self, track: Track) -> None:
-        """Count out a sequence that neither waits nor runs any more."""
+        """Forget a sequence that neither waits nor runs any more."""
         self.leaders.pop(track.sequence, None)
         self.users.subtract(track.prompt_hashes)
         for digest in track.prompt_hashes:
@@ -36,18 +36,18 @@ class SingleFlight:
                 del self.users[digest]
 
     def start(self, track: Track, num_blocks: int) -> None:
-        """Note that a sequence computes its prompt's blocks after the first `num_blocks`, but for those under way."""
+        """Note that a sequence computes its prompt's blocks after the first `num_blocks`, except those under way."""
         for digest in track.hashes[num_blocks : track.num_prompt_blocks]:
             self.builders.setdefault(digest, track.sequence)
 
     def stop(self, track: Track) -> None:
-        """Note that a sequence computes nothing any more."""
+        """Note that a sequence computes nothing any longer."""
         for digest in track.prompt_hashes:
             if self.builders.get(digest) is track.sequence:
                 del self.builders[digest]
 
     def is_waiting(self, sequence: Sequence) -> bool:
-        """Whether the sequence that this one was last seen to wait for still computes what it needs."""
+        """Whether the sequence for which this one last waited still computes what it needs."""
         leader, until = self.leaders.get(sequence, (None, 0))
         return leader is not None and leader.slot is not None and leader.num_computed < until
 
@@ -68,7 +68,7 @@ class SingleFlight:
         return True
 
     def check_integrity(self, tracks: Collection[Track], running: Collection[Sequence]) -> None:
-        """Prove that users are counted right, that blocks are built by running sequences, and that the living wait."""
+        """Prove that users are counted right, that running sequences build blocks, and that existing sequences wait."""
         users: Counter[BlockHash] = Counter()
         for track in tracks:
             users.update(track.prompt_hashes)

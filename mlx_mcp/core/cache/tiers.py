@@ -15,7 +15,7 @@ from mlx_mcp.core.sequence import Sequence
 
 @dataclass(frozen=True)
 class Wanted:
-    """Tokens [start, end) of a sequence, which a tier has under a key."""
+    """A block that a tier has: tokens [start, end) of a sequence."""
 
     key: bytes
     start: int
@@ -24,13 +24,13 @@ class Wanted:
 
 
 class TierReads:
-    """Which sequences wait for blocks from a tier, and what came of that."""
+    """Which sequences wait for blocks from a tier, and which tokens came from there."""
 
     def __init__(self, cache: PrefixCache, layout: Layout) -> None:
         self.cache, self.layout = cache, layout
-        self.fetching: set[Sequence] = set()  # those whose blocks are on their way
+        self.fetching: set[Sequence] = set()  # those whose blocks are being read
         self.fetched: dict[Sequence, tuple[int, int]] = {}  # tokens [from, to) that came from there
-        self.computing: set[Sequence] = set()  # those that compute what a tier has, since that is sooner done
+        self.computing: set[Sequence] = set()  # those that compute what a tier has, because that is faster
 
     def exit(self, sequence: Sequence) -> None:
         """Forget a sequence that neither waits nor runs any more."""
@@ -39,9 +39,9 @@ class TierReads:
         self.fetched.pop(sequence, None)
 
     def wanted(self, track: Track, find: Callable[[bytes], TierEntry | None]) -> list[Wanted]:
-        """The blocks of a waiting sequence that a tier has and memory has not, in order, from which rows can go on.
+        """The blocks of a waiting sequence that a tier has and memory lacks, in order, from which rows can continue.
 
-        The whole blocks of its tokens, then the tail that its session ended with.
+        These are whole blocks of its tokens, and the tail with which its session ended.
         """
         sequence, size = track.sequence, self.cache.block_tokens
         limit, tokens = sequence.num_tokens - 1, sequence.tokens(0, sequence.num_tokens)
@@ -60,15 +60,15 @@ class TierReads:
             start = end
         while found and self.layout.states and not found[-1].entry.has_state:
             found.pop()
-        # What is in memory may reach further, into a tail.
+        # Memory may have more of it, in a tail.
         return found if found and found[-1].end > track.match(self.cache, self.layout).num_tokens else []
 
     def add_restored(
         self, sequence: Sequence, root: Block, blocks: list[tuple[StoredBlock, Payload]]
     ) -> tuple[int, int]:
-        """Put blocks of a sequence's tokens into the trees as far as there is room; returns which tokens are there.
+        """Put blocks of a sequence's tokens into the trees as far as there is room; returns the range of tokens added.
 
-        Blocks that are not of its tokens, or of another place, are left out, with all that come after them.
+        A block with other tokens, or of another place, is left out, and so are all that come after it.
         """
         pool = self.cache.pool
         start = end = blocks[0][0].start if blocks else 0
@@ -90,16 +90,16 @@ class TierReads:
         return start, end
 
     def finish(self, sequence: Sequence, tokens: tuple[int, int]) -> None:
-        """Have a live sequence wait no more, now that tokens [from, to) have come."""
+        """Have a sequence wait no longer, since tokens [from, to) have come."""
         self.fetching.discard(sequence)
         self.fetched[sequence] = tokens
 
     def num_restored(self, sequence: Sequence, num_tokens: int) -> int:
-        """How many of a sequence's first `num_tokens` tokens came from a tier for it."""
+        """How many of a sequence's first `num_tokens` tokens were read from a tier for it."""
         start, end = self.fetched.get(sequence, (0, 0))
         return max(0, min(end, num_tokens) - start)
 
     def check_integrity(self, tracks: Collection[Track]) -> None:
-        """Prove that nothing is known of sequences that are gone."""
+        """Prove that all sequences here exist."""
         known = {*self.fetching, *self.computing, *self.fetched}
         assert known <= {track.sequence for track in tracks}, "a sequence that is gone waits for a tier"

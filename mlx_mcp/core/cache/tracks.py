@@ -1,4 +1,4 @@
-"""Where the tokens of live sequences lie in the trees of blocks."""
+"""Where the tokens of waiting and running sequences are in the trees of blocks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mlx_mcp.core.sequence import Sequence
 
 @dataclass(eq=False)
 class Track:
-    """Where a live sequence's tokens lie in the trees of blocks."""
+    """Where the tokens of one waiting or running sequence are in the trees of blocks."""
 
     sequence: Sequence
-    root: Block  # its tenant's and its model's
+    root: Block  # the root of its tenant and model
     hashes: list[BlockHash] = field(default_factory=list)  # of its whole blocks, as far as they were needed
     num_prompt_blocks: int = 0
 
@@ -25,13 +25,13 @@ class Track:
         return self.hashes[: self.num_prompt_blocks]
 
     def match(self, cache: PrefixCache, layout: Layout) -> Match:
-        """The longest prefix of its tokens from which a row can go on."""
+        """The longest prefix of its tokens from which a row can continue."""
         tokens = self.sequence.tokens(0, self.sequence.num_tokens)
         return cache.match(self.root, tokens, cache.hashes(self.root, tokens, self.hashes), layout)
 
 
 def track(cache: PrefixCache, root: Block, sequence: Sequence) -> Track:
-    """A sequence's track, with the hashes of its prompt."""
+    """Make a sequence's track, with the hashes of its prompt."""
     made = Track(sequence, root)
     cache.hashes(root, sequence.prompt_ids, made.hashes)
     made.num_prompt_blocks = len(made.hashes)

@@ -8,7 +8,7 @@ from mcp import Client
 from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.engine.client import EngineClient
-from mlx_mcp.engine.engine import Engine, Keeping
+from mlx_mcp.engine.engine import Engine, EngineOptions
 from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.mlx_backend.loader import MlxLoader
 from mlx_mcp.models.registry import Registry
@@ -26,7 +26,7 @@ SHARED = " ".join(
 async def test_ten_forks_each_recall_their_own_fact_and_the_parents(max_kv_bytes):
     loader = MlxLoader()
     limits = Limits(max_running=8)
-    thread = EngineThread(lambda: Engine(loader, limits, 1 << 30, max_kv_bytes, Keeping()))
+    thread = EngineThread(lambda: Engine(loader, limits, 1 << 30, max_kv_bytes, EngineOptions()))
     client = EngineClient(thread, Registry(None), loader)
     try:
         async with Client(build_server(Service(client, Registry(None)))) as host:

@@ -106,7 +106,7 @@ def events(house, rng):
     text = rng.choice("aAP")
     prompt = words(rng.choice([3, 9, 16, 33, 120]), text) + rng.choice(["", "x", "yz"])
     tenant = rng.choice(["ann", "bob"])
-    live = [*house.scheduler.running, *(s for queue in house.scheduler.waiting.values() for s in queue)]
+    live = [*house.scheduler.running, *house.scheduler.waiting]
     idle = [session for session in house.store.sessions.values() if session.turn is None]
     yield lambda: house.add(prompt, tenant, rng.choice([1, 4, 30]), group=tenant, ephemeral=rng.random() < 0.2)
     yield house.step

@@ -49,8 +49,8 @@ def test_so_many_prompts_are_remembered_and_no_more():
     for i in range(RECENT + 1):
         recent.remember((i, *TEXT))
         recent.remember((i, *TEXT))  # the same again counts once
-    assert recent.known((0, *TEXT)) == 0
-    assert recent.known((1, *TEXT)) == 901
+    assert recent.num_known((0, *TEXT)) == 0
+    assert recent.num_known((1, *TEXT)) == 901
 
 
 def test_alike_counts_tokens_of_any_length():
