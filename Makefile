@@ -132,6 +132,7 @@ bench-persistence: $(VENV)/installed
 formats: $(VENV)/installed-dev
 	$(BIN)/python -m tests.formats.canitoolcall_cases
 	$(BIN)/python -m tests.formats.notations
+	$(BIN)/python -m tests.formats.llama_templates
 	EFFORT=1 $(PYTEST) tests/formats tests/chat
 
 # The wheel, in an environment that has nothing else: what is in it, and what it does there.
