@@ -363,6 +363,7 @@ class FakeLoader:
     fail_weights: Exception | None = None
     weights_bytes: int = 100
     context_tokens: int = 100
+    defaults: dict[str, float] = field(default_factory=dict)
     prepared: list[str] = field(default_factory=list)
     materialised: list[str] = field(default_factory=list)
     closed: bool = False
@@ -393,6 +394,7 @@ class FakeLoader:
             self.context_tokens,
             prepared.weights_bytes,
             prepared.name.encode(),
+            self.defaults,
         )
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from mlx_lm.utils import load_tokenizer
 
+from mlx_mcp.chat.formats.format import Format
 from mlx_mcp.chat.message import Message
 from mlx_mcp.chat.prompt import Grammar, Prompt, Reasoning
 from mlx_mcp.core.ports import never
@@ -53,6 +54,11 @@ class ChatTokenizer:
         self._letter = self._tokenizer.encode("a", add_special_tokens=False)
         self._encoder = Encoder(self._tokenizer, self._processes, lock, folder, bare=not renderer.can_render)
         self._template = ChatTemplate(self._tokenizer, self._controls, renderer, self._answers.form, folder)
+
+    @property
+    def form(self) -> Format:
+        """How the model marks the parts of its answers."""
+        return self._answers.form
 
     @property
     def vocab_size(self) -> int:
