@@ -69,6 +69,7 @@ class Config(BaseSettings):
     kv_bits: int | None = Field(
         None, description="8 or 4: keep keys and values quantized; unset: as the model has them"
     )
+    sampling_defaults: bool = Field(True, description="sample as a model's makers recommend where a call says nothing")
     max_running: int = Field(16, ge=1, le=512, description="generations that run at once, per model")
     max_waiting: int = Field(1024, ge=0, description="calls that may wait for a place")
     chunk_tokens: int = Field(128, ge=64, le=8192, multiple_of=64, description="tokens of a prompt computed at once")
@@ -122,7 +123,7 @@ class Config(BaseSettings):
     @classmethod
     def no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse `true` in config.toml for a number, which would pass for 1."""
-        if isinstance(value, bool) and info.field_name != "openblas":
+        if isinstance(value, bool) and info.field_name not in ("openblas", "sampling_defaults"):
             raise ValueError(f"it cannot be {str(value).lower()}")
         return value
 

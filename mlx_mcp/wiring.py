@@ -63,7 +63,7 @@ class LateLoader:
             # Imported modules are for good: to look through them for garbage would now and then stop every stream for
             # a tenth of a second. Nothing of a model is there yet, which may go again.
             gc.freeze()
-        return MlxLoader(self._config.kv_bits, self._config.chunk_tokens)
+        return MlxLoader(self._config.kv_bits, self._config.chunk_tokens, self._config.sampling_defaults)
 
 
 def wire(config: Config) -> tuple[EngineClient, Registry]:
@@ -72,7 +72,8 @@ def wire(config: Config) -> tuple[EngineClient, Registry]:
     Raises:
         ConfigError: the configured model cannot be one.
     """
-    registry, loader = Registry(config.model), LateLoader(config)
+    registry = Registry(config.model, sampling_defaults=config.sampling_defaults)
+    loader = LateLoader(config)
     limits = Limits(
         config.max_running,
         config.max_waiting,

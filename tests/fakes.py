@@ -133,6 +133,7 @@ class FakeReader:
         return [Piece(self.kind, char)]
 
     def finish(self, cut: bool = False) -> list[Piece]:
+        self.notes = ("cut off",) if cut else ()
         return [Piece(TextKind.ANSWER, "{" + self.name)] if self.kind is TextKind.TOOL_CALL else []
 
 
@@ -372,6 +373,7 @@ class FakeLoader:
     fail_weights: Exception | None = None
     weights_bytes: int = 100
     context_tokens: int = 100
+    defaults: dict[str, float] = field(default_factory=dict)
     prepared: list[str] = field(default_factory=list)
     materialised: list[str] = field(default_factory=list)
     closed: bool = False
@@ -402,6 +404,7 @@ class FakeLoader:
             self.context_tokens,
             prepared.weights_bytes,
             prepared.name.encode(),
+            self.defaults,
         )
 
     def close(self) -> None:

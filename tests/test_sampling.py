@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import mlx_mcp
-from mlx_mcp.core.sampling import PARAMETERS, Bounds
+from mlx_mcp.core.sampling import PARAMETERS, Bounds, defaults_of
 
 LINE = '    typical_p: float = parameter(1.0, Bounds(gt=0, le=1), "at most 1", "For tools.", flag="For people.")\n'
 LOOK = """
@@ -73,3 +75,20 @@ def test_every_default_is_inside_its_bounds():
     for name, parameter in PARAMETERS.items():
         assert parameter.bounds.hold(parameter.default), name
         assert parameter.asked.hold(parameter.default), name
+
+
+@pytest.mark.parametrize(
+    ("generation_config", "defaults"),
+    [
+        ({}, {}),
+        ({"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0, "repetition_penalty": 1.05}, ...),
+        ({"do_sample": False, "temperature": 0.6, "top_p": 0.9}, {"temperature": 0.0}),
+        ({"do_sample": False, "repetition_penalty": 1.1}, {"temperature": 0.0, "repetition_penalty": 1.1}),
+        ({"do_sample": True}, {"temperature": 1.0}),
+        ({"do_sample": True, "temperature": 0.3, "eos_token_id": [1, 2]}, {"temperature": 0.3}),
+        ({"temperature": -1, "top_p": 0, "top_k": 2.5, "min_p": True, "repetition_penalty": "1.1"}, {}),
+        ({"temperature": float("nan"), "top_k": -1, "top_p": None}, {}),
+    ],
+)
+def test_what_makers_recommend_is_read_from_generation_config(generation_config, defaults):
+    assert defaults_of(generation_config) == (generation_config if defaults is ... else defaults)

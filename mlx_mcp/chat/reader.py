@@ -47,6 +47,7 @@ class Reader:
         self._state: Callable[[], bool] = self._next
         if reasoning and form.thoughts:
             self._open(form.thoughts[0])
+            self._ends = tuple(marks.end for marks in form.thoughts[1:])  # the prompt may have opened any
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:

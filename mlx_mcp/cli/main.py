@@ -129,7 +129,8 @@ def models(model: Model = None, as_json: Json = False) -> None:
     from mlx_mcp.config import Config
     from mlx_mcp.models.registry import Registry
 
-    entries = Registry(Config.load(model=model).model).entries()
+    config = Config.load(model=model)
+    entries = Registry(config.model, sampling_defaults=config.sampling_defaults).entries()
     if as_json:
         show_json(
             [
@@ -138,6 +139,7 @@ def models(model: Model = None, as_json: Json = False) -> None:
                     "default": entry.default,
                     "weights_bytes": entry.weights_bytes,
                     "context_tokens": entry.context_tokens,
+                    "sampling": entry.sampling,
                     "about": entry.spec.summary,
                 }
                 for entry in entries

@@ -237,6 +237,7 @@ class LoadedModel:
     context_tokens: int
     weights_bytes: int
     fingerprint: bytes  # of all that its keys and values depend on: weights, tokenizer, their types
+    defaults: dict[str, float] = field(default_factory=dict)  # sampling that its makers recommend; see core.sampling
 
 
 class ModelRegistry(Protocol):

@@ -55,10 +55,10 @@ def parameter(default: T, bounds: Bounds, words: str, about: str, flag: str = ""
 class Sampling:
     """The parameters with which an answer is drawn. A new parameter is one line here, and its use.
 
-    `max_tokens` None means 512, or what the context leaves; `seed` None draws one. `stop` strings end the answer, and
-    only in the answer are they looked for: not in reasoning, not in tool calls.
-
-    After `reasoning_budget` tokens of thoughts the family's closing marker is put in their way, token by token.
+    `max_tokens` None means 512, or what the context leaves; `seed` None draws one. What is in NEUTRAL is as the model's
+    makers recommend where it is None. `stop` strings end the answer, and only in the answer are they looked for: not in
+    reasoning, not in tool calls. After `reasoning_budget` tokens of thoughts the family's closing marker is put in
+    their way, token by token.
 
     `temperature` 0 is greedy. Then, in this order: `top_k` keeps the k likeliest tokens (0: all), `top_p` the smallest
     set of the likeliest of these whose probability reaches it, both with whatever is as likely as their last one, and
@@ -79,12 +79,13 @@ class Sampling:
         None, Bounds(ge=0), "0 or more", "Thoughts are ended after so many tokens.",
         flag="End thoughts after so many tokens.",
     )
-    temperature: float = parameter(
-        0.0, Bounds(ge=0, le=5), "from 0 (greedy) to 5",
-        "0 takes the likeliest token each time; higher is more varied.", flag="0 is greedy.",
+    temperature: float | None = parameter(
+        None, Bounds(ge=0, le=5), "from 0 (greedy) to 5",
+        "0 takes the likeliest token each time; higher is more varied. The model's own if left out, or 0.",
+        flag="0 is greedy; the model's own if left out, or 0.",
     )
-    top_p: float = parameter(
-        1.0, Bounds(gt=0, le=1), "above 0 and at most 1",
+    top_p: float | None = parameter(
+        None, Bounds(gt=0, le=1), "above 0 and at most 1",
         "Draw only from the likeliest tokens that together reach this.",
         flag="Draw from the likeliest tokens that together reach this.",
     )
@@ -96,15 +97,15 @@ class Sampling:
         None, Bounds(), "", "The same seed gives the same text for the same call.",
         flag="The same seed gives the same text.", asked=Bounds(ge=0, le=2**32 - 1),
     )
-    top_k: int = parameter(
-        0, Bounds(ge=0), "0 (all tokens) or more", "Draw only from so many of the likeliest tokens; 0: all.",
+    top_k: int | None = parameter(
+        None, Bounds(ge=0), "0 (all tokens) or more", "Draw only from so many of the likeliest tokens; 0: all.",
     )
-    min_p: float = parameter(
-        0.0, Bounds(ge=0, le=1), "from 0 to 1",
+    min_p: float | None = parameter(
+        None, Bounds(ge=0, le=1), "from 0 to 1",
         "Draw only from tokens at least this fraction as likely as the likeliest.",
     )
-    repetition_penalty: float = parameter(
-        1.0, Bounds(ge=0.01, le=10), "from 0.01 to 10; 1 means none",
+    repetition_penalty: float | None = parameter(
+        None, Bounds(ge=0.01, le=10), "from 0.01 to 10; 1 means none",
         "Above 1: tokens of prompt and answer become less likely.",
     )
     presence_penalty: float = parameter(
@@ -122,6 +123,29 @@ class Sampling:
         "Return log-probabilities, with so many alternatives a token.",
     )
     # fmt: on
+
+
+# What holds where neither a call nor the model's makers say anything: the likeliest token of all.
+NEUTRAL = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+
+def defaults_of(generation_config: dict[str, Any]) -> dict[str, float]:
+    """What a model's makers recommend in its generation_config.json, by the names in NEUTRAL.
+
+    `do_sample` false means temperature 0, and true without a temperature means 1, as in transformers. Values that
+    cannot be are left out.
+    """
+    found = {name: generation_config.get(name) for name in NEUTRAL}
+    if generation_config.get("do_sample") is False:
+        found = {"temperature": 0.0, "repetition_penalty": found["repetition_penalty"]}
+    elif generation_config.get("do_sample") is True and found["temperature"] is None:
+        found["temperature"] = 1.0
+    numbers = {name: value for name, value in found.items() if isinstance(value, int | float) and value is not True}
+    return {
+        name: int(value) if name == "top_k" else float(value)
+        for name, value in numbers.items()
+        if value is not False and PARAMETERS[name].bounds.hold(value) and (name != "top_k" or value == int(value))
+    }
 
 
 TYPES = get_type_hints(Sampling)

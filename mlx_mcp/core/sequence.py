@@ -24,7 +24,12 @@ class SamplingParams(Sampling):
     """How a sequence's tokens are chosen: Sampling, with values for all that a call may leave out."""
 
     max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
     seed: int = 0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,11 @@ from mlx_mcp.core.stop_strings import StopStrings
 from mlx_mcp.engine.messages import Prefilled, Token
 from mlx_mcp.engine.requests import CacheMiss, Delta, GenerateRequest, Result, TokenChoice
 
+ONLY_THOUGHTS = (
+    "max_tokens cut the model off while it was thinking, so there is no answer: raise max_tokens, or ask for less with "
+    '`reasoning` "low" or "off".'
+)
+
 
 class Answer:
     """What has come of one sequence so far."""
@@ -69,25 +74,27 @@ class Answer:
 
         `session` is the one that it is kept in.
         """
-        calls = self._reader.tool_calls
+        calls, text = self._reader.tool_calls, self._text(TextKind.ANSWER)
+        thoughts = self._text(TextKind.REASONING)
+        cut = not self.stopped and reason is FinishReason.LENGTH and bool(thoughts) and not text
         if self.stopped or reason is None:
             reason = FinishReason.STOP
         elif reason is FinishReason.STOP and calls:
             reason = FinishReason.TOOL_CALLS
         return Result(
-            text=self._text(TextKind.ANSWER),
+            text=text,
             finish_reason=reason,
             model=self._model.name,
             prompt_tokens=self.num_prompt,
             completion_tokens=self.num_tokens,
-            reasoning=self._text(TextKind.REASONING),
+            reasoning=thoughts,
             tool_calls=calls,
             logprobs=tuple(self._choices),
             cached_tokens=self._prefilled.num_cached - self._prefilled.num_restored,
             restored_tokens=self._prefilled.num_restored,
             miss=self._miss(),
             session=session,
-            notes=(*self._notes, *self._reader.notes),
+            notes=(*self._notes, *self._reader.notes, *((ONLY_THOUGHTS,) if cut else ())),
         )
 
     def _miss(self) -> CacheMiss | None:

@@ -12,12 +12,13 @@ from mlx_mcp.chat.message import Message, ToolCall
 from mlx_mcp.chat.prompt import AUTO, Grammar, Reasoning
 from mlx_mcp.core.cache.misses import MissReason
 from mlx_mcp.core.ports import LoadedModel
-from mlx_mcp.core.sampling import PARAMETERS, Sampling
+from mlx_mcp.core.sampling import NEUTRAL, PARAMETERS, Sampling
 from mlx_mcp.core.sequence import FinishReason, SamplingParams
 from mlx_mcp.core.session import SessionInfo, SessionOptions
 from mlx_mcp.errors import InvalidRequest, PromptTooLong
 
 DEFAULT_MAX_TOKENS = 512
+ALIKE = "At temperature 0 all n answers are the same. Give a temperature, say 0.8, or n=1."
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class GenerateRequest:
     keep: bool = True  # whether the session goes on with the answer; else it stays as it is
     queue: bool = False  # wait for a turn of the session that is under way, rather than fail
     opens: SessionOptions | None = None  # keep prompt and answer in a new session
+    drawn: bool = False  # one of several answers to the same prompt, which a greedy model would give alike
     context: bool = False  # no answer: the new session has the messages, the last of which stays open
 
 
@@ -234,11 +236,13 @@ def check_tools(tools: tuple[dict[str, Any], ...]) -> None:
 
 
 def sampling_params(request: GenerateRequest, num_prompt: int, model: LoadedModel) -> SamplingParams:
-    """The request's sampling parameters, with max_tokens settled against the model's context.
+    """The request's sampling parameters, with those settled that it leaves open.
+
+    `max_tokens` is settled against the model's context, and how tokens are drawn by what the model's makers recommend.
 
     Raises:
         PromptTooLong: prompt and answer do not fit.
-        InvalidRequest: logit_bias has an id that the model does not have.
+        InvalidRequest: logit_bias has an id that the model does not have, or several answers would be alike.
     """
     sampling, room = request.sampling, model.context_tokens - num_prompt
     asked = None if request.context else sampling.max_tokens
@@ -251,7 +255,11 @@ def sampling_params(request: GenerateRequest, num_prompt: int, model: LoadedMode
                 f"logit_bias has token id {token_id}; the ids of {model.name!r} go up to {model.vocab_size - 1}."
             )
     seed = random.getrandbits(32) if sampling.seed is None else sampling.seed
-    return SamplingParams(**vars(sampling) | {"max_tokens": max_tokens, "seed": seed})
+    settled: dict[str, Any] = {name: model.defaults.get(name, neutral) for name, neutral in NEUTRAL.items()}
+    settled |= {name: value for name, value in vars(sampling).items() if value is not None or name not in NEUTRAL}
+    if request.drawn and settled["temperature"] == 0:
+        raise InvalidRequest(ALIKE)
+    return SamplingParams(**settled | {"max_tokens": max_tokens, "seed": seed})
 
 
 def without_tokens(params: SamplingParams, token_ids: tuple[int, ...]) -> SamplingParams:

@@ -250,7 +250,7 @@ class Connections:
         """
         names = ("model", "file_roots", "host", "port", "token", "allowed_hosts", "allowed_origins")
         config = Config.load(**{name: joined.hello.get(name) for name in names})
-        registry = Registry(config.model, named=self._named)
+        registry = Registry(config.model, named=self._named, sampling_defaults=config.sampling_defaults)
         spec = registry.resolve(None)
         known = self._named.setdefault(spec.name, spec)
         if known.location != spec.location:

@@ -22,6 +22,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
 from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelSpec, PreparedModel, Report
+from mlx_mcp.core.sampling import defaults_of
 from mlx_mcp.errors import MlxMcpError, ModelError
 from mlx_mcp.mlx_backend.device import SPARE_BYTES, on_cpu
 from mlx_mcp.mlx_backend.runner import Runner
@@ -37,10 +38,11 @@ class MlxLoader:
     """Loads models with mlx_lm.
 
     `kv_bits` (8, 4 or None) is what their keys and values are stored in, `chunk_tokens` the longest chunk of a prompt.
+    `sampling_defaults` says whether what a model's makers recommend for sampling holds.
     """
 
-    def __init__(self, kv_bits: int | None = None, chunk_tokens: int = 128) -> None:
-        self.kv_bits, self.chunk_tokens = kv_bits, chunk_tokens
+    def __init__(self, kv_bits: int | None = None, chunk_tokens: int = 128, sampling_defaults: bool = True) -> None:
+        self.kv_bits, self.chunk_tokens, self.sampling_defaults = kv_bits, chunk_tokens, sampling_defaults
 
     def prepare(self, spec: ModelSpec, report: Report) -> PreparedModel:
         """Check the files in the folder that `spec` names, and read the tokenizer; see the port.
@@ -97,6 +99,7 @@ class MlxLoader:
             context_tokens=context_tokens(prepared.config, prepared.tokenizer),
             weights_bytes=total,
             fingerprint=fingerprint(prepared.folder, self.kv_bits),
+            defaults=defaults_of(read_generation_config(prepared.folder)) if self.sampling_defaults else {},
         )
 
     def close(self) -> None:
@@ -116,12 +119,20 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder} is not a model folder: it has no config.json.") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder / 'config.json'} cannot be read: {error}") from error
-    with suppress(OSError, ValueError):  # where mlx_lm looks first for the tokens that end a turn
-        generation = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-        config["eos_token_id"] = generation.get("eos_token_id") or config.get("eos_token_id")
+    # Where mlx_lm looks first for the tokens that end a turn.
+    config["eos_token_id"] = read_generation_config(folder).get("eos_token_id") or config.get("eos_token_id")
     if "model_file" in config:
         raise ModelError(f"{folder} wants to run its own Python file ({config['model_file']!r}); that is never done.")
     return config
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """The folder's generation_config.json; empty where it is missing or broken, since models do without."""
+    with suppress(OSError, ValueError):
+        config = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        if isinstance(config, dict):
+            return config
+    return {}
 
 
 def weight_files(folder: Path) -> list[Path]:

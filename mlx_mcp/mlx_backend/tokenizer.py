@@ -12,6 +12,7 @@ from typing import Any
 
 from mlx_lm.utils import load_tokenizer
 
+from mlx_mcp.chat.formats.format import Format
 from mlx_mcp.chat.message import Message
 from mlx_mcp.chat.prompt import NO_SWITCH, Holding, Prompt, Reasoning
 from mlx_mcp.core.ports import never
@@ -66,6 +67,11 @@ class ChatTokenizer:
             lambda text: self._encoder.encode_following([text], never),
             self.token_text,
         )
+
+    @property
+    def form(self) -> Format:
+        """How the model marks the parts of its answers."""
+        return self._answers.form
 
     @property
     def vocab_size(self) -> int:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants
 
 from mlx_mcp.core.ports import ModelSpec
+from mlx_mcp.core.sampling import defaults_of
 from mlx_mcp.errors import ConfigError, UnknownModel
 from mlx_mcp.models.hub_cache import find_weights
 
@@ -35,23 +36,30 @@ class Entry:
     default: bool
     weights_bytes: int | None  # None before a download
     context_tokens: int | None
+    sampling: dict[str, float] = field(default_factory=dict)  # what its makers recommend, by the names of parameters
 
 
 class Registry:
     """The models that can be asked for by name.
 
     `default` is None (the embedded model serves), "embedded", the path of a folder, or a hub id, which is downloaded at
-    its first use. `named` are models that the same user has named elsewhere; more may come.
+    its first use. `named` are models that the same user has named elsewhere; more may come. `sampling_defaults` says
+    whether what makers recommend for sampling holds.
     """
 
     def __init__(
-        self, default: str | None = None, hub_cache: Path | None = None, named: dict[str, ModelSpec] | None = None
+        self,
+        default: str | None = None,
+        hub_cache: Path | None = None,
+        named: dict[str, ModelSpec] | None = None,
+        sampling_defaults: bool = True,
     ) -> None:
         self._named = {} if named is None else named
         self._hub_cache = hub_cache or Path(constants.HF_HUB_CACHE)
         self._embedded = ModelSpec(EMBEDDED, "embedded", str(EMBEDDED_FOLDER), EMBEDDED_SUMMARY)
         self._configured = self._embedded if default in (None, EMBEDDED) else configured(str(default))
         self.nothing_configured = default is None
+        self._sampling_defaults = sampling_defaults
 
     def resolve(self, name: str | None) -> ModelSpec:
         """The model of that name; the default one for None or "default".
@@ -83,12 +91,14 @@ class Registry:
     def _entry(self, spec: ModelSpec) -> Entry:
         folder = find_weights(self._hub_cache, spec.location) if spec.source == "hub" else Path(spec.location)
         config = read_json(folder / "config.json") if folder else {}
+        generation = read_json(folder / "generation_config.json") if folder and self._sampling_defaults else {}
         return Entry(
             spec,
             default=spec.name == self._configured.name,
             weights_bytes=sum(p.stat().st_size for p in folder.glob("model*.safetensors")) if folder else None,
             context_tokens=config.get("max_position_embeddings")
             or config.get("text_config", {}).get("max_position_embeddings"),
+            sampling=defaults_of(generation),
         )
 
 

@@ -14,7 +14,7 @@ import anyio
 from mlx_mcp.chat.message import Message
 from mlx_mcp.core.sampling import Sampling
 from mlx_mcp.core.session import MAX_FORKS
-from mlx_mcp.engine.requests import GenerateRequest, Result
+from mlx_mcp.engine.requests import ALIKE, GenerateRequest, Result
 from mlx_mcp.errors import EngineDead, InvalidRequest, MlxMcpError
 from mlx_mcp.service.activity import Meter
 from mlx_mcp.service.caller import Caller
@@ -82,7 +82,7 @@ def check_branches(num_prompts: int, n: int, sampling: Sampling) -> None:
             f"{num_prompts} prompts × n are {num_prompts * n} branches; there may be {MAX_BRANCHES}. Split the call."
         )
     if n > 1 and sampling.temperature == 0:
-        raise InvalidRequest("At temperature 0 all n answers are the same. Give a temperature, say 0.8, or n=1.")
+        raise InvalidRequest(ALIKE)
 
 
 def requests_of(
@@ -91,7 +91,7 @@ def requests_of(
     """What is asked of the engine: `n` times each chat, in one lane, since a batch has one caller's turns."""
     lane, sampling = f"batch {secrets.token_hex(8)}", options.sampling
     drawn = [replace(options, sampling=replace(sampling, seed=nth_seed(sampling.seed, i))) for i in range(n)]
-    return [request_of(caller, chat, each, lane) for chat in chats for each in drawn]
+    return [replace(request_of(caller, chat, each, lane), drawn=n > 1) for chat in chats for each in drawn]
 
 
 def nth_seed(seed: int | None, n: int) -> int | None:

@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +16,7 @@ from mlx_mcp.core.sampling import PARAMETERS, Sampling
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import SamplingParams, TokenLogprobs
 from mlx_mcp.engine import mailbox as mailbox_module
-from mlx_mcp.engine.answer import Answer
+from mlx_mcp.engine.answer import ONLY_THOUGHTS, Answer
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.mailbox import Mailbox
 from mlx_mcp.engine.messages import Find, Load, Loaded, Submit, Token, Unloaded
@@ -193,7 +194,7 @@ async def test_a_stop_string_is_found_though_a_call_stands_in_its_midst(client):
 
 async def test_nothing_of_a_token_is_shown_or_called_after_the_stop_string_in_it():
     class Reader:
-        tool_calls = ()
+        tool_calls = notes = ()
 
         def add(self, token_id):
             return [
@@ -326,6 +327,11 @@ async def test_logprobs_come_with_the_text_of_each_token():
         TokenChoice(98, "b", -0.5, ((98, "b", -0.5), (120, "x", -1.0))),
     )
     assert client.close()
+
+
+async def test_what_reads_an_answer_is_told_whether_max_tokens_cut_it_off_and_its_notes_are_passed_on(client):
+    assert (await answer(client, asking("hello", max_tokens=2))).notes == ("cut off",)
+    assert (await answer(client, asking("hello", max_tokens=90))).notes == ()
 
 
 async def test_max_tokens_cuts_with_length(client):
@@ -565,3 +571,34 @@ async def test_a_loop_that_closed_in_mid_call_frees_its_row():
     await asyncio.to_thread(lambda: asyncio.run(begin()))
     await until(lambda: client.stats.rows == 0 and client.stats.running == 0)
     client.close()
+
+
+async def test_what_the_makers_recommend_holds_where_a_call_says_nothing():
+    defaults = {"temperature": 0.6, "top_p": 0.9, "top_k": 20}
+    client = fake_client(FakeLoader(defaults=defaults))
+    submitted = []
+    send = client.thread.send
+    client.thread.send = lambda command: submitted.append(command) or send(command)
+    try:
+        await answer(client, asking("abc"))
+        await answer(client, asking("abc", temperature=0, top_k=0, min_p=0.1))
+        await answer(client, replace(asking("abc"), drawn=True))
+    finally:
+        client.close()
+    drawn = [command.params for command in submitted if isinstance(command, Submit)]
+    assert [(each.temperature, each.top_p, each.top_k, each.min_p) for each in drawn] == [
+        (0.6, 0.9, 20, 0.0),
+        (0, 0.9, 0, 0.1),
+        (0.6, 0.9, 20, 0.0),
+    ]
+
+
+async def test_several_answers_of_a_greedy_model_are_refused(client):
+    with pytest.raises(InvalidRequest, match="all n answers are the same"):
+        await answer(client, replace(asking("abc"), drawn=True))
+
+
+async def test_an_answer_that_ends_within_its_thoughts_says_what_to_raise(client):
+    cut = await answer(client, asking("[hm hm]yes", max_tokens=4))
+    assert (cut.text, cut.finish_reason, cut.notes) == ("", "length", (ONLY_THOUGHTS,))
+    assert (await answer(client, asking("[hm]yes", max_tokens=6))).notes == ()

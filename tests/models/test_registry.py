@@ -48,6 +48,14 @@ def test_language_models_of_the_hub_cache_can_be_asked_for_and_nothing_else(hub)
     assert registry.resolve("org/llm").source == "hub"
 
 
+def test_what_makers_recommend_for_sampling_is_shown_unless_it_does_not_hold(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.6, "top_k": 20, "eos_token_id": [1]}')
+    for holds, shown in ((True, {"temperature": 0.6, "top_k": 20}), (False, {})):
+        entries = Registry(str(tmp_path), sampling_defaults=holds).entries()
+        assert [entry.sampling for entry in entries if entry.default] == [shown]
+
+
 def test_a_configured_folder_is_the_default_and_comes_by_its_name(tmp_path):
     (tmp_path / "my-model").mkdir()
     registry = Registry(str(tmp_path / "my-model"), tmp_path)

@@ -44,7 +44,7 @@ async def test_what_can_only_fail_is_refused_before_anything_is_asked_of_the_eng
     with pytest.raises(InvalidRequest, match="65 branches; there may be 64"):
         await batch(service, list("abcde"), 13, sampling=Sampling(temperature=1))
     with pytest.raises(InvalidRequest, match="At temperature 0 all n answers are the same"):
-        await batch(service, ["a"], 2)
+        await batch(service, ["a"], 2, sampling=Sampling(temperature=0))
     assert got == []
 
 

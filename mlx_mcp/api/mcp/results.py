@@ -159,6 +159,7 @@ class ModelEntry(BaseModel):
     loaded: bool
     weights_mb: float | None
     context_tokens: int | None
+    sampling: dict[str, float] | None = None
     about: str
 
 

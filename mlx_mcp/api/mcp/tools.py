@@ -208,7 +208,7 @@ class Tools:
 
     @translated
     async def list_models(self, given: Arguments, ctx: ToolContext) -> ModelList:
-        """List the models that can be used: name, size, context length, and whether each is loaded.
+        """List the models that can be used: name, size, context length, sampling defaults, and whether each is loaded.
 
         Call it to choose a model or after "model not found". The one with `default` answers when no model is named; one
         that is not loaded takes longer at its first call. Returns {models: [...]}.

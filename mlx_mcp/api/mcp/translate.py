@@ -196,6 +196,7 @@ def model_list(models: list[Model]) -> ModelList:
                 loaded=model.loaded,
                 weights_mb=None if model.entry.weights_bytes is None else round(model.entry.weights_bytes / 1e6, 1),
                 context_tokens=model.entry.context_tokens,
+                sampling=model.entry.sampling or None,
                 about=model.entry.spec.summary,
             )
             for model in models
