@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_mcp.chat.message import Message, ToolCall
-from mlx_mcp.chat.prompt import Prompt, Reasoning
+from mlx_mcp.chat.prompt import NO_EFFORTS, NO_OFF, NO_SWITCH, Prompt, Reasoning
 from mlx_mcp.errors import InvalidRequest
-from mlx_mcp.mlx_backend.reasoning_switch import NO_EFFORTS, NO_OFF, NO_SWITCH
 from mlx_mcp.mlx_backend.template_variants import CALLS_AS_TEXT, FOLDED, RESULTS_AS_TEXT, TOLD
 from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
 from tests.mlx_backend.tokenizers_made import make_tokenizer
@@ -142,8 +141,8 @@ def thoughts(tokenizer: ChatTokenizer) -> str:
 def switches(tokenizer: ChatTokenizer) -> str:
     """What the template can be asked for."""
     noted = {kind: tokenizer.encode_chat([USER], reasoning=kind).notes for kind in Reasoning}
-    if NO_SWITCH in noted[Reasoning.OFF]:
-        return ""
+    if NO_SWITCH in noted[Reasoning.ON]:  # thoughts that the template opens can be closed all the same
+        return "" if NO_SWITCH in noted[Reasoning.OFF] else "off"
     off = [] if NO_OFF in noted[Reasoning.OFF] else ["off"]
     efforts = [each.value for each in (Reasoning.LOW, Reasoning.MEDIUM, Reasoning.HIGH) if not noted[each]]
     return " ".join([*off, "on", *(efforts if NO_EFFORTS not in noted[Reasoning.LOW] else [])])

@@ -1,4 +1,4 @@
-"""What becomes of the chat templates that llama.cpp keeps. `make formats` fetches them; without them nothing is tried."""
+"""What becomes of the chat templates that llama.cpp keeps. `make formats` fetches them; else nothing is tried."""
 
 import pytest
 
