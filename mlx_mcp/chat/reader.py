@@ -251,20 +251,10 @@ class Reader:
 
     def _take_text(self, kind: TextKind, markers: Iterable[str]) -> str:
         """Return the text before the first of `markers`, and which one follows; empty if none does as yet."""
-        markers = tuple(filter(None, markers))
-        found = [(place, -len(marker), marker) for marker in markers if (place := self._buffer.find(marker)) >= 0]
-        place, _, marker = min(found, default=(len(self._buffer) - self._held(markers), 0, ""))
+        place, marker = find_marker(self._buffer, tuple(filter(None, markers)), self._ended)
         self._emit(kind, self._buffer[:place])
         self._buffer = self._buffer[place:]
         return marker
-
-    def _held(self, markers: tuple[str, ...]) -> int:
-        """How many characters at the end may be the beginning of a marker."""
-        if self._ended or not markers:
-            return 0
-        longest = min(max(map(len, markers)) - 1, len(self._buffer))
-        ends = (self._buffer[-length:] for length in range(longest, 0, -1))
-        return next((len(end) for end in ends if any(marker.startswith(end) for marker in markers)), 0)
 
     def _emit(self, kind: TextKind, text: str) -> None:
         if self._skip_breaks:
@@ -293,6 +283,22 @@ class _Economy:
         self._read += self._seen
         self._tried, self._closed = self._seen, False
         return True
+
+
+def find_marker(text: str, markers: tuple[str, ...], ended: bool) -> tuple[int, str]:
+    """Where the first of `markers` begins, and which it is, the longest of several.
+
+    If there is none, the marker is empty, and the place is where one may begin that is not all there, unless the text
+    has `ended`.
+    """
+    found = [(place, -len(marker), marker) for marker in markers if (place := text.find(marker)) >= 0]
+    if found:
+        place, _, marker = min(found)
+        return place, marker
+    longest = 0 if ended else min(max(map(len, markers), default=1) - 1, len(text))
+    ends = (text[-length:] for length in range(longest, 0, -1))
+    held = next((len(end) for end in ends if any(marker.startswith(end) for marker in markers)), 0)
+    return len(text) - held, ""
 
 
 def first_of(text: str, markers: Iterable[str]) -> str:
