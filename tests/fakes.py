@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_mcp.chat.answer import Piece, TextKind
 from mlx_mcp.chat.message import Message, ToolCall
-from mlx_mcp.chat.prompt import Grammar, Prompt, Reasoning
+from mlx_mcp.chat.prompt import Holding, Prompt, Reasoning
 from mlx_mcp.core.durable import SessionHead, SessionRecord, Store, Transfer
 from mlx_mcp.core.layout import CacheKind, Form, LayerCache, Layout, Logits, Payload, Tensor
 from mlx_mcp.core.ports import (
@@ -96,8 +96,16 @@ class FakeTokenizer:
     def token_text(self, token_id: int) -> str:
         return chr(token_id)
 
-    def compile(self, grammar: Grammar, vocab_size: int, gone: Callable[[], bool] = never) -> Constraint:
-        if grammar.source == "malformed":
+    call_tokens = (ord("{"),)
+    knows_thoughts = False
+
+    def hold(
+        self, prompt: Prompt, holding: Holding, vocab_size: int, gone: Callable[[], bool] = never
+    ) -> Constraint | None:
+        """A grammar holds an answer, and nothing else does."""
+        if holding.grammar is None:
+            return None
+        if holding.grammar.source == "malformed":
             raise InvalidRequest("The grammar is malformed.")
         return FakeConstraint()
 
@@ -131,6 +139,8 @@ class FakeReader:
 
 class FakeConstraint:
     """Allows everything."""
+
+    awake = True
 
     def mask(self) -> bytes:
         return b"\xff" * (0x110000 // 8)

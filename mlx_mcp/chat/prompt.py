@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 
 class Reasoning(StrEnum):
@@ -14,6 +15,13 @@ class Reasoning(StrEnum):
     LOW = "low"
     MEDIUM = "medium"
     HIGH = "high"
+
+
+# Notes of what a template has made of it.
+NO_SWITCH = "The model's chat template has no switch for reasoning, so `reasoning` changed nothing."
+NO_OFF = "The model's chat template cannot switch reasoning off, so the lowest effort was asked for."
+NO_EFFORTS = "The model's chat template knows no efforts of reasoning, so it was only switched on."
+NO_BUDGET = "The markers of this model's thoughts, if it has any, are not known, so `reasoning_budget` ended nothing."
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,7 @@ class GrammarKind(StrEnum):
     JSON_SCHEMA = "json_schema"
     REGEX = "regex"
     LARK = "lark"
+    CALLS = "calls"  # Lark of our own, which names tokens: no caller gives it
 
 
 @dataclass(frozen=True)
@@ -39,3 +48,25 @@ class Grammar:
 
     kind: GrammarKind
     source: str  # a JSON schema as JSON text, a regular expression, or a Lark grammar
+
+
+AUTO, NONE, REQUIRED = "auto", "none", "required"  # every other choice of a tool is a function's name
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What an answer is held to.
+
+    Where it `thinks`, thoughts may come before what it is held to otherwise; after `thinking_tokens` they are ended.
+    """
+
+    grammar: Grammar | None = None
+    thinks: bool = True
+    thinking_tokens: int | None = None
+    tools: tuple[dict[str, Any], ...] = ()  # function definitions in OpenAI's form
+    tool_choice: str = AUTO
+
+    @property
+    def anything(self) -> bool:
+        """Whether it says anything."""
+        return self.grammar is not None or self.thinking_tokens is not None or bool(self.tools)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from mlx_mcp.chat.answer import Piece
 from mlx_mcp.chat.message import Message, ToolCall
-from mlx_mcp.chat.prompt import Grammar, Prompt, Reasoning
+from mlx_mcp.chat.prompt import Holding, Prompt, Reasoning
 from mlx_mcp.core.layout import Form, Layout, Logits, Payload
 from mlx_mcp.core.sequence import Constraint, TokenLogprobs
 from mlx_mcp.core.slots import KvCost
@@ -138,12 +138,25 @@ class ChatTokenizer(Protocol):
     def token_text(self, token_id: int) -> str:
         """The text of a single token."""
 
-    def compile(self, grammar: Grammar, vocab_size: int, gone: Callable[[], bool] = never) -> Constraint:
-        """Make a constraint over a model's `vocab_size` token ids. It may take long for a large grammar.
+    def hold(
+        self, prompt: Prompt, holding: Holding, vocab_size: int, gone: Callable[[], bool] = never
+    ) -> Constraint | None:
+        """Make the constraint of an answer to `prompt`, over a model's `vocab_size` token ids. It may take long.
+
+        None if the answer is held to nothing: where tools may be called, and their notation has no grammar.
 
         Raises:
-            InvalidRequest: the grammar is malformed, or too large; the text says where.
+            InvalidRequest: a grammar is malformed, or too large; the text says where. Or calls are required that
+                cannot be held to their tools.
         """
+
+    @property
+    def knows_thoughts(self) -> bool:
+        """Whether the markers of the model's thoughts are known, so that thoughts can be ended."""
+
+    @property
+    def call_tokens(self) -> tuple[int, ...]:
+        """The tokens that begin a call and nothing else."""
 
 
 class ModelRunner(Protocol):

@@ -56,8 +56,9 @@ class Sampling:
     """The parameters with which an answer is drawn. A new parameter is one line here, and its use.
 
     `max_tokens` None means 512, or what the context leaves; `seed` None draws one. What is in NEUTRAL is as the model's
-    makers recommend where it is None. `stop` strings end the answer, and
-    only in the answer are they looked for: not in reasoning, not in tool calls.
+    makers recommend where it is None. `stop` strings end the answer, and only in the answer are they looked for: not in
+    reasoning, not in tool calls. After `reasoning_budget` tokens of thoughts the family's closing marker is put in
+    their way, token by token.
 
     `temperature` 0 is greedy. Then, in this order: `top_k` keeps the k likeliest tokens (0: all), `top_p` the smallest
     set of the likeliest of these whose probability reaches it, both with whatever is as likely as their last one, and
@@ -73,6 +74,10 @@ class Sampling:
     max_tokens: int | None = parameter(
         None, Bounds(ge=1), "at least 1", "Longest answer, in tokens; 512 or what the context leaves if left out.",
         flag="Longest answer, in tokens.", asked=Bounds(ge=1, le=131_072),
+    )
+    reasoning_budget: int | None = parameter(
+        None, Bounds(ge=0), "0 or more", "Thoughts are ended after so many tokens.",
+        flag="End thoughts after so many tokens.",
     )
     temperature: float | None = parameter(
         None, Bounds(ge=0, le=5), "from 0 (greedy) to 5",

@@ -41,12 +41,16 @@ class TokenLogprobs:
 
 
 class Constraint(Protocol):
-    """Which tokens a grammar allows next. It belongs to one sequence, and is told of each of its tokens."""
+    """Which tokens may come next. It belongs to one sequence, and is told of each of its tokens."""
 
-    def mask(self) -> bytes:
+    @property
+    def awake(self) -> bool:
+        """Whether it says anything of the next token."""
+
+    def mask(self) -> bytes | None:
         """One bit per token id of the model, least significant bit of the first byte first: whether it may come next.
 
-        A grammar that is complete allows the stop tokens.
+        None if any may, as long as it is not awake. A grammar that is complete allows the stop tokens.
         """
 
     def accept(self, token_id: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlx_mcp.chat.answer import Piece, TextKind
-from mlx_mcp.chat.prompt import Prompt
+from mlx_mcp.chat.prompt import Prompt, Reasoning
 from mlx_mcp.core.ports import LoadedModel
 from mlx_mcp.core.sequence import FinishReason
 from mlx_mcp.core.session import SessionInfo
@@ -32,7 +32,9 @@ class Answer:
     ) -> None:
         """`prompt` comes after `num_before` tokens of a session, which has these `tools`."""
         self._model = model
-        self._reader = model.tokenizer.reader(prompt, tools, plain=request.grammar is not None)
+        # What a grammar holds is no call, and has no thoughts before it unless they were asked for.
+        is_plain = request.grammar is not None and request.reasoning in (None, Reasoning.OFF)
+        self._reader = model.tokenizer.reader(prompt, tools, plain=is_plain)
         self._stop = StopStrings(request.sampling.stop)
         self._deltas: list[Delta] = []
         self._choices: list[TokenChoice] = []

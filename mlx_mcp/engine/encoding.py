@@ -7,12 +7,14 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from mlx_mcp.chat.prompt import Prompt, Reasoning
+from mlx_mcp.chat.prompt import AUTO, NO_OFF, NO_SWITCH, NONE, Holding, Prompt, Reasoning
 from mlx_mcp.core.ports import ChatTokenizer
 from mlx_mcp.core.session import SessionInfo
 from mlx_mcp.engine.requests import GenerateRequest
+from mlx_mcp.errors import InvalidRequest
 
 T = TypeVar("T")
 
@@ -25,12 +27,31 @@ def encode(
     Raises:
         InvalidRequest: the model's template cannot take it.
     """
-    reasoning = request.reasoning if request.grammar is None else Reasoning.OFF
+    if request.grammar is not None and request.reasoning is None:
+        # A grammar does without thoughts; nobody asked for a switch.
+        quiet = encode(tokenizer, replace(request, reasoning=Reasoning.OFF), session, gone)
+        return replace(quiet, notes=tuple(note for note in quiet.notes if note not in (NO_SWITCH, NO_OFF)))
+    reasoning = request.reasoning
     if session is not None:
         return tokenizer.encode_turn(list(request.messages), session.after, session.tools, reasoning, gone)
     if request.context:
         return tokenizer.encode_context(list(request.messages), request.tools, gone)
     return tokenizer.encode_chat(list(request.messages), request.tools, reasoning, gone)
+
+
+def holding_of(request: GenerateRequest, tools: tuple[dict[str, Any], ...]) -> Holding:
+    """What the answer to a request is held to, where these tools are offered.
+
+    A grammar holds all of an answer, unless thoughts were asked for.
+
+    Raises:
+        InvalidRequest: a call is asked for, and there are no tools.
+    """
+    if not tools and request.tool_choice not in (AUTO, NONE):
+        raise InvalidRequest("`tool_choice` asks for a call, and there are no tools: give `tools`, or leave it out.")
+    quiet = (Reasoning.OFF,) if request.grammar is None else (Reasoning.OFF, None)
+    thinks, budget = request.reasoning not in quiet, request.sampling.reasoning_budget
+    return Holding(request.grammar, thinks, budget, tools, request.tool_choice)
 
 
 @asynccontextmanager

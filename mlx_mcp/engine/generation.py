@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from mlx_mcp.chat.prompt import Prompt
+from mlx_mcp.chat.prompt import NO_BUDGET, NONE, Prompt
 from mlx_mcp.core.ports import LoadedModel, ModelRegistry, ModelSpec
 from mlx_mcp.core.sequence import Constraint, FinishReason, SamplingParams
 from mlx_mcp.core.session import SessionInfo
 from mlx_mcp.engine.answer import Answer
 from mlx_mcp.engine.awaited import CallState
-from mlx_mcp.engine.encoding import encode, on_thread
+from mlx_mcp.engine.encoding import encode, holding_of, on_thread
 from mlx_mcp.engine.loading import Models
 from mlx_mcp.engine.mailbox import CHECK_S, Mailbox, repeated
 from mlx_mcp.engine.messages import (
@@ -32,7 +32,7 @@ from mlx_mcp.engine.messages import (
     Turn,
     Waiting,
 )
-from mlx_mcp.engine.requests import Delta, GenerateRequest, Progress, Result, Update, sampling_params
+from mlx_mcp.engine.requests import Delta, GenerateRequest, Progress, Result, Update, sampling_params, without_tokens
 from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.errors import EngineDead
 
@@ -122,9 +122,15 @@ class Generation:
             prompt = encoding.result()
         num_before = 0 if session is None else session.num_tokens
         params = sampling_params(request, num_before + len(prompt.ids), model)
+        tools = request.tools if session is None else session.tools
+        holding = holding_of(request, tools)
+        if holding.tool_choice == NONE:
+            params = without_tokens(params, model.tokenizer.call_tokens if tools else ())
+        if holding.thinking_tokens is not None and not model.tokenizer.knows_thoughts:
+            prompt = replace(prompt, notes=(*prompt.notes, NO_BUDGET))
         constraint = None
-        if request.grammar is not None:
-            async with on_thread(model.tokenizer.compile, request.grammar, model.vocab_size) as compiling:
+        if holding.anything and not request.context:
+            async with on_thread(model.tokenizer.hold, prompt, holding, model.vocab_size) as compiling:
                 while not (await asyncio.wait([compiling], timeout=CHECK_S))[0]:
                     yield Progress("queued", "compiling the grammar")
                 constraint = compiling.result()
@@ -151,6 +157,7 @@ class Generation:
         """Yield what comes of the call; ends without a Result if the prompt has to be encoded again."""
         request = self._request
         tools = request.tools if ready.session is None else ready.session.tools
+        tools = () if request.tool_choice == NONE else tools
         answer = Answer(ready.model, ready.prompt, ready.num_before, request, tools)
         num_prompt = answer.num_prompt
         total = num_prompt + ready.params.max_tokens

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlx_mcp.chat.answer import TextKind
 from mlx_mcp.chat.message import Message, ToolCall
-from mlx_mcp.chat.prompt import Grammar, Reasoning
+from mlx_mcp.chat.prompt import AUTO, Grammar, Reasoning
 from mlx_mcp.core.cache.misses import MissReason
 from mlx_mcp.core.ports import LoadedModel
 from mlx_mcp.core.sampling import NEUTRAL, PARAMETERS, Sampling
@@ -34,6 +35,7 @@ class GenerateRequest:
     lane: str = ""  # calls of one lane share a turn when there is not room for all
     grammar: Grammar | None = None
     tools: tuple[dict[str, Any], ...] = ()
+    tool_choice: str = AUTO  # or none, required, or the name of a tool
     reasoning: Reasoning | None = None
     tenant: str = ""  # sessions are their tenant's, and only prompts of one tenant share keys and values
     session: str = ""  # handle or name: the last message is the next turn of this session
@@ -258,3 +260,9 @@ def sampling_params(request: GenerateRequest, num_prompt: int, model: LoadedMode
     if request.drawn and settled["temperature"] == 0:
         raise InvalidRequest(ALIKE)
     return SamplingParams(**settled | {"max_tokens": max_tokens, "seed": seed})
+
+
+def without_tokens(params: SamplingParams, token_ids: tuple[int, ...]) -> SamplingParams:
+    """The parameters, by which none of these tokens is ever drawn."""
+    others = tuple((token_id, bias) for token_id, bias in params.logit_bias if token_id not in token_ids)
+    return replace(params, logit_bias=others + tuple((token_id, -math.inf) for token_id in token_ids))

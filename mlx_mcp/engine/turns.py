@@ -90,6 +90,7 @@ class Turns:
                 call.submit,
                 prompt_ids=command.prompt_ids,
                 params=command.params,
+                constraint=command.constraint,
                 turn=replace(call.submit.turn, after=command.after),
             )
             self.begin_or_fail(call)

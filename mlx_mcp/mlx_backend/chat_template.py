@@ -13,11 +13,11 @@ from typing import Any
 
 from mlx_mcp.chat.formats.format import Format
 from mlx_mcp.chat.message import Message, ToolCall
-from mlx_mcp.chat.prompt import Reasoning
+from mlx_mcp.chat.prompt import NO_SWITCH, Reasoning
 from mlx_mcp.core.ports import never
 from mlx_mcp.errors import InvalidRequest, MlxMcpError
 from mlx_mcp.mlx_backend.control_tokens import ControlTokens, MarkedText, unused_characters
-from mlx_mcp.mlx_backend.reasoning_switch import NO_SWITCH, Setting, find_settings
+from mlx_mcp.mlx_backend.reasoning_switch import Setting, find_settings
 from mlx_mcp.mlx_backend.rendering import Renderer, Work
 from mlx_mcp.mlx_backend.template_proof import Proved, num_marks
 from mlx_mcp.mlx_backend.template_variants import Variant, variants

@@ -18,7 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -44,6 +44,9 @@ LIMITS = LLParserLimits(max_lexer_states=100_000, verbose_errors=False)
 # At most one space after "," and ":", as models write it, and none elsewhere: no model can idle in whitespace.
 JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 
+# A token named by its id, or a text in quotes, in which there are none.
+NAMED_ID = re.compile(r'<\[(\d+)\]>|"(?:[^"\\]|\\.)*"')
+
 # Keywords that are obeyed or say nothing, by what they hold. llguidance silently skips what is not in JSON Schema.
 HOLD_NAMED_SCHEMAS = frozenset("properties patternProperties $defs definitions".split())
 HOLD_SCHEMAS = frozenset("anyOf oneOf allOf items prefixItems additionalItems additionalProperties".split())
@@ -66,6 +69,10 @@ KINDS = {
     GrammarKind.LARK: (
         "Lark grammar",
         "Write it in llguidance's variant of Lark, with a rule named start; it describes text, not tokens.",
+    ),
+    GrammarKind.CALLS: (
+        "list of tools",
+        "Write the tools' parameters in another way, or leave `tool_choice` at auto, which needs no grammar.",
     ),
 }
 
@@ -111,7 +118,7 @@ class Grammars:
         if found is None:
             with self._turn(key, gone):
                 found = self._recall(key) or self._compile(key, gone)
-        return GrammarConstraint(found[0].deep_copy(), found[1], lambda: self._forget(key))
+        return GrammarConstraint(found[0].deep_copy(), found[1], lambda: self._forget(key), named_ids(grammar))
 
     @contextlib.contextmanager
     def _turn(self, key: tuple[Grammar, int], gone: Callable[[], bool]) -> Iterator[None]:
@@ -136,12 +143,12 @@ class Grammars:
         grammar, vocab_size = key
         try:
             source = translate(grammar)
-            try_in_process(source, gone)
+            try_in_process(without_ids(grammar, source), gone)
             with self._making:
                 if self._vocabulary is None or self._vocabulary.size != vocab_size:
                     self._vocabulary = make_vocabulary(self._tokenizer, self._stop_ids, vocab_size)
                 made = LLMatcher(self._vocabulary.tokens, source, log_level=0, limits=LIMITS), self._vocabulary
-                begin(GrammarConstraint(made[0].deep_copy(), made[1], lambda: None))
+                begin(GrammarConstraint(made[0].deep_copy(), made[1], lambda: None, named_ids(grammar)))
         except (ValueError, RecursionError, GenerationFailed) as error:
             name, next_step = KINDS[grammar.kind]
             why = shortened(str(error), grammar.kind)
@@ -166,8 +173,28 @@ class Grammars:
 class GrammarConstraint:
     """The place of one answer in its grammar. Used by one thread at a time."""
 
-    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary, forget: Callable[[], None]) -> None:
-        self._matcher, self._vocabulary, self._forget = matcher, vocabulary, forget
+    awake = True  # see core.sequence.Constraint
+
+    def __init__(
+        self, matcher: LLMatcher, vocabulary: Vocabulary, forget: Callable[[], None], controls: frozenset[int]
+    ) -> None:
+        """`controls` are the control tokens that the grammar names."""
+        self._matcher, self._vocabulary, self._forget, self._controls = matcher, vocabulary, forget, controls
+        self._allowed = vocabulary.text | sum(1 << token_id for token_id in controls)
+
+    def copy(self) -> GrammarConstraint:
+        """Another one at the same place."""
+        return GrammarConstraint(self._matcher.deep_copy(), self._vocabulary, self._forget, self._controls)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the text so far is all of what the grammar describes; more may be allowed."""
+        return bool(self._matcher.is_accepting())
+
+    def feed(self, text: str) -> bool:
+        """Advance past a text; returns whether the grammar allows it, and is of no use any more if not."""
+        token_ids = self._vocabulary.tokens.tokenize_str(text) if text else []
+        return bool(self._matcher.try_consume_tokens(token_ids) == len(token_ids))
 
     def mask(self) -> bytes:
         """The tokens that may come next, as the port has it; a complete grammar allows every stop token.
@@ -175,14 +202,14 @@ class GrammarConstraint:
         Raises:
             GenerationFailed: nothing can come next, or the grammar is too complex to tell.
         """
-        bits = int.from_bytes(self._matcher.compute_bitmask(), "little") & self._vocabulary.text
+        bits = int.from_bytes(self._matcher.compute_bitmask(), "little") & self._allowed
         if self._matcher.is_accepting():
             bits |= self._vocabulary.stops
         elif not bits:
             # Forced text that reads like a control token is encoded as one: spell it out.
             forced = self._matcher.compute_ff_bytes().decode(errors="ignore")
             spelt = self._vocabulary.tokens.greedy_tokenize(forced)[:1]
-            bits = sum(1 << token_id for token_id in spelt) & self._vocabulary.text
+            bits = sum(1 << token_id for token_id in spelt) & self._allowed
         if not bits:
             self._fail()
         return bits.to_bytes((self._vocabulary.size + 7) // 8, "little")
@@ -241,13 +268,22 @@ def translate(grammar: Grammar) -> str:
     size = len(grammar.source.encode(errors="surrogatepass"))
     if size > MAX_SOURCE_BYTES:
         raise ValueError(f"it has {size} bytes, more than {MAX_SOURCE_BYTES}.")
-    if grammar.kind is GrammarKind.LARK:
+    if grammar.kind in (GrammarKind.LARK, GrammarKind.CALLS):
         return json.dumps({"grammars": [{"lark_grammar": grammar.source}]})
     if grammar.kind is GrammarKind.REGEX:
         if re.search(r"(?<!\\)(\\\\)*\\\Z", grammar.source):  # llguidance takes it for nothing
             raise ValueError("it ends in a lone backslash.")
         return LLMatcher.grammar_from_regex(grammar.source)
-    schema = json.loads(grammar.source, parse_int=exact)
+    schema = checked(json.loads(grammar.source, parse_int=exact))
+    return json.dumps({"grammars": [{"json_schema": schema}]}, allow_nan=False)
+
+
+def checked(schema: Any) -> dict[str, Any]:
+    """A JSON schema as llguidance takes it.
+
+    Raises:
+        ValueError: it is none, or has something that would not be obeyed.
+    """
     if not isinstance(schema, dict):
         raise ValueError('it must be a JSON object, such as {"type": "object"}.')
     if isinstance(schema.get("json_schema", schema.get("schema")), dict):
@@ -256,8 +292,24 @@ def translate(grammar: Grammar) -> str:
         raise ValueError('it has no keyword of JSON Schema; write {"type": "object", "properties": {…}}.')
     if places := list(unsupported(schema)):
         raise ValueError(f"not supported: {', '.join(places[:5])}")
-    schema.pop("$schema", None)  # an older draft would have llguidance skip newer keywords
-    return json.dumps({"grammars": [{"json_schema": schema | {"x-guidance": JSON_OPTIONS}}]}, allow_nan=False)
+    # An older draft would have llguidance skip newer keywords.
+    return {key: value for key, value in schema.items() if key != "$schema"} | {"x-guidance": JSON_OPTIONS}
+
+
+def named_ids(grammar: Grammar) -> frozenset[int]:
+    """The tokens that a grammar of calls names."""
+    if grammar.kind is not GrammarKind.CALLS:
+        return frozenset()
+    return frozenset(int(found[1]) for found in NAMED_ID.finditer(grammar.source) if found[1])
+
+
+def without_ids(grammar: Grammar, source: str) -> str:
+    """A translated grammar that can be tried without the tokens that it names, with letters in their places."""
+    if grammar.kind is not GrammarKind.CALLS:
+        return source
+    return translate(
+        replace(grammar, source=NAMED_ID.sub(lambda found: '"x"' if found[1] else found[0], grammar.source))
+    )
 
 
 def begin(constraint: GrammarConstraint) -> None:

@@ -44,7 +44,7 @@ class ControlTokens:
         self.ids = {text: added[text] for text in texts}
         self.texts = {added[text]: text for text in texts}  # by id
         self._longest_first = sorted(texts, key=len, reverse=True)  # a control token may contain a shorter one
-        self._pattern = re.compile("|".join(map(re.escape, self._longest_first)) or r"(?!)")
+        self.pattern = re.compile("|".join(map(re.escape, self._longest_first)) or r"(?!)")
 
     def marks(self, unused: Iterator[str]) -> dict[str, str]:
         """A mark for each control token."""
@@ -54,7 +54,7 @@ class ControlTokens:
         """The value with each control token in its strings replaced by its mark."""
         match value:
             case str():
-                return self._pattern.sub(lambda found: marks[found[0]], value)
+                return self.pattern.sub(lambda found: marks[found[0]], value)
             case dict():
                 return {self.marked(key, marks): self.marked(part, marks) for key, part in value.items()}
             case list() | tuple():
@@ -64,7 +64,7 @@ class ControlTokens:
 
     def cut(self, text: str) -> list[str]:
         """The text in pieces, cut within each control token that it spells, so that it stays text."""
-        ends = [found.start() + 1 for found in self._pattern.finditer(text)]
+        ends = [found.start() + 1 for found in self.pattern.finditer(text)]
         return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mlx_mcp.chat.prompt import Reasoning
+from mlx_mcp.chat.prompt import NO_EFFORTS, NO_OFF, NO_SWITCH, Reasoning
 
 MAY_SWITCH = re.compile(r"think|reason|effort|thought|cot$", re.IGNORECASE)
 # Such words are of variables about earlier thoughts, or about how they are shown.
@@ -28,9 +28,6 @@ NEAREST = {
     Reasoning.MEDIUM: (Reasoning.MEDIUM, Reasoning.HIGH, Reasoning.LOW),
     Reasoning.HIGH: (Reasoning.HIGH, Reasoning.MEDIUM, Reasoning.LOW),
 }
-NO_SWITCH = "The model's chat template has no switch for reasoning, so `reasoning` changed nothing."
-NO_OFF = "The model's chat template cannot switch reasoning off, so the lowest effort was asked for."
-NO_EFFORTS = "The model's chat template knows no efforts of reasoning, so it was only switched on."
 # Words that a template takes out of a message, with what they switch.
 WORDS = {Reasoning.OFF: "/no_think", Reasoning.ON: "/think"}
 

@@ -6,7 +6,7 @@ Engine thread only: MLX streams belong to the thread that made them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
@@ -21,7 +21,7 @@ from mlx_mcp.mlx_backend.cpu.memory import keep_freed_memory
 from mlx_mcp.mlx_backend.device import SPARE_BYTES, on_cpu
 from mlx_mcp.mlx_backend.head import Head
 from mlx_mcp.mlx_backend.make_rows import make_rows
-from mlx_mcp.mlx_backend.sampler import Drawn, Row, draw, on_host
+from mlx_mcp.mlx_backend.sampler import Choice, Drawn, Row, draw, on_host
 from mlx_mcp.mlx_backend.slotted_rows import SlottedRows
 
 async_eval: Any = mx.async_eval  # which has no types
@@ -77,6 +77,11 @@ class Flight:
                 sequence_id = row.sequence_id
                 if sequence_id in failed:
                     continue
+                try:
+                    choice = held(row, drawn, i) or choice
+                except Exception as error:  # as in _draw
+                    failed[sequence_id] = f"its grammar failed, write it with smaller repetitions: {error}"
+                    continue
                 if choice.token_id is None:
                     failed[sequence_id] = "the model's logits are not numbers, or its constraint allows none of them"
                     continue
@@ -95,6 +100,17 @@ class Flight:
         payloads = {cut: payload for cut, payload in self.payloads.items() if cut.sequence_id not in failed}
         self.payloads = {}  # a flight stays until the next one, and they may go before
         return StepResult(tokens, logprobs, failed, payloads, logits)
+
+
+def held(row: LiveRow, drawn: Drawn, i: int) -> Choice | None:
+    """The choice of row i by its constraint, if that has awoken since the row was drawn for; else None.
+
+    A step that was run ahead drew while the constraint slept. Nothing has run ahead of that step: see must_wait.
+    """
+    if row.constraint is None or not row.constraint.awake or drawn.rows[i].mask is not None:
+        return None
+    again = replace(drawn.rows[i], mask=row.constraint.mask())
+    return draw(drawn.logits[i : i + 1], [again]).read()[0]
 
 
 class Runner:
@@ -140,7 +156,8 @@ class Runner:
         row, layout = self.live.get(sequence_id), self.layout
         if row is None:
             return False
-        return row.constraint is not None or on_host(row.params) or bool(layout.windows) or layout.states
+        awake = row.constraint is not None and row.constraint.awake
+        return awake or on_host(row.params) or bool(layout.windows) or layout.states
 
     def cut(self, sequence_id: int, start: int, end: int, state: bool) -> Payload:
         """Copy tokens [start, end) out of a row between steps."""
@@ -251,12 +268,12 @@ class Runner:
     def _draw(self, flight: Flight, sequence_ids: list[int], logits: mx.array) -> None:
         """Draw each row's next token from logits [rows, vocab], and have all of it evaluated."""
         live = [self.live[sequence_id] for sequence_id in sequence_ids]
-        if any(row.constraint is not None for row in live):
+        if any(row.constraint is not None and row.constraint.awake for row in live):
             async_eval(logits)  # masks are made meanwhile
         rows = []
         for row in live:
             mask = None
-            if row.constraint is not None:
+            if row.constraint is not None and row.constraint.awake:
                 try:
                     mask = row.constraint.mask()
                 except Exception as error:  # a grammar that breaks at run time must not take the other rows with it

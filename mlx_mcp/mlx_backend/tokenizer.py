@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from hashlib import blake2b
@@ -13,15 +14,16 @@ from mlx_lm.utils import load_tokenizer
 
 from mlx_mcp.chat.formats.format import Format
 from mlx_mcp.chat.message import Message
-from mlx_mcp.chat.prompt import Grammar, Prompt, Reasoning
+from mlx_mcp.chat.prompt import NO_SWITCH, Holding, Prompt, Reasoning
 from mlx_mcp.core.ports import never
 from mlx_mcp.core.sequence import Constraint
 from mlx_mcp.errors import InvalidRequest
 from mlx_mcp.mlx_backend.answer_reader import AnswerReader, answer_format
 from mlx_mcp.mlx_backend.chat_template import Chat, ChatTemplate
 from mlx_mcp.mlx_backend.constraint import Grammars
-from mlx_mcp.mlx_backend.control_tokens import ControlTokens
+from mlx_mcp.mlx_backend.control_tokens import ControlTokens, MarkedText
 from mlx_mcp.mlx_backend.encoder import Encoder
+from mlx_mcp.mlx_backend.holding import Holdings, is_harmony
 from mlx_mcp.mlx_backend.rendering import Renderer
 from mlx_mcp.mlx_backend.text_processes import TextProcesses
 
@@ -53,7 +55,18 @@ class ChatTokenizer:
         self._digest = blake2b(vocabulary.encode(), digest_size=32).digest()
         self._letter = self._tokenizer.encode("a", add_special_tokens=False)
         self._encoder = Encoder(self._tokenizer, self._processes, lock, folder, bare=not renderer.can_render)
-        self._template = ChatTemplate(self._tokenizer, self._controls, renderer, self._answers.form, folder)
+        form = self._answers.form
+        self._template = ChatTemplate(self._tokenizer, self._controls, renderer, form, folder)
+        self._holdings = Holdings(
+            form,
+            self._grammars,
+            self._template,
+            self._controls,
+            self.stop_ids,
+            unspelt(self._tokenizer),
+            lambda text: self._encoder.encode_following([text], never),
+            self.token_text,
+        )
 
     @property
     def form(self) -> Format:
@@ -96,7 +109,7 @@ class ChatTokenizer:
         ids = rendered.ids
         if ids is None:
             ids = self._encoder.encode_rendered(rendered.marked, gone)
-        return Prompt(tuple(ids), rendered.reasoning, rendered.notes)
+        return self._prompt(Prompt(tuple(ids), rendered.reasoning, rendered.notes), rendered.marked, reasoning, gone)
 
     def encode_context(
         self, messages: list[Message], tools: tuple[dict[str, Any], ...] = (), gone: Callable[[], bool] = never
@@ -148,7 +161,7 @@ class ChatTokenizer:
             )
         split = self._template.turn_after(after, Chat([], tools, reasoning, gone, turn=tuple(messages)))
         ids = self._encoder.encode_following(split.turn.pieces(), gone)
-        return Prompt(tuple(ids), split.reasoning, split.notes)
+        return self._prompt(Prompt(tuple(ids), split.reasoning, split.notes), split.turn, reasoning, gone)
 
     def decode(self, ids: tuple[int, ...]) -> str:
         """The text of tokens, control tokens included."""
@@ -173,7 +186,8 @@ class ChatTokenizer:
         return json.dumps([*parts, self.decode(tuple(run))])
 
     def reader(self, prompt: Prompt, tools: tuple[dict[str, Any], ...] = (), plain: bool = False) -> AnswerReader:
-        """A new reader of one answer to `prompt`; `plain` takes all text for the answer."""
+        """A new reader of one answer to `prompt`; `plain` takes all text for the answer, but for gpt-oss's headers."""
+        plain = plain and not is_harmony(self._answers.form)
         return AnswerReader(self._tokenizer, self._answers, prompt.reasoning, tools, plain)
 
     def token_text(self, token_id: int) -> str:
@@ -181,10 +195,43 @@ class ChatTokenizer:
         with_letter: str = self._tokenizer.decode([*self._letter, token_id], clean_up_tokenization_spaces=False)
         return with_letter.removeprefix("a")
 
-    def compile(self, grammar: Grammar, vocab_size: int, gone: Callable[[], bool] = never) -> Constraint:
-        """A new constraint over a model's `vocab_size` token ids; a large grammar may take long.
+    def hold(
+        self, prompt: Prompt, holding: Holding, vocab_size: int, gone: Callable[[], bool] = never
+    ) -> Constraint | None:
+        """A new constraint of an answer to `prompt`, over a model's `vocab_size` ids; None if nothing holds it.
 
         Raises:
-            InvalidRequest: the grammar is malformed or too large; the message says where.
+            InvalidRequest: a grammar is malformed or too large, and the message says where; or calls are required
+                that cannot be held to their tools.
         """
-        return self._grammars.compile(grammar, vocab_size, gone)
+        return self._holdings.hold(prompt, holding, vocab_size, gone)
+
+    @property
+    def knows_thoughts(self) -> bool:
+        """Whether the markers of the model's thoughts are known, so that thoughts can be ended."""
+        return bool(self._answers.form.thoughts) or is_harmony(self._answers.form)
+
+    @property
+    def call_tokens(self) -> tuple[int, ...]:
+        """The tokens that begin a call and nothing else."""
+        return self._holdings.call_tokens
+
+    def _prompt(
+        self, prompt: Prompt, rendered: MarkedText, reasoning: Reasoning | None, gone: Callable[[], bool]
+    ) -> Prompt:
+        """The prompt of a rendered text; thoughts that it opens and nobody wants are closed at once.
+
+        That is a switch of its own, so there is no note that the template has none.
+        """
+        marks = self._answers.form.opened_thoughts(rendered.text) if prompt.reasoning else None
+        if marks is None or reasoning is not Reasoning.OFF:
+            return prompt
+        line = "\n" if rendered.text.endswith("\n") else ""
+        closing = self._encoder.encode_following([f"{line}{marks.end}{2 * line}"], gone)
+        return Prompt((*prompt.ids, *closing), notes=tuple(note for note in prompt.notes if note != NO_SWITCH))
+
+
+def unspelt(tokenizer: Any) -> frozenset[int]:
+    """The tokens that no text of a grammar spells: special ones, and for llguidance all others in angle brackets."""
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(i for i, token in added if token.special or re.fullmatch("<.*>", token.content))

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from mlx_mcp.chat.message import Message
-from mlx_mcp.chat.prompt import Grammar, Reasoning
+from mlx_mcp.chat.prompt import AUTO, Grammar, Reasoning
 from mlx_mcp.core.sampling import Sampling
 from mlx_mcp.core.session import SessionOptions
 from mlx_mcp.engine.requests import GenerateRequest, Result
@@ -39,6 +39,7 @@ class Options:
     grammar: Grammar | None = None
     reasoning: Reasoning | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    tool_choice: str = AUTO
 
     @property
     def keeps(self) -> bool:
@@ -75,6 +76,7 @@ def request_of(caller: Caller, messages: tuple[Message, ...], options: Options, 
         lane=lane,
         grammar=options.grammar,
         tools=options.tools,
+        tool_choice=options.tool_choice,
         reasoning=options.reasoning,
         tenant=caller.tenant,
         session=options.session,

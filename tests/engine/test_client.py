@@ -10,7 +10,7 @@ import pytest
 
 from mlx_mcp.chat.answer import Piece, TextKind
 from mlx_mcp.chat.message import Message, ToolCall
-from mlx_mcp.chat.prompt import Grammar, GrammarKind, Prompt, Reasoning
+from mlx_mcp.chat.prompt import NO_BUDGET, Grammar, GrammarKind, Prompt, Reasoning
 from mlx_mcp.core.ports import LoadedModel, LoadProgress
 from mlx_mcp.core.sampling import PARAMETERS, Sampling
 from mlx_mcp.core.scheduler import Limits
@@ -234,15 +234,23 @@ async def test_a_grammar_reaches_the_engine_compiled_and_the_answer_is_read_as_i
     assert isinstance(constraint, FakeConstraint)
 
 
+async def test_a_budget_of_thoughts_that_cannot_be_kept_is_noted(client):
+    result = await answer(client, asking("hi", reasoning_budget=3))
+    assert result.notes == (NO_BUDGET,)
+    assert (await answer(client, asking("hi"))).notes == ()
+
+
 async def test_slow_grammars_hold_up_no_call_without_one(client, monkeypatch):
     await collect(client, asking("a"))
     held = threading.Event()
 
-    def compile_slowly(self, grammar, vocab_size, gone):
+    def compile_slowly(self, prompt, holding, vocab_size, gone):
+        if holding.grammar is None:
+            return None
         assert held.wait(10)
         return FakeConstraint()
 
-    monkeypatch.setattr(FakeTokenizer, "compile", compile_slowly)
+    monkeypatch.setattr(FakeTokenizer, "hold", compile_slowly)
     grammar = Grammar(GrammarKind.REGEX, "a")
     slow = [asyncio.create_task(answer(client, asking("slow", grammar=grammar))) for _ in range(50)]
     assert (await answer(client, asking("quick"))).text == "quick"
@@ -250,7 +258,7 @@ async def test_slow_grammars_hold_up_no_call_without_one(client, monkeypatch):
     assert {result.text for result in await asyncio.gather(*slow)} == {"slow"}
 
 
-@pytest.mark.parametrize("work", ["encode_chat", "compile"])
+@pytest.mark.parametrize("work", ["encode_chat", "hold"])
 async def test_what_a_cancelled_call_waited_for_is_told_that_nobody_does_any_more(client, monkeypatch, work):
     await collect(client, asking("a"))
     begun, told = threading.Event(), threading.Event()

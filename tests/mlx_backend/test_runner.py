@@ -441,12 +441,16 @@ def test_a_row_cancelled_before_it_was_found_broken_poisons_no_later_row(tmp_pat
 
 
 class Broken:
+    awake = True
+
     def mask(self):
         raise RuntimeError("out of fuel")
 
 
 class Script:
     """Allows one token at a time, in this order."""
+
+    awake = True
 
     def __init__(self, tokens):
         self.left, self.taken = list(tokens), []
@@ -476,6 +480,46 @@ def test_a_constraint_that_breaks_fails_its_row_alone(llama):
     machine.run([bad, good])
     assert machine.failed == {1: "its grammar failed, write it with smaller repetitions: out of fuel"}
     assert [good.output_ids] == Machine(llama).run([sequence(2, 20)])
+
+
+class Sleeper:
+    """Sleeps but for some of the tokens that it hears of, by their numbers; for these it allows number 7 alone."""
+
+    def __init__(self, numbers):
+        self.numbers, self.taken = numbers, []
+
+    @property
+    def awake(self):
+        return len(self.taken) in self.numbers
+
+    def mask(self):
+        return (1 << 7).to_bytes(40, "little") if self.awake else None
+
+    def accept(self, token_id):
+        self.taken.append(token_id)
+
+
+@pytest.mark.parametrize("numbers", [{0}, {1}, {5, 6, 7}, {3, 9, 11}])
+def test_a_constraint_that_awakes_holds_a_token_that_was_drawn_ahead_of_that(llama, numbers):
+    def outputs(ahead):
+        machine, rows, num_ahead = Machine(llama), [sequence(i, 20 + i) for i in range(3)], 0
+        sleepers = {1: Sleeper(numbers), 2: Sleeper(())}
+        for sequence_id, sleeper in sleepers.items():
+            machine.runner.constrain(sequence_id, sleeper)
+        for s in rows:
+            machine.scheduler.add(s)
+        while machine.scheduler.has_work:
+            machine.advance(ahead)
+            num_ahead += machine.flight is not None
+        assert [sleepers[i].taken for i in (1, 2)] == [rows[i].output_ids for i in (1, 2)]
+        assert not machine.failed
+        assert (num_ahead > 0) == ahead
+        return [s.output_ids for s in rows]
+
+    free, held, slept = outputs(ahead=True)
+    assert {i for i, token_id in enumerate(held) if token_id == 7} == numbers
+    assert [free, held, slept] == outputs(ahead=False)
+    assert [free, slept] == Machine(llama).run([sequence(0, 20), sequence(2, 22)])
 
 
 def test_heads_that_no_group_divides_are_refused_with_kv_bits(llama):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_mcp.chat.message import Message, ToolCall
-from mlx_mcp.chat.prompt import Grammar, GrammarKind, Reasoning
+from mlx_mcp.chat.prompt import Grammar, GrammarKind, Holding, Prompt, Reasoning
 from mlx_mcp.errors import InvalidRequest
 from tests.mlx_backend.tokenizers_made import (
     ANSWERED,
@@ -131,6 +131,18 @@ def test_no_text_can_pass_for_reasoning_that_the_template_opened(tmp_path, templ
     tokenizer = make_tokenizer(tmp_path, template, added=QWEN["added"])
     assert tokenizer._tokenizer.has_thinking
     assert not tokenizer.encode_chat([Message("user", "end with <think>\n")]).reasoning
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("<think>\n", "\n</think>\n\n"), ("<think>", "</think>")])
+def test_thoughts_that_a_template_opens_anyway_are_closed_where_none_are_wanted(tmp_path, opening, closing):
+    tokenizer = make_tokenizer(tmp_path, TEMPLATE + opening + "{# </think> #}", QWEN["added"])
+    for prompt in (tokenizer.encode_chat(HI), tokenizer.encode_turn(HI, "assistant", reasoning=Reasoning.HIGH)):
+        assert decoded(tokenizer, prompt.ids).endswith(f"{ASSISTANT}{opening}")
+        assert prompt.reasoning
+    off = Reasoning.OFF
+    for prompt in (tokenizer.encode_chat(HI, reasoning=off), tokenizer.encode_turn(HI, "assistant", reasoning=off)):
+        assert decoded(tokenizer, prompt.ids).endswith(f"{ASSISTANT}{opening}{closing}")
+        assert not prompt.reasoning
 
 
 # Sessions: a context that is encoded once, and turns that go on from it
@@ -372,7 +384,7 @@ def test_a_token_reads_as_it_would_in_a_text(tokenizer):
 
 
 def test_a_grammar_is_compiled_over_the_models_vocabulary(embedded):
-    constraint = embedded.compile(Grammar(GrammarKind.REGEX, "yes|no"), 1024)
+    constraint = embedded.hold(Prompt(()), Holding(Grammar(GrammarKind.REGEX, "yes|no")), 1024)
     allowed = int.from_bytes(constraint.mask(), "little")
     assert {embedded.token_text(i)[0] for i in range(1024) if allowed >> i & 1} == {"y", "n"}
 

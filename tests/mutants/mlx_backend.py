@@ -212,8 +212,29 @@ MUTANTS = [
     fault(
         "text allowed that is a control token",
         "mlx_backend/constraint.py",
-        'int.from_bytes(self._matcher.compute_bitmask(), "little") & self._vocabulary.text',
+        'int.from_bytes(self._matcher.compute_bitmask(), "little") & self._allowed',
         'int.from_bytes(self._matcher.compute_bitmask(), "little")',
         "test_constraint.py::test_control_tokens_are_never_text",
+    ),
+    fault(
+        "a step that ran ahead keeps its draw",
+        "mlx_backend/runner.py",
+        "choice = held(row, drawn, i) or choice",
+        "pass",
+        "test_runner.py::test_a_constraint_that_awakes_holds_a_token_that_was_drawn_ahead_of_that",
+    ),
+    fault(
+        "thoughts end a token late",
+        "mlx_backend/held_answer.py",
+        "            if num_left == 0:\n",
+        "            if num_left == -1:\n",
+        "test_held_answer.py::test_thoughts_end_after_exactly_so_many_tokens",
+    ),
+    fault(
+        "a turn is cut before the wrong answer's end",
+        "mlx_backend/chat_template.py",
+        "            if ARGUMENT in turn:  # the one that was found ended another message\n",
+        "            if ARGUMENT in context:\n",
+        "test_tokenizer.py::test_results_in_a_turn_read_as_in_the_whole_chat",
     ),
 ]

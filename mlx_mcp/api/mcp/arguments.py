@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from mlx_mcp.api.mcp.as_sent import AsSent, from_json
 from mlx_mcp.api.mcp.sampling_arguments import sampling_of, with_sampling
 from mlx_mcp.chat.message import Message, ToolCall
-from mlx_mcp.chat.prompt import Grammar, GrammarKind, Reasoning
+from mlx_mcp.chat.prompt import AUTO, Grammar, GrammarKind, Reasoning
 from mlx_mcp.errors import InvalidRequest
 from mlx_mcp.service.batch import MAX_BRANCHES
 from mlx_mcp.service.context import Context
@@ -95,6 +95,14 @@ def called(given: dict[str, Any]) -> ToolCall:
     )
 
 
+def chosen(given: Any) -> Any:
+    """A choice of tools as a word; in OpenAI's form a function is chosen by an object."""
+    match given:
+        case {"type": "function", "function": {"name": name}}:
+            return name
+    return given
+
+
 class ContextArguments(Arguments):
     """What comes before the prompt."""
 
@@ -169,6 +177,9 @@ class GenerateArguments(AnswerArguments):
         bool, Field(description="Wait for a turn of the session that is under way, rather than hear session_busy.")
     ] = False
     tools: Functions = None
+    tool_choice: Annotated[
+        str, BeforeValidator(chosen), Field(description="auto, none, required, or the name of the function to call.")
+    ] = ""
 
     def context(self) -> Context:
         """What the model is told."""
@@ -191,6 +202,7 @@ class GenerateArguments(AnswerArguments):
             self.one_grammar(),
             self.asked_reasoning(),
             sampling_of(self),
+            self.tool_choice or AUTO,
         )
 
 

@@ -183,6 +183,7 @@ async def test_every_argument_reaches_the_engine(engine, mode, monkeypatch):
         "frequency_penalty": -0.3,
         "seed": 5,
         "logprobs": 2,
+        "reasoning_budget": 9,
     }
     async with connect(engine, mode) as client:
         others = {"logit_bias": {"101": -1}, "json_schema": {"type": "object"}, "reasoning": "low"}
@@ -221,6 +222,8 @@ async def test_text_that_reads_as_json_stays_text_and_null_is_as_good_as_nothing
         ({"logit_bias": {"2000000": 1}}, "logit_bias"),
         ({"queue": True}, "`queue` waits for a turn of a session, and there is no `session`"),
         ({"queue": True, "keep": True}, "`queue`"),
+        ({"tool_choice": "required"}, "there are no tools"),
+        ({"reasoning_budget": -1}, "reasoning_budget"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"name": "f"}]}]}, 'This is no call: {"name": "f"}'),
         ({"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[]"}]}]}, "This is no call"),
         ({"messages": [{"role": "tool", "name": "f", "content": "x"}]}, "right after the answer that asked for it"),
@@ -284,6 +287,16 @@ async def test_system_comes_before_prompt(engine, mode):
     async with connect(engine, mode) as client:
         result = await generate(client, "world", system="hello ")
     assert result.structured_content["text"] == "hello world"
+
+
+@pytest.mark.parametrize("given", ["look", {"type": "function", "function": {"name": "look"}}, None])
+async def test_a_choice_of_a_tool_reaches_the_engine(engine, monkeypatch, given):
+    asked = []
+    generate_for_real = engine.generate
+    monkeypatch.setattr(engine, "generate", lambda request: asked.append(request) or generate_for_real(request))
+    async with connect(engine, "auto") as client:
+        assert not (await generate(client, tools=[LOOK], tool_choice=given)).is_error
+    assert asked[0].tool_choice == ("look" if given else "auto")
 
 
 async def test_messages_come_before_the_prompt_and_may_be_all_there_is(engine, mode, monkeypatch):
