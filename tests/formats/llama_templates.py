@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_mcp.chat.message import Message, ToolCall
-from mlx_mcp.chat.prompt import NO_OFF, NO_SWITCH, Prompt, Reasoning
+from mlx_mcp.chat.prompt import NO_EFFORTS, NO_OFF, NO_SWITCH, Prompt, Reasoning
 from mlx_mcp.errors import InvalidRequest
-from mlx_mcp.mlx_backend.reasoning_switch import NO_EFFORTS
 from mlx_mcp.mlx_backend.template_variants import CALLS_AS_TEXT, FOLDED, RESULTS_AS_TEXT, TOLD
 from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
 from tests.mlx_backend.tokenizers_made import make_tokenizer
