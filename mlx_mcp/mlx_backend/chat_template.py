@@ -152,7 +152,8 @@ class ChatTemplate:
         setting = self._setting(chat)
         variant, rendered, ids = self._fitting(marked["messages"], marked["tools"], setting, work)
         notes = (*variant.notes, *setting.notes, *(() if self._renderer.can_render else (NO_TEMPLATE,)))
-        opened = self._format.opened_thoughts(rendered.end) is not None
+        # In the copy too, where a caller's text cannot end in a marker.
+        opened = all(self._format.opened_thoughts(text) is not None for text in (rendered.text, rendered.end))
         return Rendered(MarkedText(rendered.text, marks), turn_mark, ids, opened, notes)
 
     def _fitting(

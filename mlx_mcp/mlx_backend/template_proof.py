@@ -7,12 +7,14 @@ template leaves out. Standard library only: the process that renders templates i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_mcp.mlx_backend.template_variables import as_text
 
+SWITCH = re.compile(r"\s+/\w+$")
 END = 400  # characters of the marked text that are returned
 # A list of parts that a template shows as JSON, since it expects a text. In Python's notation marks are escaped.
 PARTS_AS_TEXT = ('{"type": "text"', '{"type":"text"')
@@ -101,8 +103,11 @@ def marked_message(message: dict[str, Any], unused: Iterator[str], wanted: list[
 
 
 def marked(text: str, what: str, unused: Iterator[str], wanted: list[Wanted], garbled: tuple[str, ...] = ()) -> str:
-    """A text with a mark after its first character and one before its last, so that it is trimmed as before."""
-    kept = text.strip()
+    """A text with a mark after its first character and one before its last, so that it is trimmed as before.
+
+    A last word such as "/no_think" stays whole, since templates look for it.
+    """
+    kept = SWITCH.sub("", text.strip())
     if not kept:
         return text
     start = text.index(kept)

@@ -161,6 +161,13 @@ def test_a_call_of_a_tool_that_was_not_offered_is_text_with_a_note():
     assert read(HERMES, [written], tools=())[0] == [("answer", written)]
 
 
+def test_a_section_of_a_call_that_was_not_offered_is_text_to_its_end():
+    for name in ("kimi-k2", "deepseek", "qwen-xml", "dsml"):
+        family = FAMILIES[name]
+        written = f"So. {family.calls}"
+        assert read(family.form, written, tools=[tool("burn")])[:2] == ([("answer", written)], []), name
+
+
 def test_markers_and_calls_within_arguments_end_nothing():
     inner = "See <tool_call>{}</tool_call> and </tool_call>."
     call = json.dumps({"name": "look", "arguments": {"at": inner}})

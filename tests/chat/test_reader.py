@@ -130,7 +130,7 @@ def test_thoughts_that_the_prompt_opened_end_at_their_marker(name):
 def test_a_call_that_is_drafted_in_thoughts_is_thought(name):
     family = THINKING[name]
     (begin, end), (before, after) = family.thoughts, family.answer
-    if family.form.headers is None and end not in family.calls:
+    if family.form.headers is None and end not in family.calls and not family.form.calls_in_thoughts:
         pieces, calls, notes = read(family.form, [f"{begin}I could: {family.calls} or not.{end}{before}No.{after}"])
         assert calls == []
         assert text_of(pieces, "reasoning").strip() == f"I could: {family.calls} or not."
@@ -187,3 +187,15 @@ def test_the_headers_of_gpt_oss_say_what_a_message_is():
     assert read(harmony, "<|channel|>final<|message|>One writes <|channel|> here.")[0] == [
         ("answer", "One writes <|channel|> here.")
     ]
+
+
+def test_apertus_makes_its_calls_within_its_thoughts():
+    apertus = FAMILIES["apertus"]
+    pieces, calls, notes = read(apertus.form, f"<|inner_prefix|>Hm.{apertus.calls} So.<|inner_suffix|>Yes.")
+    assert (calls, notes) == (CALLS, ())
+    assert pieces == [("reasoning", "Hm."), ("tool_call", apertus.calls), ("reasoning", " So."), ("answer", "Yes.")]
+    written = "Hm.<|tools_prefix|>[...]<|tools_suffix|> So."
+    assert read(apertus.form, f"<|inner_prefix|>{written}<|inner_suffix|>Yes.")[:2] == (
+        [("reasoning", written), ("answer", "Yes.")],
+        [],
+    )

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "templates"
 PACKAGE = "llama-cpp-python==0.3.36"  # its sdist has llama.cpp under vendor/
 WITHIN = "vendor/llama.cpp/models/templates/"
-TABLE = re.compile(r"(<!-- templates -->\n\n).*?(\n<!-- end templates -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- templates -->\n).*?(<!-- end templates -->)", re.DOTALL)
 # What reads as a control token in a template: a real tokenizer has them as added tokens.
 CONTROL = re.compile(r"<[|｜/]?[A-Za-z_:|｜][^<>\n{}'\" ]{0,40}>|\[/?[A-Z_]{2,}\]|<\|[a-z_:]+\|?>")
 
@@ -99,7 +99,7 @@ def judged(path: Path) -> Row:
             outcome(lambda: tokenizer.encode_chat([SYSTEM, USER])),
             turns(tokenizer),
             tools(tokenizer),
-            thoughts(tokenizer),
+            thoughts(tokenizer, path.read_text(encoding="utf-8")),
             switches(tokenizer),
         )
 
@@ -128,11 +128,12 @@ def tools(tokenizer: ChatTokenizer) -> str:
     return given if given in (came, "refused") else ", ".join(dict.fromkeys(f"{given}, {came}".split(", ")))
 
 
-def thoughts(tokenizer: ChatTokenizer) -> str:
+def thoughts(tokenizer: ChatTokenizer, text: str) -> str:
     """The markers of thoughts, and whether the template opens them."""
     marks = [f"`{marks.begin}`".replace("|", "\\|").replace("\n", " ") for marks in tokenizer.form.thoughts]
     if not marks:
-        return "in channels" if tokenizer.form.name == "harmony" else ""
+        thinks = "reasoning_effort" in text or "reasoning_strength" in text
+        return "in messages of their own" if tokenizer.form.headers and thinks else ""
     prompts = [tokenizer.encode_chat([USER]), *(tokenizer.encode_chat([USER], reasoning=kind) for kind in Reasoning)]
     opened = any(prompt.reasoning for prompt in prompts)
     return " ".join(marks) + (", opened" if opened else "")
@@ -161,7 +162,7 @@ def main() -> None:
     fetch()
     page = ROOT / "docs" / "models.md"
     made: Any = table([judged(path) for path in templates()])
-    page.write_text(TABLE.sub(lambda found: found[1] + made + found[2], page.read_text()))
+    page.write_text(TABLE.sub(lambda found: f"{found[1]}\n{made}\n{found[2]}", page.read_text()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What becomes of the chat templates that llama.cpp keeps. `make formats` fetches them; else nothing is tried."""
+"""The chat templates that llama.cpp keeps; `make formats` fetches them, and without them nothing is tried."""
 
 import pytest
 
@@ -53,7 +53,7 @@ def test_all_render_and_turns_are_exact_and_the_table_says_so(rows):
     assert {row.name for row in rows if not row.thoughts} == WITHOUT_THOUGHTS
     found = TABLE.search((ROOT / "docs" / "models.md").read_text())
     assert found, "docs/models.md has no place for the table"
-    assert found[0] == f"{found[1]}{table(rows)}{found[2]}", "run `make formats`"
+    assert found[0] == f"{found[1]}\n{table(rows)}\n{found[2]}", "run `make formats`"
 
 
 @pytest.mark.parametrize("path", templates(), ids=lambda path: path.stem)

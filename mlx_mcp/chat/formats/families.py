@@ -20,13 +20,15 @@ from mlx_mcp.chat.formats.xml_calls import PairCalls, XmlCalls
 class Family:
     """A family's notation of calls, and how it is known: texts that its templates or vocabularies all have.
 
-    `frame` are markers around its answers that say nothing, and `thoughts` markers that only this family has.
+    `frame` are markers around its answers that say nothing, and `thoughts` markers that only this family has. Its
+    makers may have it make calls within its thoughts.
     """
 
     calls: CallSyntax
     signs: tuple[str, ...]
     thoughts: tuple[Marks, ...] = ()
     frame: tuple[str, ...] = ()
+    calls_in_thoughts: bool = False
 
 
 def tags(begin: str) -> Marks:
@@ -200,6 +202,7 @@ FAMILIES = (
             listed=True,
         ),
         ("<|tools_prefix|>",),
+        calls_in_thoughts=True,
     ),
     Family(json_tags("internlm", "<|action_start|><|plugin|>", "<|action_end|>"), ("<|action_start|>", "<|plugin|>")),
     Family(
