@@ -18,11 +18,11 @@ COMPUTING := tests/mlx_backend/test_runner.py tests/mlx_backend/test_architectur
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := ci
-.PHONY: ci demo demo-real test test-all test-openblas test-real coverage lint types smoke hosts hosts-short campaign mutants \
+.PHONY: ci demo demo-real test test-long test-all test-openblas test-real coverage lint types smoke hosts hosts-short campaign mutants \
   formats bench-engine bench-sharing bench-peers bench-persistence train evaluate lock wheel-smoke clean
 
 # What CI runs.
-ci: lint types test smoke test-openblas
+ci: lint types test test-long smoke test-openblas
 
 # Set up, and have the embedded model answer through a real MCP client.
 demo: $(VENV)/installed
@@ -31,6 +31,10 @@ demo: $(VENV)/installed
 # Set up, and run the tests: every promise, with a few of the cases that are drawn. Under four minutes on two cores.
 test: $(VENV)/installed-dev
 	$(PYTEST)
+
+# The tests that take longest, which `make test` leaves out; with as few of the cases that are drawn.
+test-long: $(VENV)/installed-dev
+	LONG=1 $(PYTEST) -m long
 
 # All the tests, and as many drawn cases as chance needs to come by everything.
 test-all: $(VENV)/installed-dev
@@ -127,6 +131,7 @@ bench-persistence: $(VENV)/installed
 # What models read and write: the tables of docs/models.md anew, and all cases of the suites behind them.
 formats: $(VENV)/installed-dev
 	$(BIN)/python -m tests.formats.canitoolcall_cases
+	$(BIN)/python -m tests.formats.notations
 	$(BIN)/python -m tests.formats.llama_templates
 	EFFORT=1 $(PYTEST) tests/formats tests/chat
 

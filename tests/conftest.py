@@ -15,7 +15,7 @@ from mlx_mcp.mlx_backend.cpu.openblas import HINT, prefer_openblas, uses_openbla
 from mlx_mcp.process.daemon import stop
 from mlx_mcp.process.place import user_place
 from tests.comparing import OPENBLAS
-from tests.effort import THOROUGH
+from tests.effort import LONG, THOROUGH
 
 _HOME = tempfile.mkdtemp(prefix="mlx-mcp-tests-")
 os.environ.update(
@@ -39,11 +39,12 @@ if OPENBLAS and not (prefer_openblas() and uses_openblas()):
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave slow tests out of all but thorough runs."""
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    if slow and not THOROUGH:
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
+    """Leave slow tests out of all but thorough runs, and long ones out of `make test`."""
+    marks = () if THOROUGH else ("slow",) if LONG else ("slow", "long")
+    left_out = {item for item in items if any(map(item.get_closest_marker, marks))}
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_sessionfinish() -> None:

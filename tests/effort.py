@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 EFFORT = float(os.environ.get("EFFORT", "0.1"))
+LONG = "LONG" in os.environ  # `make test-long`
 THOROUGH = EFFORT >= 1  # enough cases to demand that chance brought about what it should
 
 
@@ -23,6 +24,8 @@ def seconds(count: float) -> float:
     return count * max(1.0, EFFORT)
 
 
-def rare_ones_slow(names: Iterable[str], usual: Container[str]) -> list[Any]:
-    """The names as parameters of tests; those that are not usual are slow."""
-    return [pytest.param(name, marks=() if name in usual else pytest.mark.slow) for name in names]
+def rare_ones_slow(names: Iterable[str], usual: Container[str], common: Container[str] | None = None) -> list[Any]:
+    """The names as parameters of tests. Those that are not usual are slow, and those that are not common are long."""
+    common = usual if common is None else common
+    marks = {name: () if name in common else pytest.mark.long if name in usual else pytest.mark.slow for name in names}
+    return [pytest.param(name, marks=mark) for name, mark in marks.items()]

@@ -125,6 +125,7 @@ class FakeReader:
         return [Piece(self.kind, char)]
 
     def finish(self, cut: bool = False) -> list[Piece]:
+        self.notes = ("cut off",) if cut else ()
         return [Piece(TextKind.ANSWER, "{" + self.name)] if self.kind is TextKind.TOOL_CALL else []
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from mlx_mcp.chat.answer import Piece, TextKind
@@ -32,6 +34,10 @@ class Reader:
         """`reasoning` says that the prompt opened thoughts. `tools` are function definitions in OpenAI's form."""
         self._form, self._offered = form, Offered(tools)
         self._notes = ReadingNotes(self._offered)
+        self._openers = form.calls.openers if form.calls else ()
+        self._openers_within = (*self._openers, *form.calls.within) if form.calls else ()
+        self._sections = {one.begin: one.end for one in form.calls.sections} if form.calls else {}
+        self._markers = (*self._openers, *self._sections, *form.frame)  # of an answer
         self._buffer, self._ended, self._cut = "", False, False
         self._pieces: list[Piece] = []
         self._calls: list[ToolCall] = []
@@ -41,12 +47,14 @@ class Reader:
         self._ends: tuple[str, ...] = ()  # what else ends the part that is being read
         self._prefix = ""  # what stands before a call and is shown only if the call cannot be read
         self._opener = ""  # what the call begins with
+        self._kind = TextKind.ANSWER  # what the call stands in
         self._closers: tuple[str, ...] = ()  # ends of sections that may follow a call whose section did not begin
         self._section_end = ""  # of the section that is being read
         self._reading = _Economy()
         self._state: Callable[[], bool] = self._next
         if reasoning and form.thoughts:
             self._open(form.thoughts[0])
+            self._ends = tuple(marks.end for marks in form.thoughts[1:])  # the prompt may have opened any
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
@@ -62,10 +70,6 @@ class Reader:
     def within_part(self) -> bool:
         """Whether the next text belongs to thoughts or to what may be a call."""
         return self._state in (self._thoughts, self._call, self._section)
-
-    def note(self, text: str) -> None:
-        """Add what the caller should know, unless it is said already."""
-        self._notes.add(text)
 
     def feed(self, text: str) -> list[Piece]:
         """Take more text; returns what became certain with it."""
@@ -130,23 +134,25 @@ class Reader:
         return True
 
     def _thoughts(self) -> bool:
-        end = self._take_text(TextKind.REASONING, (self._marks.end, *self._ends))
-        if end:
+        calls = self._openers if self._form.calls_in_thoughts else ()
+        end = self._take_text(TextKind.REASONING, (self._marks.end, *self._ends, *calls))
+        if end in calls:
+            self._kind = TextKind.REASONING
+            self._enter_call(end, "", self._buffer)
+        elif end:
             self._leave(end)
         return bool(end)
 
     def _answer(self) -> bool:
-        calls = self._form.calls
-        openers = calls.openers if calls else ()
-        sections = {section.begin: section.end for section in calls.sections} if calls else {}
-        found = self._take_text(TextKind.ANSWER, (*openers, *sections, *self._form.frame, *self._ends))
+        found = self._take_text(TextKind.ANSWER, (*self._markers, *self._ends) if self._ends else self._markers)
         if not found:
             return False
         rest = self._buffer[len(found) :]
-        if found in openers:
+        if found in self._openers:
             self._enter_call(found, "", self._buffer)
-        elif found in sections:
-            self._prefix, self._section_end, self._buffer, self._state = found, sections[found], rest, self._section
+        elif found in self._sections:
+            self._prefix, self._section_end = found, self._sections[found]
+            self._buffer, self._state = rest, self._section
         elif found in self._ends:
             self._leave(found)
         else:
@@ -160,10 +166,7 @@ class Reader:
 
     def _section(self) -> bool:
         """Between the calls of a section."""
-        calls = self._form.calls
-        assert calls is not None, "a section without a notation"
-        text = self._buffer.lstrip()
-        openers = (*calls.openers, *calls.within)
+        text, openers = self._buffer.lstrip(), self._openers_within
         if not text and self._ended:
             self._buffer = ""
             if self._prefix:
@@ -214,56 +217,50 @@ class Reader:
         if unknown or not calls:
             if self._opener or any(call.arguments for call in calls):
                 self._notes.not_offered(unknown)
-            self._emit(TextKind.ANSWER, self._prefix + written)
+            self._emit(self._kind, self._prefix + written)
+            self._section_end = "" if self._prefix else self._section_end  # whose beginning is text
         else:
             self._calls += calls
             self._notes.checked(calls)
             self._pieces.append(Piece(TextKind.TOOL_CALL, written))
             self._skip_breaks = True
-            if not self._section_end and self._form.calls:
-                self._closers = tuple(section.end for section in self._form.calls.sections)
+            self._closers = () if self._section_end else tuple(self._sections.values())
         self._prefix, self._may_think = "", False
-        self._state = self._section if self._section_end else self._next
+        self._state = self._section if self._section_end else self._behind_call(self._next)
 
     def _refuse(self, why: str) -> None:
         """What seemed to begin a call is text, and what follows it is read as any text."""
         self._notes.no_call(why, self._opener or self._prefix)
-        self._emit(TextKind.ANSWER, self._prefix + self._opener)
+        self._emit(self._kind, self._prefix + self._opener)
         self._buffer = self._buffer[len(self._opener) :]
         self._prefix = self._opener = self._section_end = ""
-        self._state = self._answer
+        self._state = self._behind_call(self._answer)
+
+    def _behind_call(self, state: Callable[[], bool]) -> Callable[[], bool]:
+        """Where to go on behind a call: in the thoughts that it stands in, or with `state`."""
+        kind, self._kind = self._kind, TextKind.ANSWER
+        return self._thoughts if kind is TextKind.REASONING else state
 
     def _give_up(self) -> None:
         """The answer has ended within what seemed to be a call."""
-        calls = self._form.calls
-        assert calls is not None, "a call without a notation"
-        end = self._buffer.find(calls.resume) if calls.resume else -1
-        text = self._buffer[: end + len(calls.resume)] if end >= 0 else self._buffer
+        resume = self._form.calls.resume if self._form.calls else ""
+        end = self._buffer.find(resume) if resume else -1
+        text = self._buffer[: end + len(resume)] if end >= 0 else self._buffer
         if text.strip() == self._opener.strip() and self._opener:
             self._notes.nothing_followed()
         else:
             self._notes.incomplete(text, self._opener, self._cut)
-            self._emit(TextKind.ANSWER, self._prefix + text)
+            self._emit(self._kind, self._prefix + text)
         self._buffer = self._buffer[len(text) :]
         self._prefix = self._section_end = ""
-        self._state = self._answer
+        self._state = self._behind_call(self._answer)
 
-    def _take_text(self, kind: TextKind, markers: Iterable[str]) -> str:
+    def _take_text(self, kind: TextKind, markers: tuple[str, ...]) -> str:
         """Return the text before the first of `markers`, and which one follows; empty if none does as yet."""
-        markers = tuple(filter(None, markers))
-        found = [(place, -len(marker), marker) for marker in markers if (place := self._buffer.find(marker)) >= 0]
-        place, _, marker = min(found, default=(len(self._buffer) - self._held(markers), 0, ""))
+        place, marker = find_marker(self._buffer, markers, self._ended)
         self._emit(kind, self._buffer[:place])
         self._buffer = self._buffer[place:]
         return marker
-
-    def _held(self, markers: tuple[str, ...]) -> int:
-        """How many characters at the end may be the beginning of a marker."""
-        if self._ended or not markers:
-            return 0
-        longest = min(max(map(len, markers)) - 1, len(self._buffer))
-        ends = (self._buffer[-length:] for length in range(longest, 0, -1))
-        return next((len(end) for end in ends if any(marker.startswith(end) for marker in markers)), 0)
 
     def _emit(self, kind: TextKind, text: str) -> None:
         if self._skip_breaks:
@@ -292,6 +289,30 @@ class _Economy:
         self._read += self._seen
         self._tried, self._closed = self._seen, False
         return True
+
+
+def find_marker(text: str, markers: tuple[str, ...], ended: bool) -> tuple[int, str]:
+    """Where the first of `markers` begins, and which it is, the longest of several.
+
+    If there is none, the marker is empty, and the place is where one may begin that is not all there, unless the text
+    has `ended`.
+    """
+    pattern, first, longest = scanner(markers)
+    if found := pattern.search(text):
+        return found.start(), found[0]
+    if not ended:
+        for place in range(max(len(text) - longest + 1, 0), len(text)):
+            if text[place] in first and could_become(text[place:], markers):
+                return place, ""
+    return len(text), ""
+
+
+@lru_cache(maxsize=256)
+def scanner(markers: tuple[str, ...]) -> tuple[re.Pattern[str], frozenset[str], int]:
+    """What finds the first of `markers`, the characters that they begin with, and the length of the longest."""
+    some = sorted(filter(None, markers), key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, some)) if some else r"(?!)")
+    return pattern, frozenset(marker[0] for marker in some), len(some[0]) if some else 0
 
 
 def first_of(text: str, markers: Iterable[str]) -> str:

@@ -69,6 +69,7 @@ class ReadingNotes:
 
     def broken_header(self, header: str) -> None:
         """A message's header has no end."""
+        self._refused = True
         self.add(f"The header of a message could not be read, and is text: {header[:80]!r}.")
 
     def checked(self, calls: list[ToolCall]) -> None:

@@ -36,6 +36,7 @@ class AnswerReader:
     ) -> None:
         """`plain` takes all text for the answer. `reasoning` says that the prompt opened thoughts."""
         self._answers, self._detokenizer = answers, StreamDetokenizer(tokenizer)
+        self._strange: dict[str, None] = {}  # notes of tokens that nobody knows, each once
         self._reader = reader_of(PLAIN) if plain else reader_of(answers.form, reasoning, tools)
 
     def add(self, token_id: int) -> list[Piece]:
@@ -44,7 +45,9 @@ class AnswerReader:
             return []
         if token_id in self._answers.strange:
             token = self._answers.strange[token_id]
-            self._reader.note(f"The model wrote the control token {token!r}, whose meaning is not known; it is shown.")
+            self._strange[f"The model wrote the control token {token!r}, whose meaning is not known; it is shown."] = (
+                None
+            )
         return self._reader.feed(self._detokenizer.add(token_id))
 
     def finish(self, cut: bool = False) -> list[Piece]:
@@ -60,7 +63,7 @@ class AnswerReader:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the caller should know of how the answer was read, in whole sentences."""
-        return self._reader.notes
+        return (*self._strange, *self._reader.notes)
 
 
 def answer_format(tokenizer: Any, templates: str) -> AnswerFormat:

@@ -161,6 +161,13 @@ def test_a_call_of_a_tool_that_was_not_offered_is_text_with_a_note():
     assert read(HERMES, [written], tools=())[0] == [("answer", written)]
 
 
+def test_a_section_of_a_call_that_was_not_offered_is_text_to_its_end():
+    for name in ("kimi-k2", "deepseek", "qwen-xml", "dsml"):
+        family = FAMILIES[name]
+        written = f"So. {family.calls}"
+        assert read(family.form, written, tools=[tool("burn")])[:2] == ([("answer", written)], []), name
+
+
 def test_markers_and_calls_within_arguments_end_nothing():
     inner = "See <tool_call>{}</tool_call> and </tool_call>."
     call = json.dumps({"name": "look", "arguments": {"at": inner}})
@@ -168,6 +175,7 @@ def test_markers_and_calls_within_arguments_end_nothing():
     for inner in (
         f"An example:\n{qwen(at='y')}\nand so on",
         "Close with </parameter> and </function>.",
+        "Close with </parameter></function> then.",
         "Open with <parameter=at> alone.",
     ):
         assert read(QWEN, qwen(at=inner, times="2"))[1] == [ToolCall("look", {"at": inner, "times": 2})], inner
@@ -250,7 +258,8 @@ def test_values_in_pythons_notation(source, value):
 
 
 @pytest.mark.parametrize(
-    "source", ["{1, 2}", "b'a'", "1j", "x", "f'{x}'", "{1: 2}", "{'a': 1, 'a': 2}", "...", "'\\ud800'"]
+    "source",
+    ["{1, 2}", "b'a'", "1j", "x", "f'{x}'", "{1: 2}", "{'a': 1, 'a': 2}", "...", "'\\ud800'", "'a' 'b'", "r'a'"],
 )
 def test_a_value_that_json_cannot_hold_makes_the_call_text(source):
     written = f"<|tool_call_start|>[look(at={source})]<|tool_call_end|>"

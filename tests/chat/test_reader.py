@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_mcp.chat.formats.detect import format_of
 from mlx_mcp.chat.formats.families import FAMILIES as TABLE
 from mlx_mcp.chat.formats.format import Format
 from mlx_mcp.chat.message import ToolCall
@@ -129,7 +130,7 @@ def test_thoughts_that_the_prompt_opened_end_at_their_marker(name):
 def test_a_call_that_is_drafted_in_thoughts_is_thought(name):
     family = THINKING[name]
     (begin, end), (before, after) = family.thoughts, family.answer
-    if family.form.headers is None and end not in family.calls:
+    if family.form.headers is None and end not in family.calls and not family.form.calls_in_thoughts:
         pieces, calls, notes = read(family.form, [f"{begin}I could: {family.calls} or not.{end}{before}No.{after}"])
         assert calls == []
         assert text_of(pieces, "reasoning").strip() == f"I could: {family.calls} or not."
@@ -144,3 +145,57 @@ def test_a_marker_of_thoughts_in_the_middle_of_an_answer_is_text(name):
     if family.form.headers is None and end not in family.form.frame:
         written = f"One writes {begin} and {end} around it."
         assert read(family.form, written)[:2] == ([("answer", written)], [])
+
+
+def test_thoughts_that_the_prompt_opened_end_with_the_markers_that_it_chose():
+    form = format_of("[TOOL_CALLS] [THINK] [/THINK] <think> </think>", ())
+    for begin, end in (("[THINK]", "[/THINK]"), ("<think>", "</think>")):
+        assert form.opened_thoughts(f"…{begin}")
+        assert read(form, f"Hm.{end}So.", reasoning=True)[0] == [("reasoning", "Hm."), ("answer", "So.")]
+        assert read(form, f"{begin}Hm.{end}So.")[0] == [("reasoning", "Hm."), ("answer", "So.")]
+
+
+def test_what_an_answer_stands_in_is_not_shown():
+    granite = format_of(
+        "Write your thoughts between <think></think> and your response between <response></response>", ()
+    )
+    written = "<think>Hm.</think>\n<response>One writes <response>.</response>"
+    assert read(granite, written)[0] == [("reasoning", "Hm."), ("answer", "One writes <response>.")]
+    assert read(granite, "One writes <response> and </response>.")[0] == [
+        ("answer", "One writes <response> and </response>.")
+    ]
+
+
+def test_the_headers_of_gpt_oss_say_what_a_message_is():
+    harmony = FAMILIES["harmony"].form
+    analysis, start = "<|channel|>analysis<|message|>Hm.<|end|>", "<|start|>assistant"
+    final = f"{start}<|channel|>final <|constrain|>json<|message|>{{}}"
+    assert read(harmony, analysis + final)[0] == [("reasoning", "Hm."), ("answer", "{}")]
+    preamble = f"{start}<|channel|>commentary<|message|>I look.<|end|>"
+    assert read(harmony, analysis + preamble + final)[0][1:] == [("answer", "I look.\n\n{}")]
+    for header in (
+        " to=functions.stop<|channel|>commentary <|constrain|>json",
+        "<|channel|>commentary to=functions.stop <|constrain|>json",
+        "<|channel|>analysis to=functions.stop",
+        "<|channel|>commentary to=stop",
+    ):
+        assert read(harmony, f"{analysis}{start}{header}<|message|>{{}}")[1] == [ToolCall("stop", {})], header
+    written = f"{start}<|channel|>final {{}}"
+    pieces, _, notes = read(harmony, written)
+    assert (pieces, len(notes)) == ([("answer", written)], 1)
+    assert read(harmony, "No header at all.") == ([("answer", "No header at all.")], [], ())
+    assert read(harmony, "<|channel|>final<|message|>One writes <|channel|> here.")[0] == [
+        ("answer", "One writes <|channel|> here.")
+    ]
+
+
+def test_apertus_makes_its_calls_within_its_thoughts():
+    apertus = FAMILIES["apertus"]
+    pieces, calls, notes = read(apertus.form, f"<|inner_prefix|>Hm.{apertus.calls} So.<|inner_suffix|>Yes.")
+    assert (calls, notes) == (CALLS, ())
+    assert pieces == [("reasoning", "Hm."), ("tool_call", apertus.calls), ("reasoning", " So."), ("answer", "Yes.")]
+    written = "Hm.<|tools_prefix|>[...]<|tools_suffix|> So."
+    assert read(apertus.form, f"<|inner_prefix|>{written}<|inner_suffix|>Yes.")[:2] == (
+        [("reasoning", written), ("answer", "Yes.")],
+        [],
+    )

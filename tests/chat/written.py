@@ -154,7 +154,7 @@ FAMILIES: dict[str, Written] = {
         THINK,
     ),
     "deepseek-v3": Written(
-        known_by("<｜tool▁calls▁begin｜>"),
+        known_by("<｜tool▁calls▁begin｜>", "```json"),
         "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>look\n```json\n"
         f"{ARGUMENTS}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>stop\n```json\n{{}}\n```"
         "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
@@ -215,7 +215,7 @@ FAMILIES: dict[str, Written] = {
     ),
     "minimax-m1": Written(("<tool_calls>",), f"<tool_calls>\n{objects()[0]}\n{objects()[1]}\n</tool_calls>"),
     "mistral": Written(
-        ("[TOOL_CALLS]", "[THINK]", "[/THINK]"),
+        ("[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"),
         f"[TOOL_CALLS]look[CALL_ID]123456789[ARGS]{ARGUMENTS}[TOOL_CALLS]stop[ARGS]{{}}",
         ("[THINK]", "[/THINK]"),
     ),

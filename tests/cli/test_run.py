@@ -43,6 +43,7 @@ def test_a_run_without_stdin_or_stdout_ends_in_one_line(closed, status, words):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_a_socket_that_a_program_left_open_is_not_waited_for():
     ours, theirs = socket.socketpair()
     with ours, theirs, piped("run", f"{FACT} {QUESTION}", stdin=theirs) as running:
@@ -106,6 +107,7 @@ def test_what_cannot_be_read_is_told_with_the_next_step(tmp_path, arguments, std
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_a_pipe_that_stays_open_is_spoken_of():
     with piped("run", QUESTION, stdin=subprocess.PIPE) as running:
         assert b"waiting for the end of stdin" in running.stderr.readline()
@@ -120,6 +122,7 @@ def test_errors_speak_of_commands_and_not_of_tools():
         assert not re.search(r"list_\w+|create_session|`prompt`|call ", at_a_terminal(error))
 
 
+@pytest.mark.long
 def test_who_stops_reading_ends_a_run_without_a_word():
     with piped("run", "Count from 1 to 99.", "--max-tokens", "1900") as running:
         assert running.stdout.read(1)

@@ -41,6 +41,7 @@ def test_a_prompt_cache_goes_out_and_comes_in_through_a_running_engine(tmp_path)
         assert not list(tmp_path.glob(".mlx-mcp-*")), "what was written on the way is gone"
 
 
+@pytest.mark.long
 def test_every_command_works_while_an_engine_runs_and_the_same_without(tmp_path):
     with state_folder(**settings(tmp_path / "store")) as (place, env), Window(env) as window:
 

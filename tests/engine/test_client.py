@@ -194,7 +194,7 @@ async def test_a_stop_string_is_found_though_a_call_stands_in_its_midst(client):
 
 async def test_nothing_of_a_token_is_shown_or_called_after_the_stop_string_in_it():
     class Reader:
-        tool_calls = ()
+        tool_calls = notes = ()
 
         def add(self, token_id):
             return [
@@ -319,6 +319,11 @@ async def test_logprobs_come_with_the_text_of_each_token():
         TokenChoice(98, "b", -0.5, ((98, "b", -0.5), (120, "x", -1.0))),
     )
     assert client.close()
+
+
+async def test_what_reads_an_answer_is_told_whether_max_tokens_cut_it_off_and_its_notes_are_passed_on(client):
+    assert (await answer(client, asking("hello", max_tokens=2))).notes == ("cut off",)
+    assert (await answer(client, asking("hello", max_tokens=90))).notes == ()
 
 
 async def test_max_tokens_cuts_with_length(client):

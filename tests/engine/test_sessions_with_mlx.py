@@ -139,7 +139,7 @@ def make_machine(models, bound, tight):
     return Machine, events
 
 
-@pytest.mark.parametrize("tight", [False, True], ids=["roomy", "tight"])
+@pytest.mark.parametrize("tight", [pytest.param(False, marks=pytest.mark.long), True], ids=["roomy", "tight"])
 def test_what_is_kept_after_each_event_is_what_a_cold_run_computes(kind, tight):
     machine, events = make_machine(*kind, tight)
     machine().story()

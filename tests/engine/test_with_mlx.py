@@ -187,6 +187,7 @@ async def test_prompts_asked_again_are_answered_to_the_bit_as_at_first_and_compu
     assert [r.cached_tokens == r.prompt_tokens for r in first] == [False, True, True] + [False] * 5
 
 
+@pytest.mark.long
 async def test_memory_too_small_for_all_slows_them_down_and_changes_no_answer():
     roomy, tight = make_client(), make_client(max_kv_bytes=5 << 19)
     requests = [ask(f"Tell me of {i}.", FACTS, temperature=4.0, seed=i, max_tokens=300) for i in range(6)]

@@ -4,6 +4,7 @@ import pytest
 from canitoolcall.results import Status
 
 from tests.effort import drawn
+from tests.formats import notations
 from tests.formats.canitoolcall_cases import LISTED, ROOT, TABLE, families, fixtures, judged, table
 
 
@@ -26,3 +27,9 @@ def test_the_table_of_families_is_current():
     found = TABLE.search((ROOT / "docs" / "models.md").read_text())
     assert found, "docs/models.md has no place for the table"
     assert found[0] == f"{found[1]}{table()}\n{found[2]}", "run `make formats`"
+
+
+def test_the_table_of_notations_is_current():
+    found = notations.TABLE.search((ROOT / "docs" / "models.md").read_text())
+    assert found, "docs/models.md has no place for the table"
+    assert found[0] == f"{found[1]}{notations.table()}{found[2]}", "run `make formats`"

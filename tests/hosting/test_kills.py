@@ -59,6 +59,7 @@ def fact(name, number):
     return f"{name}'s badge is {number}."
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_no_kill_loses_what_was_acknowledged_or_changes_it(tmp_path):
     store, draw = tmp_path / "store", random.Random(1)

@@ -24,7 +24,10 @@ def saved(env, name):
     return name.encode() in shown.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--standalone"], []], ids=["standalone", "shared"])
+ALONE = pytest.param(["--standalone"], id="standalone", marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("arguments", [ALONE, pytest.param([], id="shared")])
 def test_a_call_under_way_ends_and_what_has_changed_is_saved_before_the_server_does(arguments):
     with state_folder(**SETTINGS) as (place, env):
         env["MLX_MCP_STORE_DIR"] = os.path.join(place.folder, "store")

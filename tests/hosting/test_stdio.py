@@ -206,6 +206,7 @@ def count_up(id_, last=99):
     return call(id_, prompt=f"Count from 1 to {last}.", model="embedded")
 
 
+@pytest.mark.long
 @pytest.mark.figures
 async def test_the_first_answer_takes_no_longer_than_a_few_bare_sdk_servers():
     bare = "from mcp.server.mcpserver import MCPServer; MCPServer('bare').run()"
@@ -238,7 +239,7 @@ async def test_nothing_but_protocol_reaches_stdout_and_a_model_answers():
         assert all(json.loads(line) for line in rest.splitlines())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGINT])
 async def test_a_signal_ends_the_server_cleanly_while_it_generates(number):
     with process(env={**os.environ, "MLX_MCP_SHUTDOWN_TIMEOUT_S": "1"}) as (server, wire):
         await wire.handshake()
@@ -274,6 +275,7 @@ async def test_a_blocked_stdout_cannot_hold_up_the_exit():
         assert b"exiting now" in server.stderr.read()
 
 
+@pytest.mark.long
 async def test_bad_settings_end_the_start_with_one_clear_line():
     for arguments, words in ((["--model", "/nowhere"], b"hub id"), (["--port", "1"], b"--http")):
         with process(*arguments) as (server, _):

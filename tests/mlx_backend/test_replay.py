@@ -153,6 +153,7 @@ def test_the_steps_of_a_run_give_the_same_tokens_on_a_fresh_runner(model, record
     assert replay(model, recording.runner.log) == recording.drawn
 
 
+@pytest.mark.long
 def test_steps_that_were_pickled_are_the_same_and_give_the_same_tokens(model, recording):
     log = pickle.loads(pickle.dumps(recording.runner.log))
     assert log == recording.runner.log

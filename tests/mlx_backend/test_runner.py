@@ -18,7 +18,7 @@ from mlx_mcp.mlx_backend import runner as runner_module
 from mlx_mcp.mlx_backend.runner import Runner
 from mlx_mcp.mlx_backend.slabs import FullLayer
 from tests.comparing import assert_same, assert_same_answer, num_same, quantized
-from tests.effort import drawn, rare_ones_slow
+from tests.effort import THOROUGH, drawn, rare_ones_slow
 from tests.mlx_backend.test_architectures import build
 from tests.models_made import ARCHITECTURES, make_model
 
@@ -163,7 +163,9 @@ def assert_as_alone(alone, bound, machine, sequences):
 
 # What happens before each step: a row joins, one is cancelled, all are computed again, or nothing.
 EVENTS = st.lists(
-    st.sampled_from(["join", "join", "step", "step", "step", "cancel", "drop all"]), min_size=6, max_size=60
+    st.sampled_from(["join", "join", "step", "step", "step", "cancel", "drop all"]),
+    min_size=6,
+    max_size=60 if THOROUGH else 24,
 )
 
 
@@ -265,7 +267,7 @@ def test_the_bytes_reserved_are_the_bytes_taken(llama):
     assert len({s.slot.capacity for s in machine.scheduler.running}) >= 2
 
 
-@pytest.mark.parametrize("chunk_tokens", [16, 512])
+@pytest.mark.parametrize("chunk_tokens", [16, pytest.param(512, marks=pytest.mark.long)])
 def test_no_kind_of_layer_takes_more_than_was_reserved(kind, chunk_tokens):
     model, kv_bits, _ = kind
     machine = Machine(model, kv_bits, limits=Limits(6, 9, chunk_tokens, chunk_tokens, chunk_tokens))
@@ -335,6 +337,7 @@ def test_joining_and_leaving_copies_no_other_row(llama, ahead):
     assert (address(keys), address(values)) == before
 
 
+@pytest.mark.long
 def test_a_thousand_cancels_at_random_moments_leave_no_byte_behind(llama):
     rng = random.Random(1)
     one = Runner(llama).cost.row_bytes(128)

@@ -151,7 +151,7 @@ class Copy:
         if importlib.util.find_spec("hypothesis"):
             command.insert(4, "--hypothesis-seed=0")
         environ = {k: v for k, v in os.environ.items() if k not in ("EFFORT", "PYTEST_ADDOPTS", "PYTHONSAFEPATH")}
-        environ["PYTHONPATH"] = str(self.folder)  # for the processes that tests start elsewhere
+        environ |= {"PYTHONPATH": str(self.folder), "LONG": "1"}  # for the processes that tests start elsewhere
         began = time.monotonic()
         process = subprocess.Popen(
             command, cwd=self.folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

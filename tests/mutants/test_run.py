@@ -48,6 +48,7 @@ def test_every_layer_has_faults():
     assert {mutant.layer for mutant in MUTANTS} == layers
 
 
+@pytest.mark.long
 def test_a_fault_is_caught_by_the_test_that_fails_and_survives_those_that_pass(tree, capsys):
     weak = fault("weak", "core/sums.py", "2 * a", "3 * a", "test_sums.py::test_nothing_much")
     assert run([TIMES, weak], tree, jobs=1) == 1

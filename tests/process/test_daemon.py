@@ -118,6 +118,7 @@ def test_the_engine_keeps_nothing_of_its_hosts_environment_but_what_it_needs(tmp
         assert not [path for path in written if canary.encode() in path.read_bytes()]
 
 
+@pytest.mark.long
 def test_two_engines_never_live_in_one_folder(running):
     place, env = running
     with pytest.raises(EngineUnavailable, match="Another engine"):
@@ -136,6 +137,7 @@ def test_two_engines_never_live_in_one_folder(running):
         second.stderr.close()
 
 
+@pytest.mark.long
 def test_an_engine_whose_starter_was_killed_is_joined_by_the_next():
     with state_folder() as (place, env):
         orphan = subprocess.Popen(command("engine", "run"), env=env, stderr=subprocess.DEVNULL)
@@ -158,6 +160,7 @@ def test_an_idle_engine_ends_and_the_next_call_of_an_open_window_starts_another(
         assert status(place)["pid"] != engine
 
 
+@pytest.mark.long
 def test_an_engine_is_not_idle_while_a_call_runs_or_an_open_window_has_sessions():
     with state_folder(MLX_MCP_ENGINE_IDLE_S="0.3") as (place, env):
         with Window(env) as open_window:
@@ -183,6 +186,7 @@ def test_stop_lets_a_running_call_end_and_the_window_goes_on_afterwards(running)
         assert status(place)["pid"] != engine
 
 
+@pytest.mark.long
 def test_a_signal_ends_the_engine_within_the_time_for_that():
     with state_folder(MLX_MCP_SHUTDOWN_TIMEOUT_S="0.2") as (place, env), Window(env) as open_window:
         call = open_window.call("generate", **LONG)
@@ -453,6 +457,7 @@ def test_a_folder_that_others_may_enter_is_refused():
         os.chmod(place.folder, 0o700)
 
 
+@pytest.mark.long
 def test_a_link_in_the_logs_place_is_not_written_through(tmp_path):
     with state_folder() as (place, env):
         victim = tmp_path / "victim"
@@ -493,6 +498,7 @@ def test_where_no_engine_can_be_shared_the_window_serves_alone_and_says_so(spoil
         assert daemon.ask(place, "status") is None
 
 
+@pytest.mark.long
 def test_http_is_served_alone_where_no_engine_can_be_shared():
     env = os.environ | {"MLX_MCP_STATE_DIR": "/proc/nowhere"}
     arguments = command("serve", "--http", "--port", "0")
@@ -528,6 +534,7 @@ def test_a_signal_that_comes_at_the_end_of_an_object_ends_a_listener_that_looks_
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.long
 def test_an_engine_that_cannot_listen_leaves_its_window_alone():
     # The child may not make sockets where its parent could not either: here only the child is told so.
     with state_folder() as (place, env):

@@ -43,7 +43,7 @@ def format_of(template: str | None, vocabulary: Collection[str]) -> Format:
     frame = (*(family.frame if family else ()), *([APRIEL_END] if words else ()))
     if family is None:
         return Format("thoughts", thoughts, None, frame, envelopes)
-    return Format(family.calls.name, thoughts, family.calls, frame, envelopes)
+    return Format(family.calls.name, thoughts, family.calls, frame, envelopes, family.calls_in_thoughts)
 
 
 def _hunyuan(template: str, vocabulary: Collection[str]) -> Family | None:

@@ -6,7 +6,7 @@ sources; the cases of the package canitoolcall prove the families that it has.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlx_mcp.chat.formats.format import CallSyntax, Marks, either
 from mlx_mcp.chat.formats.gemma import GemmaCalls
@@ -20,13 +20,15 @@ from mlx_mcp.chat.formats.xml_calls import PairCalls, XmlCalls
 class Family:
     """A family's notation of calls, and how it is known: texts that its templates or vocabularies all have.
 
-    `frame` are markers around its answers that say nothing, and `thoughts` markers that only this family has.
+    `frame` are markers around its answers that say nothing, and `thoughts` markers that only this family has. Its
+    makers may have it make calls within its thoughts.
     """
 
     calls: CallSyntax
     signs: tuple[str, ...]
     thoughts: tuple[Marks, ...] = ()
     frame: tuple[str, ...] = ()
+    calls_in_thoughts: bool = False
 
 
 def tags(begin: str) -> Marks:
@@ -122,6 +124,7 @@ DEEPSEEK = NamedCalls(
     resume="<｜tool▁call▁end｜>",
     kind="function",
 )
+DEEPSEEK_V3 = replace(DEEPSEEK, name="deepseek-v3", fenced=True)
 SOLAR = NamedCalls(
     name="solar",
     openers=("<|tool_call:begin|>",),
@@ -137,6 +140,7 @@ FUNCTIONARY = NamedCalls(
 LLAMA = LlamaCalls(name="llama", openers=("<|python_tag|>",), bare=("{", "["))
 LLAMA_4 = PythonicCalls(name="llama-4", openers=("<|python_start|>",), after="<|python_end|>", bare=("[", "{"))
 MISTRAL = NamedCalls(name="mistral", openers=("[TOOL_CALLS]",), args="[ARGS]", call_id="[CALL_ID]")
+MISTRAL_V3 = replace(MISTRAL, name="mistral-v3", listed=True)
 HERMES = json_tags("hermes", "<tool_call>")
 LFM = PythonicCalls(name="lfm", openers=("<|tool_call_start|>",), after="<|tool_call_end|>")
 
@@ -160,6 +164,7 @@ FAMILIES = (
         ("<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|close|>message<|sep|>"),
     ),
     Family(KIMI_K2, ("<|tool_calls_section_begin|>",)),
+    Family(DEEPSEEK_V3, ("<｜tool▁calls▁begin｜>", "```json")),
     Family(DEEPSEEK, ("<｜tool▁calls▁begin｜>",)),
     Family(
         SOLAR,
@@ -197,6 +202,7 @@ FAMILIES = (
             listed=True,
         ),
         ("<|tools_prefix|>",),
+        calls_in_thoughts=True,
     ),
     Family(json_tags("internlm", "<|action_start|><|plugin|>", "<|action_end|>"), ("<|action_start|>", "<|plugin|>")),
     Family(
@@ -210,7 +216,8 @@ FAMILIES = (
     Family(MINICPM, ("<function name=", "<param name=")),
     Family(QWEN_XML, ("<function=", "<parameter=", "<tool_call>")),
     Family(pairs("glm"), ("<arg_key>", "<arg_value>")),
-    Family(MISTRAL, ("[TOOL_CALLS]",)),
+    Family(MISTRAL, ("[TOOL_CALLS]", "[ARGS]")),
+    Family(MISTRAL_V3, ("[TOOL_CALLS]",)),
     Family(LFM, ("<|tool_call_start|>",)),
     Family(LFM, ("List of tools: [", "<|im_start|>")),
     Family(LFM, ("<|tool_list_start|>",)),

@@ -178,6 +178,7 @@ class Format:
     calls: CallSyntax | None = None
     frame: tuple[str, ...] = ()  # markers around answers, which say nothing and are not shown
     envelopes: tuple[Marks, ...] = ()  # what an answer as a whole may stand in, which is not shown either
+    calls_in_thoughts: bool = False  # calls that stand in thoughts are meant
     headers: Headers | None = None  # where answers consist of messages
 
     @property

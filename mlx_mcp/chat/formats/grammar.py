@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+_SIGNS = re.compile(r"([\\^$.|?*+()\[\]{}/])")  # what means something in a regular expression
 
 # At most one space after "," and ":", as models write it, and none elsewhere.
 SPACES = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
@@ -58,12 +61,14 @@ class Rules:
         self._lines.append(f"{name}: {body}")
         return name
 
-    def text_to(self, marker: str, spell: Spell) -> str:
-        """A rule for any text up to `marker`, and the marker; returns its name."""
+    def text_to(self, marker: str, spell: Spell, *without: str) -> str:
+        """A rule for any text up to `marker`, and the marker, with none of `without` in it; returns its name."""
+        signs = (_SIGNS.sub(r"\\\1", text).replace("\n", r"\n") for text in without)
+        text = " & ".join(["/(?s:.*)/", *(f"~/(?s:.*){sign}(?s:.*)/" for sign in signs)])
         if spell(marker) != quoted(marker):  # a token, which no text has in it
-            return self.add(f"/(?s:.*)/ {spell(marker)}")
+            return self.add(f"{self.add(text)} {spell(marker)}")
         name = f"r{len(self._lines)}"
-        self._lines.append(f"{name}[suffix={quoted(marker)}]: /(?s:.*)/")
+        self._lines.append(f"{name}[suffix={quoted(marker)}]: {text}")
         return name
 
     def source(self, start: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlx_mcp.chat.formats.cursor import Cursor, Malformed, More, read_json
 from mlx_mcp.chat.formats.format import CallSyntax
-from mlx_mcp.chat.formats.grammar import Rules, Spell, json_of, sequence
+from mlx_mcp.chat.formats.grammar import Rules, Spell, json_of, quoted, sequence
 from mlx_mcp.chat.formats.literals import fenced_value, json_or_literal
 from mlx_mcp.chat.formats.offered import Offered
 from mlx_mcp.chat.message import ToolCall
@@ -53,7 +53,7 @@ class JsonCalls(CallSyntax):
         if self.keyed:
             call = object_of({name: schema})
         opener = next(iter(self.openers), "").removesuffix("[")
-        value = {"type": "array", "items": call, "minItems": 1, "maxItems": 1} if self.listed else call
+        value = list_of(call) if self.listed else call
         return rules.add(
             sequence(spell(opener) if opener else "", json_of(value), spell(self.after) if self.after else "")
         )
@@ -65,10 +65,13 @@ class NamedCalls(CallSyntax):
 
     Between the name and the marker `args` there may be an id behind the marker `call_id`; or an id stands first, and
     the name behind the marker `named`. Where the word `kind` stands in the place of the name, the name follows in a
-    line of its own, and then the arguments in a fence.
+    line of its own, and then the arguments in a fence; `fenced` says that the family writes so. All models of such
+    families also read calls as JSON objects in a list, and where `listed` is set write them so.
     """
 
     args: str
+    fenced: bool = False
+    listed: bool = False
     call_id: str = ""
     named: str = ""
     kind: str = ""
@@ -104,6 +107,11 @@ class NamedCalls(CallSyntax):
         """See CallSyntax."""
         head = [spell(self.openers[0]), *([spell(f"0{self.named}")] if self.named else [])]
         after = spell(self.after) if self.after else ""
+        if self.listed:
+            return rules.add(sequence(*head, json_of(list_of(call_schema("name", name, "arguments", schema))), after))
+        if self.fenced:
+            fence = f"{self.kind}{self.args}{name}\n```json\n"
+            return rules.add(sequence(*head, spell(fence), json_of(schema), quoted("\n```"), after))
         return rules.add(sequence(*head, spell(self.written(name) + self.args), json_of(schema), after))
 
     def written(self, name: str) -> str:
@@ -127,6 +135,11 @@ class KimiCalls(NamedCalls):
 def object_of(parts: dict[str, Any]) -> dict[str, Any]:
     """The schema of an object that has these parts, in this order, and nothing else."""
     return {"type": "object", "properties": parts, "required": list(parts), "additionalProperties": False}
+
+
+def list_of(item: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a list of one item."""
+    return {"type": "array", "items": item, "minItems": 1, "maxItems": 1}
 
 
 def call_schema(name_key: str, name: str, arguments_key: str, schema: dict[str, Any]) -> dict[str, Any]:

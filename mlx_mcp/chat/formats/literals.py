@@ -75,15 +75,21 @@ def expression_end(text: str, start: int) -> tuple[int, str]:
         More: the text ends before it does.
         Malformed: the brackets do not match.
     """
-    pos, depth, parts = start, [], []
+    pos, depth, parts, string_end = start, [], [], -1
     while found := _PART.search(text, pos):
         mark = found[0]
         parts.append(text[pos : found.end()])
-        pos = found.end()
         if mark in _IN_STRING:
-            pos, inner = _string_end(text, pos, mark)
+            # Python would join strings that stand side by side, and read those behind a letter in another way.
+            between = text[string_end : found.start()] if string_end >= 0 else ","
+            if not between.strip() or text[found.start() - 1].isalnum():
+                raise Malformed("a text stands beside another, or behind a letter")
+            pos, inner = _string_end(text, found.end(), mark)
+            string_end = pos
             parts.append(inner)
-        elif mark in "([{":
+            continue
+        pos = found.end()
+        if mark in "([{":
             depth.append(")]}"["([{".index(mark)])
         elif not depth or depth.pop() != mark:
             raise Malformed("its brackets do not match")

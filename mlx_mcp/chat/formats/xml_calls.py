@@ -35,6 +35,11 @@ class XmlCalls(CallSyntax):
     padded: bool = False
     escaped: bool = False
 
+    @property
+    def behind(self) -> tuple[str, ...]:
+        """What may stand behind a call in a section; empty if there are no sections."""
+        return (*self.openers, *(section.end for section in self.sections)) if self.sections else ()
+
     def read(self, cursor: Cursor, tools: Offered) -> list[ToolCall]:
         """See CallSyntax."""
         opener = self.take_opener(cursor)
@@ -69,7 +74,7 @@ class XmlCalls(CallSyntax):
         for key, value, required in parameters(schema):
             attribute = f"={key}" if opener.endswith("function=") else f" name={quoted(key)}"
             begin = spell(f"{self.parameter.begin}{attribute}{self.close}{padding}")
-            content = value_rule(rules, value, padding + self.parameter.end, spell)
+            content = value_rule(rules, value, self.parameter.end, spell, self.parameter.begin)
             rule = rules.add(sequence(begin, content, quoted("\n")))
             parts.append(rule if required else f"{rule}?")
         return rules.add(sequence(spell(f"{head}\n"), *parts, spell(self.after)))
@@ -81,7 +86,7 @@ class XmlCalls(CallSyntax):
             raise Malformed("an argument has no name")
         given = {*given, key}
         others = [f"{self.parameter.begin}={name}{self.close}" for name in tools.parameters(tool) if name not in given]
-        followers = (self.parameter.begin, self.after)
+        followers = Followers(self.parameter.begin, self.after, self.behind)
         types = types_of(tools.schema(tool, key))
         written = "" if empty else element_value(cursor, self.parameter, followers, others, types)
         if self.padded:
@@ -143,7 +148,7 @@ class PairCalls(CallSyntax):
             cursor.take(self.value.begin)
             types, given = types_of(tools.schema(name, key)), {*arguments, key}
             later = [f"{self.key.begin}{other}{self.key.end}" for other in tools.parameters(name) if other not in given]
-            written = element_value(cursor, self.value, (self.key.begin, self.after), later, types)
+            written = element_value(cursor, self.value, Followers(self.key.begin, self.after), later, types)
             if key in arguments:
                 raise Malformed("an argument stands there twice")
             arguments[key] = tools.value(name, key, written)
@@ -155,7 +160,9 @@ class PairCalls(CallSyntax):
         parts = []
         for key, value, required in parameters(schema):
             begin = sequence(spell(self.key.begin), spell(key), spell(self.key.end), spell(self.value.begin))
-            rule = rules.add(sequence(begin, value_rule(rules, value, self.value.end, spell)))
+            rule = rules.add(
+                sequence(begin, value_rule(rules, value, self.value.end, spell, self.key.begin, self.value.begin))
+            )
             parts.append(rule if required else f"{rule}?")
         separator = spell(self.separator) if self.separator else ""
         return rules.add(sequence(spell(self.openers[0]), spell(name), separator, *parts, spell(self.after)))
@@ -175,12 +182,15 @@ def parameters(schema: dict[str, Any]) -> list[tuple[str, Any, bool]]:
     return [(key, value, key in (required if isinstance(required, list) else [])) for key, value in properties.items()]
 
 
-def value_rule(rules: Rules, schema: Any, end: str, spell: Spell) -> str:
-    """A value as elements have it, and its end marker: strings as they are, and JSON for everything else."""
+def value_rule(rules: Rules, schema: Any, end: str, spell: Spell, *begins: str) -> str:
+    """A value as elements have it, and its end marker: strings as they are, and JSON for everything else.
+
+    A string has none of `begins` in it, so that nobody can take the value for a longer one.
+    """
     if types_of(schema) != {"string"}:
         return sequence(json_of(schema), spell(end))
     choices = [schema["const"]] if "const" in schema else schema.get("enum")
-    return sequence(one_of(map(quoted, choices)), spell(end)) if choices else rules.text_to(end, spell)
+    return sequence(one_of(map(quoted, choices)), spell(end)) if choices else rules.text_to(end, spell, *begins)
 
 
 def check_tag(inner: str) -> None:
@@ -193,9 +203,32 @@ def check_tag(inner: str) -> None:
         raise Malformed("no tag")
 
 
-def element_value(
-    cursor: Cursor, tag: Marks, followers: tuple[str, ...], later: Collection[str], types: set[str]
-) -> str:
+@dataclass(frozen=True)
+class Followers:
+    """What stands behind a value: the `next` argument, or `after`, the end of the call.
+
+    Where calls stand in sections, `behind` is what then comes: a value may name the ends of a value and of a call.
+    """
+
+    next: str
+    after: str
+    behind: tuple[str, ...] = ()
+
+    def may_stand(self, cursor: Cursor) -> bool:
+        """Whether a follower stands here, behind white space; the cursor goes to it."""
+        cursor.space()
+        return cursor.sees(self.next) or cursor.sees(self.after)
+
+    def surely_stand(self, cursor: Cursor) -> bool:
+        """Whether what stands here is no part of a value."""
+        if cursor.sees(self.next) or not self.behind:
+            return True
+        cursor.take(self.after)
+        cursor.space()
+        return cursor.at_end or any(cursor.sees(marker) for marker in self.behind)
+
+
+def element_value(cursor: Cursor, tag: Marks, followers: Followers, later: Collection[str], types: set[str]) -> str:
     """What is written for a value of these types, up to behind its end marker.
 
     In an object or array the marker may stand in a string. For other parameters see `raw_value`.
@@ -220,10 +253,10 @@ def element_value(
     return raw_value(cursor, tag, followers, later)
 
 
-def raw_value(cursor: Cursor, tag: Marks, followers: tuple[str, ...], later: Collection[str] = ()) -> str:
+def raw_value(cursor: Cursor, tag: Marks, followers: Followers, later: Collection[str] = ()) -> str:
     """Everything up to the end of a value, which may have markers in it, and whole calls; the cursor goes behind it.
 
-    The value ends at an end marker after which one of `followers` stands. Elements of the same kind within the value
+    The value ends at an end marker after which its followers stand. Elements of the same kind within the value
     are skipped with their ends. At the end of an answer, what can mean one thing only is taken: a value without an end
     marker before one of the openings in `later`, or before the last follower, and an opening marker in the value.
 
@@ -234,8 +267,9 @@ def raw_value(cursor: Cursor, tag: Marks, followers: tuple[str, ...], later: Col
     while (end := text.find(tag.end, pos)) >= 0:
         depth += text.count(tag.begin, pos, end)
         pos = end + len(tag.end)
-        if _follows(Cursor(text, pos, cursor.ended), followers):
-            if depth == 0:
+        probe = Cursor(text, pos, cursor.ended)
+        if followers.may_stand(probe):
+            if depth == 0 and followers.surely_stand(probe):
                 return _up_to(cursor, end, tag.end)
             ends.append(end)
         depth = max(depth - 1, 0)
@@ -244,9 +278,7 @@ def raw_value(cursor: Cursor, tag: Marks, followers: tuple[str, ...], later: Col
     raise More
 
 
-def _only_reading(
-    cursor: Cursor, tag: Marks, followers: tuple[str, ...], later: Collection[str], ends: list[int]
-) -> str:
+def _only_reading(cursor: Cursor, tag: Marks, followers: Followers, later: Collection[str], ends: list[int]) -> str:
     """A value whose markers do not match, where that can mean one thing only; `ends` are where it could end.
 
     Raises:
@@ -259,18 +291,13 @@ def _only_reading(
         return _up_to(cursor, min(openings), "")
     for end in ends:  # an opening marker in it is only named, so that behind it all markers match
         value, matched = text[start:end], text.count(tag.begin, end) == text.count(tag.end, end + len(tag.end))
-        opens = f"\n{tag.begin}" in value or (followers[0] != tag.begin and followers[0] in value)
+        opens = f"\n{tag.begin}" in value or (followers.next != tag.begin and followers.next in value)
         if matched and not opens:
             return _up_to(cursor, end, tag.end)
     rest = text[start:]
-    if first < 0 and tag.begin not in rest and rest.count(followers[-1]) == 1:
-        return _up_to(cursor, text.find(followers[-1], start), "")
+    if first < 0 and tag.begin not in rest and rest.count(followers.after) == 1:
+        return _up_to(cursor, text.find(followers.after, start), "")
     raise More
-
-
-def _follows(cursor: Cursor, followers: tuple[str, ...]) -> bool:
-    cursor.space()
-    return any(cursor.sees(follower) for follower in followers)
 
 
 def _up_to(cursor: Cursor, end: int, marker: str) -> str:

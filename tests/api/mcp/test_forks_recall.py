@@ -22,7 +22,10 @@ SHARED = " ".join(
 )
 
 
-@pytest.mark.parametrize("max_kv_bytes", [4 << 20, 1 << 30], ids=["evicting", "roomy"])
+ROOMY = pytest.param(1 << 30, id="roomy", marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("max_kv_bytes", [pytest.param(4 << 20, id="evicting"), ROOMY])
 async def test_ten_forks_each_recall_their_own_fact_and_the_parents(max_kv_bytes):
     loader = MlxLoader()
     limits = Limits(max_running=8)
