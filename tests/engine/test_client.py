@@ -592,5 +592,5 @@ async def test_several_answers_of_a_greedy_model_are_refused(client):
 
 async def test_an_answer_that_ends_within_its_thoughts_says_what_to_raise(client):
     cut = await answer(client, asking("[hm hm]yes", max_tokens=4))
-    assert (cut.text, cut.finish_reason, cut.notes) == ("", "length", (ONLY_THOUGHTS,))
-    assert (await answer(client, asking("[hm]yes", max_tokens=6))).notes == ()
+    assert (cut.text, cut.finish_reason, cut.notes[-1]) == ("", "length", ONLY_THOUGHTS)
+    assert ONLY_THOUGHTS not in (await answer(client, asking("[hm]yes", max_tokens=6))).notes
