@@ -64,7 +64,9 @@ class Answer:
 
     def finish(self, reason: FinishReason | None) -> list[Delta]:
         """Take the end of the sequence, and why it ended; returns what was held back."""
-        shown = self._show(self._reader.finish(cut=reason is FinishReason.LENGTH))
+        # A context ends at a length too, but has no answer that it could be cut off from.
+        cut = reason is FinishReason.LENGTH and self.num_tokens > 0
+        shown = self._show(self._reader.finish(cut))
         held = Delta(self._stop.finish(), self.num_tokens)
         self._deltas.append(held)
         return [*shown, held] if held.text else shown
