@@ -13,6 +13,7 @@ from mlx_mcp.mlx_backend.control_tokens import ControlTokens
 
 # A call's id, where it has to have one (Mistral's), and its number among several, are the model's to choose.
 FREE = re.compile(rf"({ID})|(?<![0-9A-Za-z])0(?![0-9A-Za-z])")
+GAP = '("\\n" "\\n"?)? '  # two lines that may come first, behind thoughts
 ID_RULE, NUMBER_RULE = "/[a-zA-Z0-9]{9}/", "/[0-9]{1,3}/"
 LIMITS_OF_TEXT = ("pattern", "format", "minLength", "maxLength")
 
@@ -37,8 +38,7 @@ class CallGrammar:
         Raises:
             ValueError: see behind_opener.
         """
-        lines = '("\\n" "\\n"?)? ' if gap else ""
-        return f"start: {lines}{self.literal(self._notation.begin)} calls\n{self._rules(tools)}"
+        return f"start: {GAP if gap else ''}{self.literal(self._notation.begin)} calls\n{self._rules(tools)}"
 
     def literal(self, text: str) -> str:
         """A text in the grammar, in which control tokens are named by their ids."""

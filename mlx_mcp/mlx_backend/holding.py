@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from mlx_mcp.chat.formats.format import Format, Marks
+from mlx_mcp.chat.formats.format import CallSyntax, Format, Marks
+from mlx_mcp.chat.formats.grammar import quoted
 from mlx_mcp.chat.formats.messages import HARMONY
 from mlx_mcp.chat.prompt import AUTO, NONE, REQUIRED, Grammar, GrammarKind, Holding, Prompt
 from mlx_mcp.errors import CapacityError, InvalidRequest
-from mlx_mcp.mlx_backend.call_grammar import CallGrammar
+from mlx_mcp.mlx_backend.call_grammar import GAP, CallGrammar, parameters
 from mlx_mcp.mlx_backend.call_notation import MESSAGES, OFFERED, Notation, notation_of
 from mlx_mcp.mlx_backend.chat_template import Chat, ChatTemplate
 from mlx_mcp.mlx_backend.constraint import GrammarConstraint, Grammars
@@ -106,7 +107,7 @@ class Holdings:
         if notation is None or not notation.opener:
             return None
         try:
-            body = self._compile(lambda grammar: grammar.behind_opener(tools), notation, vocab_size, gone)
+            body = self._compile(lambda: self._grammar(notation).behind_opener(tools), vocab_size, gone)
         except (InvalidRequest, CapacityError):
             return None
         return Calls((notation.opener,), body.copy)
@@ -123,19 +124,37 @@ class Holdings:
                 f"There is no tool {holding.tool_choice[:80]!r}; `tool_choice` is auto, none, required or one of: "
                 f"{', '.join(names)[:400]}."
             )
-        notation = self._find_notation()
-        if notation is None:
-            raise InvalidRequest(
-                "How this model writes calls is not known well enough to require one. Leave `tool_choice` at auto, or "
-                "choose another model (list_models shows them)."
-            )
         chosen = [tool for tool in holding.tools if holding.tool_choice in (REQUIRED, tool["function"]["name"])]
-        gap = holding.thinks and bool(self._form.thoughts)
-        return self._compile(lambda grammar: grammar.whole(chosen, gap), notation, vocab_size, gone)
+        gap, notation = holding.thinks and bool(self._form.thoughts), self._find_notation()
+        if notation is not None:
+            return self._compile(lambda: self._grammar(notation).whole(chosen, gap), vocab_size, gone)
+        calls = self._form.calls
+        if calls is not None and self._form.headers is None and calls.grammar(chosen) is not None:
+            return self._compile(lambda: self._of_family(calls, chosen, gap), vocab_size, gone)
+        raise InvalidRequest(
+            "How this model writes calls is not known well enough to require one. Leave `tool_choice` at auto, or "
+            "choose another model (list_models shows them)."
+        )
 
-    def _compile(
-        self, write: Callable[[CallGrammar], str], notation: Notation, vocab_size: int, gone: Callable[[], bool]
-    ) -> GrammarConstraint:
+    def _grammar(self, notation: Notation) -> CallGrammar:
+        return CallGrammar(notation, self._controls, self._special)
+
+    def _of_family(self, calls: CallSyntax, tools: Sequence[dict[str, Any]], gap: bool) -> str:
+        """The grammar of a call as its family writes it, for a template that shows none.
+
+        Raises:
+            ValueError: a schema has something that would not be obeyed.
+        """
+
+        def spell(text: str) -> str:
+            token_id = self._controls.ids.get(text)
+            return f"<[{token_id}]>" if token_id in self._special else quoted(text)
+
+        functions = [{"function": tool["function"] | {"parameters": parameters(tool)}} for tool in tools]
+        source = calls.grammar(functions, spell) or ""
+        return source.replace("start: ", f"start: {GAP}", 1) if gap else source
+
+    def _compile(self, write: Callable[[], str], vocab_size: int, gone: Callable[[], bool]) -> GrammarConstraint:
         """A new constraint; what was refused once is not tried again.
 
         Raises:
@@ -143,7 +162,7 @@ class Holdings:
             CapacityError: as many grammars are being tried as may be at once.
         """
         try:
-            source = write(CallGrammar(notation, self._controls, self._special))
+            source = write()
         except (ValueError, RecursionError) as error:
             raise InvalidRequest(
                 f"Calls cannot be held to the tools' parameters: {str(error).rstrip('.')}. Write them in another way, "

@@ -12,6 +12,7 @@ from mlx_mcp.errors import InvalidRequest
 from mlx_mcp.mlx_backend.call_grammar import CallGrammar
 from mlx_mcp.mlx_backend.call_notation import HARMONY_CALLS
 from mlx_mcp.mlx_backend.chat_template import Chat
+from tests.effort import drawn
 from tests.mlx_backend.tokenizers_made import make_tokenizer
 
 
@@ -88,10 +89,10 @@ WRONG = [
 ]
 
 
-@pytest.fixture(params=FAMILIES)
-def family(request, tmp_path):
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
     call, special, added = FAMILIES[request.param]
-    return make_tokenizer(tmp_path, written(call), added, special)
+    return make_tokenizer(tmp_path_factory.mktemp("family"), written(call), added, special)
 
 
 def required(tokenizer, tools=TOOLS):
@@ -101,14 +102,19 @@ def required(tokenizer, tools=TOOLS):
     return held
 
 
-def allows(held, ids):
-    """Whether a constraint lets an answer begin with these tokens, and asks for no more."""
+def lets_begin(held, ids):
+    """Whether a constraint lets an answer begin with these tokens."""
     for token_id in ids:
         mask = held.mask()
         if mask is not None and not int.from_bytes(mask, "little") >> token_id & 1:
             return False
         held.accept(token_id)
-    return not held.awake
+    return True
+
+
+def allows(held, ids):
+    """Whether a constraint lets an answer begin with these tokens, and asks for no more."""
+    return lets_begin(held, ids) and not held.awake
 
 
 def shown(tokenizer, call):
@@ -133,7 +139,7 @@ def test_a_call_that_does_not_obey_cannot_be_written(family, call):
     assert not allows(required(family), shown(family, call))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(drawn(20)))
 def test_whatever_can_be_written_is_read_as_a_call_that_obeys(family, seed):
     draw, held = random.Random(seed), required(family)
     reader = family.reader(Prompt(()), TOOLS)
@@ -182,10 +188,22 @@ def test_what_has_no_grammar_is_refused_where_a_call_is_required_and_free_where_
         assert family.hold(Prompt(()), Holding(tools=tools), family.vocab_size) is None
 
 
-def test_a_template_that_shows_no_calls_has_no_notation(tmp_path):
-    pythonic = "<|tool_call_start|>[{{ f.name }}({% for k, v in f.arguments | items %}{{ k }}={{ v }}, {% endfor %})]"
+PYTHONIC = "<|tool_call_start|>[{{ f.name }}({% for k, v in f.arguments | items %}{{ k }}={{ v }}, {% endfor %})]"
+
+
+def test_where_a_template_shows_no_call_its_family_says_how_calls_are_written(tmp_path):
     special = ["<|tool_call_start|>", "<|tool_call_end|>"]
-    tokenizer = make_tokenizer(tmp_path, written(pythonic + "<|tool_call_end|>"), special=special)
+    tokenizer = make_tokenizer(tmp_path, written(PYTHONIC + "<|tool_call_end|>"), special=special)
+    right = '<|tool_call_start|>[weather(city="Oslo", day=2)]<|tool_call_end|>'
+    for text in (right, right.replace("2", "3"), right.replace("Oslo", "Bonn"), right.replace("weather", "find")):
+        ids = tokenizer._encoder.encode_following([text], lambda: False)
+        assert lets_begin(required(tokenizer), ids) == (text == right)
+    assert tokenizer.hold(Prompt(()), Holding(tools=TOOLS), tokenizer.vocab_size) is None
+
+
+def test_a_call_cannot_be_required_where_nobody_knows_how_calls_are_written(tmp_path):
+    special = ["]<]minimax[>["]
+    tokenizer = make_tokenizer(tmp_path, written("]<]minimax[>["), special=special)
     with pytest.raises(InvalidRequest, match="How this model writes calls is not known well enough"):
         required(tokenizer)
     assert tokenizer.hold(Prompt(()), Holding(tools=TOOLS), tokenizer.vocab_size) is None
