@@ -46,6 +46,7 @@ def dialogs_with_a_wrong_answer(model, probes, inflict):
     return {index for index, case, scene in probes if not model.answers(case, inflict(scene))}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("change", HARMLESS)
 def test_an_undamaged_cache_never_changes_an_answer(model, probes, change):
     assert dialogs_with_a_wrong_answer(model, probes, HARMLESS[change]) == set()

@@ -22,7 +22,7 @@ from mlx_mcp.mlx_backend import slotted_rows
 from mlx_mcp.mlx_backend.layers import joined
 from mlx_mcp.mlx_backend.runner import Runner
 from tests.effort import rare_ones_slow
-from tests.mlx_backend.test_architectures import CASES, COMMON, build
+from tests.mlx_backend.test_architectures import CASES, FEWEST, build
 from tests.models_made import ARCHITECTURES, make_model
 
 BLOCK, CHUNK = 16, 64
@@ -267,7 +267,7 @@ def test_what_is_cut_out_of_a_restored_row_is_what_was_put_in(kind, row):
     assert contents(again) == row.bytes[n // BLOCK - 1]
 
 
-@pytest.mark.parametrize("name", rare_ones_slow((n for n in CASES if n not in REFUSED), CASES, COMMON))
+@pytest.mark.parametrize("name", rare_ones_slow((n for n in CASES if n not in REFUSED), CASES, FEWEST))
 def test_rows_of_every_architecture_go_on_where_they_were_cut(name):
     model = build(name)
     table = Table(model)

@@ -114,6 +114,7 @@ WAYS = [(errno.ENOSPC, False), (errno.EIO, False), (errno.EIO, True)]
 WAYS += [pytest.param(error, False, marks=pytest.mark.slow) for error in (errno.EDQUOT, errno.EFBIG)]  # like ENOSPC
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("error", "lasting"), WAYS)
 @pytest.mark.parametrize("quota_bytes", [10**9, TIGHT_BYTES], ids=["roomy", "tight"])
 @pytest.mark.parametrize("what", OPS)

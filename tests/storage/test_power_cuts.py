@@ -223,6 +223,7 @@ def test_after_every_legal_power_cut_all_that_was_acknowledged_is_whole():
     assert sum(check_trace(seed) for seed in range(NUM_TRACES)) > 100 * NUM_TRACES
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("left_out", FSYNCS, ids=" ".join)
 def test_a_build_that_leaves_out_one_fsync_is_caught(left_out):
     for seed in range(50):  # most are noticed by the first traces
