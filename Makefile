@@ -22,13 +22,13 @@ unexport PYTHONDONTWRITEBYTECODE
   formats bench-engine bench-sharing bench-peers bench-persistence train evaluate lock wheel-smoke clean
 
 # What CI runs.
-ci: lint types test test-long smoke test-openblas
+ci: lint types test smoke test-openblas
 
 # Set up, and have the embedded model answer through a real MCP client.
 demo: $(VENV)/installed
 	$(BIN)/python examples/recall.py
 
-# Set up, and run the tests: every promise, with a few of the cases that are drawn. Under four minutes on two cores.
+# Set up, and run the tests: every promise, with a few of the cases that are drawn. Some six minutes on two cores.
 test: $(VENV)/installed-dev
 	$(PYTEST)
 
