@@ -419,10 +419,10 @@ def test_requests_that_an_engine_has_not_taken_up_go_to_the_next_one_and_others_
         wire.readline()
         wire.write(notice(ENDING, num_read=3, returned=[2]))
         hang_up(connection, wire)
-        lost = [json.loads(lines.next()) for _ in range(2)]
-        assert (lost[0]["id"], lost[0]["result"]["isError"], lost[1]["id"]) == (1, True, 3)
         connection, wire, _ = engine.accept()
         assert [wire.readline(), wire.readline()] == [message(2, "tools/call"), message("four", "tools/call")]
+        lost = [json.loads(lines.next()) for _ in range(2)]
+        assert (lost[0]["id"], lost[0]["result"]["isError"], lost[1]["id"]) == (1, True, 3)
         for id_ in (2, "four"):
             wire.write(json.dumps({"jsonrpc": "2.0", "id": id_, "result": {}}).encode() + b"\n")
             assert json.loads(lines.next()) == {"jsonrpc": "2.0", "id": id_, "result": {}}
