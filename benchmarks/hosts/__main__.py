@@ -63,7 +63,7 @@ def passed(name: str, check: Callable[[], str], log: TextIO) -> bool:
     began = time.monotonic()
     try:
         said, word = check().strip(), "ok"
-    except Exception as error:
+    except Exception as error:  # a client may fail in any way, and the other checks are still to be done
         said, word = f"{type(error).__name__}: {error}".strip(), "FAILED"
         log.write(f"{name}: {said}\n\n")
     print(f"{word:6} {time.monotonic() - began:5.1f} s  {name}: {said.splitlines()[-1]}", flush=True)

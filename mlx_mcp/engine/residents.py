@@ -118,8 +118,7 @@ class Residents:
             return Loaded(model)
         except MlxMcpError as error:
             return Failed(error)
-        except Exception as error:
-            # A model that cannot be read must not end the thread under the rows of the others.
+        except Exception as error:  # MLX's or a model's: it must not end the thread under the rows of the others
             return Failed(ModelError(f"Loading {pending.prepared.name!r} failed: {error!r}."))
 
     def _make_room(self, prepared: PreparedModel) -> None:
