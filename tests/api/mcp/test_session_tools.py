@@ -7,7 +7,6 @@ import pytest
 from mcp import Client, MCPError
 
 from mlx_mcp.api.mcp import calls, translate
-from mlx_mcp.api.mcp import tools as tools_module
 from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.config import Config
 from mlx_mcp.models.registry import Registry
@@ -284,7 +283,7 @@ async def test_closing_all_leaves_none_and_ends_their_turns(engine):
 async def test_anothers_session_is_unknown_and_unseen(engine, monkeypatch):
     async with connect(engine) as client:
         created = await call(client, "create_session", system=SYSTEM, name="mine")
-        monkeypatch.setattr(tools_module, "tenant", lambda: "another")
+        monkeypatch.setattr(calls, "tenant", lambda: "another")
         for session in ("mine", created["session"]):
             assert "Session not found" in await refusal(client, "generate", prompt="x", session=session)
             assert "Session not found" in await refusal(client, "fork_session", session=session)
