@@ -89,15 +89,18 @@ class UnknownModel(RequestError):
 class UnknownSession(RequestError):
     """The caller has no session of that handle or name."""
 
-    def __init__(self, session: str, damaged: bool = False) -> None:
+    def __init__(self, session: str, damaged: bool = False, names: Iterable[str] = ()) -> None:
+        """`names` are those of the caller's sessions."""
+        near = nearest(session, [name for name in names if name])
+        meant = f"Did you mean {near!r}? " if near else ""
         why = (
             "What was kept of it on disk is damaged"
             if damaged
             else "It was closed, has expired, or ended with the server"
         )
         super().__init__(
-            f"Session not found: {session[:80]!r}. {why}. list_sessions shows yours; create_session, or generate with "
-            "keep=true, opens one."
+            f"Session not found: {session[:80]!r}. {meant}{why}. list_sessions shows yours; create_session, or "
+            "generate with keep=true, opens one."
         )
 
 

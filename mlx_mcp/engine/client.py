@@ -106,9 +106,10 @@ class EngineClient:
         """
         found = find(self.thread.sessions, tenant, session)
         if found is None:  # those on disk are known once the engine has begun
-            found = find({info.session_id: info for info in await self.sessions(tenant)}, tenant, session)
-        if found is None:
-            raise UnknownSession(session)
+            theirs = await self.sessions(tenant)
+            found = find({info.session_id: info for info in theirs}, tenant, session)
+            if found is None:
+                raise UnknownSession(session, names=[info.name for info in theirs])
         return found
 
     async def fork(

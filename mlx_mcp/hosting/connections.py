@@ -133,7 +133,7 @@ class Connections:
         """
         sessions = list(self._client.thread.sessions.values())
         in_memory_only = bool(self._connections) and any(not info.persisted for info in sessions)
-        return not self._busy and not self._jobs.unfetched and not in_memory_only
+        return not self._busy and not self._jobs.num_unfetched and not in_memory_only
 
     def _reachable(self) -> bool:
         """Whether our socket is still in its place."""
@@ -191,7 +191,8 @@ class Connections:
     async def _answer_hello(self, connection: socket.socket, hello: dict[str, Any], fds: list[int], pid: int) -> None:
         kind = hello.get("kind")
         if kind == "status":
-            await reply(connection, status_of(self._client, self._connections.values(), self._began, self._retiring))
+            connections, began = self._connections.values(), self._began
+            await reply(connection, status_of(self._client, connections, self._jobs, began, self._retiring))
         elif kind == "stop":
             self.stop()
             self._awaiting_exit.append(connection)

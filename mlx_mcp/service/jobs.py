@@ -108,9 +108,14 @@ class Jobs:
         self._tasks: dict[Job, asyncio.Task[None]] = {}
 
     @property
-    def unfetched(self) -> bool:
-        """Whether there is an outcome that its owner has not seen."""
-        return any(job.handed_over and not job.fetched for job in self._jobs.values())
+    def num_running(self) -> int:
+        """Jobs that go on and whose handles were given out."""
+        return sum(job.handed_over for job in self._tasks)
+
+    @property
+    def num_unfetched(self) -> int:
+        """Outcomes that their owners have not seen."""
+        return sum(job.handed_over and job.ended.is_set() and not job.fetched for job in self._jobs.values())
 
     def start(self, owner: str, tool: str, work: Work) -> Job:
         """Start work on a task of its own."""

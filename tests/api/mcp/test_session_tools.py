@@ -295,6 +295,14 @@ async def test_anothers_session_is_unknown_and_unseen(engine, monkeypatch):
         assert theirs["cached_tokens"] == 0  # keys and values are not shared either
 
 
+async def test_a_session_whose_name_is_nearly_right_is_suggested(engine):
+    async with connect(engine) as client:
+        await call(client, "create_session", system=SYSTEM, name="reports")
+        assert "Did you mean 'reports'?" in await refusal(client, "generate", prompt="x", session="report")
+        assert "Did you mean 'reports'?" in await refusal(client, "fork_session", session="Reports")
+        assert "Did you mean" not in await refusal(client, "fork_session", session="quite another")
+
+
 # Forks
 
 
