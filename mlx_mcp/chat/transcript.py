@@ -29,7 +29,7 @@ ROLES = {
 OPENS_HEADER = re.compile(r"start|turn", re.IGNORECASE)
 HEADER = re.compile(rf"({'|'.join(ROLES)})\b[^\n]*(?:\n|$)", re.IGNORECASE)
 # Tokens that stand between messages, and say nothing of their own.
-FRAME = re.compile(r"end|eo[tms]|bo[st]|begin|start|header|message|turn|im_|pad|^</?s>$", re.IGNORECASE)
+FRAME = re.compile(r"end|eo[tms]|bo[st]|begin|start|header|message|turn|im_|pad|^</?s>$|^\[/", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -208,6 +208,21 @@ async def test_the_sdks_client_gets_everything_it_asks_for(mode):
         assert (tools.tools[0].name, result.is_error) == ("generate", False)
 
 
+OTHER = "import mlx_mcp.process.relay as relay; relay.surface_digest = lambda: 'other'; relay.serve()"
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_a_host_hears_that_lists_have_changed_where_the_engine_says_something_else_than_the_relay(era):
+    with state_folder() as (_, env), Window(env, era=era, program=[sys.executable, "-c", OTHER]) as window:
+        wanted = {f"notifications/{name}/list_changed" for name in ("tools", "prompts")}
+        if era == "modern":
+            window.request("subscriptions/listen", notifications={"toolsListChanged": True, "promptsListChanged": True})
+        assert window.serves()
+        deadline = time.monotonic() + 60
+        while not wanted <= {said["method"] for said in window.others}:
+            window.others.append(window.lines.get(timeout=deadline - time.monotonic()))
+
+
 BARE = "from mcp.server.mcpserver import MCPServer; MCPServer('bare').run()"
 
 

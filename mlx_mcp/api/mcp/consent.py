@@ -9,7 +9,6 @@ question is a request to the host in the middle of the call. A host that cannot 
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from typing import Any
 
 from mcp.server.elicitation import AcceptedElicitation
@@ -31,11 +30,10 @@ class Consent(BaseModel):
 class Asking(Exception):
     """The call ends here with a question, and comes again with the reply; `result` is what the tool returns."""
 
-    def __init__(self, question: str) -> None:
+    def __init__(self, question: str, about: str) -> None:
         asked = ElicitRequestFormParams(message=question, requested_schema=Consent.model_json_schema())
-        self.result = InputRequiredResult(
-            input_requests={KEY: ElicitRequest(params=asked)}, request_state=digest(question)
-        )
+        # The SDK seals the state, and opens it only for the same call.
+        self.result = InputRequiredResult(input_requests={KEY: ElicitRequest(params=asked)}, request_state=about)
         super().__init__(question)
 
 
@@ -46,8 +44,8 @@ def can_ask(context: Context[Any, Any]) -> bool:
     return can is not None and (can.form is not None or can.url is None)
 
 
-async def ask(context: Context[Any, Any], question: str) -> bool | None:
-    """Whether the user consents; None if the host cannot ask.
+async def ask(context: Context[Any, Any], question: str, about: str) -> bool | None:
+    """Whether the user consents; None if the host cannot ask. Only a reply to a question `about` the same counts.
 
     Raises:
         Asking: the user has to be asked first; in the newer era only.
@@ -62,8 +60,8 @@ async def ask(context: Context[Any, Any], question: str) -> bool | None:
             raise ToolError("The reply to the question was not of its form; call again.") from error
         return isinstance(outcome, AcceptedElicitation) and outcome.data.go_ahead
     reply = (context.input_responses or {}).get(KEY)
-    if not isinstance(reply, ElicitResult) or context.request_state != digest(question):
-        raise Asking(question)
+    if not isinstance(reply, ElicitResult) or context.request_state != about:
+        raise Asking(question, about)
     return reply.action == "accept" and (reply.content or {}).get("go_ahead") is True
 
 
@@ -75,7 +73,7 @@ async def may_fetch(context: Context[Any, Any], model: str, num_bytes: int | Non
     """
     size = "an unknown size" if num_bytes is None else gigabytes(num_bytes)
     question = f"Download the model {model} from the Hugging Face hub? It has {size}; {gigabytes(free_bytes)} are free."
-    return await ask(context, question) is not False
+    return await ask(context, question, f"download {model}") is not False
 
 
 async def may_remove(context: Context[Any, Any], sessions: list[str], confirm: bool) -> bool:
@@ -88,7 +86,7 @@ async def may_remove(context: Context[Any, Any], sessions: list[str], confirm: b
     if confirm or not sessions:
         return True
     names = ", ".join(sessions[:10]) + (f" and {len(sessions) - 10} more" if len(sessions) > 10 else "")
-    consent = await ask(context, f"Remove what is on disk of {names}? There is no way back.")
+    consent = await ask(context, f"Remove what is on disk of {names}? There is no way back.", f"remove {sessions}")
     if consent is None:
         raise ToolError(
             f"{names}: persisted, so closing removes what is on disk, for good. Ask your user, and call again with "
@@ -100,8 +98,3 @@ async def may_remove(context: Context[Any, Any], sessions: list[str], confirm: b
 def gigabytes(num_bytes: int) -> str:
     """A number of bytes as users read it."""
     return f"{num_bytes / 1e9:.1f} GB"
-
-
-def digest(question: str) -> str:
-    """What a reply is compared with: one to another question does not count."""
-    return blake2b(question.encode(), digest_size=16).hexdigest()
