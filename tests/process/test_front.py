@@ -15,7 +15,7 @@ from mlx_mcp.process.lines import envelope
 from tests.api.mcp.surface import CLIENT, LISTS, conversation, made, request
 from tests.effort import drawn
 from tests.process.test_relay import end_during_a_call, hang_up, message, relaying
-from tests.process.windows import ERAS, INITIALIZE, META, Window, command, state_folder
+from tests.process.windows import ERAS, INITIALIZE, META, Window, command, ended, state_folder, wait_until
 
 VERSIONS = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]
 SHAKE = request(0, "initialize", protocolVersion="2025-11-25", capabilities={}, clientInfo=CLIENT)
@@ -226,14 +226,14 @@ def test_a_host_hears_that_lists_have_changed_where_the_engine_says_something_el
 BARE = "from mcp.server.mcpserver import MCPServer; MCPServer('bare').run()"
 
 
-def first_answer_s(program, env, line):
-    """The time from the start of a server to its answer to a first line."""
+def answers_s(program, env, *lines):
+    """The time from the start of a server to its last answer to these requests."""
     began = time.perf_counter()
     process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
     try:
-        process.stdin.write(line + b"\n")
+        process.stdin.write(b"".join(line + b"\n" for line in lines))
         process.stdin.flush()
-        assert b'"result"' in process.stdout.readline()
+        assert all(b'"result"' in process.stdout.readline() for _ in lines)
         return time.perf_counter() - began
     finally:
         process.kill()
@@ -241,13 +241,18 @@ def first_answer_s(program, env, line):
 
 
 @pytest.mark.figures
-@pytest.mark.parametrize("line", [SHAKE, discover()], ids=["initialize", "discover"])
-def test_with_no_engine_the_first_answer_takes_at_most_half_of_a_bare_servers_start(line):
-    with state_folder() as (_, env):
-        best = 1.0
+@pytest.mark.parametrize(
+    "lines",
+    [[SHAKE], [discover()], [SHAKE, request(1, "tools/list")], [discover(), discover(1, "tools/list")]],
+    ids=["initialize", "discover", "the tools after initialize", "the tools after discover"],
+)
+def test_with_no_engine_the_first_answer_takes_at_most_half_of_a_bare_servers_start(lines):
+    with state_folder() as (place, env):
+        ratios = []
         for _ in range(drawn(10, least=5)):
-            bare = first_answer_s([sys.executable, "-c", BARE], env, line)
-            best = min(best, first_answer_s(command("serve"), env, line) / bare)
-            if best <= 0.5:
+            bare = answers_s([sys.executable, "-c", BARE], env, lines[0])
+            ratios.append(answers_s(command("serve"), env, *lines) / bare)
+            wait_until(lambda: ended(place))  # the next one has none either
+            if ratios[-1] <= 0.5:
                 break
-        assert best <= 0.5
+        assert min(ratios) <= 0.5

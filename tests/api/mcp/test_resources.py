@@ -16,8 +16,10 @@ from mcp_types import (
 
 from mlx_mcp.api.mcp import changes, completions, resources
 from mlx_mcp.api.mcp.server import INSTRUCTIONS, build_server
+from mlx_mcp.config import Config
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.service import Service
+from mlx_mcp.wiring import wire
 from tests.fakes import FakeLoader, fake_client
 
 MODES = ["auto", "legacy"]
@@ -89,6 +91,25 @@ async def test_a_transcript_has_what_was_said(engine, mode, session):
     assert text.startswith("# Session base\n")
     assert "Be short." in text
     assert text.count("Hello") == 2  # the prompt, and its echo
+
+
+async def test_a_transcript_is_read_from_disk_without_the_model_and_says_who_spoke(tmp_path):
+    settings = {"model": "embedded", "openblas": False, "store_dir": tmp_path, "max_ssd_bytes": 1 << 30}
+    said = "## user\n\nBob's badge is 171. What is Bob's badge?\n\n## assistant\n\n171"
+    engine, registry = wire(Config.load(**settings))
+    async with Client(build_server(Service(engine, registry))) as client:
+        await call(client, "create_session", system="Be short.", name="badges")
+        await call(client, "generate", session="badges", prompt=said.splitlines()[2], keep=True)
+        first = await content(client, "mlx://sessions/badges")
+        await call(client, "persist_session", session="badges")
+    assert engine.close()
+    assert "## system\n\nBe short." in first[1]
+    assert said in first[1]
+    engine, registry = wire(Config.load(**settings))
+    async with Client(build_server(Service(engine, registry))) as client:
+        assert await content(client, "mlx://sessions/badges") == first
+        assert engine.stats.models == ()
+    assert engine.close()
 
 
 async def test_another_callers_session_is_answered_as_one_that_is_not_there(engine, mode, monkeypatch):
