@@ -38,9 +38,9 @@ from mlx_mcp.process.environment import window_hello
 from mlx_mcp.process.front import OPENING_ID, Front, surface_digest
 from mlx_mcp.process.lines import BAD_ID, Envelope, Id, envelope, pieces
 from mlx_mcp.process.link import Link
+from mlx_mcp.process.opening import Backlog, Handshake
 from mlx_mcp.process.place import Place, user_place
 
-HANDSHAKE_S = 30.0
 EXIT_S = 10.0
 TRIES = 3  # engines that end before they are asked anything
 MAX_WAITING_BYTES = 8 << 20  # of lines that wait for the first engine; then the host is not read on
@@ -52,21 +52,19 @@ class Relay:
     """The relay of one host; `host_in` and `host_out` are descriptors."""
 
     def __init__(self, place: Place, hello: dict[str, object], host_in: int = 0, host_out: int = 1) -> None:
-        own = {"notices": True, "surface": surface_digest()}
-        self._place, self._hello, self._in, self._out = place, hello | own, host_in, host_out
+        self._place, self._in, self._out = place, host_in, host_out
+        self._hello = hello | {"notices": True, "surface": surface_digest()}
         self._out_lock = threading.Lock()
         self._sending = threading.RLock()
         self._front = Front()
-        self._waiting: list[bytes] | None = []  # lines for the first engine, while that is found or started
-        self._settled = threading.Event()  # there is an engine, or it is known why not
+        self._backlog = Backlog()
         self._over = threading.Event()
         self._failure_at_start: MlxMcpError | None = None
         self._link: Link | None = None
         self._listener: threading.Thread | None = None
         self._to: Link | None = None  # where the pieces of a long line go
         self._leaving = False
-        self._initialize = self._initialized = b""
-        self._initialize_id: Id | None = None
+        self._handshake = Handshake()
 
     def run(self) -> None:
         """Pass lines on until the host goes away.
@@ -83,7 +81,6 @@ class Relay:
 
     def serve_by(self, connection: socket.socket) -> None:
         """Pass lines on to a server at the other end of `connection`, which may begin to read later."""
-        self._over.clear()
         threading.Thread(target=self._take, args=(Link(connection, {}),), name="alone", daemon=True).start()
 
     def wait_for_last_answers(self) -> None:
@@ -110,9 +107,7 @@ class Relay:
 
     def _pass_on_waiting(self, error: MlxMcpError | None = None) -> None:
         """Send on the lines that wait for the first engine, or answer them with why there is none."""
-        waiting, self._waiting = self._waiting or [], None
-        self._settled.set()
-        for line in waiting:
+        for line in self._backlog.take():
             seen = envelope(line)
             if error is not None and seen.method and seen.id is not None:
                 self._say(self._failure(seen.id, seen.method, NO_ENGINE.format(error)))
@@ -122,9 +117,9 @@ class Relay:
     # The host's lines; the caller holds the lock for sending
 
     def _read_host(self) -> None:
-        for data, first, last in pieces(self._read):
-            if not (first and last) or self._num_waiting_bytes > MAX_WAITING_BYTES:
-                self._settled.wait()
+        for data, first, last in pieces(lambda num_bytes: read(self._in, num_bytes)):
+            if not (first and last) or self._backlog.num_bytes > MAX_WAITING_BYTES:
+                self._backlog.settled.wait()
             with self._sending:
                 if first and last:
                     self._line(data)
@@ -132,21 +127,12 @@ class Relay:
                     self._piece(data, first)
         self._leaving = True
         # An engine that is being started is waited for: to the end if lines wait for it, else to hear of its error.
-        self._settled.wait(None if self._waiting else EXIT_S)
-        if self._link is not None:
-            self._link.hang_up(socket.SHUT_WR)
+        self._backlog.settled.wait(None if self._backlog.lines else EXIT_S)
+        with self._sending:  # what has waited is sent by then
+            if self._link is not None:
+                self._link.hang_up(socket.SHUT_WR)
         self.wait_for_last_answers()
         self._over.set()
-
-    @property
-    def _num_waiting_bytes(self) -> int:
-        return sum(map(len, self._waiting or ()))
-
-    def _read(self, num_bytes: int) -> bytes:
-        try:
-            return os.read(self._in, num_bytes)
-        except OSError:
-            return b""
 
     def _line(self, line: bytes) -> None:
         seen = envelope(line)
@@ -156,13 +142,13 @@ class Relay:
             self._tell(line, seen)
             return
         answer = self._front.answer(line, seen) if self._link is None else None
-        if seen.method == "initialize" and (answer or self._waiting is None):
-            self._initialize, self._initialize_id, self._initialized = line, seen.id, b""
+        if seen.method == "initialize" and (answer or not self._backlog.open):
+            self._handshake.begin(line, seen.id)
         if answer is not None:
             self._say(answer)
             return
-        if self._waiting is not None:
-            self._waiting.append(line)
+        if self._backlog.open:
+            self._backlog.add(line)
             return
         for _ in range(TRIES):
             link = self._link
@@ -189,27 +175,30 @@ class Relay:
             seen, link = envelope(data), self._link
             self._to = link if link is not None and not link.dead and not self._refuse_bad_request(seen) else None
             if seen.method and seen.id is not None and (link is None or not link.expect(seen.id, seen.method, None)):
-                self._say(self._failure(seen.id, seen.method, LOST))
+                text = LOST if link is not None else NO_ENGINE.format(self._failure_at_start)
+                self._say(self._failure(seen.id, seen.method, text))
         if self._to is not None:
             self._to.send(data)
 
     def _tell(self, line: bytes, seen: Envelope) -> None:
         """Pass on a notification, or an answer to the engine. If the engine is gone, it is dropped."""
         link = self._link
-        if seen.method == "notifications/initialized" and (self._initialize or self._waiting is None):
-            self._initialized = line
-            if self._waiting is not None:
+        if seen.method == "notifications/initialized" and (self._handshake.initialize or not self._backlog.open):
+            self._handshake.initialized = line
+            if self._backlog.open:
                 return  # it is repeated with the handshake
-        if self._waiting is not None:
-            self._waiting.append(line)
+        if self._backlog.open:
+            if seen.method == "notifications/cancelled" and (id_ := cancelled(line)) is not None:
+                self._backlog.cancel(id_)
+            else:
+                self._backlog.add(line)
             return
         if link is None or link.dead:
             if line.strip() and not seen.method and not seen.answers:  # no message: the engine would have said so
                 self._say(protocol_error(seen.id, PARSE_ERROR, "Not a JSON-RPC message."))
             return
-        if seen.method == "notifications/cancelled":
-            with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
-                link.forget(json.loads(line)["params"]["requestId"])
+        if seen.method == "notifications/cancelled" and (id_ := cancelled(line)) is not None:
+            link.forget(id_)
         elif seen.answers and seen.id is not None and not link.note_answer(seen.id):
             return  # an engine that is gone has asked for it
         link.send(line)
@@ -225,17 +214,13 @@ class Relay:
         listener = threading.Thread(target=self._listen, args=(link,), name="engine", daemon=True)
         with self._sending:
             listener.start()
-            if repeat and self._initialize:
-                link.own_handshake = self._initialize_id
-                link.send(self._initialize)
-                link.shaken_hands.wait(HANDSHAKE_S)
-                if self._initialized:
-                    link.send(self._initialized)
+            if repeat and self._handshake.initialize:
+                self._handshake.repeat(link)
             elif (opening := self._front.opening) is not None:
                 link.own_handshake = OPENING_ID
                 link.send(opening)
             self._link, self._listener = link, listener
-            if self._waiting is not None:
+            if self._backlog.open:
                 self._pass_on_waiting()
         return link
 
@@ -298,7 +283,7 @@ class Relay:
         if method != "tools/call":
             return protocol_error(id_, INTERNAL_ERROR, text)
         result: dict[str, object] = {"content": [{"type": "text", "text": text}], "isError": True}
-        if not self._initialize:  # the newer protocol era has no handshake, and requires this
+        if not self._handshake.initialize:  # the newer protocol era has no handshake, and requires this
             result["resultType"] = "complete"
         return {"jsonrpc": "2.0", "id": id_, "result": result}
 
@@ -331,6 +316,23 @@ HUNG = (
     "`mlx-mcp engine stop --force` ends it; then call again, and another is started. Sessions that were persisted are "
     "there again then."
 )
+
+
+def read(descriptor: int, num_bytes: int) -> bytes:
+    """What comes next; nothing at the end, or if the descriptor is gone."""
+    try:
+        return os.read(descriptor, num_bytes)
+    except OSError:
+        return b""
+
+
+def cancelled(line: bytes) -> Id | None:
+    """The request that a notification cancels; None if it names none."""
+    try:
+        id_ = json.loads(line)["params"]["requestId"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return id_ if isinstance(id_, int | str) else None
 
 
 def protocol_error(id_: Id | None, code: int, message: str) -> dict[str, object]:

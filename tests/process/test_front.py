@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import time
 import pytest
 from mcp import Client, StdioServerParameters
 
+from mlx_mcp.process import relay as relay_module
 from mlx_mcp.process.front import CAPABILITIES, CLIENT_INFO, FOLDER, OPENING_ID, VERSION, Front
 from mlx_mcp.process.lines import envelope
 from tests.api.mcp.surface import CLIENT, LISTS, conversation, made, request
@@ -113,6 +115,34 @@ def test_whatever_else_is_answered_is_answered_as_the_server_does(lines):
         assert answer == there[answer["id"]]
 
 
+ODD = [None, True, 0, 1.5, "", "x", [], ["x"], [{}], {}, {"x": 1}, {"listChanged": "yes"}, {"form": []}, "\x00é☃"]
+
+
+def changed(rng, value, depth=0):
+    """A value with something else in one place."""
+    if not isinstance(value, dict) or not value or (depth > 2 and rng.random() < 0.4):
+        return rng.choice(ODD)
+    name = rng.choice([*value, rng.choice(["extra", "_meta", "cursor", "roots", "experimental", "icons", CLIENT_INFO])])
+    made = {key: item for key, item in value.items() if key != name}
+    return made if rng.random() < 0.2 else made | {name: changed(rng, value.get(name, 0), depth + 1)}
+
+
+def test_whatever_a_client_sends_is_answered_as_the_server_does_or_left_to_it():
+    rng, num_answered = random.Random(9), 0
+    for _ in range(drawn(300, least=60)):
+        lines = []
+        for number, line in enumerate(rng.choice(list(USUAL.values()))[:3]):
+            said = json.loads(line)
+            params = changed(rng, said.get("params") or {}) if rng.random() < 0.5 else said.get("params")
+            lines.append(json.dumps(said | {"id": number, "params": params}).encode())
+        there = {said["id"]: said for said in asyncio.run(conversation(*lines)) if "id" in said}
+        here = [answer for answer in answers(Front(), *lines) if answer is not None]
+        for answer in here:
+            assert answer == there[answer["id"]], lines
+        num_answered += len(here)
+    assert num_answered > 30
+
+
 def test_without_its_files_the_front_leaves_everything_to_the_engine(tmp_path):
     assert answers(Front(str(tmp_path)), SHAKE, request(1, "tools/list")) == [None, None]
     assert answers(Front(str(tmp_path)), discover()) == [None]
@@ -137,6 +167,33 @@ def test_the_handshake_and_the_lists_need_no_engine_and_the_engine_hears_of_the_
         assert wire.readline() == message(4, "tools/list")
         hang_up(connection, wire)
         assert json.loads(lines.next())["id"] == 4
+
+
+def test_a_request_that_is_cancelled_before_there_is_an_engine_reaches_none():
+    cancel = b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}\n'
+    with relaying() as (engine, to_relay, lines):
+        to_relay.write(
+            message(1, "tools/call") + message(2, "tools/call") + cancel + message(0, "initialize", **INITIALIZE)
+        )
+        assert json.loads(lines.next())["id"] == 0
+        connection, wire, _ = engine.accept()
+        assert wire.readline() == message(0, "initialize", **INITIALIZE)
+        wire.write(b'{"jsonrpc":"2.0","id":0,"result":{}}\n')
+        assert wire.readline() == message(2, "tools/call")
+        hang_up(connection, wire)
+        assert json.loads(lines.next())["id"] == 2
+
+
+def test_more_lines_than_may_wait_are_read_when_there_is_an_engine(monkeypatch):
+    monkeypatch.setattr(relay_module, "MAX_WAITING_BYTES", 100)
+    with relaying() as (engine, to_relay, lines):
+        asked = [message(id_, "tools/call", text="x" * 50) for id_ in range(4)]
+        to_relay.write(b"".join(asked) + message(9, "initialize", **INITIALIZE))
+        connection, wire, _ = engine.accept()
+        assert [wire.readline() for _ in range(4)] == asked
+        assert wire.readline() == message(9, "initialize", **INITIALIZE)  # which the relay had not read before
+        hang_up(connection, wire)
+        assert {json.loads(lines.next())["id"] for _ in range(5)} == {0, 1, 2, 3, 9}
 
 
 def test_an_engine_hears_which_era_the_host_speaks():

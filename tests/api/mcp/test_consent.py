@@ -1,11 +1,17 @@
 """The user's consent, asked for through the host, in both protocol eras."""
 
+from typing import Annotated
+
 import pytest
 from mcp import Client, MCPError
 from mcp.server.mcpserver import Context, MCPServer
 from mcp_types import CallToolResult, ElicitResult, InputRequiredResult, TextContent
+from pydantic import BaseModel
 
+from mlx_mcp.api.mcp.arguments import Arguments
+from mlx_mcp.api.mcp.calls import StrictTool
 from mlx_mcp.api.mcp.consent import Asking, may_fetch, may_remove
+from mlx_mcp.api.mcp.results import reply
 
 
 @pytest.fixture(params=["auto", "legacy"])
@@ -58,15 +64,42 @@ def user(action, content=None):
     ],
 )
 async def test_what_the_user_says_counts(mode, action, content, goes_on):
-    reply, asked = user(action, content)
+    replies, asked = user(action, content)
     made = server()
-    async with Client(made, mode=mode, elicitation_callback=reply) as client:
+    async with Client(made, mode=mode, elicitation_callback=replies) as client:
         result = await client.call_tool("fetch", {"size": 2_500_000_000})
     assert (result.is_error, result.content[0].text, made.done) == (False, str(goes_on), [goes_on])
     (question,) = asked
     assert "owner/model" in question.message
     assert "2.5 GB; 5.0 GB are free" in question.message
     assert question.requested_schema["properties"]["go_ahead"]["type"] == "boolean"
+
+
+class Given(Arguments):
+    """Of the tool below."""
+
+    size: int
+
+
+class Answer(BaseModel):
+    """What it returns."""
+
+    may: bool
+
+
+async def test_a_tool_of_this_package_can_ask_too(mode):
+    async def fetch(given: Given, ctx: Context) -> Annotated[CallToolResult, Answer]:
+        """Ask."""
+        try:
+            return reply(Answer(may=await may_fetch(ctx, "owner/model", given.size, 10**9)))
+        except Asking as question:
+            return question.result
+
+    replied, asked = user("accept", {"go_ahead": True})
+    made = MCPServer("asks", tools=[StrictTool.make(fetch, "Fetch")])
+    async with Client(made, mode=mode, elicitation_callback=replied) as client:
+        result = await client.call_tool("fetch", {"size": 7})
+    assert (result.structured_content, len(asked)) == ({"may": True}, 1)
 
 
 async def test_a_host_that_cannot_ask_downloads_what_the_servers_user_has_named(mode):
@@ -87,16 +120,16 @@ async def test_a_host_that_cannot_ask_has_to_confirm_that_sessions_are_removed(m
 
 
 async def test_many_sessions_are_counted_in_the_question(mode):
-    reply, asked = user("decline")
-    async with Client(server(), mode=mode, elicitation_callback=reply) as client:
+    replies, asked = user("decline")
+    async with Client(server(), mode=mode, elicitation_callback=replies) as client:
         assert (await client.call_tool("remove", {"sessions": list(map(str, range(14)))})).content[0].text == "False"
     assert "9 and 4 more" in asked[0].message
 
 
 async def test_a_reply_that_is_filled_in_wrong_is_no_consent(mode):
-    reply, _ = user("accept", {"go_ahead": "perhaps"})
+    replies, _ = user("accept", {"go_ahead": "perhaps"})
     made = server()
-    async with Client(made, mode=mode, elicitation_callback=reply) as client:
+    async with Client(made, mode=mode, elicitation_callback=replies) as client:
         result = await client.call_tool("fetch", {})
     assert made.done in ([], [False])
     assert result.is_error or result.content[0].text == "False"
