@@ -13,9 +13,10 @@ from mcp import MCPError
 from mcp.server.auth.middleware.auth_context import get_access_token
 from mcp.server.mcpserver import Context as ToolContext
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp_types import INTERNAL_ERROR, CallToolResult
+from mcp_types import INTERNAL_ERROR, CallToolResult, InputRequiredResult
 
 from mlx_mcp.api.mcp.arguments import LongArguments
+from mlx_mcp.api.mcp.consent import Asking
 from mlx_mcp.api.mcp.long_results import part, progress_line, running
 from mlx_mcp.api.mcp.results import compact, reply
 from mlx_mcp.api.mcp.waiting import max_chars, wait_s
@@ -40,14 +41,16 @@ class HasActivity(Protocol):
 
 def translated(
     tool: Callable[Concatenate[T, P], Coroutine[Any, Any, R]],
-) -> Callable[Concatenate[T, P], Coroutine[Any, Any, R]]:
+) -> Callable[Concatenate[T, P], Coroutine[Any, Any, R | InputRequiredResult]]:
     """Note a call as under way, and turn this package's errors into the protocol's, here and nowhere else."""
 
     @wraps(tool)
-    async def run(self: T, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    async def run(self: T, /, *args: P.args, **kwargs: P.kwargs) -> R | InputRequiredResult:
         try:
             with self.activity.under_way():
                 return await tool(self, *args, **kwargs)
+        except Asking as question:
+            return question.result
         except EngineDead as error:
             raise MCPError(INTERNAL_ERROR, str(error)) from error  # no other arguments could help
         except MlxMcpError as error:

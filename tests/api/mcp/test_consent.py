@@ -9,9 +9,9 @@ from mcp_types import CallToolResult, ElicitResult, InputRequiredResult, TextCon
 from pydantic import BaseModel
 
 from mlx_mcp.api.mcp.arguments import Arguments
-from mlx_mcp.api.mcp.calls import StrictTool
 from mlx_mcp.api.mcp.consent import Asking, may_fetch, may_remove
 from mlx_mcp.api.mcp.results import reply
+from mlx_mcp.api.mcp.strict_tool import StrictTool
 
 
 @pytest.fixture(params=["auto", "legacy"])
