@@ -180,7 +180,7 @@ def test_hosts_that_read_variables_get_a_reference_and_the_others_the_token_only
 @pytest.mark.parametrize(
     ("words", "step"),
     [
-        (["curser"], "Did you mean cursor?"),
+        (["cursorr"], "Did you mean cursor?"),
         (["cursor", "--env", "A"], "NAME=VALUE"),
         (["cursor", "--env", "=b"], "NAME=VALUE"),
         (["cursor", "--token-env", "A"], "go with --http"),
