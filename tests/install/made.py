@@ -43,14 +43,8 @@ MODEL = {
 def manifests() -> dict[str, Any]:
     """The JSON files that say what this is to Claude Code, to Claude Desktop and to the registry."""
     shared = {"version": __version__, "license": PROJECT["license"], "keywords": PROJECT["keywords"]}
-    plugin = {
-        "name": "mlx",
-        "description": SHORT,
-        "author": OWNER,
-        "homepage": REPOSITORY,
-        "repository": REPOSITORY,
-        **shared,
-    }
+    shared |= {"description": SHORT, "author": OWNER, "homepage": REPOSITORY}
+    plugin = {"name": "mlx", "repository": REPOSITORY, **shared}
     return {
         "claude-integration/plugin/.claude-plugin/plugin.json": plugin,
         "claude-integration/plugin/.mcp.json": {"mcpServers": {"mlx": {"command": "mlx-mcp", "args": ["serve"]}}},

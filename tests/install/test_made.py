@@ -94,6 +94,14 @@ def test_the_marketplace_finds_the_plugin():
     assert (market["name"], manifest["name"]) == ("mlx-mcp", "mlx")  # as `claude plugin install mlx@mlx-mcp` has them
 
 
+def test_the_bundle_says_what_its_form_requires_and_starts_the_file_beside_it():
+    said = json.loads((HERE / "mcpb" / "manifest.json").read_text())
+    assert {"manifest_version", "name", "version", "description", "author", "server"} <= said.keys()
+    assert said["server"]["type"] == "uv"
+    assert (HERE / "mcpb" / said["server"]["entry_point"]).is_file()
+    assert said["server"]["entry_point"] in said["server"]["mcp_config"]["args"]
+
+
 def test_the_registry_finds_its_name_in_the_readme():
     assert f"<!-- mcp-name: {REGISTRY_NAME} -->" in (ROOT / "README.md").read_text()
     said = json.loads((HERE / "server.json").read_text())
