@@ -2,10 +2,11 @@
 
 Run with `make hosts`, or `python -m benchmarks.hosts [--short]` once that has installed them in build/hosts. The
 conformance suite asks for everything that two revisions of the protocol require; MCP Inspector looks for faults in the
-tools' schemas; client libraries and Inspector list and call the tools over stdio and HTTP; Claude Code connects. All
-but the suite's server are windows on one engine process, which is not the user's and ends with the checks.
+tools' schemas; client libraries and Inspector list and call the tools over stdio and HTTP; Claude Code connects; and
+four hosts are registered with and left again. All but the suite's server are windows on one engine process, which is
+not the user's and ends with the checks.
 
-Prints a line for each check, does them all, and ends with 1 if one failed. `--short` leaves out Claude Code and all of
+Prints a line for each check, does them all, and ends with 1 if one failed. `--short` leaves out the hosts and all of
 Inspector but the schemas.
 """
 
@@ -22,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from benchmarks.hosts import claude_code, conformance
+from benchmarks.hosts import claude_code, conformance, registering
 from benchmarks.hosts.inspector import Inspector
 from benchmarks.hosts.libraries import PYTHON, tells
 from benchmarks.hosts.place import SERVE, TOKEN, WORK, move_in, served
@@ -56,6 +57,9 @@ def checks(url: str, guarded: str, suite: str, short: bool) -> Iterator[Check]:
     if not short:
         yield "Claude Code", partial(claude_code.connects, url, guarded)
         yield "Claude Code, two at once", claude_code.two_at_once
+        for host in registering.PROGRAMS:
+            for way in ("command", "file"):
+                yield f"install {host}, by its {way}", partial(registering.registers, host, way == "command")
 
 
 def passed(name: str, check: Callable[[], str], log: TextIO) -> bool:
@@ -88,7 +92,7 @@ def engine() -> Iterator[None]:
 def main() -> None:
     """Start the engine and the servers, do every check, and end with 1 if one failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hosts", description="Checks with real hosts.")
-    parser.add_argument("--short", action="store_true", help="without Claude Code and Inspector's calls")
+    parser.add_argument("--short", action="store_true", help="without hosts and Inspector's calls")
     short = parser.parse_args().short
     move_in()
     alone = [sys.executable, str(Path(__file__).with_name("fixtures.py")), "serve", "--standalone"]

@@ -12,6 +12,7 @@ import typer
 from mlx_mcp import __version__
 from mlx_mcp.cli.completion import PROGRAM, Commands
 from mlx_mcp.cli.engine import engine
+from mlx_mcp.cli.install import install, uninstall
 from mlx_mcp.cli.options import Json, Model, OpenBlas, sampling_flags, sampling_of
 from mlx_mcp.cli.output import Column, show_json, show_marked, show_table
 from mlx_mcp.cli.reporting import NOTHING, never_fail_to_print, note, reporting_errors, say
@@ -28,6 +29,8 @@ app = typer.Typer(
 )
 app.add_typer(engine, name="engine")
 app.add_typer(sessions, name="sessions")
+app.command()(install)
+app.command()(uninstall)
 
 
 def main() -> None:
