@@ -101,6 +101,15 @@ class Config(BaseSettings):
         30 * 86400.0, gt=0, le=315_360_000, description="how long an unused persisted session stays, if it does not say"
     )
     max_wait_s: float = Field(300.0, gt=0, description="how long a call may wait for memory")
+    model_turn_s: float = Field(
+        10.0, ge=0, le=86400, description="how long a model still takes calls while another waits for its room"
+    )
+    model_ttl_s: float | None = Field(
+        None,
+        gt=0,
+        le=31_536_000,
+        description="how long a model stays without a call; unset: while there is room",
+    )
     fetch_stall_s: float = Field(60.0, gt=0, le=3600, description="how long a download may make no progress")
     file_roots: Annotated[tuple[DirectoryPath, ...] | None, NoDecode, BeforeValidator(folders)] = Field(
         None, description="folders callers may have files read from; the project's over stdio, none over HTTP if unset"

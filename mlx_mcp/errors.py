@@ -10,6 +10,7 @@
     │   ├── UnknownVersion        no version of that name of a session was persisted
     │   ├── OtherTokenizer        a session was kept with another tokenizer than its model has now
     │   ├── NotOnDisk             nothing of such a session is on disk
+    │   ├── ModelBusy             a model that calls use is not unloaded
     │   └── SessionBusy           another turn goes on with this session
     ├── CapacityError             full for now; retry after `retry_after_s`
     ├── ModelError                a model cannot be served: broken files, unsupported, too large
@@ -135,6 +136,13 @@ class NotOnDisk(RequestError):
         else:
             text = f"Session not found: {session[:80]!r}. `mlx-mcp sessions list` shows those that are on disk."
         super().__init__(text)
+
+
+class ModelBusy(RequestError):
+    """A model cannot be unloaded now."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"{name[:80]!r} cannot be unloaded now: {why}. Wait for its calls to end, or cancel them.")
 
 
 class SessionBusy(RequestError):

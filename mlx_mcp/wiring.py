@@ -87,6 +87,8 @@ def wire(config: Config) -> tuple[EngineClient, Registry]:
         config.max_sessions,
         config.session_ttl_s,
         config.max_wait_s,
+        config.model_turn_s,
+        config.model_ttl_s,
     )
     max_weights_bytes = config.max_weights_bytes or available_memory_bytes() * 5 // 8
     # Together three quarters of it: about what Metal lets a process hold.

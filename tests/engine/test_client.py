@@ -1,8 +1,10 @@
 import asyncio
 import contextlib
+import gc
 import itertools
 import threading
 import time
+import weakref
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -19,7 +21,7 @@ from mlx_mcp.engine import mailbox as mailbox_module
 from mlx_mcp.engine.answer import ONLY_THOUGHTS, Answer
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.mailbox import Mailbox
-from mlx_mcp.engine.messages import Find, Load, Loaded, Submit, Token, Unloaded
+from mlx_mcp.engine.messages import Cancel, Find, Load, Loaded, Submit, Token, Unloaded
 from mlx_mcp.engine.requests import Delta, GenerateRequest, Progress, Result, TokenChoice
 from mlx_mcp.errors import Abandoned, EngineDead, InvalidRequest, ModelError, PromptTooLong, UnknownModel
 from tests.fakes import FakeConstraint, FakeFlight, FakeLoader, FakeRegistry, FakeRunner, FakeTokenizer, fake_client
@@ -146,7 +148,7 @@ async def test_a_loaded_model_is_not_loaded_again(client):
     updates = await collect(client, asking("b"))
     assert all(u.phase != "loading" for u in updates if isinstance(u, Progress))
     assert client.loader.prepared == ["tiny"]
-    assert sent == [Submit]  # nor is the engine asked, which would cost a step
+    assert sent == [Find, Submit, Cancel]  # it is held meanwhile, and no answer is awaited, which would cost a step
 
 
 async def test_eight_callers_of_a_cold_model_share_one_load_and_each_get_their_own_answer(client):
@@ -372,11 +374,11 @@ async def test_a_call_that_is_cancelled_while_it_waits_leaves_its_place_to_the_n
         doomed = aclosing(client.generate(asking("xyz", max_tokens=9)))
         async with doomed as updates:
             hearing = asyncio.create_task(anext(updates))
-            await until(lambda: client.thread._inbox)
+            await until(lambda: any(isinstance(command, Submit) for command in client.thread._inbox))
             steps.release()
             assert "queued" in (await hearing).message
         third = asyncio.create_task(answer(client, asking("end", max_tokens=9)))
-        await until(lambda: len(client.thread._inbox) == 2)  # the cancel, and the third call
+        await until(lambda: any(isinstance(command, Submit) for command in client.thread._inbox))  # the third call
         steps.release(100)
         assert [(await call).completion_tokens for call in (running, third)] == [9, 9]
     finally:
@@ -500,6 +502,40 @@ async def test_a_model_that_was_unloaded_meanwhile_is_loaded_again(client):
     assert list(client._models.loaded) == ["other"]  # nobody keeps the weights of the other
     assert (await answer(client, asking("c"))).text == "c"
     assert client.loader.materialised == ["tiny", "other", "tiny"]
+
+
+async def test_twenty_calls_that_alternate_between_two_models_with_room_for_one_are_answered_by_few_loads():
+    client = fake_client(max_weights_bytes=150)
+    try:
+        calls = [collect(client, asking(f"call {i}", model=("tiny", "other")[i % 2])) for i in range(20)]
+        updates = await asyncio.gather(*calls)
+        assert [each[-1].text for each in updates] == [f"call {i}" for i in range(20)]
+        assert [each[-1].model for each in updates] == ["tiny", "other"] * 10
+        assert len(client.loader.materialised) <= 4
+        told = {update.message for each in updates for update in each if isinstance(update, Progress)}
+        assert any("waits for" in line and "to make room for" in line for line in told)
+    finally:
+        assert client.close()
+
+
+async def test_a_call_that_waits_for_its_model_to_come_back_does_not_keep_its_weights():
+    client = fake_client(max_weights_bytes=150)
+    try:
+        await answer(client, asking("a"))
+        stale = client._models.loaded["tiny"]
+        await answer(client, asking("b", model="other"))
+        client._models.loaded["tiny"] = stale  # as another caller would have found it a moment ago
+        client.loader.hold.clear()
+        again = asyncio.create_task(answer(client, asking("c")))
+        await until(lambda: client.loader.prepared == ["tiny", "other", "tiny"])
+        weights = weakref.ref(stale)
+        del stale
+        gc.collect()
+        assert weights() is None
+        client.loader.hold.set()
+        assert (await again).text == "c"
+    finally:
+        assert client.close()
 
 
 async def test_a_dead_engine_answers_every_call_at_once(client):
