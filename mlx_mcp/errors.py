@@ -82,8 +82,12 @@ class UnknownModel(RequestError):
 
     def __init__(self, name: str, known: list[str]) -> None:
         self.name, self.known = name, known
+        # Names without their owners, so that a wrong or missing owner is forgiven.
+        plain = {each.rpartition("/")[2].lower().replace("-", "_"): each for each in reversed(known)}
+        near = nearest(name[:200].rpartition("/")[2], plain)
+        meant = f" Did you mean {plain[near]!r}?" if near else ""
         shown = ", ".join(known[:8]) + (", …" if len(known) > 8 else "")
-        super().__init__(f"Model not found: {name[:200]!r}. Call list_models for valid names; now: {shown}.")
+        super().__init__(f"Model not found: {name[:200]!r}.{meant} Call list_models for valid names; now: {shown}.")
 
 
 class UnknownSession(RequestError):

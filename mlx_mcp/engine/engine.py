@@ -150,7 +150,11 @@ class Engine:
             sessions=len(self.sessions.sessions),
             groups=Counter(sequence.group for r in residents for sequence in r.scheduler.running),
             models=tuple(self.models.by_name),
+            of_models={name: resident.stats(self.clock()) for name, resident in self.models.by_name.items()},
+            loading=tuple(self.models.loads),
+            awaited=tuple(self.swapping.line),
             weights_bytes=self.models.weights_bytes,
+            max_weights_bytes=self.models.max_weights_bytes,
             **({} if self.persistence is None else self.persistence.counts),
         )
 

@@ -115,6 +115,11 @@ class Hold:
     def __init__(self, thread: EngineThread) -> None:
         self._thread, self.call_id = thread, next(thread.ids)
 
+    def renew(self) -> int:
+        """Take another id, since nothing came of the call that had the last one; returns it."""
+        self.call_id = next(self._thread.ids)
+        return self.call_id
+
     def __enter__(self) -> Hold:
         """Nothing is held yet."""
         return self
@@ -183,7 +188,8 @@ class Models:
                     yield loading(spec, step)
         assert prepared is not None, "preparing ends with a model or an error"
         told = Progress("loading", f"loading {spec.name}")
-        with Mailbox(self._thread, hold.call_id) as answers:
+        # Another id than the Find had: the engine's thread may still be about to forget who listens to that.
+        with Mailbox(self._thread, hold.renew()) as answers:
             self._thread.send(Load(hold.call_id, prepared, hold=True, asked_for=asked_for))
             while True:
                 match await answers.next():

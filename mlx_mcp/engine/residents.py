@@ -16,6 +16,7 @@ from mlx_mcp.core.steps import Step
 from mlx_mcp.engine.awaited import Memory, Place, PrefixComputing
 from mlx_mcp.engine.messages import Failed, Loaded, Loading
 from mlx_mcp.errors import MlxMcpError, ModelError
+from mlx_mcp.stats import ModelStats
 
 
 @dataclass
@@ -47,6 +48,13 @@ class Resident:
     def has_work(self) -> bool:
         """Whether a sequence has not ended, or the tokens of a step were not collected."""
         return self.scheduler.has_work or self.flight is not None
+
+    def stats(self, now: float) -> ModelStats:
+        """What is told of it."""
+        idle_s = 0.0 if self.has_work else now - self.used_at
+        calls = len(self.scheduler.running) + self.scheduler.num_waiting
+        token_bytes = self.model.runner.cost.token_bytes
+        return ModelStats(self.model.weights_bytes, token_bytes, idle_s, calls, self.pinned)
 
     def awaits(self, sequence: Sequence) -> PrefixComputing | Place | Memory | None:
         """What a sequence waits for; None if it runs."""

@@ -219,7 +219,10 @@ class Swapping:
     def _failed(self, name: str, event: Failed) -> None:
         """Tell those who wait for a model that it cannot be loaded, and look for room for what went for it."""
         pending = self.models.loads.pop(name)
-        for call in self.calls.wake(ModelLoading(name)):
+        waiting = self.calls.wake(ModelLoading(name))
+        if not waiting:
+            logger.warning("a model could not be loaded: %s", event.error)
+        for call in waiting:
             self.calls.answer(call, event)
         for prepared in pending.unloaded:
             self.line.setdefault(prepared.name, Wanted(prepared, self.clock())).restore = True

@@ -80,15 +80,16 @@ class Registry:
 
     def entries(self) -> list[Entry]:
         """Every model that can be asked for, the default one first."""
-        return [self._entry(spec) for spec in self._specs().values()]
+        return [self.entry(spec) for spec in self._specs().values()]
 
     def _specs(self) -> dict[str, ModelSpec]:
-        first = [self._configured, self._embedded]
-        return {
-            spec.name: spec for spec in [*cached(self._hub_cache), *list(self._named.values()), *reversed(first)]
-        } | {s.name: s for s in first}
+        found: dict[str, ModelSpec] = {}
+        for spec in (self._configured, self._embedded, *list(self._named.values()), *cached(self._hub_cache)):
+            found.setdefault(spec.name, spec)
+        return found
 
-    def _entry(self, spec: ModelSpec) -> Entry:
+    def entry(self, spec: ModelSpec) -> Entry:
+        """What there is to say of a model; reads the disk."""
         folder = find_weights(self._hub_cache, spec.location) if spec.source == "hub" else Path(spec.location)
         config = read_json(folder / "config.json") if folder else {}
         generation = read_json(folder / "generation_config.json") if folder and self._sampling_defaults else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -42,6 +42,10 @@ class Meter:
                 self.done, self.total = update.done, update.total
             if update.phase == "prefill":
                 self.read = update.done
+
+
+# Awaited whenever something has come of a call, with how far each of its generations is, or its load.
+Report = Callable[[Sequence[Meter]], Awaitable[None]]
 
 
 @dataclass

@@ -151,6 +151,15 @@ async def test_a_loaded_model_is_not_loaded_again(client):
     assert sent == [Find, Submit, Cancel]  # it is held meanwhile, and no answer is awaited, which would cost a step
 
 
+async def test_a_load_has_another_id_than_the_question_before_it_which_the_engine_may_be_about_to_forget(client):
+    sent, send = [], client.thread.send
+    client.thread.send = lambda command: sent.append(command) or send(command)
+    await answer(client, asking("a"))
+    find, load, submit, cancel = sent
+    assert [type(command) for command in sent] == [Find, Load, Submit, Cancel]
+    assert find.call_id != load.call_id == submit.hold == cancel.call_id
+
+
 async def test_eight_callers_of_a_cold_model_share_one_load_and_each_get_their_own_answer(client):
     client.loader.hold.clear()
     calls = [asyncio.create_task(answer(client, asking(f"text {i}"))) for i in range(8)]

@@ -41,7 +41,8 @@ def test_with_nothing_configured_the_embedded_model_serves(tmp_path):
 
 def test_language_models_of_the_hub_cache_can_be_asked_for_and_nothing_else(hub):
     registry = Registry(None, hub)
-    assert sorted(names(registry)) == ["embedded", "org/llm", "org/two-text"]
+    assert names(registry) == ["embedded", "org/llm", "org/two-text"]
+    assert names(Registry("org/two-text", hub)) == ["org/two-text", "embedded", "org/llm"]
     by_name = {entry.spec.name: entry for entry in registry.entries()}
     assert (by_name["org/llm"].weights_bytes, by_name["org/llm"].context_tokens) == (4, 99)
     assert by_name["org/two-text"].context_tokens == 7
