@@ -33,7 +33,7 @@ LAYERS = {
         ("chat", "core", "errors"),
         ("mlx", "mlx_lm", "llguidance", "numpy", "jinja2", "threadpoolctl", "tokenizers"),
     ),
-    "models": (("core", "errors"), ("huggingface_hub",)),
+    "models": (("chat", "core", "errors"), ("huggingface_hub",)),
     "storage": (("core", "errors"), ()),
     "process": (("errors", "__init__"), ()),
     "service": (
@@ -72,7 +72,7 @@ LAYERS = {
     ),
     "wiring": (("config", "core", "engine", "errors", "mlx_backend", "models", "storage"), ()),
     "doctor": (("chat", "config", "core", "engine", "errors", "mlx_backend", "models", "wiring", "__init__"), ("mlx",)),
-    "cli": (None, ("typer", "rich", "anyio")),
+    "cli": (None, ("typer", "rich", "anyio", "tomlkit")),
     "cli/sessions": (("cli", "config", "core", "errors", "storage"), ("typer", "rich")),
     "__main__": (("cli", "errors", "process"), ()),
     "__init__": ((), ()),

@@ -29,7 +29,7 @@ class ModelOptions:
     kv_bits: int | None = None  # in which its keys and values are stored: 8 or 4; 0 for as the model has them
     sampling: Mapping[str, float] = field(default_factory=dict)  # over what its makers recommend; see core.sampling
     ttl_s: float | None = None  # how long it stays in memory without a call
-    pinned: bool = False  # whether it is never unloaded for others
+    pinned: bool | None = None  # whether it is never unloaded for others
     adapter: str = ""  # the folder of a LoRA adapter that is put on it
 
 

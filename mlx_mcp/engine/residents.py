@@ -37,7 +37,7 @@ class Resident:
     @property
     def pinned(self) -> bool:
         """Whether it is never unloaded to make room."""
-        return self.prepared.options.pinned
+        return bool(self.prepared.options.pinned)
 
     @property
     def expires_at(self) -> float | None:
