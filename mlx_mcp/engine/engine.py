@@ -283,6 +283,8 @@ class Engine:
     def _carry_out(self, call: Call) -> None:
         """Carry out a call from the beginning, or have it wait."""
         request, persistence = call.request, self.persistence
+        if isinstance(request, Submit):
+            self.swapping.uses(call)  # from now on, whatever it waits for first
         about_sessions = isinstance(request, AboutSessions | OnDisk) or (
             isinstance(request, Submit) and bool(request.turn.session)
         )

@@ -147,12 +147,12 @@ class Generation:
             ready.constraint,
             turn_of(request, ready.session),
             self._group,
-            hold.call_id,
+            hold.hand_over(),
         )
 
     def _encoded(self, call_id: int, ready: Ready, hold: Hold) -> Encoded:
         after = turn_of(self._request, ready.session).after
-        return Encoded(call_id, ready.prompt.ids, ready.params, ready.constraint, after, hold.call_id)
+        return Encoded(call_id, ready.prompt.ids, ready.params, ready.constraint, after, hold.hand_over())
 
     async def _follow(self, mailbox: Mailbox, ready: Ready) -> AsyncGenerator[Update, None]:
         """Yield what comes of the call; ends without a Result if the prompt has to be encoded again."""

@@ -110,24 +110,30 @@ class Preparations:
 
 
 class Hold:
-    """A model that stays in memory from when it is got until the end of the block, for a call to be made for it."""
+    """A model that stays in memory while a prompt is encoded for it, from when it was loaded or found there."""
 
     def __init__(self, thread: EngineThread) -> None:
-        self._thread, self.call_id = thread, next(thread.ids)
+        self._thread, self.call_id = thread, 0  # 0: none
 
     def renew(self) -> int:
-        """Take another id, since nothing came of the call that had the last one; returns it."""
+        """Take an id for the next call that is to hold the model; nothing came of the one before."""
         self.call_id = next(self._thread.ids)
         return self.call_id
+
+    def hand_over(self) -> int:
+        """The id, for a `Submit` which ends this."""
+        call_id, self.call_id = self.call_id, 0
+        return call_id
 
     def __enter__(self) -> Hold:
         """Nothing is held yet."""
         return self
 
     def __exit__(self, *raised: object) -> None:
-        """Let the model go."""
-        with suppress(EngineDead):  # then nothing is held
-            self._thread.send(Cancel(self.call_id))
+        """Let the model go, unless it was handed over."""
+        if self.call_id:
+            with suppress(EngineDead):  # then nothing is held
+                self._thread.send(Cancel(self.call_id))
 
 
 class Models:
@@ -153,9 +159,7 @@ class Models:
             EngineDead: the engine thread has ended.
         """
         model = None if asked_for else self.loaded.get(spec.name)
-        if model is not None:
-            self._thread.send(Find(hold.call_id, spec.name, hold=True))  # if it is gone, the call will hear of it
-        else:
+        if model is None:  # else it may be gone just now: then the call hears so, and comes again
             async with aclosing(self._load(spec, hold, asked_for)) as steps:
                 async for step in steps:
                     if isinstance(step, LoadedModel):
@@ -172,7 +176,7 @@ class Models:
 
     async def _load(self, spec: ModelSpec, hold: Hold, asked_for: bool) -> AsyncGenerator[Progress | LoadedModel, None]:
         if not asked_for:
-            with Mailbox(self._thread, hold.call_id) as answers:
+            with Mailbox(self._thread, hold.renew()) as answers:
                 self._thread.send(Find(hold.call_id, spec.name, hold=True))
                 event = await answers.get()
             if isinstance(event, Loaded):

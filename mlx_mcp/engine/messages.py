@@ -128,7 +128,7 @@ Event = Waiting | Prefilled | Token | EncodeAgain | Loading | LastEvent
 class Find:
     """Ask for a model that may be in memory: `Loaded` or `Unloaded` comes back.
 
-    With `hold` a model that is there stays until this call is cancelled, so that what is encoded for it can run.
+    With `hold` a model that is there stays until a `Submit` names this call, or it is cancelled.
     """
 
     call_id: int
@@ -189,7 +189,7 @@ class Submit:
     constraint: Constraint | None = None
     turn: Turn = Turn()
     group: str = ""
-    hold: int = 0  # the call that holds its model, which may be cancelled once this one has arrived
+    hold: int = 0  # the call that holds its model, and ends with the arrival of this one
 
 
 @dataclass(frozen=True)

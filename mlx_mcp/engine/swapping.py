@@ -158,17 +158,16 @@ class Swapping:
     def uses(self, call: Call) -> Resident | None:
         """The model that a generation runs on from its arrival to its end; None if it has to be loaded first.
 
-        A model that is closed takes only calls whose callers hold it.
+        A model that is closed takes only calls whose callers hold it, which they need not any more then.
         """
         submit = call.submit
-        resident = self.models.use(submit.model, self.clock())
-        if resident is None or call.uses is resident:
-            return resident
-        held = self.calls.get(submit.hold)
-        if resident.closing and (held is None or held.awaits != ModelHeld(submit.model)):
-            return None
-        call.uses = resident
-        return resident
+        resident, held = self.models.use(submit.model, self.clock()), self.calls.get(submit.hold)
+        holds = held is not None and held.awaits == ModelHeld(submit.model)
+        if resident is not None and (holds or not resident.closing):
+            call.uses = resident
+        if held is not None and holds:
+            self.calls.end(held)
+        return call.uses
 
     def check_integrity(self) -> None:
         """Prove that calls use models that are there, and wait in the line for models that are not."""

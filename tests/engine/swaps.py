@@ -15,7 +15,6 @@ from mlx_mcp.core.sequence import SamplingParams
 from mlx_mcp.core.steps import Step
 from mlx_mcp.engine.engine import Engine, EngineOptions
 from mlx_mcp.engine.messages import (
-    Cancel,
     Command,
     EncodeAgain,
     Encoded,
@@ -120,7 +119,6 @@ class Caller:
             self.submitted = True
             hear(engine, self.take, self.call_id)
             engine.handle(Submit(self.call_id, self.name, prompt, params, turn=self.turn, hold=self.hold))
-        engine.handle(Cancel(self.hold))
 
     @property
     def waits_for(self) -> list[str]:

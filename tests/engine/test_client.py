@@ -21,7 +21,7 @@ from mlx_mcp.engine import mailbox as mailbox_module
 from mlx_mcp.engine.answer import ONLY_THOUGHTS, Answer
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.mailbox import Mailbox
-from mlx_mcp.engine.messages import Cancel, Find, Load, Loaded, Submit, Token, Unloaded
+from mlx_mcp.engine.messages import Find, Load, Loaded, Submit, Token, Unloaded
 from mlx_mcp.engine.requests import Delta, GenerateRequest, Progress, Result, TokenChoice
 from mlx_mcp.errors import Abandoned, EngineDead, InvalidRequest, ModelError, PromptTooLong, UnknownModel
 from tests.fakes import FakeConstraint, FakeFlight, FakeLoader, FakeRegistry, FakeRunner, FakeTokenizer, fake_client
@@ -148,16 +148,16 @@ async def test_a_loaded_model_is_not_loaded_again(client):
     updates = await collect(client, asking("b"))
     assert all(u.phase != "loading" for u in updates if isinstance(u, Progress))
     assert client.loader.prepared == ["tiny"]
-    assert sent == [Find, Submit, Cancel]  # it is held meanwhile, and no answer is awaited, which would cost a step
+    assert sent == [Submit]  # nor is the engine asked, which would cost a step
 
 
 async def test_a_load_has_another_id_than_the_question_before_it_which_the_engine_may_be_about_to_forget(client):
     sent, send = [], client.thread.send
     client.thread.send = lambda command: sent.append(command) or send(command)
     await answer(client, asking("a"))
-    find, load, submit, cancel = sent
-    assert [type(command) for command in sent] == [Find, Load, Submit, Cancel]
-    assert find.call_id != load.call_id == submit.hold == cancel.call_id
+    find, load, submit = sent
+    assert [type(command) for command in sent] == [Find, Load, Submit]
+    assert find.call_id != load.call_id == submit.hold
 
 
 async def test_eight_callers_of_a_cold_model_share_one_load_and_each_get_their_own_answer(client):
@@ -383,11 +383,11 @@ async def test_a_call_that_is_cancelled_while_it_waits_leaves_its_place_to_the_n
         doomed = aclosing(client.generate(asking("xyz", max_tokens=9)))
         async with doomed as updates:
             hearing = asyncio.create_task(anext(updates))
-            await until(lambda: any(isinstance(command, Submit) for command in client.thread._inbox))
+            await until(lambda: client.thread._inbox)
             steps.release()
             assert "queued" in (await hearing).message
         third = asyncio.create_task(answer(client, asking("end", max_tokens=9)))
-        await until(lambda: any(isinstance(command, Submit) for command in client.thread._inbox))  # the third call
+        await until(lambda: len(client.thread._inbox) == 2)  # the cancel, and the third call
         steps.release(100)
         assert [(await call).completion_tokens for call in (running, third)] == [9, 9]
     finally:
