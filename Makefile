@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := ci
 .PHONY: ci demo demo-real test test-long test-all test-openblas test-real coverage lint types smoke hosts hosts-short campaign mutants \
-  formats bench-engine bench-sharing bench-peers bench-persistence train evaluate lock wheel-smoke clean
+  formats surface bench-engine bench-sharing bench-peers bench-persistence train evaluate lock wheel-smoke clean
 
 # What CI runs.
 ci: lint types test smoke test-openblas
@@ -134,6 +134,10 @@ formats: $(VENV)/installed-dev
 	$(BIN)/python -m tests.formats.notations
 	$(BIN)/python -m tests.formats.llama_templates
 	EFFORT=1 $(PYTEST) tests/formats tests/chat
+
+# What the server says of itself, for relays to answer from before there is an engine.
+surface: $(VENV)/installed-dev
+	$(BIN)/python -m tests.api.mcp.surface
 
 # The wheel, in an environment that has nothing else: what is in it, and what it does there.
 wheel-smoke: $(VENV)/installed-dev

@@ -13,7 +13,7 @@ from typing import Any
 
 from mlx_mcp.core.ports import LoadedModel, ModelLoader, ModelRegistry
 from mlx_mcp.core.session import SessionInfo
-from mlx_mcp.engine.generation import Generation
+from mlx_mcp.engine.generation import EncodedRequest, Generation
 from mlx_mcp.engine.loading import Hold, Models
 from mlx_mcp.engine.mailbox import CHECK_S, Mailbox
 from mlx_mcp.engine.messages import (
@@ -30,13 +30,15 @@ from mlx_mcp.engine.messages import (
     Persisted,
     Purge,
     Read,
+    ReadTokens,
     Remove,
     Sessions,
+    SessionTokens,
     Told,
     Unload,
     Unloaded,
 )
-from mlx_mcp.engine.requests import GenerateRequest, Progress, Update, check
+from mlx_mcp.engine.requests import Count, GenerateRequest, Progress, Update, check
 from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.errors import UnknownSession
 from mlx_mcp.stats import EngineStats
@@ -112,6 +114,26 @@ class EngineClient:
         self._models.forget(spec)
         return event.num_bytes
 
+    async def count(self, request: GenerateRequest) -> AsyncGenerator[Progress | Count, None]:
+        """Yield progress of a load, and last how many tokens the request's prompt has. Nothing is computed.
+
+        Raises:
+            RequestError: the request cannot be carried out as it stands.
+            CapacityError: other models take the memory.
+            ModelError: the model cannot be loaded.
+            EngineDead: the engine thread has ended.
+        """
+        check(request)
+        generation = Generation(self.thread, self.registry, self._models, self.session, request, self.group)
+        with Hold(self.thread) as hold:
+            async with aclosing(generation.encode(hold)) as steps:
+                async for step in steps:
+                    if isinstance(step, EncodedRequest):
+                        model = step.model
+                        yield Count(step.num_prompt, model.context_tokens, model.name, step.prompt.notes)
+                    else:
+                        yield step
+
     async def session(self, tenant: str, session: str) -> SessionInfo:
         """The session of that handle or name, as of the engine's latest step.
 
@@ -121,9 +143,10 @@ class EngineClient:
         """
         found = find(self.thread.sessions, tenant, session)
         if found is None:  # those on disk are known once the engine has begun
-            found = find({info.session_id: info for info in await self.sessions(tenant)}, tenant, session)
-        if found is None:
-            raise UnknownSession(session)
+            theirs = await self.sessions(tenant)
+            found = find({info.session_id: info for info in theirs}, tenant, session)
+            if found is None:
+                raise UnknownSession(session, names=[info.name for info in theirs])
         return found
 
     async def fork(
@@ -171,6 +194,22 @@ class EngineClient:
             EngineDead: the engine thread has ended.
         """
         return await self._ask(ListSessions(next(self.thread.ids), tenant))
+
+    async def transcript(self, tenant: str, session: str) -> tuple[SessionInfo, str]:
+        """A session, and its text as JSON: a list of control tokens, each in a list of its own, and texts between them.
+
+        No model is loaded for that, and a turn that is under way is not in it.
+
+        Raises:
+            UnknownSession: the tenant has none, or has it no more.
+            StorageError: it is on disk and cannot be read.
+            EngineDead: the engine thread has ended.
+        """
+        found = await self._answer(ReadTokens(next(self.thread.ids), tenant, session))
+        assert isinstance(found, SessionTokens), f"{found} in answer to a question for a session's tokens"
+        if found.tokenizer is None:
+            return found.info, found.text
+        return found.info, await asyncio.to_thread(found.tokenizer.transcript, found.tokens)
 
     async def on_disk(
         self, what: Heads | Read | Remove | Purge | Export | Import, waiting: Callable[[], Awaitable[None]]

@@ -42,6 +42,7 @@ from mlx_mcp.engine.messages import (
     Load,
     OnDisk,
     Persist,
+    ReadTokens,
     Stop,
     Submit,
     Unload,
@@ -172,7 +173,18 @@ class Engine:
                 self.turns.encoded(command)
             case Stop():
                 self.stop()
-            case Find() | Load() | Unload() | Submit() | Fork() | Persist() | Close() | ListSessions() | OnDisk():
+            case (
+                Find()
+                | Load()
+                | Unload()
+                | Submit()
+                | Fork()
+                | Persist()
+                | Close()
+                | ListSessions()
+                | ReadTokens()
+                | OnDisk()
+            ):
                 call = self.calls.add(command, self.clock())
                 if self.stopped:
                     self.calls.fail(call, EngineDead())

@@ -23,6 +23,7 @@ from mlx_mcp.hosting.http import HttpServer, drain_http
 from mlx_mcp.hosting.message_lines import StreamLines
 from mlx_mcp.hosting.open_requests import OpenRequests
 from mlx_mcp.hosting.stdio import serve_lines
+from mlx_mcp.process.front import surface_digest
 from mlx_mcp.process.lines import ALIVE, ALIVE_S, ENDING, notice
 from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.files import FileReader
@@ -66,7 +67,8 @@ async def serve_window(
     """
     folder = joined.hello.get("folder")
     files = FileReader.of_window(own.file_roots, folder, own.max_file_bytes, own.max_files_bytes)
-    server = build_server(service, files, joined.activity)
+    stale = joined.hello.get("surface", surface_digest()) != surface_digest()
+    server = build_server(service, files, joined.activity, own.wait_s, stale)
     lines, stream = await asyncio.open_connection(sock=joined.socket)
 
     async def write(data: bytes) -> None:
@@ -119,7 +121,7 @@ async def serve_listener(
     listener = socket.socket(joined.hello["family"], socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=fds.pop())
     listener.setblocking(False)
     files = FileReader(own.file_roots or (), own.max_file_bytes, own.max_files_bytes)
-    mcp = build_server(service, files, joined.activity, **auth_settings(own))
+    mcp = build_server(service, files, joined.activity, own.wait_s, **auth_settings(own))
     app = http_app(mcp, service, own)
 
     async def noted(scope: Scope, receive: Receive, send: Send) -> None:

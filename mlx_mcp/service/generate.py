@@ -13,8 +13,7 @@ from mlx_mcp.chat.prompt import AUTO, Grammar, Reasoning
 from mlx_mcp.core.sampling import Sampling
 from mlx_mcp.core.session import SessionOptions
 from mlx_mcp.engine.requests import GenerateRequest, Result
-from mlx_mcp.service.activity import Meter
-from mlx_mcp.service.activity import Report as Report
+from mlx_mcp.service.activity import Meter, Report
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.context import Context, chat
 from mlx_mcp.service.models import note_of
