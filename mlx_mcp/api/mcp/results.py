@@ -163,6 +163,13 @@ class ModelEntry(BaseModel):
     about: str
 
 
+class UnloadedModel(BaseModel):
+    """What `unload_model` returns; 0 if it was not in memory."""
+
+    model: str
+    freed_mb: float
+
+
 class ModelList(BaseModel):
     """What `list_models` returns."""
 
