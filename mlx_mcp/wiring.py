@@ -24,6 +24,7 @@ from mlx_mcp.mlx_backend.cpu.openblas import prefer_openblas
 from mlx_mcp.mlx_backend.streams import clear_streams
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.models.settings import ModelSettings, Settings, sampling_of
+from mlx_mcp.stats import EngineStats
 from mlx_mcp.storage.store import Store
 
 
@@ -80,6 +81,11 @@ def registry_of(config: Config, named: dict[str, ModelSpec] | None = None) -> Re
     return Registry(config.model, named=named, sampling_defaults=config.sampling_defaults, settings=settings)
 
 
+def max_weights_bytes(config: Config) -> int:
+    """The memory that the weights of all models may take."""
+    return config.max_weights_bytes or available_memory_bytes() * 5 // 8
+
+
 def options_of(own: ModelDefaults, where: str) -> ModelOptions:
     """What the settings say of a model, as the layers below know it.
 
@@ -114,7 +120,7 @@ def wire(config: Config) -> tuple[EngineClient, Registry]:
         config.model_turn_s,
         config.model_ttl_s,
     )
-    max_weights_bytes = config.max_weights_bytes or available_memory_bytes() * 5 // 8
+    weights_bytes = max_weights_bytes(config)
     # Together three quarters of it: about what Metal lets a process hold.
     max_kv_bytes = config.max_kv_bytes or available_memory_bytes() // 8
     options = PersistenceOptions(bool(config.max_offload_bytes), config.autosave_s, config.persisted_ttl_s)
@@ -123,9 +129,9 @@ def wire(config: Config) -> tuple[EngineClient, Registry]:
         persisting = None
         if config.max_ssd_bytes:
             persisting = Persisting(partial(open_store, config), IoThread(thread.send, loader.close), options)
-        return Engine(loader, limits, max_weights_bytes, max_kv_bytes, engine_options, persisting=persisting)
+        return Engine(loader, limits, weights_bytes, max_kv_bytes, engine_options, persisting=persisting)
 
-    thread = EngineThread(make_engine, config.step_timeout_s)
+    thread = EngineThread(make_engine, config.step_timeout_s, EngineStats(max_weights_bytes=weights_bytes))
     return EngineClient(thread, registry, loader), registry
 
 

@@ -16,15 +16,16 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import INTERNAL_ERROR, CallToolResult, InputRequiredResult
 
 from mlx_mcp.api.mcp.arguments import LongArguments
-from mlx_mcp.api.mcp.consent import Asking
+from mlx_mcp.api.mcp.consent import Asking, can_ask, may_fetch
 from mlx_mcp.api.mcp.long_results import part, progress_line, running
 from mlx_mcp.api.mcp.results import compact, reply
 from mlx_mcp.api.mcp.waiting import max_chars, wait_s
-from mlx_mcp.errors import EngineDead, MlxMcpError
+from mlx_mcp.errors import EngineDead, MlxMcpError, ModelError
 from mlx_mcp.service.activity import Activity, Meter, Report
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.jobs import Job, Work
+from mlx_mcp.service.models import to_be_fetched
 from mlx_mcp.service.service import Service
 
 PROGRESS_INTERVAL_S = 0.1  # each notification costs about 0.5 ms of the event loop
@@ -106,11 +107,16 @@ class ToolSet:
     def _caller(self) -> Caller:
         return Caller(tenant(), self.activity, self._files)
 
-    async def _long(self, context: ToolContext, given: LongArguments, tool: str, work: Work) -> CallToolResult:
+    async def _long(
+        self, context: ToolContext, given: LongArguments, tool: str, work: Work, model: str | None = None
+    ) -> CallToolResult:
         """The result of work, or a handle if it is not there by the time that the call is to be answered.
 
-        Until the handle is given out, the end of the call is the end of the work.
+        Until the handle is given out, the end of the call is the end of the work. If the work uses a `model` that has
+        to be downloaded, the user is asked first.
         """
+        if model is not None and can_ask(context):
+            await self._ask_to_fetch(context, model)
         jobs = self._service.jobs
         job = jobs.start(tenant(), tool, work)
         try:
@@ -122,6 +128,16 @@ class ToolSet:
             jobs.hand_over(job)
             return reply(running(job))
         return self._ended(context, job)
+
+    async def _ask_to_fetch(self, context: ToolContext, model: str) -> None:
+        """Ask the user before a model is downloaded.
+
+        Raises:
+            ModelError: the user does not want it.
+        """
+        fetch = await to_be_fetched(self._service, model)
+        if fetch is not None and not await may_fetch(context, fetch.name, fetch.num_bytes, fetch.free_bytes):
+            raise ModelError(f"Your user does not want {fetch.name} to be downloaded. list_models says which are here.")
 
     def _ended(self, context: ToolContext, job: Job, offset: int = 0) -> CallToolResult:
         """The result of a job that has ended, from a character on if it is too long for the host."""

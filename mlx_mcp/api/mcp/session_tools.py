@@ -46,7 +46,7 @@ class SessionTools(ToolSet):
             )
             return reply(new_session(made))
 
-        return await self._long(ctx, given, "create_session", work)
+        return await self._long(ctx, given, "create_session", work, given.model)
 
     @translated
     async def fork_session(self, given: ForkArguments, ctx: ToolContext) -> Annotated[CallToolResult, Forks]:

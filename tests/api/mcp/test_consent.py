@@ -34,7 +34,7 @@ def server():
 
     @made.tool()
     async def fetch(ctx: Context, size: int = 0) -> CallToolResult | InputRequiredResult:
-        return await asking(may_fetch(ctx, "owner/model", size or None, 5_000_000_000))
+        return await asking(may_fetch(ctx, "owner/model", size, 5_000_000_000))
 
     @made.tool()
     async def remove(ctx: Context, sessions: list[str], confirm: bool = False) -> CallToolResult | InputRequiredResult:
