@@ -320,6 +320,14 @@ HUNG = (
 )
 
 
+def duplicate(descriptor: int) -> int:
+    """The same under another number; the same number if it is closed."""
+    try:
+        return os.dup(descriptor)
+    except OSError:
+        return descriptor
+
+
 def read(descriptor: int, num_bytes: int) -> bytes:
     """What comes next; nothing at the end, or if the descriptor is gone."""
     try:
@@ -391,7 +399,7 @@ def serve(model: str | None = None, openblas: bool | None = None) -> None:
     place = user_place()
     with contextlib.suppress(EngineUnavailable):  # the host is told at its first call
         place.prepare()
-    relay = Relay(place, window_hello("stdio", model), os.dup(0), os.dup(1))
+    relay = Relay(place, window_hello("stdio", model), duplicate(0), duplicate(1))
     try:
         relay.run()
     except NoSharedEngine:

@@ -62,7 +62,9 @@ def build_server(
     Callers can have `files` read, none if there is no reader; what they do is noted in `activity`. `stale` says that
     the client may have been told other lists before. `settings` go to MCPServer as they are; see its own documentation.
     """
-    changes = Changes(service, stale)
+    changes, tools = Changes(service, stale), make_tools(service, files, activity)
+    for tool in tools:
+        tool.icons = ICONS
     server = Server(
         "mlx-mcp",
         title="mlx-mcp: local MLX models",
@@ -71,15 +73,13 @@ def build_server(
         website_url=WEBSITE,
         icons=ICONS,
         version=__version__,
-        tools=make_tools(service, files, activity),
+        tools=tools,
         subscriptions=changes.bus,
         lifespan=changes.lifespan,
         log_level="WARNING",
         **settings,
     )
     server.service = service
-    for tool in server._tool_manager.list_tools():
-        tool.icons = ICONS
     add_resources(server, service)
     add_prompts(server)
     add_completions(server, service)
