@@ -120,7 +120,7 @@ MUTANTS = [
         "process/opening.py",
         "= False, self.lines, [], 0",
         "= False, self.lines[::-1], [], 0",
-        "test_front.py::test_more_lines_than_may_wait_are_read_when_there_is_an_engine",
+        "test_front.py::test_the_handshake_and_the_lists_need_no_engine_and_the_engine_hears_of_the_handshake_first",
     ),
     fault(
         "listening acknowledged twice",

@@ -186,15 +186,16 @@ def test_the_handshake_and_the_lists_need_no_engine_and_the_engine_hears_of_the_
     with relaying() as (engine, to_relay, lines):  # it connects, and is not greeted before the end
         to_relay.write(shake)
         assert json.loads(lines.next())["result"]["serverInfo"]["name"] == "mlx-mcp"
-        to_relay.write(initialized + message(1, "tools/call") + message(2, "tools/list") + message(3, "ping"))
+        calls = [message(1, "tools/call"), message(5, "tools/call")]
+        to_relay.write(initialized + b"".join(calls) + message(2, "tools/list") + message(3, "ping"))
         assert [json.loads(lines.next())["id"] for _ in range(2)] == [2, 3]
         connection, wire, hello = engine.accept()
         assert hello["again"] is False
         assert wire.readline() == shake
         wire.write(b'{"jsonrpc":"2.0","id":0,"result":{}}\n')
-        assert [wire.readline(), wire.readline()] == [initialized, message(1, "tools/call")]
-        wire.write(b'{"jsonrpc":"2.0","id":1,"result":{}}\n')
-        assert json.loads(lines.next())["id"] == 1
+        assert [wire.readline() for _ in range(3)] == [initialized, *calls]
+        wire.write(b'{"jsonrpc":"2.0","id":5,"result":{}}\n{"jsonrpc":"2.0","id":1,"result":{}}\n')
+        assert [json.loads(lines.next())["id"] for _ in calls] == [5, 1]
         to_relay.write(message(4, "tools/list"))  # from now on the engine answers
         assert wire.readline() == message(4, "tools/list")
         hang_up(connection, wire)
@@ -217,7 +218,7 @@ def test_a_request_that_is_cancelled_before_there_is_an_engine_reaches_none():
 
 
 def test_more_lines_than_may_wait_are_read_when_there_is_an_engine(monkeypatch):
-    monkeypatch.setattr(relay_module, "MAX_WAITING_BYTES", 100)
+    monkeypatch.setattr(relay_module, "MAX_WAITING_BYTES", 250)
     with relaying() as (engine, to_relay, lines):
         asked = [message(id_, "tools/call", text="x" * 50) for id_ in range(4)]
         to_relay.write(b"".join(asked) + message(9, "initialize", **INITIALIZE))
