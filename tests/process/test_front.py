@@ -331,6 +331,17 @@ def test_a_host_hears_that_lists_have_changed_where_the_engine_says_something_el
             window.others.append(window.lines.get(timeout=deadline - time.monotonic()))
 
 
+def test_a_host_hears_that_its_sessions_are_gone_with_their_engine():
+    with state_folder() as (place, env), Window(env) as window:
+        window.ask("create_session", system="Be short.", name="base")
+        wait_until(lambda: ended(place))
+        window.others.clear()
+        assert window.serves()  # by another engine
+        deadline = time.monotonic() + 60
+        while "notifications/resources/list_changed" not in {said["method"] for said in window.others}:
+            window.others.append(window.lines.get(timeout=deadline - time.monotonic()))
+
+
 BARE = "from mcp.server.mcpserver import MCPServer; MCPServer('bare').run()"
 
 

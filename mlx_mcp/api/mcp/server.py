@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from mcp import MCPError
@@ -54,13 +55,14 @@ def build_server(
     service: Service,
     files: FileReader | None = None,
     activity: Activity | None = None,
-    stale: bool = False,
+    stale: Collection[str] = (),
     **settings: Any,
 ) -> MCPServer[Any]:
     """An MCP server on a service; many servers (one per connection) may share an engine.
 
-    Callers can have `files` read, none if there is no reader; what they do is noted in `activity`. `stale` says that
-    the client may have been told other lists before. `settings` go to MCPServer as they are; see its own documentation.
+    Callers can have `files` read, none if there is no reader; what they do is noted in `activity`. `stale` are the
+    lists of which the client may have been told something else before. `settings` go to MCPServer as they are; see its
+    own documentation.
     """
     changes, tools = Changes(service, stale), make_tools(service, files, activity)
     for tool in tools:
