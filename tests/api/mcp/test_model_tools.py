@@ -64,7 +64,7 @@ async def test_a_model_is_loaded_and_unloaded_by_name(real):
 async def test_the_name_of_a_model_that_is_nearly_right_is_suggested(real):
     async with connect(real) as client:
         for tool in ("load_model", "unload_model"):
-            told = await refusal(client, tool, model="embeded")
+            told = await refusal(client, tool, model="embed")
             assert "did you mean 'embedded'" in told.lower()
             assert "list_models" in told
 
