@@ -119,8 +119,12 @@ class Registration:
         with alone(self.record.lock):
             if change.edit:
                 self.record.add(change.edit)
-            if change.before != change.after:
-                replace(self.file, change.before, change.after)
+            try:
+                if change.before != change.after:
+                    replace(self.file, change.before, change.after)
+            except InstallError:
+                self.record.forget([change.edit] if change.edit else [])
+                raise
             left = remove_folders(change.folders)
             self.record.forget([each for each in change.undoes if each != change.edit], left)
 
