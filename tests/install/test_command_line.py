@@ -250,6 +250,17 @@ def test_an_entry_that_a_command_made_is_replaced_and_removed_by_it(home):
     assert home.json(".claude.json") == {"mcpServers": {}}
 
 
+def test_an_http_server_that_a_command_has_registered_is_known_as_ours(home):
+    home.give("claude")
+    home.run("install", "claude-code", "--http", "http://127.0.0.1:8080/mcp")
+    home.run("install", "claude-code", "--http", "http://127.0.0.1:9090/mcp")
+    assert home.json(".claude.json")["mcpServers"]["mlx"]["url"] == "http://127.0.0.1:9090/mcp"
+    home.run("uninstall", "claude-code")
+    assert home.json(".claude.json") == {"mcpServers": {}}
+    (home.folder / ".claude.json").write_text('{"mcpServers": {"mlx": {"type": "http", "url": "http://other/mcp"}}}')
+    assert "--force" in home.run("uninstall", "claude-code", status=2)
+
+
 def test_an_edit_of_the_file_is_taken_back_as_one_even_where_the_host_has_a_command(home):
     (home.folder / ".claude.json").write_text('{"a":1}')
     home.run("install", "claude-code")

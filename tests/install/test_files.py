@@ -158,7 +158,7 @@ def test_folders_that_several_files_needed_go_with_the_last_of_them(place):
     before = all_of[0].names()
     for each in all_of:
         each.install()
-    for each in all_of[1:] + all_of[:1]:
+    for each in all_of:
         each.uninstall()
     assert all_of[0].names() == before
 
