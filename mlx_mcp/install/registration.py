@@ -77,6 +77,8 @@ class Registration:
         # What was put in before is taken out first, so that the edit can be taken back to what was there without it.
         base, undone = self.without(text) if own else (text, None)
         after = self.edited(self.language.with_entry, base, self.host.path(self.name), entry)
+        assert same(self.entry_in(after), entry), f"the entry is not in {self.file}"
+        assert self.differs_by_entry(after, base), f"more than the entry would change in {self.file}"
         edit = Edit(
             self.target,
             self.name,
