@@ -140,7 +140,7 @@ def test_a_dry_run_shows_the_change_and_does_nothing(home):
 def test_the_entry_alone_is_printed_to_paste(home):
     assert json.loads(home.run("install", "vscode", "--print"))["servers"]["mlx"]["type"] == "stdio"
     assert home.run("install", "codex", "--print", "--name", "a b").startswith('[mcp_servers."a b"]\ncommand = "/')
-    assert home.run("install", "goose", "--print").startswith("extensions:\n  mlx:\n    name: mlx\n    type: stdio\n")
+    assert home.run("install", "goose", "--print").startswith("extensions:\n  mlx:\n    name: mlx\n    description: ")
     assert home.files() == []
 
 
