@@ -19,7 +19,7 @@ def host_names(incomplete: str) -> list[str]:
 
 Hosts = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[HOST]...", help="Hosts; without one, all are listed.", autocompletion=host_names),
+    typer.Argument(metavar="HOST", help="Hosts; without one, all are listed.", autocompletion=host_names),
 ]
 Name = Annotated[str, typer.Option("--name", help="What the host calls the server.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be changed or run, and do nothing.")]

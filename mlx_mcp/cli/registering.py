@@ -126,6 +126,7 @@ def register(host: Host, server: Server | Remote, task: Task) -> None:
     if registration.current() is not None and first:
         steps.insert(0, [program, *first])  # some refuse to register a second one of that name
     if carry_out(host, steps, task):
+        registration.keep_in_mind(entry)
         there = same(registration.current(), entry)
         late = "" if there else f"; {registration.file} does not show it yet"
         typer.echo(f"{host.title}: {task.name} is registered, by `{host.program}`{late}.")
@@ -145,6 +146,7 @@ def take_out(host: Host, task: Task) -> None:
     words = host_command.removing(host, task.name, task.project is not None)
     if program and words and not change.exact:
         if carry_out(host, [[program, *words]], task):
+            registration.keep_in_mind(None)
             typer.echo(f"{host.title}: {task.name} was taken out, by `{host.program}`.")
         return
     do(host, registration, change, task, f"{task.name} was taken out of {registration.file}.")

@@ -19,6 +19,7 @@ from mlx_mcp.install import json_text, toml_text, yaml_text
 from mlx_mcp.install.server import Remote, Server
 
 Entry = dict[str, Any]
+GOOSE_WORDS = "Local MLX language models"  # it shows them beside the name
 LANGUAGES: dict[str, ModuleType] = {".toml": toml_text, ".yaml": yaml_text}
 
 
@@ -138,6 +139,7 @@ def goose_stdio(name: str, server: Server) -> Entry:
     """An extension of Goose; a call may take 600 s."""
     return {
         "name": name,
+        "description": GOOSE_WORDS,
         "type": "stdio",
         "enabled": True,
         "cmd": server.command,
@@ -153,6 +155,7 @@ def goose_http(name: str, server: Remote, bearer: str) -> Entry:
     keys = {"env_keys": [server.token_variable]} if bearer and not server.token else {}
     return {
         "name": name,
+        "description": GOOSE_WORDS,
         "type": "streamable_http",
         "enabled": True,
         "uri": server.url,

@@ -28,6 +28,7 @@ class Edit:
     inserted: str
     created: bool = False  # there was no file
     folders: tuple[str, ...] = ()  # that were made for it, outermost first
+    entry: dict[str, Any] | None = None  # what a host's own command has put in; then there is no piece of text
 
     def undone(self, text: str) -> str | None:
         """The text before the edit; None if what it put in is not there exactly once."""

@@ -53,9 +53,9 @@ class Registration:
         return self.entry_in(read(self.file).text)
 
     def is_own(self, entry: Any) -> bool:
-        """Whether an entry is this program's: it starts it, or was put in by it."""
-        text = read(self.file).text
-        return is_own(entry) or any(each.undone(text) is not None for each in self.record.of(self.target, self.name))
+        """Whether an entry is this program's: it starts it, or was put in by it, or for it by the host's command."""
+        text, edits = read(self.file).text, self.record.of(self.target, self.name)
+        return is_own(entry) or any(each.undone(text) is not None or same(each.entry, entry) for each in edits)
 
     def install(self, entry: Entry, force: bool = False) -> Change:
         """What puts the entry in.
@@ -77,6 +77,8 @@ class Registration:
         # What was put in before is taken out first, so that the edit can be taken back to what was there without it.
         base, undone = self.without(text) if own else (text, None)
         after = self.edited(self.language.with_entry, base, self.host.path(self.name), entry)
+        assert same(self.entry_in(after), entry), f"the entry is not in {self.file}"
+        assert self.differs_by_entry(after, base), f"more than the entry would change in {self.file}"
         edit = Edit(
             self.target,
             self.name,
@@ -119,10 +121,21 @@ class Registration:
         with alone(self.record.lock):
             if change.edit:
                 self.record.add(change.edit)
-            if change.before != change.after:
-                replace(self.file, change.before, change.after)
+            try:
+                if change.before != change.after:
+                    replace(self.file, change.before, change.after)
+            except InstallError:
+                self.record.forget([change.edit] if change.edit else [])
+                raise
             left = remove_folders(change.folders)
             self.record.forget([each for each in change.undoes if each != change.edit], left)
+
+    def keep_in_mind(self, entry: Entry | None) -> None:
+        """Record what the host's own command has put in, or, with None, that it has taken it out."""
+        with alone(self.record.lock):
+            self.record.forget(self.record.of(self.target, self.name))
+            if entry is not None:
+                self.record.add(Edit(self.target, self.name, "", "", entry=entry))
 
     def without(self, text: str) -> tuple[str, Edit | None]:
         """A text without our entry: by the edit that put it in, if that is still as it was, or else by its place."""

@@ -140,7 +140,7 @@ def test_a_dry_run_shows_the_change_and_does_nothing(home):
 def test_the_entry_alone_is_printed_to_paste(home):
     assert json.loads(home.run("install", "vscode", "--print"))["servers"]["mlx"]["type"] == "stdio"
     assert home.run("install", "codex", "--print", "--name", "a b").startswith('[mcp_servers."a b"]\ncommand = "/')
-    assert home.run("install", "goose", "--print").startswith("extensions:\n  mlx:\n    name: mlx\n    type: stdio\n")
+    assert home.run("install", "goose", "--print").startswith("extensions:\n  mlx:\n    name: mlx\n    description: ")
     assert home.files() == []
 
 
@@ -248,6 +248,17 @@ def test_an_entry_that_a_command_made_is_replaced_and_removed_by_it(home):
     home.run("uninstall", "claude-code")
     assert home.called() == [["claude", "mcp", "remove", "-s", "user", "mlx"]]
     assert home.json(".claude.json") == {"mcpServers": {}}
+
+
+def test_an_http_server_that_a_command_has_registered_is_known_as_ours(home):
+    home.give("claude")
+    home.run("install", "claude-code", "--http", "http://127.0.0.1:8080/mcp")
+    home.run("install", "claude-code", "--http", "http://127.0.0.1:9090/mcp")
+    assert home.json(".claude.json")["mcpServers"]["mlx"]["url"] == "http://127.0.0.1:9090/mcp"
+    home.run("uninstall", "claude-code")
+    assert home.json(".claude.json") == {"mcpServers": {}}
+    (home.folder / ".claude.json").write_text('{"mcpServers": {"mlx": {"type": "http", "url": "http://other/mcp"}}}')
+    assert "--force" in home.run("uninstall", "claude-code", status=2)
 
 
 def test_an_edit_of_the_file_is_taken_back_as_one_even_where_the_host_has_a_command(home):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_a_read_only_file_is_refused_with_what_to_do(place):
     there.file.chmod(0o444)
     with pytest.raises(InstallError, match=r"read-only.*chmod u\+w"):
         there.install()
-    assert there.data() == b"{}"
+    assert (there.data(), there.record.edits()) == (b"{}", [])
     there.file.chmod(0o640)
     there.install()
     assert there.file.stat().st_mode & 0o777 == 0o640
@@ -157,7 +158,7 @@ def test_folders_that_several_files_needed_go_with_the_last_of_them(place):
     before = all_of[0].names()
     for each in all_of:
         each.install()
-    for each in all_of[1:] + all_of[:1]:
+    for each in all_of:
         each.uninstall()
     assert all_of[0].names() == before
 
@@ -175,6 +176,47 @@ def test_a_damaged_record_is_said_to_be_one(place):
     there.record.file.write_text("{}")
     with pytest.raises(InstallError, match=r"damaged\. Remove it"):
         there.uninstall()
+
+
+def test_a_file_is_on_disk_before_it_takes_the_place_of_the_old_one_and_the_record_before_both(place, monkeypatch):
+    there, done = place("cursor", b"{}"), []
+    calls = {"fsync": os.fsync, "replace": os.replace}
+    for name in calls:
+
+        def noted(*arguments, name=name, call=calls[name]):
+            done.append(name if name == "fsync" else Path(arguments[1]).name)
+            return call(*arguments)
+
+        monkeypatch.setattr(os, name, noted)
+    there.install()
+    assert done == ["fsync", "registrations.json", "fsync", "fsync", "mcp.json", "fsync"]
+
+
+def test_a_file_that_changes_while_it_is_edited_is_left_as_it_is_then(place):
+    there = place("cursor", b"{}")
+    registration = there.registration()
+    change = registration.install(there.host.entry("mlx", SERVER))
+    there.file.write_bytes(b'{"a": 1}')
+    with pytest.raises(InstallError, match="Run the command again"):
+        registration.apply(change)
+    assert (there.data(), there.record.edits()) == (b'{"a": 1}', [])
+    there.install()
+    there.uninstall()
+    assert there.data() == b'{"a": 1}'
+
+
+def test_several_installs_at_once_each_leave_their_entry_or_say_to_run_again(place, tmp_path):
+    there, names = place("cursor", b'{"a": 1}'), [f"mlx{at}" for at in range(6)]
+    command = [sys.executable, "-m", "mlx_mcp", "install", "cursor", "--name"]
+    env = {**os.environ, "MLX_MCP_STATE_DIR": str(tmp_path / "state")}
+    running = [subprocess.Popen([*command, name], env=env, stdout=DEVNULL, stderr=PIPE, text=True) for name in names]
+    said = [process.communicate(timeout=100)[1] for process in running]
+    for name, process, words in zip(names, running, said, strict=True):
+        assert process.returncode == 0 or "Run the command again" in words
+        assert (name in there.says(there.data())["mcpServers"]) == (process.returncode == 0)
+    for name in reversed(list(there.says(there.data())["mcpServers"])):
+        there.uninstall(name)
+    assert there.data() == b'{"a": 1}'
 
 
 @pytest.mark.parametrize("data", [b'{\n  "a": 1 // one\n}\n', None], ids=["a file", "nothing yet"])
