@@ -1,0 +1,84 @@
+"""What people do with mlx-mcp in Claude Code, in both eras of the protocol, over stdio and HTTP."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.hosts.conftest import ERAS
+from tests.hosts.endpoint import Call
+from tests.process.windows import status, wait_until
+
+FACTS = "Alice's badge is 771. Bob's badge is 342. Carol's badge is 109."
+BADGES = {"Alice": "771", "Bob": "342", "Carol": "109"}
+LONG = {"prompt": "Count from 1 to 99.", "max_tokens": 100, "regex": "[0-9, ]{800}", "temperature": 1.0}
+ENDLESS = LONG | {"max_tokens": 1900, "regex": "[0-9, ]{9000}"}
+LOOK_S = 0.01
+
+
+def tool(name, **arguments):
+    return Call(f"mcp__mlx__{name}", arguments)
+
+
+def question(name):
+    return f"What is {name}'s badge?"
+
+
+def test_it_speaks_the_era_that_is_asked_for(claude, era):
+    def models():
+        (result,) = yield [tool("list_models")]
+        return result.json["models"][0]["name"]
+
+    assert claude.play(models) == "embedded"
+    assert f'"negotiatedProtocolVersion":"{ERAS[era]}"' in claude.log()
+
+
+def test_three_calls_of_one_turn_run_as_one_batch(claude, place):
+    def parallel():
+        results = yield [tool("generate", **LONG, seed=seed) for seed in range(3)]
+        return " ".join(result.json["finish_reason"] for result in results)
+
+    with ThreadPoolExecutor() as thread:
+        playing, rows = thread.submit(claude.play, parallel), set()
+        while not playing.done():
+            rows.add(status(place)["rows"])
+            time.sleep(LOOK_S)
+    assert playing.result() == "length length length"
+    assert max(rows) == 3
+
+
+def test_three_sub_agents_go_on_from_one_primed_session(claude):
+    def main():
+        (primed,) = yield [tool("create_session", messages=[{"role": "user", "content": FACTS}])]
+        session, tokens = primed.json["session"], primed.json["tokens"]
+        (forked,) = yield [tool("fork_session", session=session, count=3)]
+        for fork, name in zip(forked.json["sessions"], BADGES, strict=True):
+            claude.endpoint.perform(f"agent-{name}", sub_agent(fork, name, tokens))
+        answers = yield [
+            Call("Agent", {"description": "ask", "prompt": f"PLAY agent-{name}", "run_in_background": False})
+            for name in BADGES
+        ]
+        for answer, (name, badge) in zip(answers, BADGES.items(), strict=True):
+            assert f"{name} has {badge}" in answer.text
+        (closed,) = yield [tool("close_session", sessions=[session, *forked.json["sessions"]])]
+        return str(len(closed.json["closed"]))
+
+    def sub_agent(fork, name, tokens):
+        def asks():
+            (answer,) = yield [tool("generate", session=fork, prompt=question(name))]
+            assert answer.json["cached_tokens"] >= tokens
+            return f"{name} has {answer.json['text']}"
+
+        return asks
+
+    assert claude.play(main) == "4"
+
+
+def test_a_turn_that_the_user_stops_frees_its_row(claude, place):
+    def endless():
+        yield [tool("generate", **ENDLESS)]
+
+    claude.endpoint.perform("endless", endless)
+    claude.say("PLAY endless")
+    wait_until(lambda: status(place)["rows"] == 1)
+    claude.interrupt()
+    wait_until(lambda: status(place)["rows"] == 0)
+    assert claude.end_of_turn()["terminal_reason"] == "aborted_tools"
