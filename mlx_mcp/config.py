@@ -117,6 +117,10 @@ class Config(BaseSettings):
     step_timeout_s: float = Field(
         600.0, ge=10, le=86400, description="how long one step may take before the engine counts as hung and is ended"
     )
+    wait_s: float | None = Field(
+        None, ge=0, le=86_400, description="when a call is answered with a handle if it still runs; unset: by the host"
+    )
+    result_ttl_s: float = Field(3600.0, gt=0, le=86400, description="how long the result of such a call is kept")
     shutdown_timeout_s: float = Field(5.0, ge=0, le=300, description="how long running calls may take to end at exit")
 
     @field_validator("*", mode="before")

@@ -7,6 +7,7 @@
     │   ├── RequestTooLarge       prompt and answer do not fit the memory for keys and values
     │   ├── UnknownModel          no such model here
     │   ├── UnknownSession        no such session of this caller, or no more
+    │   ├── UnknownResult         no such result of this caller, or no more
     │   ├── UnknownVersion        no version of that name of a session was persisted
     │   ├── OtherTokenizer        a session was kept with another tokenizer than its model has now
     │   ├── NotOnDisk             nothing of such a session is on disk
@@ -88,15 +89,28 @@ class UnknownModel(RequestError):
 class UnknownSession(RequestError):
     """The caller has no session of that handle or name."""
 
-    def __init__(self, session: str, damaged: bool = False) -> None:
+    def __init__(self, session: str, damaged: bool = False, names: Iterable[str] = ()) -> None:
+        """`names` are those of the caller's sessions."""
+        near = nearest(session, [name for name in names if name])
+        meant = f"Did you mean {near!r}? " if near else ""
         why = (
             "What was kept of it on disk is damaged"
             if damaged
             else "It was closed, has expired, or ended with the server"
         )
         super().__init__(
-            f"Session not found: {session[:80]!r}. {why}. list_sessions shows yours; create_session, or generate with "
-            "keep=true, opens one."
+            f"Session not found: {session[:80]!r}. {meant}{why}. list_sessions shows yours; create_session, or "
+            "generate with keep=true, opens one."
+        )
+
+
+class UnknownResult(RequestError):
+    """The caller has no result of that handle."""
+
+    def __init__(self, result_id: str, kept_s: int) -> None:
+        super().__init__(
+            f"Result not found: {result_id[:80]!r}. Results are kept for {kept_s} s after their end, and end with the "
+            "server. get_result without a result_id lists yours; if it is gone, make the call again."
         )
 
 

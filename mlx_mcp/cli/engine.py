@@ -83,6 +83,9 @@ def show_status(state: dict[str, Any]) -> None:
         f"mlx-mcp {state['version']}, process {state['pid']}, up {state['up_s']:.0f} s",
         f"models: {', '.join(state['models']) or 'no model yet'} ({state['weights_bytes'] / 1e6:,.1f} MB)",
         f"calls: {state['rows']} in the batch, {state['waiting']} waiting",
+        f"long calls: {state['long_calls']} go on, {state['results']} results wait to be fetched"
+        if state["long_calls"] or state["results"]
+        else "",
         f"sessions: {state['sessions']}, {kept_bytes / 1e6:,.1f} MB of keys and values",
         f"It ends when it is idle: {state['retiring']}." if state["retiring"] else "",
         f"Its current step has taken {state['step_s']:.0f} s." if state["step_s"] > SLOW_STEP_S else "",

@@ -72,7 +72,7 @@ class Sampling:
 
     # fmt: off
     max_tokens: int | None = parameter(
-        None, Bounds(ge=1), "at least 1", "Longest answer, in tokens; 512 or what the context leaves if left out.",
+        None, Bounds(ge=1), "at least 1", "Longest answer, in tokens; by default 512, or what the context leaves.",
         flag="Longest answer, in tokens.", asked=Bounds(ge=1, le=131_072),
     )
     reasoning_budget: int | None = parameter(
@@ -81,7 +81,7 @@ class Sampling:
     )
     temperature: float | None = parameter(
         None, Bounds(ge=0, le=5), "from 0 (greedy) to 5",
-        "0 takes the likeliest token each time; higher is more varied. The model's own if left out, or 0.",
+        "0: the likeliest token each time. By default the model's own, or 0.",
         flag="0 is greedy; the model's own if left out, or 0.",
     )
     top_p: float | None = parameter(

@@ -156,7 +156,7 @@ class SessionStore:
         """
         found = self.sessions.get(self.names.find(tenant, session) or session)
         if found is None or found.tenant != tenant:
-            raise UnknownSession(session)
+            raise UnknownSession(session, names=self.names.of(tenant))
         return found
 
     def open(

@@ -21,6 +21,10 @@ class SessionNames:
         """The handle of the session that has a name; None if no session has it."""
         return self.ids.get((tenant, name))
 
+    def of(self, tenant: str) -> list[str]:
+        """The names of a tenant's sessions."""
+        return [name for owner, name in self.ids if owner == tenant]
+
     def add(self, tenant: str, name: str, session_id: str) -> None:
         """Give a session a name, unless the name is empty."""
         if name:

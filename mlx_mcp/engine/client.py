@@ -12,7 +12,7 @@ from typing import Any
 
 from mlx_mcp.core.ports import ModelLoader, ModelRegistry
 from mlx_mcp.core.session import SessionInfo
-from mlx_mcp.engine.generation import Generation
+from mlx_mcp.engine.generation import EncodedRequest, Generation
 from mlx_mcp.engine.loading import Models
 from mlx_mcp.engine.mailbox import CHECK_S, Mailbox
 from mlx_mcp.engine.messages import (
@@ -33,7 +33,7 @@ from mlx_mcp.engine.messages import (
     Sessions,
     Told,
 )
-from mlx_mcp.engine.requests import GenerateRequest, Update, check
+from mlx_mcp.engine.requests import Count, GenerateRequest, Progress, Update, check
 from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.errors import UnknownSession
 from mlx_mcp.stats import EngineStats
@@ -78,6 +78,25 @@ class EngineClient:
                 async for update in updates:
                     yield update
 
+    async def count(self, request: GenerateRequest) -> AsyncGenerator[Progress | Count, None]:
+        """Yield progress of a load, and last how many tokens the request's prompt has. Nothing is computed.
+
+        Raises:
+            RequestError: the request cannot be carried out as it stands.
+            CapacityError: other models take the memory.
+            ModelError: the model cannot be loaded.
+            EngineDead: the engine thread has ended.
+        """
+        check(request)
+        generation = Generation(self.thread, self.registry, self._models, self.session, request, self.group)
+        async with aclosing(generation.encode()) as steps:
+            async for step in steps:
+                if isinstance(step, EncodedRequest):
+                    model = step.model
+                    yield Count(step.num_prompt, model.context_tokens, model.name, step.prompt.notes)
+                else:
+                    yield step
+
     async def session(self, tenant: str, session: str) -> SessionInfo:
         """The session of that handle or name, as of the engine's latest step.
 
@@ -87,9 +106,10 @@ class EngineClient:
         """
         found = find(self.thread.sessions, tenant, session)
         if found is None:  # those on disk are known once the engine has begun
-            found = find({info.session_id: info for info in await self.sessions(tenant)}, tenant, session)
-        if found is None:
-            raise UnknownSession(session)
+            theirs = await self.sessions(tenant)
+            found = find({info.session_id: info for info in theirs}, tenant, session)
+            if found is None:
+                raise UnknownSession(session, names=[info.name for info in theirs])
         return found
 
     async def fork(

@@ -41,20 +41,31 @@ IN_A_QUEUE = (CallState.AWAITS_TURN, CallState.AWAITS_PREFIX, CallState.AWAITS_B
 
 
 @dataclass(frozen=True)
-class Ready:
+class EncodedRequest:
     """A request as tokens, for a model that is in memory and a session as it is now."""
 
     spec: ModelSpec
     model: LoadedModel
     session: SessionInfo | None
     prompt: Prompt
-    params: SamplingParams
-    constraint: Constraint | None
 
     @property
     def num_before(self) -> int:
         """Tokens of the session that come before the prompt."""
         return 0 if self.session is None else self.session.num_tokens
+
+    @property
+    def num_prompt(self) -> int:
+        """Tokens of the prompt, with those of the session."""
+        return self.num_before + len(self.prompt.ids)
+
+
+@dataclass(frozen=True)
+class Ready(EncodedRequest):
+    """The same, with how its answer is drawn and what that is held to."""
+
+    params: SamplingParams
+    constraint: Constraint | None
 
 
 class Generation:
@@ -98,8 +109,8 @@ class Generation:
                 with suppress(EngineDead):  # then no row is left to free
                     self._thread.send(Cancel(call_id))
 
-    async def _get_ready(self) -> AsyncGenerator[Progress | Ready, None]:
-        """Yield progress, and last the request as tokens."""
+    async def encode(self) -> AsyncGenerator[Progress | EncodedRequest, None]:
+        """Yield progress of a load, and last the request as tokens."""
         request = self._request
         # Looked up again each time: another turn may have gone on with it.
         session = await self._find_session(request.tenant, request.session) if request.session else None
@@ -120,8 +131,20 @@ class Generation:
             while not (await asyncio.wait([encoding], timeout=CHECK_S))[0]:
                 yield Progress("queued", "encoding the prompt")
             prompt = encoding.result()
-        num_before = 0 if session is None else session.num_tokens
-        params = sampling_params(request, num_before + len(prompt.ids), model)
+        yield EncodedRequest(spec, model, session, prompt)
+
+    async def _get_ready(self) -> AsyncGenerator[Progress | Ready, None]:
+        """Yield progress, and last the request as tokens, with what its answer is held to."""
+        request, encoded = self._request, None
+        async with aclosing(self.encode()) as steps:
+            async for step in steps:
+                if isinstance(step, EncodedRequest):
+                    encoded = step
+                else:
+                    yield step
+        assert encoded is not None, "encoding ends with tokens or an error"
+        model, session, prompt = encoded.model, encoded.session, encoded.prompt
+        params = sampling_params(request, encoded.num_prompt, model)
         tools = request.tools if session is None else session.tools
         holding = holding_of(request, tools)
         if holding.tool_choice == NONE:
@@ -134,7 +157,7 @@ class Generation:
                 while not (await asyncio.wait([compiling], timeout=CHECK_S))[0]:
                     yield Progress("queued", "compiling the grammar")
                 constraint = compiling.result()
-        yield Ready(spec, model, session, prompt, params, constraint)
+        yield Ready(encoded.spec, model, session, prompt, params, constraint)
 
     def _submit(self, call_id: int, ready: Ready) -> Submit:
         request = self._request

@@ -122,6 +122,16 @@ class Result:
 Update = Progress | Delta | Result
 
 
+@dataclass(frozen=True)
+class Count:
+    """How many tokens a prompt has, its session's included, and how many the model's context has."""
+
+    prompt_tokens: int
+    context_tokens: int
+    model: str
+    notes: tuple[str, ...] = ()
+
+
 def check(request: GenerateRequest) -> None:
     """Refuse what cannot be carried out, before anything is loaded for it.
 

@@ -66,7 +66,7 @@ async def serve_window(
     """
     folder = joined.hello.get("folder")
     files = FileReader.of_window(own.file_roots, folder, own.max_file_bytes, own.max_files_bytes)
-    server = build_server(service, files, joined.activity)
+    server = build_server(service, files, joined.activity, own.wait_s)
     lines, stream = await asyncio.open_connection(sock=joined.socket)
 
     async def write(data: bytes) -> None:
@@ -119,7 +119,7 @@ async def serve_listener(
     listener = socket.socket(joined.hello["family"], socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=fds.pop())
     listener.setblocking(False)
     files = FileReader(own.file_roots or (), own.max_file_bytes, own.max_files_bytes)
-    mcp = build_server(service, files, joined.activity, **auth_settings(own))
+    mcp = build_server(service, files, joined.activity, own.wait_s, **auth_settings(own))
     app = http_app(mcp, service, own)
 
     async def noted(scope: Scope, receive: Receive, send: Send) -> None:

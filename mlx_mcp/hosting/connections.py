@@ -38,6 +38,7 @@ from mlx_mcp.hosting.status import status_of
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.process.environment import engine_settings
 from mlx_mcp.process.place import peer
+from mlx_mcp.service.jobs import Jobs
 from mlx_mcp.service.service import Service
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Connections:
         self._inode = os.stat(self._path).st_ino
         self._settings = engine_settings()
         self._session_files = SessionFiles(client, config)
+        self._jobs = Jobs(config.result_ttl_s)
         self._connections: dict[int, Connection] = {}
         self._named: dict[str, ModelSpec] = {}  # the windows' models; other windows may continue sessions of them
         self._http_servers: list[HttpServer] = []
@@ -103,7 +105,7 @@ class Connections:
             for connection in self._connections.values():
                 if connection.takes_notices:
                     connection.requests.return_others()
-            activities = [connection.activity for connection in self._connections.values()]
+            activities = [connection.activity for connection in self._connections.values()] + [self._jobs.activity]
             await drain(lambda: self._busy, activities, self._config.shutdown_timeout_s)
             for server in self._http_servers:
                 server.hang_up()
@@ -114,15 +116,24 @@ class Connections:
     @property
     def _busy(self) -> bool:
         windows = any(connection.busy for connection in self._connections.values())
-        return windows or self._session_files.busy or any(server.busy for server in self._http_servers)
+        return (
+            windows
+            or self._jobs.activity.busy
+            or self._session_files.busy
+            or any(server.busy for server in self._http_servers)
+        )
 
     def _note_use(self) -> None:
         self._used = time.monotonic()
 
     def _may_end(self) -> bool:
-        """Whether nothing is lost with this process: no call runs, and no open window has a session only in memory."""
+        """Whether nothing is lost with this process.
+
+        No call or job runs, each result was fetched, and no open window has a session only in memory.
+        """
         sessions = list(self._client.thread.sessions.values())
-        return not self._busy and not (self._connections and any(not info.persisted for info in sessions))
+        in_memory_only = bool(self._connections) and any(not info.persisted for info in sessions)
+        return not self._busy and not self._jobs.num_unfetched and not in_memory_only
 
     def _reachable(self) -> bool:
         """Whether our socket is still in its place."""
@@ -180,7 +191,8 @@ class Connections:
     async def _answer_hello(self, connection: socket.socket, hello: dict[str, Any], fds: list[int], pid: int) -> None:
         kind = hello.get("kind")
         if kind == "status":
-            await reply(connection, status_of(self._client, self._connections.values(), self._began, self._retiring))
+            connections, began = self._connections.values(), self._began
+            await reply(connection, status_of(self._client, connections, self._jobs, began, self._retiring))
         elif kind == "stop":
             self.stop()
             self._awaiting_exit.append(connection)
@@ -248,7 +260,7 @@ class Connections:
         Raises:
             ConfigError: its settings are invalid, or its model's name means another model here.
         """
-        names = ("model", "file_roots", "host", "port", "token", "allowed_hosts", "allowed_origins")
+        names = ("model", "file_roots", "wait_s", "host", "port", "token", "allowed_hosts", "allowed_origins")
         config = Config.load(**{name: joined.hello.get(name) for name in names})
         registry = Registry(config.model, named=self._named, sampling_defaults=config.sampling_defaults)
         spec = registry.resolve(None)
@@ -258,4 +270,4 @@ class Connections:
                 f"The running engine knows another folder as {spec.name!r}: {known.location}. Rename one of the two, "
                 "or serve with --standalone."
             )
-        return config, Service(self._client.for_connection(registry, str(joined.number)), registry)
+        return config, Service(self._client.for_connection(registry, str(joined.number)), registry, self._jobs)

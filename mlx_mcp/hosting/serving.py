@@ -94,17 +94,19 @@ def serve_stdio(config: Config) -> None:
     from mlx_mcp.process.place import project_folder
     from mlx_mcp.service.activity import Activity
     from mlx_mcp.service.files import FileReader
+    from mlx_mcp.service.jobs import Jobs
     from mlx_mcp.service.service import Service
     from mlx_mcp.wiring import wire
 
     client, registry = wire(config)
     files = FileReader.of_window(config.file_roots, project_folder(), config.max_file_bytes, config.max_files_bytes)
     activity, requests = Activity(), OpenRequests()
-    server = build_server(Service(client, registry), files, activity)
+    service = Service(client, registry, Jobs(config.result_ttl_s))
+    server = build_server(service, files, activity, config.wait_s)
 
     async def stop(scope: anyio.CancelScope) -> None:
         activity.closed = True
-        await drain(lambda: requests.waiting, [activity], config.shutdown_timeout_s)
+        await drain(lambda: requests.waiting, [activity, service.jobs.activity], config.shutdown_timeout_s)
         scope.cancel()
 
     run(config, client, lambda: serve_stdio(server, wire_in, wire_out, config.max_request_bytes, requests), stop)
@@ -119,6 +121,7 @@ def serve_http(config: Config, say: Say) -> None:
     from mlx_mcp.process.listener import listen
     from mlx_mcp.service.activity import Activity
     from mlx_mcp.service.files import FileReader
+    from mlx_mcp.service.jobs import Jobs
     from mlx_mcp.service.service import Service
     from mlx_mcp.wiring import wire
 
@@ -126,8 +129,8 @@ def serve_http(config: Config, say: Say) -> None:
     client, registry = wire(config)
     files = FileReader(config.file_roots or (), config.max_file_bytes, config.max_files_bytes)
     activity = Activity()
-    service = Service(client, registry)
-    mcp = build_server(service, files, activity, **auth_settings(config))
+    service = Service(client, registry, Jobs(config.result_ttl_s))
+    mcp = build_server(service, files, activity, config.wait_s, **auth_settings(config))
     server = HttpServer(http_app(mcp, service, config), config)
     address = address_of(config.host, listener)
     say(f"mlx-mcp {__version__} serving {registry.resolve(None).name!r} at {address}/mcp")

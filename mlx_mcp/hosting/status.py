@@ -10,9 +10,12 @@ from typing import Any
 from mlx_mcp import __version__
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.hosting.connection import Connection
+from mlx_mcp.service.jobs import Jobs
 
 
-def status_of(client: EngineClient, connections: Iterable[Connection], began: float, retiring: str) -> dict[str, Any]:
+def status_of(
+    client: EngineClient, connections: Iterable[Connection], jobs: Jobs, began: float, retiring: str
+) -> dict[str, Any]:
     """The status of a process that began at `began`, by the monotonic clock."""
     stats, now = client.stats, time.monotonic()
     return {
@@ -28,6 +31,8 @@ def status_of(client: EngineClient, connections: Iterable[Connection], began: fl
         "rows": stats.rows,
         "waiting": stats.waiting,
         "sessions": stats.sessions,
+        "long_calls": jobs.num_running,
+        "results": jobs.num_unfetched,
         "connections": [connection_status(joined, client, now) for joined in connections],
     }
 

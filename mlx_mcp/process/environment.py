@@ -29,7 +29,8 @@ OWN_FOLDER = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__f
 
 # Settings that belong to a window or a listener; all others belong to the engine.
 PER_WINDOW = frozenset(
-    f"MLX_MCP_{name}" for name in ("MODEL", "FILE_ROOTS", "HOST", "PORT", "TOKEN", "ALLOWED_HOSTS", "ALLOWED_ORIGINS")
+    f"MLX_MCP_{name}"
+    for name in ("MODEL", "FILE_ROOTS", "WAIT_S", "HOST", "PORT", "TOKEN", "ALLOWED_HOSTS", "ALLOWED_ORIGINS")
 )
 PLACES = frozenset(("MLX_MCP_CONFIG", "MLX_MCP_STATE_DIR"))
 HUB = frozenset(("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"))
@@ -59,6 +60,7 @@ def window_hello(kind: str, model: str | None) -> dict[str, object]:
         "model": absolute(model or os.environ.get("MLX_MCP_MODEL") or "") or None,
         "file_roots": os.pathsep.join(map(absolute, os.environ.get("MLX_MCP_FILE_ROOTS", "").split(os.pathsep)))
         or None,
+        "wait_s": os.environ.get("MLX_MCP_WAIT_S") or None,
         "folder": project_folder(),
         "parent": os.getppid(),
     }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import anyio
 
+from mlx_mcp.chat.answer import TextKind
 from mlx_mcp.engine.requests import Delta, Progress
 from mlx_mcp.errors import CapacityError, GenerationFailed
 
@@ -26,22 +27,39 @@ class Meter:
     done: int = 0  # tokens read and generated
     total: int | None = None
     line: str = ""  # what it does
-    text: str = ""  # the end of its answer
+    deltas: list[Delta] = field(default_factory=list)  # its thoughts, answer and tool calls
     read: int = 0  # tokens of the prompt
     ended: bool = False
     phase: str = "queued"  # as of Progress; "decode" once there is text
+
+    @property
+    def text(self) -> str:
+        """Its answer so far, without thoughts and tool calls."""
+        return "".join(delta.text for delta in self.deltas if delta.kind is TextKind.ANSWER)
+
+    @property
+    def end(self) -> str:
+        """The last characters that it wrote, of whatever kind."""
+        end, latest = "", reversed(self.deltas)
+        while len(end) < PROGRESS_CHARS and (delta := next(latest, None)) is not None:
+            end = delta.text + end
+        return end[-PROGRESS_CHARS:]
 
     def take(self, update: Progress | Delta) -> None:
         """Take an update."""
         if isinstance(update, Delta):
             self.done, self.phase = self.read + update.num_tokens, "decode"
-            self.text = (self.text + update.text)[-PROGRESS_CHARS:]
+            self.deltas.append(update)
         else:
             self.line, self.phase = update.message, update.phase
             if update.unit == "tokens":  # bytes are told in words: what hosts are told must never go down
                 self.done, self.total = update.done, update.total
             if update.phase == "prefill":
                 self.read = update.done
+
+
+# Awaited whenever something has come of a call, with how far each of its generations is.
+Report = Callable[[Sequence[Meter]], Awaitable[None]]
 
 
 @dataclass

@@ -16,10 +16,10 @@ from mlx_mcp.core.sampling import Sampling
 from mlx_mcp.core.session import MAX_FORKS
 from mlx_mcp.engine.requests import ALIKE, GenerateRequest, Result
 from mlx_mcp.errors import EngineDead, InvalidRequest, MlxMcpError
-from mlx_mcp.service.activity import Meter
+from mlx_mcp.service.activity import Meter, Report
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.context import Context, laid_out, read
-from mlx_mcp.service.generate import Options, Report, request_of, run
+from mlx_mcp.service.generate import Options, request_of, run
 from mlx_mcp.service.models import note_of
 from mlx_mcp.service.service import Service
 

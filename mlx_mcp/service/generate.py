@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,14 +13,11 @@ from mlx_mcp.chat.prompt import AUTO, Grammar, Reasoning
 from mlx_mcp.core.sampling import Sampling
 from mlx_mcp.core.session import SessionOptions
 from mlx_mcp.engine.requests import GenerateRequest, Result
-from mlx_mcp.service.activity import Meter
+from mlx_mcp.service.activity import Meter, Report
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.context import Context, chat
 from mlx_mcp.service.models import note_of
 from mlx_mcp.service.service import Service
-
-# Awaited whenever something has come of a call, with how far each of its generations is.
-Report = Callable[[Sequence[Meter]], Awaitable[None]]
 
 
 @dataclass(frozen=True)

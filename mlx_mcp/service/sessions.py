@@ -11,10 +11,10 @@ from mlx_mcp.core.session import SessionInfo, SessionOptions
 from mlx_mcp.engine.messages import Persisted
 from mlx_mcp.engine.requests import GenerateRequest
 from mlx_mcp.errors import InvalidRequest
-from mlx_mcp.service.activity import Meter
+from mlx_mcp.service.activity import Meter, Report
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.context import BREAK, Context, chat, with_text
-from mlx_mcp.service.generate import Answered, Report, run
+from mlx_mcp.service.generate import Answered, run
 from mlx_mcp.service.models import note_of
 from mlx_mcp.service.service import Service
 

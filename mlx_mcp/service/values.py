@@ -3,12 +3,13 @@
 from mlx_mcp.core.sampling import PARAMETERS, Parameter, Sampling
 from mlx_mcp.core.session import MAX_FORKS, SessionInfo, SessionOptions
 from mlx_mcp.engine.messages import Persisted
-from mlx_mcp.engine.requests import CacheMiss, Result
+from mlx_mcp.engine.requests import CacheMiss, Count, Result
 
 __all__ = [
     "MAX_FORKS",
     "PARAMETERS",
     "CacheMiss",
+    "Count",
     "Parameter",
     "Persisted",
     "Result",

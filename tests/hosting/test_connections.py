@@ -14,7 +14,7 @@ from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.engine.messages import Submit
 from mlx_mcp.hosting import connection
 from mlx_mcp.hosting.connection import client_name
-from mlx_mcp.hosting.connections import Connections
+from mlx_mcp.hosting.connections import CHECK_S, Connections
 from mlx_mcp.process.environment import window_hello
 from mlx_mcp.process.place import Place
 from tests.effort import drawn
@@ -204,6 +204,60 @@ async def test_a_call_whose_place_another_window_got_is_shown_as_waiting():
                 if (a["waiting"], b["running"], a["waits_for"][:12]) == (1, 1, "queued behin"):
                     break
         assert (a["running"], b["waiting"], b["waits_for"], state["rows"]) == (3, 0, "", 4)
+
+
+def fetched(id_, result_id, **arguments):
+    params = {"name": "get_result", "arguments": {"result_id": result_id} | arguments}
+    return {"jsonrpc": "2.0", "id": id_, "method": "tools/call", "params": params}
+
+
+def result(message):
+    return message["result"]["structuredContent"]
+
+
+async def test_a_call_with_a_handle_outlives_its_window_and_no_engine_ends_before_it_was_fetched():
+    async with serving() as served:
+        goes = await served.join()
+        runner = await held(goes, served.engine, max_tokens=3, wait_s=0)
+        result_id = result(await goes.answer(2))["result_id"]
+        served.connections._config = Config.load(engine_idle_s=0.001)
+        goes.writer.close()
+        await until(lambda: not served.connections._connections)
+        assert (await served.status())["long_calls"] == 1
+        runner.gate.set()
+        await until(lambda: served.connections._jobs.num_unfetched)
+        await asyncio.sleep(3 * CHECK_S)  # it is idle, and looks whether it may end
+        assert not served.ending.is_set()
+        assert (await served.status())["results"] == 1
+        comes = await served.join()
+        await comes.send(fetched(1, result_id))
+        assert result(await comes.answer(1))["completion_tokens"] == 3
+        comes.writer.close()
+        await served.ending.wait()
+
+
+async def test_a_window_waits_as_long_as_it_is_set_to():
+    async with serving() as served:
+        patient, hasty = await served.join(), await served.join(wait_s="0")
+        await held(hasty, served.engine, max_tokens=3, wait_s=60)
+        await hasty.send(call(3))
+        assert result(await hasty.answer(3))["status"] == "running"
+        await patient.send(call(3))
+        await until(lambda: served.connections._jobs.activity.busy)
+        await patient.send(PING | {"id": 4})
+        assert (await patient.answer(3, 4))["id"] == 4
+
+
+async def test_what_runs_on_is_cut_off_when_the_engine_is_stopped():
+    async with serving(shutdown_timeout_s=0.1) as served:
+        peer = await served.join()
+        await held(peer, served.engine, max_tokens=90, wait_s=0)
+        result_id = result(await peer.answer(2))["result_id"]
+        await peer.send(fetched(3, result_id, wait_s=60))
+        await until(lambda: served.connections._jobs.get("", result_id).reports)  # the call waits
+        served.connections.stop()
+        answer = await peer.answer(3)
+        assert "gives calls no more time" in json.dumps(answer)
 
 
 @pytest.mark.parametrize(("line", "id_", "words"), BAD_LINES, ids=[str(line[:30]) for line, _, _ in BAD_LINES])

@@ -19,12 +19,15 @@ Call = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]  # tool, argum
 TOOLS = [
     "generate",
     "generate_batch",
+    "get_result",
+    "cancel",
     "create_session",
     "fork_session",
     "persist_session",
     "list_sessions",
     "close_session",
     "list_models",
+    "count_tokens",
 ]
 FACTS = "The code of Rex is 4096. The code of Kim is 771."
 ANSWERS = {"What is the code of Rex?": "4096", "What is the code of Kim?": "771"}

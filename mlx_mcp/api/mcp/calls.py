@@ -1,9 +1,8 @@
-"""How a tool is called: strict arguments, errors → protocol, progress, disconnects, and on whose behalf."""
+"""How a tool is called: errors → protocol, progress, disconnects, calls that go on, and on whose behalf."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from functools import wraps
@@ -12,109 +11,25 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 import anyio
 from mcp import MCPError
 from mcp.server.auth.middleware.auth_context import get_access_token
-from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
-from mcp.server.mcpserver.tools import Tool
-from mcp_types import INTERNAL_ERROR, ToolAnnotations
-from pydantic import ValidationError
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from mcp.server.mcpserver import Context as ToolContext
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp_types import INTERNAL_ERROR, CallToolResult
 
-from mlx_mcp.api.mcp.arguments import SHARED
-from mlx_mcp.errors import EngineDead, MlxMcpError, nearest
-from mlx_mcp.service.activity import Activity, Meter
-from mlx_mcp.service.generate import Report
+from mlx_mcp.api.mcp.arguments import LongArguments
+from mlx_mcp.api.mcp.long_results import part, progress_line, running
+from mlx_mcp.api.mcp.results import compact, reply
+from mlx_mcp.api.mcp.waiting import max_chars, wait_s
+from mlx_mcp.errors import EngineDead, MlxMcpError
+from mlx_mcp.service.activity import Activity, Meter, Report
+from mlx_mcp.service.caller import Caller
+from mlx_mcp.service.files import FileReader
+from mlx_mcp.service.jobs import Job, Work
+from mlx_mcp.service.service import Service
 
 PROGRESS_INTERVAL_S = 0.1  # each notification costs about 0.5 ms of the event loop
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T", bound="HasActivity")
-
-
-class LeanSchema(GenerateJsonSchema):
-    """Says what a caller needs and no more, since hosts put it into every prompt: no titles, and nothing of null.
-
-    Null stands for an argument that is left out, and is taken all the same.
-    """
-
-    def field_title_should_be_set(self, schema: Any) -> bool:
-        """None: they repeat the names."""
-        return False
-
-    def model_schema(self, schema: Any) -> JsonSchemaValue:
-        """Without the class's name and docstring."""
-        made = super().model_schema(schema)
-        return {key: value for key, value in made.items() if key not in ("title", "description")}
-
-    def nullable_schema(self, schema: Any) -> JsonSchemaValue:
-        """The schema of what is not null."""
-        return self.generate_inner(schema["schema"])
-
-    def default_schema(self, schema: Any) -> JsonSchemaValue:
-        """Without a default that says nothing."""
-        made = super().default_schema(schema)
-        return {key: value for key, value in made.items() if key != "default" or value not in (None, "")}
-
-
-class StrictTool(Tool):
-    """A tool whose arguments are checked to the letter, and whose refusals say what to change.
-
-    The SDK ignores arguments it does not know, so that a typo silently falls back to a default, and reports a bad value
-    with a link to pydantic's documentation.
-    """
-
-    @classmethod
-    def make(cls, function: Callable[..., Any], title: str, **annotations: bool) -> StrictTool:
-        """A tool of an async function, which is `given` its Arguments; its docstring is the description."""
-        tool = cls.from_function(
-            function,
-            title=title,
-            description=inspect.cleandoc(function.__doc__ or ""),
-            annotations=ToolAnnotations(title=title, open_world_hint=False, **annotations),
-            meta={"anthropic/alwaysLoad": True},
-        )
-        assert isinstance(tool, StrictTool)
-        model: Any = tool.fn_metadata.arg_model.model_fields["given"].annotation
-        tool.fn_metadata.arg_model = model
-        schema = model.model_json_schema(by_alias=True, schema_generator=LeanSchema)
-        # What is the tool's own comes before what it shares with others.
-        names = sorted(schema.get("properties", ()), key=lambda name: SHARED.index(name) if name in SHARED else -1)
-        tool.parameters = schema | {"properties": {name: schema["properties"][name] for name in names}}
-        return tool
-
-    async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
-        """Run the tool; see `Tool.run`."""
-        try:
-            return await super().run(arguments, context, convert_result)
-        except ToolError as error:
-            if isinstance(error.__cause__, ValidationError) and not isinstance(error, UnexpectedToolError):
-                raise ToolError(f"{self.name} was not called right: {self._advice(error.__cause__)}") from error
-            raise
-
-    def _advice(self, error: ValidationError) -> str:
-        """What is wrong with which argument, in one line; long values are cut."""
-        faults, there_are = [], dict[str, str]()
-        for fault in error.errors(include_url=False):
-            *place, name = map(str, fault["loc"])
-            given = "" if fault["type"] == "missing" else f" (given: {fault['input']!r:.80})"
-            meant = ""
-            if fault["type"] == "extra_forbidden":
-                known = self._names(fault["loc"][:-1])
-                near = nearest(name, known)
-                meant = f"; did you mean `{near}`?" if near else ""
-                there_are[".".join([self.name, *place])] = ", ".join(known) or "nothing"
-            faults.append(f"{'.'.join([*place, name])}: {fault['msg']}{given}{meant}")
-        told = "; ".join(faults)
-        takes = "".join(f" {place} takes {names}." for place, names in there_are.items())
-        return f"{told}{'' if told.endswith('?') else '.'}{takes} Correct the arguments and call again."
-
-    def _names(self, place: tuple[int | str, ...]) -> list[str]:
-        """What there can be at a place in the arguments."""
-        schema = self.parameters
-        for step in place:
-            schema = schema["items"] if isinstance(step, int) else schema["properties"][step]
-            if "$ref" in schema:
-                schema = self.parameters["$defs"][schema["$ref"].rpartition("/")[2]]
-        return list(schema.get("properties", ()))
 
 
 class HasActivity(Protocol):
@@ -150,7 +65,7 @@ def tenant() -> str:
     return "" if token is None else token.client_id
 
 
-def progress_reporter(context: Context[Any, Any]) -> Report:
+def progress_reporter(context: ToolContext) -> Report:
     """Sends the progress of one or more generations, at most ten times a second and always upwards, as hosts want."""
     last, value = 0.0, 0.0
 
@@ -160,21 +75,68 @@ def progress_reporter(context: Context[Any, Any]) -> Report:
         if now - last < PROGRESS_INTERVAL_S:
             return
         last = now
-        first, totals = meters[0], [meter.total for meter in meters]
-        message = first.text or first.line
-        if len(meters) > 1:
-            message = f"{sum(meter.ended for meter in meters)} of {len(meters)} done"
-            if first.total is None and not first.ended:  # it loads the model
-                message += f"; {first.line}"
+        totals = [meter.total for meter in meters]
         # A value that stands still is raised by a hair: hosts take it as a sign of life.
         value = max(float(sum(meter.done for meter in meters)), value + 1e-3)
         total = None if None in totals else sum(total or 0 for total in totals)
-        await context.report_progress(value, total, message)
+        await context.report_progress(value, total, progress_line(meters))
 
     return report
 
 
-async def while_connected(context: Context[Any, Any], work: Coroutine[Any, Any, R]) -> R:
+class ToolSet:
+    """What tools need; each method of a subclass is a tool, and its docstring is what a calling model reads of it.
+
+    `wait_s` is how long calls are waited for here, where they do not say it themselves.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        files: FileReader | None = None,
+        activity: Activity | None = None,
+        wait_s: float | None = None,
+    ) -> None:
+        self._service, self._files, self._wait_s = service, files or FileReader((), 0, 0), wait_s
+        self.activity = activity or Activity()
+
+    def _caller(self) -> Caller:
+        return Caller(tenant(), self.activity, self._files)
+
+    async def _long(self, context: ToolContext, given: LongArguments, tool: str, work: Work) -> CallToolResult:
+        """The result of work, or a handle if it is not there by the time that the call is to be answered.
+
+        Until the handle is given out, the end of the call is the end of the work.
+        """
+        jobs = self._service.jobs
+        job = jobs.start(tenant(), tool, work)
+        try:
+            ended = await while_connected(context, job.wait(self._seconds(context, given), progress_reporter(context)))
+        except BaseException:
+            jobs.cancel(job)
+            raise
+        if not ended:
+            jobs.hand_over(job)
+            return reply(running(job))
+        return self._ended(context, job)
+
+    def _ended(self, context: ToolContext, job: Job, offset: int = 0) -> CallToolResult:
+        """The result of a job that has ended, from a character on if it is too long for the host."""
+        result: CallToolResult = job.result()
+        job.fetched = True
+        limit = max_chars(context)
+        if not offset and len(compact(result.structured_content)) <= limit:
+            if not job.handed_over:
+                self._service.jobs.forget(job)
+            return result
+        self._service.jobs.hand_over(job)
+        return part(job.result_id, result, offset, limit)
+
+    def _seconds(self, context: ToolContext, given: LongArguments) -> float:
+        return wait_s(context, given.wait_s, self._wait_s)
+
+
+async def while_connected(context: ToolContext, work: Coroutine[Any, Any, R]) -> R:
     """Await the work, and cancel it when its HTTP client goes away.
 
     Newer protocol versions do this in the SDK; for older ones the SDK goes on for a client that can never come back to

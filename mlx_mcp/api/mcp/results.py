@@ -169,6 +169,64 @@ class ModelList(BaseModel):
     models: list[ModelEntry]
 
 
+class Running(BaseModel):
+    """What a call returns that still runs: how far it is, and the handle of its result."""
+
+    status: Literal["running"] = "running"
+    result_id: str
+    tool: str
+    progress: str
+    text: str | None = None  # what there is of the answer
+    texts: list[str] | None = None  # what there is of each branch's answer
+    note: str = "It goes on. get_result with this result_id waits for it; cancel ends it."
+
+
+class Part(BaseModel):
+    """A part of a result that is too long for one answer; the whole of it is the resource `uri`."""
+
+    status: Literal["part"] = "part"
+    result_id: str
+    uri: str
+    text: str
+    next_offset: int | None = None
+    total_chars: int
+    note: str | None = None
+
+
+class ResultEntry(BaseModel):
+    """A call whose result can be fetched."""
+
+    result_id: str
+    tool: str
+    status: Literal["running", "done", "failed", "cancelled"]
+    age_s: int
+    progress: str | None = None
+    fetched: bool | None = None
+
+
+class ResultList(BaseModel):
+    """What `get_result` returns without a handle: the newest first."""
+
+    results: list[ResultEntry]
+
+
+class CancelledCall(BaseModel):
+    """What `cancel` returns: where the call was by then."""
+
+    result_id: str
+    status: Literal["running", "done", "failed", "cancelled"]
+
+
+class TokenCount(BaseModel):
+    """What `count_tokens` returns: of the prompt, the session's tokens included."""
+
+    tokens: int
+    model: str
+    context_tokens: int
+    left_tokens: int
+    note: str | None = None
+
+
 def reply(result: BaseModel) -> CallToolResult:
     """A tool's result: structured, and as text for hosts that show their model nothing else.
 

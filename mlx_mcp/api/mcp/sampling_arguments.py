@@ -16,21 +16,30 @@ AS_ARGUMENTS: dict[Any, tuple[Any, Any]] = {
     tuple[tuple[int, float], ...]: (dict[int, float] | None, None),
 }
 
+DAILY = ("max_tokens", "temperature")  # the others are options
+OPTIONS = {
+    "stop": "stop (texts)",
+    "logit_bias": "logit_bias ({token id: bias})",
+    "logprobs": "logprobs (how many a token)",
+    "reasoning_budget": "reasoning_budget (tokens)",
+}
+
 
 def with_sampling(without: tuple[str, ...] = ()) -> Callable[[type[A]], type[A]]:
     """Give a tool's arguments those of the table of sampling parameters, `without` some."""
 
     def give(arguments: type[A]) -> type[A]:
-        made: dict[str, Any] = {name: argument(each) for name, each in PARAMETERS.items() if name not in without}
+        made: dict[str, Any] = {name: argument(name, each) for name, each in PARAMETERS.items() if name not in without}
         return create_model(arguments.__name__, __base__=arguments, __module__=__name__, **made)
 
     return give
 
 
-def argument(parameter: Parameter) -> tuple[Any, Any]:
+def argument(name: str, parameter: Parameter) -> tuple[Any, Any]:
     """A sampling parameter as an argument: its type and its default."""
     type_, default = AS_ARGUMENTS.get(parameter.type, (parameter.type, parameter.default))
-    said: dict[str, Any] = {bound: value for bound, value in vars(parameter.asked).items() if value is not None}
+    said: dict[str, Any] = {} if name in DAILY else {"json_schema_extra": {"option": OPTIONS.get(name, name)}}
+    said |= {bound: value for bound, value in vars(parameter.asked).items() if value is not None}
     if type_ in (int, int | None):
         said["strict"] = True
     return Annotated[type_, Field(description=parameter.about, **said)], default

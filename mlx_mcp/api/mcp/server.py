@@ -11,6 +11,7 @@ from mcp_types import INVALID_PARAMS
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from mlx_mcp import __version__
+from mlx_mcp.api.mcp.tasks import Tasks
 from mlx_mcp.api.mcp.tools import make_tools
 from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.files import FileReader
@@ -30,11 +31,13 @@ def build_server(
     service: Service,
     files: FileReader | None = None,
     activity: Activity | None = None,
+    wait_s: float | None = None,
     **settings: Any,
 ) -> MCPServer[Any]:
     """An MCP server on a service; many servers (one per connection) may share an engine.
 
-    Callers can have `files` read, none if there is no reader; what they do is noted in `activity`. `settings` go to
+    Callers can have `files` read, none if there is no reader; what they do is noted in `activity`. `wait_s` is how long
+    a call is waited for before it is answered with a handle; None leaves that to the host's name. `settings` go to
     MCPServer as they are; see its own documentation.
     """
     server = MCPServer[Any](
@@ -42,7 +45,8 @@ def build_server(
         title="mlx-mcp: local MLX models",
         instructions=INSTRUCTIONS,
         version=__version__,
-        tools=make_tools(service, files, activity),
+        tools=make_tools(service, files, activity, wait_s),
+        extensions=[Tasks(service.jobs)],
         log_level="WARNING",
         **settings,
     )

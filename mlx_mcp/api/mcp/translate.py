@@ -21,11 +21,12 @@ from mlx_mcp.api.mcp.results import (
     NewSession,
     PersistedSession,
     SessionList,
+    TokenCount,
 )
 from mlx_mcp.service.batch import Batch as Answers
 from mlx_mcp.service.generate import Answered
 from mlx_mcp.service.models import Model
-from mlx_mcp.service.values import CacheMiss, Persisted, Result, SessionInfo
+from mlx_mcp.service.values import CacheMiss, Count, Persisted, Result, SessionInfo
 
 MAX_LISTED = 100
 
@@ -184,6 +185,17 @@ def persisted(event: Persisted) -> PersistedSession:
 def closed_list(infos: list[SessionInfo]) -> Closed:
     """The sessions that were closed, no more than a host takes."""
     return Closed(closed=[info.session_id for info in infos[:MAX_LISTED]], not_shown=len(infos[MAX_LISTED:]) or None)
+
+
+def token_count(counted: Count) -> TokenCount:
+    """How many tokens a prompt has."""
+    return TokenCount(
+        tokens=counted.prompt_tokens,
+        model=counted.model,
+        context_tokens=counted.context_tokens,
+        left_tokens=max(0, counted.context_tokens - counted.prompt_tokens),
+        note=in_one(*counted.notes),
+    )
 
 
 def model_list(models: list[Model]) -> ModelList:

@@ -4,15 +4,12 @@ import json
 
 import pytest
 
-from mlx_mcp.api.mcp import arguments
-from mlx_mcp.api.mcp.arguments import (
-    BatchArguments,
-    CloseArguments,
-    CreateArguments,
-    ForkArguments,
-    GenerateArguments,
-    PersistArguments,
-)
+from mlx_mcp.api.mcp.answer_arguments import BatchArguments, CountArguments, GenerateArguments
+from mlx_mcp.api.mcp.result_arguments import CancelArguments, GetResultArguments
+from mlx_mcp.api.mcp.session_arguments import CloseArguments, CreateArguments, ForkArguments, PersistArguments
+from mlx_mcp.api.mcp.tools import make_tools
+from mlx_mcp.models.registry import Registry
+from mlx_mcp.service.service import Service
 from tests.api.mcp.test_tools import connect, engine, generate  # noqa: F401
 
 TOOLS = {
@@ -22,6 +19,9 @@ TOOLS = {
     ForkArguments: {"session": "s"},
     PersistArguments: {"session": "s"},
     CloseArguments: {"sessions": ["s"]},
+    CountArguments: {"prompt": "x"},
+    GetResultArguments: {"result_id": "r"},
+    CancelArguments: {"result_id": "r"},
 }
 OPTIONAL = [(tool, name) for tool, given in TOOLS.items() for name in tool.model_fields if name not in given]
 INTEGERS = [
@@ -43,10 +43,9 @@ STRUCTURED = [
 ]
 
 
-def test_the_cases_are_of_every_tool_that_takes_arguments():
-    made = {each for each in vars(arguments).values() if isinstance(each, type) and each.__name__.endswith("Arguments")}
-    shared = {arguments.Arguments, arguments.ContextArguments, arguments.AnswerArguments}
-    assert {each.__name__ for each in made - shared} == {each.__name__ for each in TOOLS}
+def test_the_cases_are_of_every_tool_that_takes_arguments(engine):  # noqa: F811
+    made = {tool.fn_metadata.arg_model for tool in make_tools(Service(engine, Registry(None)))}
+    assert {each for each in made if each.model_fields} == set(TOOLS)
 
 
 @pytest.mark.parametrize(("tool", "name"), OPTIONAL, ids=lambda value: getattr(value, "__name__", value))
@@ -106,3 +105,26 @@ async def test_what_means_nothing_is_refused_by_its_name(engine):  # noqa: F811
             assert f"{name}" in result.content[0].text
         taken = await generate(client, max_tokens="2", stop='["z"]', tools=json.dumps([LOOK]), temperature=None)
     assert taken.structured_content["text"] == "he"
+
+
+async def test_options_are_taken_in_their_object_beside_it_and_as_json(engine):  # noqa: F811
+    async with connect(engine, "auto") as client:
+        ways = [{"options": {"stop": ["l"]}}, {"stop": ["l"]}, {"options": '{"stop": "[\\"l\\"]"}'}]
+        ways += [{"options": {"stop": ["l"], "seed": None}}, {"options": {"stop": ["l"]}, "stop": ["l"]}]
+        for given in ways:
+            result = await generate(client, **given)
+            assert result.structured_content["text"] == "he", given
+        assert (await generate(client, options=None)).structured_content["text"] == "hello"
+
+
+async def test_options_that_mean_nothing_are_refused_with_what_there_is(engine):  # noqa: F811
+    async with connect(engine, "auto") as client:
+        for given, words in [
+            ({"options": {"sed": 1}}, "did you mean `seed`?"),
+            ({"options": ["seed"]}, "`options` is an object"),
+            ({"options": {"seed": 1}, "seed": 2}, "`seed` is given twice"),
+            ({"options": {"options": {}}}, "options"),
+        ]:
+            result = await generate(client, **given)
+            assert result.is_error, given
+            assert words in result.content[0].text

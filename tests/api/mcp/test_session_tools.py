@@ -7,7 +7,6 @@ import pytest
 from mcp import Client, MCPError
 
 from mlx_mcp.api.mcp import calls, translate
-from mlx_mcp.api.mcp import tools as tools_module
 from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.config import Config
 from mlx_mcp.models.registry import Registry
@@ -284,7 +283,7 @@ async def test_closing_all_leaves_none_and_ends_their_turns(engine):
 async def test_anothers_session_is_unknown_and_unseen(engine, monkeypatch):
     async with connect(engine) as client:
         created = await call(client, "create_session", system=SYSTEM, name="mine")
-        monkeypatch.setattr(tools_module, "tenant", lambda: "another")
+        monkeypatch.setattr(calls, "tenant", lambda: "another")
         for session in ("mine", created["session"]):
             assert "Session not found" in await refusal(client, "generate", prompt="x", session=session)
             assert "Session not found" in await refusal(client, "fork_session", session=session)
@@ -294,6 +293,14 @@ async def test_anothers_session_is_unknown_and_unseen(engine, monkeypatch):
         assert (await call(client, "close_session", all=True))["closed"] == []
         theirs = await call(client, "create_session", system=SYSTEM, name="mine")
         assert theirs["cached_tokens"] == 0  # keys and values are not shared either
+
+
+async def test_a_session_whose_name_is_nearly_right_is_suggested(engine):
+    async with connect(engine) as client:
+        await call(client, "create_session", system=SYSTEM, name="reports")
+        assert "Did you mean 'reports'?" in await refusal(client, "generate", prompt="x", session="report")
+        assert "Did you mean 'reports'?" in await refusal(client, "fork_session", session="Reports")
+        assert "Did you mean" not in await refusal(client, "fork_session", session="quite another")
 
 
 # Forks

@@ -242,18 +242,20 @@ async def test_the_tools_say_what_hosts_need_to_know(engine, mode):
     assert list(tools) == [
         "generate",
         "generate_batch",
+        "get_result",
+        "cancel",
         "create_session",
         "fork_session",
         "persist_session",
         "list_sessions",
         "close_session",
         "list_models",
+        "count_tokens",
     ]
     for tool in tools.values():
-        assert tool.annotations.read_only_hint is (tool.name not in ("close_session", "persist_session"))
-        assert tool.annotations.destructive_hint is (tool.name == "close_session")
+        assert tool.annotations.read_only_hint is (tool.name not in ("cancel", "close_session", "persist_session"))
+        assert tool.annotations.destructive_hint is (tool.name in ("cancel", "close_session"))
         assert tool.annotations.open_world_hint is False
-        assert tool.meta["anthropic/alwaysLoad"] is True
         assert 0 < len(tool.description) < 4000
         assert tool.output_schema["type"] == "object"
         assert tool.input_schema["additionalProperties"] is False
@@ -261,17 +263,26 @@ async def test_the_tools_say_what_hosts_need_to_know(engine, mode):
     assert "required" not in tools["generate"].input_schema  # results of tools need no prompt
 
 
-async def test_the_tools_take_little_of_a_prompt(engine, mode):
+async def test_the_tools_of_every_prompt_take_at_most_9000_characters_of_it(engine, mode):
     async with connect(engine, mode) as client:
         tools = (await client.list_tools()).tools
+    daily = [tool for tool in tools if (tool.meta or {}).get("anthropic/alwaysLoad")]
+    assert [tool.name for tool in daily] == [
+        "generate",
+        "generate_batch",
+        "get_result",
+        "create_session",
+        "fork_session",
+    ]
+    told = [f"{tool.name}{tool.description}{json.dumps(tool.input_schema)}" for tool in daily]
+    assert sum(map(len, told)) <= 9_000
     schemas = [json.dumps(tool.input_schema) for tool in tools]
-    assert sum(map(len, schemas)) + sum(len(tool.description) for tool in tools) < 16_600
     for schema in schemas:
         assert not any(word in schema for word in ('"title"', '"null"', ": null", '"default": ""'))
     system, keep = (tools[0].input_schema["properties"][name] for name in ("system", "keep"))
     assert "default" not in system
     assert keep["type"] == "boolean"
-    assert tools[0].input_schema["properties"]["reasoning"]["enum"] == ["off", "on", "low", "medium", "high"]
+    assert "reasoning (off, on, low, medium, high)" in tools[0].input_schema["properties"]["options"]["description"]
 
 
 async def test_the_server_says_its_name_version_and_instructions(engine, mode):
@@ -551,3 +562,22 @@ async def test_a_client_that_times_out_frees_its_row_within_a_step(engine, mode)
         with pytest.raises(MCPError, match=r"(?i)timed? ?out"):
             await client.call_tool("generate", arguments, read_timeout_seconds=0.2)
         await freed_within_a_step(engine)
+
+
+async def test_tokens_are_counted_as_the_model_would_get_them(engine, mode):
+    async with connect(engine, mode) as client:
+        counted = (await client.call_tool("count_tokens", {"prompt": "hello", "model": "tiny"})).structured_content
+        answer = (await generate(client)).structured_content
+        assert counted == {
+            "tokens": answer["prompt_tokens"],
+            "model": "tiny",
+            "context_tokens": 100,
+            "left_tokens": 100 - answer["prompt_tokens"],
+        }
+        made = await client.call_tool("create_session", {"system": "you are", "model": "tiny"})
+        arguments = {"prompt": "hello", "session": made.structured_content["session"]}
+        counted = (await client.call_tool("count_tokens", arguments)).structured_content
+        answer = (await client.call_tool("generate", arguments)).structured_content
+        assert counted["tokens"] == answer["prompt_tokens"]
+        counted = (await client.call_tool("count_tokens", {"prompt": "x" * 500, "model": "tiny"})).structured_content
+        assert (counted["tokens"], counted["left_tokens"]) == (500, 0)

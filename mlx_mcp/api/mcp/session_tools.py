@@ -1,0 +1,92 @@
+"""The tools about sessions: shapes and words, over what the service does."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from mcp.server.mcpserver import Context as ToolContext
+from mcp_types import CallToolResult
+
+from mlx_mcp.api.mcp.arguments import Arguments
+from mlx_mcp.api.mcp.calls import ToolSet, translated
+from mlx_mcp.api.mcp.results import Closed, Forks, NewSession, PersistedSession, SessionList, reply
+from mlx_mcp.api.mcp.session_arguments import CloseArguments, CreateArguments, ForkArguments, PersistArguments
+from mlx_mcp.api.mcp.translate import closed_list, forks, new_session, persisted, session_list
+from mlx_mcp.service.activity import Report
+from mlx_mcp.service.sessions import close_sessions, create_session, fork_session, list_sessions, persist_session
+
+
+class SessionTools(ToolSet):
+    """Tools that make sessions and end them."""
+
+    @translated
+    async def create_session(self, given: CreateArguments, ctx: ToolContext) -> Annotated[CallToolResult, NewSession]:
+        """Compute a context once, to go on from many times; nothing is generated.
+
+        Before several calls that begin alike: the same system prompt, files or conversation. Give each sub-agent a fork
+        (fork_session), or ask with generate_batch, or generate and keep=false: none computes the context again.
+
+        Returns {session, name, model, tokens}. Handle and name work for all who share your access, such as sub-agents.
+        A session ends when it is closed, when it is not used for ttl_s, or, unless persisted, with the server.
+        """
+
+        async def work(report: Report) -> CallToolResult:
+            tools = tuple(given.tools or ())
+            made = await create_session(
+                self._service, self._caller(), given.context(), given.model, tools, given.how(), report
+            )
+            return reply(new_session(made))
+
+        return await self._long(ctx, given, "create_session", work)
+
+    @translated
+    async def fork_session(self, given: ForkArguments, ctx: ToolContext) -> Annotated[CallToolResult, Forks]:
+        """Make sessions that go on from where another is, and then apart: one for each sub-agent or attempt.
+
+        Takes no time and no memory, however long the context is. A fork sees the parent's finished turns; then neither
+        sees what the other says. At most 64 at once. Returns {sessions: [handles]}; go on with generate(session=…).
+        """
+        names = tuple(given.names or ())
+        made = await fork_session(self._service, self._caller(), given.session, given.count, names, given.version)
+        return reply(forks(made, bool(names)))
+
+    @translated
+    async def persist_session(
+        self, given: PersistArguments, ctx: ToolContext
+    ) -> Annotated[CallToolResult, PersistedSession]:
+        """Save a session to disk, so that it survives a restart, a crash and a power cut, under the same handle.
+
+        Use it to keep context that took long to build, or that is needed tomorrow. Later turns are not kept until it is
+        persisted again, which writes only what is new. It lies unencrypted on this machine for 30 days without use, or
+        its ttl_s, or until close_session. Ephemeral sessions cannot be persisted.
+
+        Returns {session, version, tokens, kept_tokens, written_bytes, expires_in_s} once it is safe; kept_tokens will
+        not be computed again.
+        """
+
+        async def work(report: Report) -> CallToolResult:
+            made = await persist_session(self._service, self._caller(), given.session, given.version)
+            return reply(persisted(made))
+
+        return await self._long(ctx, given, "persist_session", work)
+
+    @translated
+    async def list_sessions(self, given: Arguments, ctx: ToolContext) -> Annotated[CallToolResult, SessionList]:
+        """List your sessions, the ones used last first; of more than 100 the rest are counted in not_shown.
+
+        Call it to find a handle again, or to see what can be closed. Returns {sessions: [{session, name, model, tokens,
+        cached_tokens, busy, pinned, ephemeral, idle_s, expires_in_s, parent, persisted, versions}]}: cached_tokens are
+        in memory now, busy means that a turn is under way.
+        """
+        return reply(session_list(await list_sessions(self._service, self._caller())))
+
+    @translated
+    async def close_session(self, given: CloseArguments, ctx: ToolContext) -> Annotated[CallToolResult, Closed]:
+        """End and delete sessions that are not needed any more, on disk too; there is no way back.
+
+        Their turns that are under way or wait fail. Forks and parents go on. What is cached of them stays until there
+        is need for room, and helps prompts that begin the same; that of an ephemeral session goes at once. If one of
+        `sessions` is not there, none is closed. Returns {closed: [handles]}.
+        """
+        sessions = tuple(given.sessions or ())
+        return reply(closed_list(await close_sessions(self._service, self._caller(), sessions, given.all)))

@@ -1,0 +1,179 @@
+"""Work that may outlast the call that asked for it, and its outcome until somebody fetches it.
+
+A face starts a job for a call, waits for it for as long as the caller's host allows, and hands over a handle if it has
+not ended by then. From that moment on the job belongs to nobody's connection: it ends by itself, by `cancel`, or with
+the process. Knows no protocol: an outcome is whatever the work returned.
+
+All of it runs on one event loop. An owner never sees another owner's jobs: a foreign handle and a missing one give the
+same error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from mlx_mcp.errors import GenerationFailed, UnknownResult
+from mlx_mcp.service.activity import Activity, Meter, Report
+
+RESULT_TTL_S = 3600.0
+MAX_KEPT = 256  # outcomes of one owner
+CANCELLED = "The call was cancelled. A turn that was cut off leaves its session as it was; call again if it is needed."
+
+Work = Callable[[Report], Awaitable[Any]]
+
+
+class JobState(Enum):
+    """Where a job is."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(eq=False)
+class Job:
+    """One piece of work: its outcome when it has ended, and until then how far its generations are."""
+
+    result_id: str
+    owner: str
+    tool: str
+    meters: Sequence[Meter] = ()
+    began_at: float = field(default_factory=time.time)
+    changed_at: float = field(default_factory=time.time)
+    handed_over: bool = False  # whether the caller has the handle
+    fetched: bool = False
+    outcome: Any = None
+    error: BaseException | None = None
+    cancelled: bool = False
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    reports: set[Report] = field(default_factory=set)  # of the calls that wait for it now
+
+    @property
+    def state(self) -> JobState:
+        """Where it is."""
+        if not self.ended.is_set():
+            return JobState.RUNNING
+        if self.cancelled:
+            return JobState.CANCELLED
+        return JobState.DONE if self.error is None else JobState.FAILED
+
+    def result(self) -> Any:
+        """What the work returned.
+
+        Raises:
+            BaseException: what the work raised.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.outcome
+
+    async def report(self, meters: Sequence[Meter]) -> None:
+        """Note how far the work is, and tell the calls that wait for it."""
+        self.meters, self.changed_at = meters, time.time()
+        for report in tuple(self.reports):
+            try:
+                await report(meters)
+            except Exception:  # its caller is gone, which must not end the work for others
+                self.reports.discard(report)
+
+    async def wait(self, timeout_s: float, report: Report | None = None) -> bool:
+        """Wait for the end, and have `report` told of progress meanwhile; returns whether it has ended."""
+        if report is not None:
+            self.reports.add(report)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.ended.wait()
+        except TimeoutError:
+            pass
+        finally:
+            if report is not None:
+                self.reports.discard(report)
+        return self.ended.is_set()
+
+
+class Jobs:
+    """The jobs of one process. `ttl_s` is how long an outcome is kept, from its end on."""
+
+    def __init__(self, ttl_s: float = RESULT_TTL_S) -> None:
+        self.ttl_s = ttl_s
+        self.activity = Activity()  # of the jobs themselves, to be cut off when the process ends
+        self._jobs: dict[str, Job] = {}
+        self._tasks: dict[Job, asyncio.Task[None]] = {}
+
+    @property
+    def num_running(self) -> int:
+        """Jobs that go on and whose handles were given out."""
+        return sum(job.handed_over for job in self._tasks)
+
+    @property
+    def num_unfetched(self) -> int:
+        """Outcomes that their owners have not seen."""
+        return sum(job.handed_over and job.ended.is_set() and not job.fetched for job in self._jobs.values())
+
+    def start(self, owner: str, tool: str, work: Work) -> Job:
+        """Start work on a task of its own."""
+        job = Job(f"r-{secrets.token_urlsafe(16)}", owner, tool)
+        self._jobs[job.result_id] = job
+        self._tasks[job] = asyncio.create_task(self._run(job, work))
+        return job
+
+    async def _run(self, job: Job, work: Work) -> None:
+        try:
+            with self.activity.under_way():
+                job.outcome = await work(job.report)
+        except asyncio.CancelledError:
+            job.cancelled = True
+            job.error = GenerationFailed(CANCELLED)
+        except Exception as error:  # it is for whoever fetches it
+            job.error = error
+        finally:
+            job.changed_at = time.time()
+            job.ended.set()
+            del self._tasks[job]
+            if job.handed_over:
+                self._keep(job)
+
+    def hand_over(self, job: Job) -> None:
+        """Note that the caller has the handle, so that the outcome is kept."""
+        job.handed_over = True
+        if job.ended.is_set():
+            self._keep(job)
+
+    def _keep(self, job: Job) -> None:
+        """Keep an outcome for `ttl_s`, in place of the owner's oldest if there are too many."""
+        asyncio.get_running_loop().call_later(self.ttl_s, self.forget, job)
+        kept = [each for each in self._jobs.values() if each.owner == job.owner and each.ended.is_set()]
+        for each in sorted(kept, key=lambda each: (not each.fetched, each.changed_at))[: max(0, len(kept) - MAX_KEPT)]:
+            self.forget(each)
+
+    def forget(self, job: Job) -> None:
+        """Drop a job that has ended; nothing is done if it is gone."""
+        self._jobs.pop(job.result_id, None)
+
+    def cancel(self, job: Job) -> None:
+        """End a job; nothing is done if it has ended."""
+        task = self._tasks.get(job)
+        if task is not None:
+            task.cancel()
+
+    def get(self, owner: str, result_id: str) -> Job:
+        """The owner's job of that handle.
+
+        Raises:
+            UnknownResult: there is none, or it is another owner's.
+        """
+        job = self._jobs.get(result_id)
+        if job is None or job.owner != owner:
+            raise UnknownResult(result_id, round(self.ttl_s))
+        return job
+
+    def of(self, owner: str) -> list[Job]:
+        """The owner's jobs whose handles were given out, the newest first."""
+        return [job for job in reversed(self._jobs.values()) if job.owner == owner and job.handed_over]
