@@ -22,6 +22,7 @@ from tests.hosts.endpoint import Json, serving
 from tests.process.windows import state_folder
 
 HERE = Path(__file__).parent
+TIMEOUT_S = 2.0
 ERAS = {"legacy": "2025-11-25", "auto": "2026-07-28"}  # how Claude Code is told to begin; what it then speaks
 
 
@@ -82,14 +83,27 @@ def era(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module")
-def claude(program: Path, entry: Json, era: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClaudeCode]:
-    """Claude Code with our server, in one era and over one transport, for all tests of a file."""
+@contextmanager
+def hosting(program: Path, entry: Json, home: Path, **settings: str) -> Iterator[ClaudeCode]:
+    """Claude Code with our server and an endpoint of its own, within the block."""
     with serving() as endpoint:
-        host = ClaudeCode(
-            program, endpoint, entry, tmp_path_factory.mktemp("host") / "home", MCP_PROTOCOL_NEGOTIATION=era
-        )
+        host = ClaudeCode(program, endpoint, entry, home / "home", **settings)
         try:
             yield host
         finally:
             host.close()
+
+
+@pytest.fixture(scope="module")
+def claude(program: Path, entry: Json, era: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClaudeCode]:
+    """Claude Code in one era and over one transport, for all tests of a file."""
+    with hosting(program, entry, tmp_path_factory.mktemp("host"), MCP_PROTOCOL_NEGOTIATION=era) as host:
+        yield host
+
+
+@pytest.fixture
+def impatient(program: Path, entry: Json, era: str, tmp_path: Path) -> Iterator[ClaudeCode]:
+    """Another that gives calls up after TIMEOUT_S."""
+    cut_ms = str(round(1000 * TIMEOUT_S))
+    with hosting(program, entry, tmp_path, MCP_PROTOCOL_NEGOTIATION=era, MCP_TOOL_TIMEOUT=cut_ms) as host:
+        yield host

@@ -11,6 +11,7 @@ FACTS = "Alice's badge is 771. Bob's badge is 342. Carol's badge is 109."
 BADGES = {"Alice": "771", "Bob": "342", "Carol": "109"}
 LONG = {"prompt": "Count from 1 to 99.", "max_tokens": 100, "regex": "[0-9, ]{800}", "temperature": 1.0}
 ENDLESS = LONG | {"max_tokens": 1900, "regex": "[0-9, ]{9000}"}
+ENDLESS_BATCH = {"prompts": ["Count."] * 8, "max_tokens": 1900, "options": {"regex": "[0-9, ]{9000}"}}
 LOOK_S = 0.01
 
 
@@ -82,3 +83,29 @@ def test_a_turn_that_the_user_stops_frees_its_row(claude, place):
     claude.interrupt()
     wait_until(lambda: status(place)["rows"] == 0)
     assert claude.end_of_turn()["terminal_reason"] == "aborted_tools"
+
+
+def test_a_long_result_comes_through_a_handle(claude):
+    def fetches():
+        (began,) = yield [tool("generate", **LONG, seed=1, wait_s=0)]
+        assert began.json["status"] == "running"
+        (fetched,) = yield [tool("get_result", result_id=began.json["result_id"])]
+        (again,) = yield [tool("generate", **LONG, seed=1)]
+        assert fetched.json["text"] == again.json["text"]
+        return fetched.json["finish_reason"]
+
+    assert claude.play(fetches) == "length"
+
+
+def test_a_call_that_outlives_the_hosts_time_out_is_fetched_afterwards(impatient):
+    def outlives():
+        began, cut = yield [tool("generate", **LONG, wait_s=0), tool("generate_batch", **ENDLESS_BATCH)]
+        assert cut.is_error
+        assert "timed out" in cut.text
+        handle = began.json["result_id"]
+        (fetched,) = yield [tool("get_result", result_id=handle, wait_s=0.5)]
+        while fetched.json.get("status") == "running":
+            (fetched,) = yield [tool("get_result", result_id=handle, wait_s=0.5)]
+        return fetched.json["finish_reason"]
+
+    assert impatient.play(outlives) == "length"
