@@ -18,8 +18,9 @@ COMPUTING := tests/mlx_backend/test_runner.py tests/mlx_backend/test_architectur
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := ci
-.PHONY: ci demo demo-real test test-long test-all test-openblas test-real test-claude-code coverage lint types smoke conformance hosts hosts-short campaign mutants \
-  formats bench-engine bench-sharing bench-peers bench-persistence train evaluate lock wheel-smoke clean
+.PHONY: ci demo demo-real test test-long test-all test-openblas test-real test-claude-code coverage lint types smoke conformance \
+  hosts hosts-short campaign mutants formats surface bench-engine bench-sharing bench-peers bench-persistence train evaluate lock \
+  wheel-smoke clean
 
 # What CI runs.
 ci: lint types test smoke test-openblas conformance test-claude-code
@@ -143,6 +144,10 @@ formats: $(VENV)/installed-dev
 	$(BIN)/python -m tests.formats.notations
 	$(BIN)/python -m tests.formats.llama_templates
 	EFFORT=1 $(PYTEST) tests/formats tests/chat
+
+# What the server says of itself, for relays to answer from before there is an engine.
+surface: $(VENV)/installed-dev
+	$(BIN)/python -m tests.api.mcp.surface
 
 # The wheel, in an environment that has nothing else: what is in it, and what it does there.
 wheel-smoke: $(VENV)/installed-dev

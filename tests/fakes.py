@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Callable, Generator
@@ -88,7 +89,7 @@ class FakeTokenizer:
     digest = b"letters"
 
     def transcript(self, ids: tuple[int, ...]) -> str:
-        return self.decode(ids)
+        return json.dumps([self.decode(ids)])
 
     def reader(self, prompt: Prompt, tools: Tools = (), plain: bool = False) -> FakeReader:
         return FakeReader({} if plain else MARKERS)

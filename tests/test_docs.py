@@ -3,10 +3,15 @@
 import re
 from pathlib import Path
 
+from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.engine.messages import Close
+from mlx_mcp.models.registry import Registry
+from mlx_mcp.service.service import Service
 from tests.engine.house import House
+from tests.fakes import fake_client
 
-DESIGN = Path(__file__).parent.parent / "docs" / "design" / "kv-cache.md"
+ROOT = Path(__file__).parent.parent
+DESIGN = ROOT / "docs" / "design" / "kv-cache.md"
 
 
 def picture(house):
@@ -61,3 +66,14 @@ def story():
 def test_the_worked_example_of_the_cache_is_what_happens():
     shown = re.findall(r"```text\n(.*?)\n```", DESIGN.read_text(), re.S)
     assert shown == list(story())
+
+
+async def test_every_resource_and_prompt_with_its_arguments_is_in_the_guide():
+    server = build_server(Service(fake_client(), Registry(None)))
+    words = [str(each.uri) for each in await server.list_resources()]
+    words += [each.uri_template for each in await server.list_resource_templates()]
+    for prompt in await server.list_prompts():
+        words += [prompt.name, *(argument.name for argument in prompt.arguments)]
+    guide = (ROOT / "docs" / "guide.md").read_text()
+    assert len(words) > 10
+    assert [word for word in words if f"`{word}`" not in guide] == []

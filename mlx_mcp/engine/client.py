@@ -5,6 +5,7 @@ Any number of callers, connections and event loops may share one. Knows nothing 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from copy import copy
@@ -29,8 +30,10 @@ from mlx_mcp.engine.messages import (
     Persisted,
     Purge,
     Read,
+    ReadTokens,
     Remove,
     Sessions,
+    SessionTokens,
     Told,
 )
 from mlx_mcp.engine.requests import Count, GenerateRequest, Progress, Update, check
@@ -157,6 +160,22 @@ class EngineClient:
             EngineDead: the engine thread has ended.
         """
         return await self._ask(ListSessions(next(self.thread.ids), tenant))
+
+    async def transcript(self, tenant: str, session: str) -> tuple[SessionInfo, str]:
+        """A session, and its text as JSON: a list of control tokens, each in a list of its own, and texts between them.
+
+        No model is loaded for that, and a turn that is under way is not in it.
+
+        Raises:
+            UnknownSession: the tenant has none, or has it no more.
+            StorageError: it is on disk and cannot be read.
+            EngineDead: the engine thread has ended.
+        """
+        found = await self._answer(ReadTokens(next(self.thread.ids), tenant, session))
+        assert isinstance(found, SessionTokens), f"{found} in answer to a question for a session's tokens"
+        if found.tokenizer is None:
+            return found.info, found.text
+        return found.info, await asyncio.to_thread(found.tokenizer.transcript, found.tokens)
 
     async def on_disk(
         self, what: Heads | Read | Remove | Purge | Export | Import, waiting: Callable[[], Awaitable[None]]

@@ -45,6 +45,7 @@ from mlx_mcp.engine.messages import (
     Loading,
     OnDisk,
     Persist,
+    ReadTokens,
     Stop,
     Submit,
     Unloaded,
@@ -163,7 +164,7 @@ class Engine:
                 self.turns.encoded(command)
             case Stop():
                 self.stop()
-            case Find() | Load() | Submit() | Fork() | Persist() | Close() | ListSessions() | OnDisk():
+            case Find() | Load() | Submit() | Fork() | Persist() | Close() | ListSessions() | ReadTokens() | OnDisk():
                 call = self.calls.add(command, self.clock())
                 if self.stopped:
                     self.calls.fail(call, EngineDead())

@@ -11,7 +11,7 @@ from typing import Any
 
 from mlx_mcp.core.cache.misses import Miss
 from mlx_mcp.core.durable import Transfer
-from mlx_mcp.core.ports import LoadedModel, LoadProgress, PreparedModel
+from mlx_mcp.core.ports import ChatTokenizer, LoadedModel, LoadProgress, PreparedModel
 from mlx_mcp.core.sequence import Constraint, FinishReason, SamplingParams, TokenLogprobs
 from mlx_mcp.core.session import SessionInfo, SessionOptions
 from mlx_mcp.engine.awaited import Awaited
@@ -118,7 +118,17 @@ class Told:
 
 
 # A call's last event.
-LastEvent = Finished | Failed | Unloaded | Loaded | Sessions | Persisted | Told
+@dataclass(frozen=True)
+class SessionTokens:
+    """What a session consists of. `text` has its transcript if there is no `tokenizer`: its model was not used yet."""
+
+    info: SessionInfo
+    tokens: tuple[int, ...]
+    tokenizer: ChatTokenizer | None
+    text: str
+
+
+LastEvent = Finished | Failed | Unloaded | Loaded | Sessions | SessionTokens | Persisted | Told
 Event = Waiting | Prefilled | Token | EncodeAgain | Loading | LastEvent
 
 
@@ -240,6 +250,15 @@ class ListSessions:
 
 
 @dataclass(frozen=True)
+class ReadTokens:
+    """Ask for what a session consists of: `SessionTokens` comes back."""
+
+    call_id: int
+    tenant: str
+    session: str
+
+
+@dataclass(frozen=True)
 class Heads:
     """What sessions are on disk: a list of SessionHead."""
 
@@ -297,6 +316,6 @@ class Stop:
     deadline: float = 0.0
 
 
-AboutSessions = Fork | Persist | Close | ListSessions
+AboutSessions = Fork | Persist | Close | ListSessions | ReadTokens
 Request = Find | Load | Submit | AboutSessions | OnDisk
 Command = Request | Encoded | Finish | Cancel | ThreadResult | Stop

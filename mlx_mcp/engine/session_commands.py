@@ -9,7 +9,18 @@ from mlx_mcp.core.session import Session, SessionStore
 from mlx_mcp.core.session_names import NAME
 from mlx_mcp.engine.awaited import SessionsRemoving, SessionWriting, VersionReading
 from mlx_mcp.engine.call import Call, Calls
-from mlx_mcp.engine.messages import Close, Event, Failed, Fork, ListSessions, Persist, Persisted, Sessions
+from mlx_mcp.engine.messages import (
+    Close,
+    Event,
+    Failed,
+    Fork,
+    ListSessions,
+    Persist,
+    Persisted,
+    ReadTokens,
+    Sessions,
+    SessionTokens,
+)
 from mlx_mcp.engine.persistence import Persistence
 from mlx_mcp.engine.results import SessionsRemoved, SessionWritten, VersionRead
 from mlx_mcp.engine.turns import Turns
@@ -46,6 +57,8 @@ class SessionCommands:
                 self._persist(call, command)
             case Close() as command:
                 self._close(call, command)
+            case ReadTokens() as command:
+                self._read_tokens(call, command)
 
     def on_version_read(self, result: VersionRead) -> None:
         """Fork a version of a session that has been read."""
@@ -111,6 +124,14 @@ class SessionCommands:
             self.calls.wait(call, SessionsRemoving(call.call_id))
         else:
             self.calls.answer(call, event)
+
+    def _read_tokens(self, call: Call, command: ReadTokens) -> None:
+        session = self.sessions.get(command.tenant, command.session)
+        if session.on_disk_only and self.persistence is not None:
+            self.calls.wait(call, self.persistence.read(session))
+            return
+        text = "" if session.unverified is None else session.unverified.text
+        self.calls.answer(call, SessionTokens(session.info, session.log, session.tokenizer, text))
 
     def _persist(self, call: Call, command: Persist) -> None:
         session = self.sessions.get(command.tenant, command.session)

@@ -23,6 +23,7 @@ from mlx_mcp.hosting.http import HttpServer, drain_http
 from mlx_mcp.hosting.message_lines import StreamLines
 from mlx_mcp.hosting.open_requests import OpenRequests
 from mlx_mcp.hosting.stdio import serve_lines
+from mlx_mcp.process.front import surface_digest
 from mlx_mcp.process.lines import ALIVE, ALIVE_S, ENDING, notice
 from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.files import FileReader
@@ -66,7 +67,8 @@ async def serve_window(
     """
     folder = joined.hello.get("folder")
     files = FileReader.of_window(own.file_roots, folder, own.max_file_bytes, own.max_files_bytes)
-    server = build_server(service, files, joined.activity, own.wait_s)
+    stale = joined.hello.get("surface", surface_digest()) != surface_digest()
+    server = build_server(service, files, joined.activity, own.wait_s, stale)
     lines, stream = await asyncio.open_connection(sock=joined.socket)
 
     async def write(data: bytes) -> None:

@@ -4,6 +4,8 @@ Guarantees:
     - Lines are passed on unchanged and in order, and nothing else reaches stdout. The engine checks them; here only
       their top level is parsed. A line longer than LONGEST_LINE is passed on in pieces, of which the first is parsed,
       so that memory for a line is bounded.
+    - The host is read from the first moment on. Until there is an engine, `Front` answers the handshake and the lists;
+      what only an engine can answer waits for it, MAX_WAITING_BYTES at most, or is answered with why there is none.
     - When the engine ends, every request that it has not answered is answered here, once, with the advice to try
       again. A request that the engine says it has not taken up goes to the next engine instead.
     - While the engine shows no life, waiting calls are told so in their progress. After the time that the engine has
@@ -11,7 +13,9 @@ Guarantees:
     - After the engine has ended, the next request finds or starts another. The MCP handshake is repeated with it
       first. Nothing else starts an engine: `engine stop` and an idle exit last until then.
     - The end of stdin ends the engine's work for this host, and this process within EXIT_S.
-    - One lock guards each link's requests, another guards stdout, and a third lets one line at a time be sent.
+    - One thread reads the host, one finds or starts the first engine, and one for each engine reads that. One lock
+      guards each link's requests, another guards stdout, and a third lets one line at a time be sent; `_sending` guards
+      everything else here, too.
 
 Knows ids, methods and the handshake of MCP, and nothing else of it. Standard library only, and little of that: every
 window of every host keeps this process in memory.
@@ -19,6 +23,7 @@ window of every host keeps this process in memory.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -27,16 +32,18 @@ import socket
 import sys
 import threading
 
-from mlx_mcp.errors import MlxMcpError
+from mlx_mcp.errors import EngineUnavailable, MlxMcpError, NoSharedEngine
 from mlx_mcp.process.daemon import join
 from mlx_mcp.process.environment import window_hello
+from mlx_mcp.process.front import OPENING_ID, Front, surface_digest
 from mlx_mcp.process.lines import BAD_ID, Envelope, Id, envelope, pieces
 from mlx_mcp.process.link import Link
+from mlx_mcp.process.opening import Backlog, Handshake
 from mlx_mcp.process.place import Place, user_place
 
-HANDSHAKE_S = 30.0
 EXIT_S = 10.0
 TRIES = 3  # engines that end before they are asked anything
+MAX_WAITING_BYTES = 8 << 20  # of lines that wait for the first engine; then the host is not read on
 TELL_S = 5.0  # how often the host is told of an engine that shows no life
 INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR = -32603, -32600, -32700
 
@@ -45,41 +52,87 @@ class Relay:
     """The relay of one host; `host_in` and `host_out` are descriptors."""
 
     def __init__(self, place: Place, hello: dict[str, object], host_in: int = 0, host_out: int = 1) -> None:
-        self._place, self._hello, self._in, self._out = place, hello | {"notices": True}, host_in, host_out
+        self._place, self._in, self._out = place, host_in, host_out
+        self._hello = hello | {"notices": True, "surface": surface_digest()}
         self._out_lock = threading.Lock()
         self._sending = threading.RLock()
+        self._front = Front()
+        self._backlog = Backlog()
+        self._over = threading.Event()
+        self._failure_at_start: MlxMcpError | None = None
         self._link: Link | None = None
         self._listener: threading.Thread | None = None
         self._to: Link | None = None  # where the pieces of a long line go
         self._leaving = False
-        self._initialize = self._initialized = b""
-        self._initialize_id: Id | None = None
+        self._handshake = Handshake()
 
     def run(self) -> None:
         """Pass lines on until the host goes away.
 
         Raises:
-            MlxMcpError: there is no engine at the beginning, and none can be started.
+            NoSharedEngine: there can be no engine process here. The host is still read: see `serve_by`.
+            MlxMcpError: there never was an engine, since none can be started; the host has gone away.
         """
-        self._connect()
-        for data, first, last in pieces(self._read):
+        threading.Thread(target=self._read_host, name="host", daemon=True).start()
+        threading.Thread(target=self._find_engine, name="start", daemon=True).start()
+        self._over.wait()
+        if self._failure_at_start is not None and self._link is None:
+            raise self._failure_at_start
+
+    def serve_by(self, connection: socket.socket) -> None:
+        """Pass lines on to a server at the other end of `connection`, which may begin to read later."""
+        threading.Thread(target=self._take, args=(Link(connection, {}),), name="alone", daemon=True).start()
+
+    def wait_for_last_answers(self) -> None:
+        """Wait until what the engine has said is passed on, for EXIT_S at most."""
+        if self._listener is not None:
+            self._listener.join(EXIT_S)
+
+    def _find_engine(self) -> None:
+        """Find or start the first engine. If there is none, whatever waits for it is told why."""
+        error: MlxMcpError | None = None
+        try:
+            self._connect()
+        except NoSharedEngine as unshared:
+            self._failure_at_start = unshared
+            self._over.set()
+            return
+        except (MlxMcpError, OSError) as failure:
+            error = failure if isinstance(failure, MlxMcpError) else EngineUnavailable(f"{failure}.")
+            self._failure_at_start = error
+            if not self._leaving:
+                tell(f"{error} Calls are answered with this, and each tries again.")
+        with self._sending:
+            self._pass_on_waiting(error)
+
+    def _pass_on_waiting(self, error: MlxMcpError | None = None) -> None:
+        """Send on the lines that wait for the first engine, or answer them with why there is none."""
+        for line in self._backlog.take():
+            seen = envelope(line)
+            if error is not None and seen.method and seen.id is not None:
+                self._say(self._failure(seen.id, seen.method, NO_ENGINE.format(error)))
+            else:
+                self._line(line)
+
+    # The host's lines; the caller holds the lock for sending
+
+    def _read_host(self) -> None:
+        for data, first, last in pieces(lambda num_bytes: read(self._in, num_bytes)):
+            if not (first and last) or self._backlog.num_bytes > MAX_WAITING_BYTES:
+                self._backlog.settled.wait()
             with self._sending:
                 if first and last:
                     self._line(data)
                 else:
                     self._piece(data, first)
         self._leaving = True
-        if self._link is not None and self._listener is not None:
-            self._link.hang_up(socket.SHUT_WR)
-            self._listener.join(EXIT_S)
-
-    def _read(self, num_bytes: int) -> bytes:
-        try:
-            return os.read(self._in, num_bytes)
-        except OSError:
-            return b""
-
-    # The host's lines; the caller holds the lock for sending
+        # An engine that is being started is waited for: to the end if lines wait for it, else to hear of its error.
+        self._backlog.settled.wait(None if self._backlog.lines else EXIT_S)
+        with self._sending:  # what has waited is sent by then
+            if self._link is not None:
+                self._link.hang_up(socket.SHUT_WR)
+        self.wait_for_last_answers()
+        self._over.set()
 
     def _line(self, line: bytes) -> None:
         seen = envelope(line)
@@ -88,15 +141,22 @@ class Relay:
         if not seen.method or seen.id is None:
             self._tell(line, seen)
             return
-        if seen.method == "initialize":
-            self._initialize, self._initialize_id, self._initialized = line, seen.id, b""
+        answer = self._front.answer(line, seen) if self._link is None else None
+        if seen.method == "initialize" and (answer or not self._backlog.open):
+            self._handshake.begin(line, seen.id)
+        if answer is not None:
+            self._say(answer)
+            return
+        if self._backlog.open:
+            self._backlog.add(line)
+            return
         for _ in range(TRIES):
             link = self._link
             if link is None or link.dead:
                 try:
-                    link = self._connect(again=seen.method != "initialize")
+                    link = self._connect(seen.method)
                 except MlxMcpError as error:
-                    self._say(self._failure(seen.id, seen.method, f"There is no engine: {error} Then call again."))
+                    self._say(self._failure(seen.id, seen.method, NO_ENGINE.format(error)))
                     return
             if link.expect(seen.id, seen.method, line):
                 link.send(line)
@@ -115,41 +175,53 @@ class Relay:
             seen, link = envelope(data), self._link
             self._to = link if link is not None and not link.dead and not self._refuse_bad_request(seen) else None
             if seen.method and seen.id is not None and (link is None or not link.expect(seen.id, seen.method, None)):
-                self._say(self._failure(seen.id, seen.method, LOST))
+                text = LOST if link is not None else NO_ENGINE.format(self._failure_at_start)
+                self._say(self._failure(seen.id, seen.method, text))
         if self._to is not None:
             self._to.send(data)
 
     def _tell(self, line: bytes, seen: Envelope) -> None:
         """Pass on a notification, or an answer to the engine. If the engine is gone, it is dropped."""
         link = self._link
-        if seen.method == "notifications/initialized":
-            self._initialized = line
+        if seen.method == "notifications/initialized" and (self._handshake.initialize or not self._backlog.open):
+            self._handshake.initialized = line
+            if self._backlog.open:
+                return  # it is repeated with the handshake
+        if self._backlog.open:
+            if seen.method == "notifications/cancelled" and (id_ := cancelled(line)) is not None:
+                self._backlog.cancel(id_)
+            else:
+                self._backlog.add(line)
+            return
         if link is None or link.dead:
             if line.strip() and not seen.method and not seen.answers:  # no message: the engine would have said so
                 self._say(protocol_error(seen.id, PARSE_ERROR, "Not a JSON-RPC message."))
             return
-        if seen.method == "notifications/cancelled":
-            with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
-                link.forget(json.loads(line)["params"]["requestId"])
+        if seen.method == "notifications/cancelled" and (id_ := cancelled(line)) is not None:
+            link.forget(id_)
         elif seen.answers and seen.id is not None and not link.note_answer(seen.id):
             return  # an engine that is gone has asked for it
         link.send(line)
 
-    def _connect(self, again: bool = False) -> Link:
-        """Find or start an engine, and repeat the host's handshake with it."""
+    def _connect(self, method: str = "") -> Link:
+        """Find or start an engine, for the first time or for a request of this `method`."""
+        again = self._link is not None and method != "initialize"
         joined = join(self._place, self._hello | {"again": again}, tell)
-        link = Link(joined.connection, joined.reply)
-        handshake = again and bool(self._initialize)
-        if handshake:
-            link.own_handshake = self._initialize_id
+        return self._take(Link(joined.connection, joined.reply), repeat=method != "initialize")
+
+    def _take(self, link: Link, repeat: bool = True) -> Link:
+        """Use a link from now on. The host's handshake is repeated on it, unless the host is about to shake hands."""
         listener = threading.Thread(target=self._listen, args=(link,), name="engine", daemon=True)
-        listener.start()
-        if handshake:
-            link.send(self._initialize)
-            link.shaken_hands.wait(HANDSHAKE_S)
-            if self._initialized:
-                link.send(self._initialized)
-        self._link, self._listener = link, listener
+        with self._sending:
+            listener.start()
+            if repeat and self._handshake.initialize:
+                self._handshake.repeat(link)
+            elif (opening := self._front.opening) is not None:
+                link.own_handshake = OPENING_ID
+                link.send(opening)
+            self._link, self._listener = link, listener
+            if self._backlog.open:
+                self._pass_on_waiting()
         return link
 
     # The engine's lines, on a thread for each link
@@ -211,7 +283,7 @@ class Relay:
         if method != "tools/call":
             return protocol_error(id_, INTERNAL_ERROR, text)
         result: dict[str, object] = {"content": [{"type": "text", "text": text}], "isError": True}
-        if not self._initialize:  # the newer protocol era has no handshake, and requires this
+        if not self._handshake.initialize:  # the newer protocol era has no handshake, and requires this
             result["resultType"] = "complete"
         return {"jsonrpc": "2.0", "id": id_, "result": result}
 
@@ -235,6 +307,8 @@ LOST = (
 )
 
 
+NO_ENGINE = "There is no engine: {} Then call again."
+
 SILENT = "the engine (process {pid}) has shown no sign of life for {seconds:.0f} s"
 
 HUNG = (
@@ -242,6 +316,23 @@ HUNG = (
     "`mlx-mcp engine stop --force` ends it; then call again, and another is started. Sessions that were persisted are "
     "there again then."
 )
+
+
+def read(descriptor: int, num_bytes: int) -> bytes:
+    """What comes next; nothing at the end, or if the descriptor is gone."""
+    try:
+        return os.read(descriptor, num_bytes)
+    except OSError:
+        return b""
+
+
+def cancelled(line: bytes) -> Id | None:
+    """The request that a notification cancels; None if it names none."""
+    try:
+        id_ = json.loads(line)["params"]["requestId"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return id_ if isinstance(id_, int | str) else None
 
 
 def protocol_error(id_: Id | None, code: int, message: str) -> dict[str, object]:
@@ -287,12 +378,29 @@ def serve(model: str | None = None, openblas: bool | None = None) -> None:
     """Relay between stdin, stdout and the user's engine until the host goes away or a signal comes.
 
     Raises:
-        NoSharedEngine: there can be no engine process here.
-        MlxMcpError: the engine does not start, or refuses this window.
+        NoSharedEngine: there can be no engine process here. What serves stdin and stdout from now on serves the host.
+        MlxMcpError: the host has gone away, and all the time the engine did not start, or refused this window.
     """
     if openblas is not None:
         os.environ["MLX_MCP_OPENBLAS"] = "1" if openblas else "0"
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
     tell_a_terminal()
-    Relay(user_place(), window_hello("stdio", model)).run()
+    place = user_place()
+    with contextlib.suppress(EngineUnavailable):  # the host is told at its first call
+        place.prepare()
+    relay = Relay(place, window_hello("stdio", model), os.dup(0), os.dup(1))
+    try:
+        relay.run()
+    except NoSharedEngine:
+        ours, theirs = socket.socketpair()
+        for standard in (0, 1):
+            os.dup2(theirs.fileno(), standard)
+        relay.serve_by(ours)
+
+        def pass_on_the_last() -> None:
+            theirs.shutdown(socket.SHUT_WR)
+            relay.wait_for_last_answers()
+
+        atexit.register(pass_on_the_last)
+        raise

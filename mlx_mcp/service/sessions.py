@@ -106,3 +106,11 @@ async def close_sessions(
             "Give the `sessions` to close, or all=true to close all of yours but persisted ones; one of the two."
         )
     return await service.engine.close_sessions(caller.tenant, sessions)
+
+
+def known_sessions(service: Service) -> dict[str, SessionInfo]:
+    """The sessions of all tenants by handle, as of the engine's latest step; to look up, not to change.
+
+    Asks nobody and starts nothing: those on disk are known once the engine has begun.
+    """
+    return service.engine.thread.sessions

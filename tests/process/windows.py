@@ -98,6 +98,7 @@ class Window:
         self.reader.start()
         if handshake:
             self.handshake()
+            self.answer(self.request("resources/read", uri="mlx://stats"))  # which waits for the engine
 
     def _read(self) -> None:
         with contextlib.suppress(ValueError):
@@ -178,7 +179,8 @@ class Window:
 
 
 def status(place: Place) -> dict[str, Any]:
-    """What the engine says of itself; it must be there."""
+    """What the engine says of itself; one that is being started is waited for."""
+    wait_until(lambda: ask(place, "status") is not None)
     state = ask(place, "status")
     assert state is not None
     return state

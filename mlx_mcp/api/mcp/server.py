@@ -1,4 +1,4 @@
-"""Builds the MCP server: who it is, and its tools."""
+"""Builds the MCP server: who it is, and what it offers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from typing import Any
 from mcp import MCPError
 from mcp.server.context import CallNext, HandlerResult, ServerMiddleware, ServerRequestContext
 from mcp.server.mcpserver import MCPServer
-from mcp_types import INVALID_PARAMS
+from mcp_types import INVALID_PARAMS, Resource
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from mlx_mcp import __version__
+from mlx_mcp.api.mcp.changes import Changes
+from mlx_mcp.api.mcp.completions import add_completions
+from mlx_mcp.api.mcp.icon import ICONS
+from mlx_mcp.api.mcp.prompts import add_prompts
+from mlx_mcp.api.mcp.resources import add_resources, session_resources
 from mlx_mcp.api.mcp.tasks import Tasks
 from mlx_mcp.api.mcp.tools import make_tools
 from mlx_mcp.service.activity import Activity
@@ -18,13 +23,32 @@ from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.service import Service
 
 RESOURCE_NOT_FOUND = -32002  # up to 2025-11-25; later versions have INVALID_PARAMS for it (SEP-2164)
-INSTRUCTIONS = (
-    "Local language models on this machine. `generate` answers one prompt; run several calls in parallel for "
-    "independent pieces of work, or `generate_batch` for many over one context. Where several calls begin alike, "
-    "compute that beginning once with `create_session` and give each sub-agent a fork of it (`fork_session`). In a "
-    "session `prompt` is the next turn: send only what is new. Nothing leaves the machine. `list_models` says which "
-    "models there are."
-)
+WEBSITE = "https://github.com/mlx-mcp/mlx-mcp"
+INSTRUCTIONS = """\
+Language models on this machine; nothing leaves it. They are smaller than you are: give them work that is plain, long \
+or many, such as summaries, extraction, classification, drafts and first looks, and check what comes back. A prompt \
+must stand alone: the model sees nothing of your conversation. Name `files` instead of pasting them.
+
+- One answer: `generate`. Independent ones: several calls in one turn, or `generate_batch`. Data: `json_schema`, then \
+the answer parses.
+- Many calls over one context: `create_session` computes it once. Then ask many things of it with `generate_batch`, \
+or give each sub-agent a fork of its own (`fork_session` copies nothing). In a session send only what is new; with \
+keep=false it stays as it was.
+- Long work: a call that takes longer than `wait_s` answers with a `result_id`; fetch the rest with `get_result`.
+- To be needed another day: `persist_session`. Not needed any more: `close_session`.
+- `list_models` says which models there are, `list_sessions` what is held; the resources mlx://sessions/… show what \
+was said. The first call to a model loads it, which can take minutes; progress is reported.
+"""
+
+
+class Server(MCPServer[Any]):
+    """An MCP server whose list of resources has the sessions that there are."""
+
+    service: Service
+
+    async def list_resources(self) -> list[Resource]:
+        """The resources that are always there, and the transcripts of the caller's sessions."""
+        return [*await super().list_resources(), *session_resources(self.service)]
 
 
 def build_server(
@@ -32,55 +56,79 @@ def build_server(
     files: FileReader | None = None,
     activity: Activity | None = None,
     wait_s: float | None = None,
+    stale: bool = False,
     **settings: Any,
 ) -> MCPServer[Any]:
     """An MCP server on a service; many servers (one per connection) may share an engine.
 
     Callers can have `files` read, none if there is no reader; what they do is noted in `activity`. `wait_s` is how long
-    a call is waited for before it is answered with a handle; None leaves that to the host's name. `settings` go to
-    MCPServer as they are; see its own documentation.
+    a call is waited for before it is answered with a handle; None leaves that to the host's name. `stale` says that the
+    client may have been told other lists before. `settings` go to MCPServer as they are; see its own documentation.
     """
-    server = MCPServer[Any](
+    changes = Changes(service, stale)
+    server = Server(
         "mlx-mcp",
         title="mlx-mcp: local MLX models",
+        description="Runs language models on this machine, for many agents at once.",
         instructions=INSTRUCTIONS,
+        website_url=WEBSITE,
+        icons=ICONS,
         version=__version__,
         tools=make_tools(service, files, activity, wait_s),
         extensions=[Tasks(service.jobs)],
+        subscriptions=changes.bus,
+        lifespan=changes.lifespan,
         log_level="WARNING",
         **settings,
     )
+    server.service = service
+    for tool in server._tool_manager.list_tools():
+        tool.icons = ICONS
+    add_resources(server, service)
+    add_prompts(server)
+    add_completions(server, service)
+    changes.install(server)
     server.middleware.append(as_specified(server))
     return server
 
 
 def as_specified(server: MCPServer[Any]) -> ServerMiddleware[Any]:
-    """Has a server advertise no prompts and resources while it has none, and give unknown ones the specified code.
+    """Has a server give unknown prompts and resources the specified codes.
 
-    The SDK advertises both always, answers to an unknown prompt as to a fault of its own, with a traceback in the log,
-    and to an unknown resource with the code of the newest protocol version in all of them.
+    The SDK answers to an unknown prompt, and to one without an argument that it requires, as to a fault of its own,
+    with a traceback in the log; and to an unknown resource with the code of the newest protocol version in all of them.
     """
 
     async def handle(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
         if ctx.method == "prompts/get":
-            name = (ctx.params or {}).get("name")
-            if isinstance(name, str) and name not in [prompt.name for prompt in await server.list_prompts()]:
-                raise MCPError(INVALID_PARAMS, f"Unknown prompt: {name[:200]!r}. prompts/list has those there are.")
+            check_prompt(ctx.params or {}, {prompt.name: prompt for prompt in await server.list_prompts()})
         try:
-            result = await call_next(ctx)
+            return await call_next(ctx)
         except MCPError as error:
-            unknown = ctx.method == "resources/read" and error.error.code == INVALID_PARAMS and error.error.data
+            unknown = ctx.method in READS and error.error.code == INVALID_PARAMS and error.error.data
             if unknown and ctx.protocol_version in HANDSHAKE_PROTOCOL_VERSIONS:
                 raise MCPError(RESOURCE_NOT_FOUND, error.error.message, error.error.data) from error
             raise
-        if ctx.method in ("initialize", "server/discover") and isinstance(result, dict):
-            there = {
-                "prompts": await server.list_prompts(),
-                "resources": [*await server.list_resources(), *await server.list_resource_templates()],
-            }
-            result["capabilities"] = {
-                name: value for name, value in result["capabilities"].items() if there.get(name, True)
-            }
-        return result
 
     return handle
+
+
+READS = ("resources/read", "resources/subscribe")
+
+
+def check_prompt(params: Any, prompts: dict[str, Any]) -> None:
+    """Check what a prompt is asked for with.
+
+    Raises:
+        MCPError: there is no such prompt, or an argument that it requires is missing.
+    """
+    name = params.get("name")
+    if not isinstance(name, str):
+        return  # which the SDK refuses
+    if name not in prompts:
+        raise MCPError(INVALID_PARAMS, f"Unknown prompt: {name[:200]!r}. prompts/list has those there are.")
+    given = params.get("arguments") or {}
+    missing = [argument.name for argument in prompts[name].arguments or () if argument.required]
+    missing = [argument for argument in missing if argument not in given]
+    if missing:
+        raise MCPError(INVALID_PARAMS, f"The prompt {name} needs {', '.join(missing)}: give it, and ask again.")

@@ -435,21 +435,13 @@ async def test_a_prompt_that_is_too_long_alone_says_nothing_of_a_max_tokens_that
     assert "and max_tokens is 2, but" in given
 
 
-async def test_prompts_and_resources_are_not_advertised_while_there_are_none(engine, mode):
+async def test_what_there_is_is_advertised_in_both_eras_and_that_it_may_change(engine, mode):
     async with connect(engine, mode) as client:
         capabilities = client.server_capabilities
-        assert (capabilities.prompts, capabilities.resources) == (None, None)
-        assert capabilities.tools is not None
-        assert (await client.list_prompts()).prompts == (await client.list_resources()).resources == []
-    server = build_server(Service(engine, Registry(None)))
-    server.prompt("told")(lambda: "Say so.")
-    server.resource("mlx://told", name="told")(lambda: "so")
-    async with Client(server, mode=mode) as client:
-        capabilities = client.server_capabilities
-        assert capabilities.prompts is not None
-        assert capabilities.resources is not None
-        assert (await client.get_prompt("told")).messages[0].content.text == "Say so."
-        assert (await client.read_resource("mlx://told")).contents[0].text == "so"
+    for each in (capabilities.tools, capabilities.prompts, capabilities.resources):
+        assert each.list_changed
+    assert capabilities.resources.subscribe
+    assert capabilities.completions is not None
 
 
 async def test_an_unknown_prompt_or_resource_is_answered_with_the_code_of_the_protocols_version(engine, mode, caplog):

@@ -1,0 +1,102 @@
+"""The resources: what there is to read beside the tools' results. JSON, but for a session's transcript, in Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from mcp import MCPError
+from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
+from mcp_types import INTERNAL_ERROR, Resource
+
+from mlx_mcp.api.mcp.calls import tenant
+from mlx_mcp.api.mcp.icon import ICONS
+from mlx_mcp.api.mcp.translate import model_list, session_list
+from mlx_mcp.errors import EngineDead, MlxMcpError, UnknownSession
+from mlx_mcp.service.caller import Caller
+from mlx_mcp.service.models import list_models
+from mlx_mcp.service.service import Service
+from mlx_mcp.service.sessions import known_sessions, list_sessions
+from mlx_mcp.service.transcripts import Transcript, transcript
+
+MODELS, SESSIONS, SESSION, STATS = "mlx://models", "mlx://sessions", "mlx://sessions/{id}", "mlx://stats"
+JSON, MARKDOWN = "application/json", "text/markdown"
+MAX_LISTED = 100  # sessions in the list of resources; all can be read
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def add_resources(server: MCPServer[Any], service: Service) -> None:
+    """Give a server the resources of a service. A caller sees the sessions of its own tenant and no others."""
+
+    @server.resource(MODELS, title="Models", mime_type=JSON, icons=ICONS)
+    @read
+    async def models() -> str:
+        """The models that can be used, as list_models returns them."""
+        return model_list(await list_models(service)).model_dump_json(exclude_none=True)
+
+    @server.resource(SESSIONS, title="Sessions", mime_type=JSON, icons=ICONS)
+    @read
+    async def sessions() -> str:
+        """Your sessions, as list_sessions returns them."""
+        return session_list(await list_sessions(service, Caller(tenant()))).model_dump_json(exclude_none=True)
+
+    @server.resource(STATS, title="Statistics", mime_type=JSON, icons=ICONS)
+    @read
+    async def stats() -> str:
+        """What the engine does: calls running and waiting, bytes of memory, tokens read and cached since its start."""
+        counts = asdict(service.engine.stats)
+        del counts["groups"]  # which connection does what concerns none of the others
+        return json.dumps(counts)
+
+    @server.resource(SESSION, name="session", title="Transcript of a session", mime_type=MARKDOWN, icons=ICONS)
+    @read
+    async def session(id: str) -> str:
+        """What was said in a session of yours, by handle or name: a heading for each message, and its text."""
+        return as_markdown(await transcript(service, Caller(tenant()), id))
+
+
+def session_resources(service: Service) -> list[Resource]:
+    """The transcripts of the caller's sessions, those used last first."""
+    mine = [info for info in known_sessions(service).values() if info.tenant == tenant()]
+    mine.sort(key=lambda info: info.used_at, reverse=True)
+    return [
+        Resource(
+            uri=SESSION.format(id=info.session_id),
+            name=info.name or info.session_id,
+            title=f"Session {info.name or info.session_id}",
+            description=f"What was said in it: {info.num_tokens} tokens of {info.model}.",
+            mime_type=MARKDOWN,
+        )
+        for info in mine[:MAX_LISTED]
+    ]
+
+
+def as_markdown(found: Transcript) -> str:
+    """A transcript as a caller reads it."""
+    info = found.info
+    name = info.name or info.session_id
+    head = f"# Session {name}\n\n{info.num_tokens} tokens of {info.model}, `{info.session_id}`\n"
+    return head + "".join(f"\n## {said.role or 'text'}\n\n{said.text}\n" for said in found.messages)
+
+
+def read(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Turn this package's errors into those of a resource. Another tenant's session is an unknown one."""
+
+    @wraps(function)
+    async def translated(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await function(*args, **kwargs)
+        except UnknownSession as error:
+            raise ResourceNotFoundError(str(error)) from error
+        except EngineDead as error:
+            raise MCPError(INTERNAL_ERROR, str(error)) from error
+        except MlxMcpError as error:
+            raise ResourceError(str(error)) from error
+
+    return translated
