@@ -21,14 +21,17 @@ from tests.hosts.endpoint import Endpoint, Json, Scene
 
 WAIT_S = 60
 KEY = "no-key-but-one-of-the-right-length-0123456789"
+LOOK_S = 0.05
+MENU_S = 1.0
+SERVER = "mlx"  # what our server is called there
 PROJECT = "project"  # the folder where it is started, in its home
 PRINT = "--print --verbose --input-format stream-json --output-format stream-json".split()
 ALLOWED = "mcp__mlx,Agent,ReadMcpResourceTool,Read"
 
 
 def command(program: Path, server: Json, home: Path) -> list[str]:
-    """How it is started with one server, named mlx, and a model that nobody asks it to know."""
-    servers = json.dumps({"mcpServers": {"mlx": server}})
+    """How it is started with one server, and a model that nobody asks it to know."""
+    servers = json.dumps({"mcpServers": {SERVER: server}})
     chosen = ["--strict-mcp-config", "--mcp-config", servers, "--model", "scripted", "--allowedTools", ALLOWED]
     return [str(program), *chosen, "--debug-file", str(home / "debug.log")]
 
@@ -139,6 +142,7 @@ class Terminal:
         }
         (home / ".claude.json").write_text(json.dumps(known))
         self.home = home
+        self.endpoint = endpoint
         self._shown = bytearray()
         self._keys, screen = pty.openpty()
         fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
@@ -172,12 +176,18 @@ class Terminal:
         while not condition():
             going_on = time.monotonic() < deadline and self._process.poll() is None
             assert going_on, self.shown()[-2000:]
-            time.sleep(0.05)
+            time.sleep(LOOK_S)
 
-    def connected(self) -> bool:
-        """Whether it has connected with the server."""
-        log = self.home / "debug.log"
-        return log.exists() and 'MCP server "mlx": Successfully connected' in log.read_text()
+    def offers(self, mention: str) -> bool:
+        """Whether its menu has a resource after `@` and the name of the server; leaves the line empty."""
+        begun, typed = len(self.shown()), f"@{SERVER}"
+        os.write(self._keys, typed.encode())
+        deadline = time.monotonic() + MENU_S
+        while mention not in self.shown()[begun:] and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+        found = mention in self.shown()[begun:]
+        os.write(self._keys, b"\x7f" * len(typed))
+        return found
 
     def type(self, text: str) -> None:
         """Type a line, look that it is there, and press Enter."""

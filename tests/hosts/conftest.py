@@ -12,12 +12,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from benchmarks.hosts.place import claude_code
 from mlx_mcp.process.place import Place
-from tests.hosts.claude_code import WAIT_S, ClaudeCode
+from tests.hosts.claude_code import WAIT_S, ClaudeCode, Terminal
 from tests.hosts.endpoint import Json, serving
 from tests.process.windows import state_folder
 
@@ -83,11 +84,14 @@ def era(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+Host = TypeVar("Host", ClaudeCode, Terminal)
+
+
 @contextmanager
-def hosting(program: Path, entry: Json, home: Path, **settings: str) -> Iterator[ClaudeCode]:
+def hosting(kind: type[Host], program: Path, entry: Json, home: Path, **settings: str) -> Iterator[Host]:
     """Claude Code with our server and an endpoint of its own, within the block."""
     with serving() as endpoint:
-        host = ClaudeCode(program, endpoint, entry, home / "home", **settings)
+        host = kind(program, endpoint, entry, home / "home", **settings)
         try:
             yield host
         finally:
@@ -97,7 +101,8 @@ def hosting(program: Path, entry: Json, home: Path, **settings: str) -> Iterator
 @pytest.fixture(scope="module")
 def claude(program: Path, entry: Json, era: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClaudeCode]:
     """Claude Code in one era and over one transport, for all tests of a file."""
-    with hosting(program, entry, tmp_path_factory.mktemp("host"), MCP_PROTOCOL_NEGOTIATION=era) as host:
+    home = tmp_path_factory.mktemp("host")
+    with hosting(ClaudeCode, program, entry, home, MCP_PROTOCOL_NEGOTIATION=era) as host:
         yield host
 
 
@@ -105,5 +110,12 @@ def claude(program: Path, entry: Json, era: str, tmp_path_factory: pytest.TempPa
 def impatient(program: Path, entry: Json, era: str, tmp_path: Path) -> Iterator[ClaudeCode]:
     """Another that gives calls up after TIMEOUT_S."""
     cut_ms = str(round(1000 * TIMEOUT_S))
-    with hosting(program, entry, tmp_path, MCP_PROTOCOL_NEGOTIATION=era, MCP_TOOL_TIMEOUT=cut_ms) as host:
+    with hosting(ClaudeCode, program, entry, tmp_path, MCP_PROTOCOL_NEGOTIATION=era, MCP_TOOL_TIMEOUT=cut_ms) as host:
+        yield host
+
+
+@pytest.fixture
+def terminal(program: Path, entry: Json, era: str, tmp_path: Path) -> Iterator[Terminal]:
+    """Claude Code in a terminal."""
+    with hosting(Terminal, program, entry, tmp_path, MCP_PROTOCOL_NEGOTIATION=era) as host:
         yield host

@@ -94,7 +94,7 @@ class Endpoint(ThreadingHTTPServer):
         with self._lock:
             self.requests.append(request)
             said = [text for message in request["messages"] if message["role"] == "user" for text in texts(message)]
-            played = re.findall(r"PLAY ([\w-]+)", "\n".join(said))
+            played = re.findall(r"PLAY[ -]([\w-]+)", "\n".join(said))
             if not played or not request.get("tools"):
                 return [{"type": "text", "text": "Nothing."}]
             return self._conversations[played[-1]].answer(request["messages"], self._ids)

@@ -1,10 +1,11 @@
 """What people do with mlx-mcp in Claude Code, in both eras of the protocol, over stdio and HTTP."""
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.hosts.conftest import ERAS
-from tests.hosts.endpoint import Call
+from tests.hosts.endpoint import Call, texts
 from tests.process.windows import status, wait_until
 
 FACTS = "Alice's badge is 771. Bob's badge is 342. Carol's badge is 109."
@@ -21,6 +22,12 @@ def tool(name, **arguments):
 
 def question(name):
     return f"What is {name}'s badge?"
+
+
+def told(endpoint):
+    """All that the model was told."""
+    messages = [message for request in list(endpoint.requests) for message in request["messages"]]
+    return "\n".join(text for message in messages for text in texts(message))
 
 
 def test_it_speaks_the_era_that_is_asked_for(claude, era):
@@ -109,3 +116,37 @@ def test_a_call_that_outlives_the_hosts_time_out_is_fetched_afterwards(impatient
         return fetched.json["finish_reason"]
 
     assert impatient.play(outlives) == "length"
+
+
+def test_a_slash_command_puts_our_prompt_before_the_model(claude):
+    def delegated():
+        (answer,) = yield [tool("generate", prompt=f"{FACTS} {question('Bob')}")]
+        return answer.json["text"]
+
+    claude.endpoint.perform("delegated", delegated)
+    assert claude.ask("/mcp__mlx__delegate PLAY-delegated") == "342"
+    claude.endpoint.raise_what_failed()
+    said = told(claude.endpoint)
+    assert "Task: PLAY-delegated" in said
+    assert "Call `generate(" in said
+
+
+def test_the_model_reads_a_resource(claude):
+    def reads():
+        (read,) = yield [Call("ReadMcpResourceTool", {"server": "mlx", "uri": "mlx://models"})]
+        (content,) = read.json["contents"]
+        return json.loads(content["text"])["models"][0]["name"]
+
+    assert claude.play(reads) == "embedded"
+
+
+def test_a_resource_that_the_user_mentions_is_put_before_the_model(terminal):
+    def mentioned():
+        return "Seen."
+        yield
+
+    terminal.endpoint.perform("mentioned", mentioned)
+    terminal.until(lambda: terminal.offers("mlx:mlx://models"))
+    terminal.type("PLAY mentioned with @mlx:mlx://models ")
+    terminal.until(lambda: "PLAY mentioned" in told(terminal.endpoint))
+    assert '"name":"embedded"' in told(terminal.endpoint)
