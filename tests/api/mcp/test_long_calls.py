@@ -98,11 +98,13 @@ async def test_what_there_is_of_an_answer_comes_with_the_handle(service):
 
 async def test_a_batch_that_runs_on_says_how_much_of_it_is_done(service):
     async with connect(service) as client:
-        running = await call(client, "generate_batch", prompts=["a", "b"], model="tiny", wait_s=0.05)
+        begun = await call(client, "generate_batch", prompts=["a", "b"], model="tiny", wait_s=0)
+        await until(lambda: service.jobs.get("", begun["result_id"]).meters)
+        running = await call(client, "get_result", result_id=begun["result_id"], wait_s=0)
         assert running["progress"].startswith("0 of 2 done")
         assert running["texts"] == ["", ""]
         service.engine.loader.runner.gate.set()
-        done = await call(client, "get_result", result_id=running["result_id"])
+        done = await call(client, "get_result", result_id=begun["result_id"])
         assert [each["text"] for each in done["results"]] == ["a", "b"]
 
 
