@@ -60,6 +60,13 @@ USUAL = {
             _meta={"progressToken": 3, "theirs/x": None},
         )
     ],
+    "extensions": [initialize(capabilities={"extensions": {"io.modelcontextprotocol/tasks": {}, "a/b": {"c": [1]}}})],
+    "extensions in the new era": [
+        discover(
+            id_, method, **{CAPABILITIES: {"elicitation": {}, "extensions": {"io.modelcontextprotocol/tasks": {}}}}
+        )
+        for id_, method in enumerate(["server/discover", "tools/list"])
+    ],
     "lists after a handshake": [SHAKE, *(request(id_, method) for id_, method in enumerate([*LISTS, "ping"], 1))],
     "a cursor": [SHAKE, request("a", "tools/list", cursor="x"), request("b", "resources/list", cursor="")],
     "no parameters": [
