@@ -87,6 +87,7 @@ async def run(
     service: Service, caller: Caller, request: GenerateRequest, meter: Meter, report: Callable[[], Awaitable[None]]
 ) -> Result:
     """Run a request to its end; a cancelled caller frees the row."""
+    await service.warm.ready(service, caller, request.session)
     try:
         with caller.activity.watching(meter):
             async with aclosing(service.engine.generate(request)) as updates:
@@ -94,6 +95,7 @@ async def run(
                     if isinstance(update, Result):
                         if update.session is not None:
                             caller.activity.sessions.add(update.session.session_id)
+                        service.warm.begin(service, caller, update.model)
                         return update
                     meter.take(update)
                     await report()
