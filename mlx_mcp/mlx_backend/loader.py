@@ -79,6 +79,7 @@ class MlxLoader:
         Raises:
             ModelError: architecture and weights do not fit, or the architecture is not supported.
         """
+        mx.clear_cache()  # of what was unloaded for it
         try:
             model, _ = load_model(prepared.folder, lazy=True)
         except Exception as error:  # model code raises of every kind for a config or weights it does not expect

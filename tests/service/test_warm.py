@@ -108,7 +108,7 @@ async def test_contexts_of_other_models_are_not_computed(serve):
         ('[[warm]]\nname = "x"', "give `system` or `files`"),
         ('[[warm]]\nname = "a b"\nsystem = "x"', r"warm\.0\.name"),
         ('[[warm]]\nname = "x"\nfiles = ["notes.md"]', "must be a whole path"),
-        ('[[warm]]\nname = "x"\nfiless = []\nsystem = "x"', r"warm\.0\.filess is no setting; did you mean files\?"),
+        ('[[warm]]\nname = "x"\nfileset = []\nsystem = "x"', r"warm\.0\.fileset is no setting; did you mean files\?"),
     ],
 )
 def test_a_context_that_cannot_be_is_refused_at_start(serve, text, words):
