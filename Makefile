@@ -18,11 +18,12 @@ COMPUTING := tests/mlx_backend/test_runner.py tests/mlx_backend/test_architectur
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := ci
-.PHONY: ci demo demo-real test test-long test-all test-openblas test-real coverage lint types smoke hosts hosts-short campaign mutants \
-  formats surface bench-engine bench-sharing bench-peers bench-persistence train evaluate lock wheel-smoke clean
+.PHONY: ci demo demo-real test test-long test-all test-openblas test-real test-claude-code coverage lint types smoke conformance \
+  hosts hosts-short mcpb campaign mutants formats surface bench-engine bench-sharing bench-peers bench-persistence train evaluate \
+  lock wheel-smoke clean
 
 # What CI runs.
-ci: lint types test smoke test-openblas
+ci: lint types test smoke test-openblas conformance test-claude-code
 
 # Set up, and have the embedded model answer through a real MCP client.
 demo: $(VENV)/installed
@@ -92,11 +93,28 @@ train: $(VENV)-training/installed
 evaluate: $(VENV)-training/installed
 	$(VENV)-training/bin/python -m training evaluate
 
-# Conformance, MCP Inspector, client libraries and Claude Code against this tree; needs npm. hosts-short is without Claude
-# Code, and has Inspector look at the schemas alone.
-HOSTS := build/hosts/node_modules $(addprefix build/hosts/,fastmcp langchain openai_agents pydantic_ai)
+# The protocol's conformance suite for 2025-11-25 and 2026-07-28: every scenario that these require. It brings its own node.
+conformance: $(VENV)/installed
+	$(BIN)/python -m benchmarks.hosts --conformance
+
+# Claude Code of npm with a scripted model: what people do in it. Where npm cannot be reached the tests are skipped, and counted.
+test-claude-code: $(VENV)/installed-dev
+	@$(BIN)/python -m benchmarks.hosts.packages || test $$? = 75
+	$(BIN)/python -m pytest -q tests/hosts
+
+# Conformance, MCP Inspector, client libraries and Claude Code against this tree. hosts-short is without Claude Code, and
+# has Inspector look at the schemas alone.
+HOSTS := $(addprefix build/hosts/,fastmcp langchain openai_agents pydantic_ai)
 hosts hosts-short: $(VENV)/installed $(HOSTS:%=%/installed)
 	$(BIN)/python -m benchmarks.hosts $(if $(filter %-short,$@),--short)
+
+# The bundle for Claude Desktop, packed and validated by its own tool; needs npm.
+mcpb:
+	rm -rf build/mcpb && mkdir -p build/mcpb dist
+	git archive HEAD mlx_mcp pyproject.toml README.md LICENSE | tar -x -C build/mcpb
+	cp claude-integration/mcpb/* build/mcpb
+	npx --yes @anthropic-ai/mcpb@2.1.2 validate build/mcpb/manifest.json
+	npx --yes @anthropic-ai/mcpb@2.1.2 pack build/mcpb dist/mlx-mcp.mcpb
 
 # The tests that draw their own cases, EFFORT (50) times as long; takes some hours. 100,000 kills are among them.
 campaign: $(VENV)/installed-dev
@@ -183,12 +201,6 @@ $(VENV)-rapid-mlx/installed:
 build/hosts/%/installed: benchmarks/hosts/clients/%.txt
 	@mkdir -p build/hosts
 	$(call install,build/hosts/$*,-r $<)
-	@touch $@
-
-# Node is among the packages; npm is the machine's.
-build/hosts/node_modules/installed: benchmarks/hosts/package.json
-	@mkdir -p build/hosts && cp $< build/hosts/
-	@cd build/hosts && npm install --silent --no-fund --no-audit
 	@touch $@
 
 # By pip even where uv is: torch's CPU build comes from wherever pip was told to find it.

@@ -20,6 +20,7 @@
     │   ├── FolderInUse           another process keeps its cache there
     │   └── NotKeptHere           this engine has no cache folder open
     ├── ConfigError               the server was started with settings that cannot work
+    ├── InstallError              this server cannot be registered with a host, or taken out again
     ├── EngineUnavailable         the user's engine process does not start or answer, or its place is taken
     ├── NoSharedEngine            this system can have no engine process: everything runs in one's own
     ├── EngineDead                the engine thread is gone; nothing but another process helps
@@ -217,6 +218,10 @@ class NotKeptHere(StorageError):
 
 class ConfigError(MlxMcpError):
     """The settings cannot work together; raised before anything is served."""
+
+
+class InstallError(MlxMcpError):
+    """This server cannot be registered with a host, or taken out again, and nothing was changed; the text says why."""
 
 
 class EngineUnavailable(MlxMcpError):

@@ -1,11 +1,13 @@
 """The harness of `make hosts`: what it asks of every host holds of this server, and it says so where it does not."""
 
 import io
+import re
+import sys
 
 import pytest
 from mcp import Client
 
-from benchmarks.hosts import conformance
+from benchmarks.hosts import conformance, packages
 from benchmarks.hosts.__main__ import passed
 from benchmarks.hosts.clients.story import TOOLS, ToolFailed, tell
 from benchmarks.hosts.fixtures import add_fixtures
@@ -74,6 +76,16 @@ def test_conformance_passes_where_only_what_is_expected_fails():
 def test_conformance_fails_where_anything_else_does(output):
     with pytest.raises(AssertionError):
         conformance.judged(output)
+
+
+@pytest.mark.parametrize("said", ["npm error code ENOTFOUND", "WARNING: Retrying after NewConnectionError('pypi.org')"])
+def test_a_registry_that_cannot_be_reached_is_told_from_packages_that_are_at_fault(said, tmp_path, monkeypatch):
+    monkeypatch.setattr(packages, "WORK", tmp_path)
+    fails = [sys.executable, "-c", f"raise SystemExit({said!r})"]
+    with pytest.raises(packages.Unreachable, match=re.escape(said)):
+        packages.done(*fails)
+    with pytest.raises(RuntimeError, match="E404"):
+        packages.done(sys.executable, "-c", "raise SystemExit('npm error code E404')")
 
 
 def test_a_check_that_fails_is_one_line_and_no_end(capsys):

@@ -36,6 +36,7 @@ LAYERS = {
     "models": (("chat", "core", "errors"), ("huggingface_hub",)),
     "storage": (("core", "errors"), ()),
     "process": (("errors", "__init__"), ()),
+    "install": (("errors",), ("yaml",)),
     "service": (
         (
             "chat",

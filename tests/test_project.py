@@ -114,7 +114,8 @@ def test_issue_forms_ask_for_what_doctor_says(form):
 def test_the_guide_names_the_versions_of_the_clients_that_are_tried():
     hosts = ROOT / "benchmarks" / "hosts"
     pinned = [path.read_text().strip().partition("==")[::2] for path in hosts.glob("clients/*.txt")]
-    packages = json.loads((hosts / "package.json").read_text())["dependencies"]
+    wanted = json.loads((hosts / "package.json").read_text())
+    packages = wanted["dependencies"] | wanted["devDependencies"]
     pinned += [(name, packages[name]) for name in ("@anthropic-ai/claude-code", "@modelcontextprotocol/sdk")]
     guide = (ROOT / "docs" / "guide.md").read_text()
     assert len(pinned) == 6

@@ -1,12 +1,13 @@
 """Real hosts and client libraries against this tree, as their users run them.
 
-Run with `make hosts`, or `python -m benchmarks.hosts [--short]` once that has installed them in build/hosts. The
-conformance suite asks for everything that two revisions of the protocol require; MCP Inspector looks for faults in the
-tools' schemas; client libraries and Inspector list and call the tools over stdio and HTTP; Claude Code connects. All
-but the suite's server are windows on one engine process, which is not the user's and ends with the checks.
+Run with `make hosts`, or `python -m benchmarks.hosts [--short]` once that has installed the libraries in build/hosts;
+`make conformance` is the suite alone, which CI runs. The conformance suite asks for everything that two revisions of
+the protocol require; MCP Inspector looks for faults in the tools' schemas; client libraries and Inspector list and call
+the tools over stdio and HTTP; Claude Code connects; and four hosts are registered with and left again. All but the
+suite's server are windows on one engine process, which is not the user's and ends with the checks.
 
-Prints a line for each check, does them all, and ends with 1 if one failed. `--short` leaves out Claude Code and all of
-Inspector but the schemas.
+Prints a line for each check, does them all, and ends with 1 if one failed. `--short` leaves out the hosts and all of
+Inspector but the schemas. Where PyPI or npm's registry cannot be reached, one line says what is skipped.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from benchmarks.hosts import claude_code, conformance
+from benchmarks.hosts import claude_code, conformance, registering
 from benchmarks.hosts.inspector import Inspector
 from benchmarks.hosts.libraries import PYTHON, tells
+from benchmarks.hosts.packages import Unreachable, install
 from benchmarks.hosts.place import SERVE, TOKEN, WORK, move_in, served
 from mlx_mcp.errors import EngineUnavailable
 from mlx_mcp.process.daemon import start_if_needed, stop
@@ -42,8 +44,7 @@ def checks(url: str, guarded: str, suite: str, short: bool) -> Iterator[Check]:
         "stdio": {"command": SERVE[0], "args": SERVE[1:]},
         "HTTP with a token": {"url": guarded, "headers": {"Authorization": f"Bearer {TOKEN}"}},
     }
-    for revision in ("2025-11-25", "2026-07-28"):
-        yield f"conformance {revision}", partial(conformance.passes, revision, suite)
+    yield from conformance_checks(suite)
     for era in ("legacy", "modern"):
         for transport, target in {"stdio": SERVE, "HTTP": http}.items():
             inspector = Inspector(target, era)
@@ -56,6 +57,15 @@ def checks(url: str, guarded: str, suite: str, short: bool) -> Iterator[Check]:
     if not short:
         yield "Claude Code", partial(claude_code.connects, url, guarded)
         yield "Claude Code, two at once", claude_code.two_at_once
+        for host in registering.PROGRAMS:
+            for way in ("command", "file"):
+                yield f"install {host}, by its {way}", partial(registering.registers, host, way == "command")
+
+
+def conformance_checks(suite: str) -> Iterator[Check]:
+    """The suite for both revisions, given the server with its fixtures."""
+    for revision in conformance.REVISIONS:
+        yield f"conformance {revision}", partial(conformance.passes, revision, suite)
 
 
 def passed(name: str, check: Callable[[], str], log: TextIO) -> bool:
@@ -85,21 +95,47 @@ def engine() -> Iterator[None]:
             raise
 
 
-def main() -> None:
-    """Start the engine and the servers, do every check, and end with 1 if one failed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.hosts", description="Checks with real hosts.")
-    parser.add_argument("--short", action="store_true", help="without Claude Code and Inspector's calls")
-    short = parser.parse_args().short
-    move_in()
+def suite_server() -> AbstractContextManager[str]:
+    """The server that the suite asks."""
     alone = [sys.executable, str(Path(__file__).with_name("fixtures.py")), "serve", "--standalone"]
+    return served("suite", *alone, MLX_MCP_STORE_DIR=str(WORK / "suite-store"))
+
+
+@contextmanager
+def conformance_alone() -> Iterator[Iterator[Check]]:
+    """The checks of `make conformance`, while their server runs."""
+    with suite_server() as suite:
+        yield conformance_checks(suite)
+
+
+@contextmanager
+def all_hosts(short: bool) -> Iterator[Iterator[Check]]:
+    """The checks of `make hosts`, while the engine and the servers run."""
     with (
         engine(),
         served("plain", *SERVE) as url,
         served("guarded", *SERVE, MLX_MCP_TOKEN=TOKEN) as guarded,
-        served("suite", *alone, MLX_MCP_STORE_DIR=str(WORK / "suite-store")) as suite,
-        (WORK / "failures.log").open("w") as log,
+        suite_server() as suite,
     ):
-        outcomes = [passed(name, check, log) for name, check in checks(url, guarded, suite, short)]
+        yield checks(url, guarded, suite, short)
+
+
+def main() -> None:
+    """Install what is missing, start the engine and the servers, do every check, and end with 1 if one failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.hosts", description="Checks with real hosts.")
+    parser.add_argument("--short", action="store_true", help="without Claude Code and Inspector's calls")
+    parser.add_argument("--conformance", action="store_true", help="the conformance suite alone")
+    options = parser.parse_args()
+    try:
+        install(every=not options.conformance)
+    except Unreachable as error:
+        what = f"{len(conformance.REVISIONS)} checks of conformance" if options.conformance else "all checks of hosts"
+        print(f"Skipped: {what}, since a registry cannot be reached: {error}")
+        return
+    move_in()
+    chosen = conformance_alone() if options.conformance else all_hosts(options.short)
+    with chosen as every, (WORK / "failures.log").open("w") as log:
+        outcomes = [passed(name, check, log) for name, check in every]
     print(f"{outcomes.count(True)} of {len(outcomes)} checks passed")
     if not all(outcomes):
         print(f"What the others said is in {log.name}")

@@ -6,11 +6,10 @@ import subprocess
 import time
 from typing import Any
 
-from benchmarks.hosts.place import COMMANDS, HOME, SERVE, TOKEN, WORK, run
+from benchmarks.hosts.place import HOME, SERVE, TOKEN, WORK, claude_code, run
 from mlx_mcp.process.daemon import ask
 from mlx_mcp.process.place import user_place
 
-CLAUDE = str(COMMANDS / "claude")
 PROJECT = WORK / "project"
 
 
@@ -18,12 +17,12 @@ def connects(url: str, guarded: str) -> str:
     """It says connected, over stdio, HTTP, and HTTP that asks for a token."""
     PROJECT.mkdir(exist_ok=True)
     (HOME / ".claude.json").unlink(missing_ok=True)
-    add = [CLAUDE, "mcp", "add"]
+    add = [str(claude_code()), "mcp", "add"]
     run(*add, "local-mlx", "--", *SERVE, cwd=PROJECT)
     run(*add, "-t", "http", "http-mlx", url, cwd=PROJECT)
     run(*add, "-t", "http", "guarded-mlx", guarded, "-H", f"Authorization: Bearer {TOKEN}", cwd=PROJECT)
-    all_connected(run(CLAUDE, "mcp", "list", cwd=PROJECT))
-    return run(CLAUDE, "--version").strip()
+    all_connected(run(claude_code(), "mcp", "list", cwd=PROJECT))
+    return run(claude_code(), "--version").strip()
 
 
 def two_at_once() -> str:
@@ -31,7 +30,8 @@ def two_at_once() -> str:
     began, hosts = engine_status()["pid"], set[str]()
     for _ in range(10):  # until both are seen in the same moment: a listing is connected for a short time only
         listing = [
-            subprocess.Popen([CLAUDE, "mcp", "list"], cwd=PROJECT, stdout=subprocess.PIPE, text=True) for _ in range(2)
+            subprocess.Popen([claude_code(), "mcp", "list"], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+            for _ in range(2)
         ]
         most = 0
         while any(process.poll() is None for process in listing):

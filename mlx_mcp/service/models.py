@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from mlx_mcp.engine.requests import Progress
+from mlx_mcp.errors import ModelError
+from mlx_mcp.models.hub import free_bytes, plan
 from mlx_mcp.models.registry import Entry
 from mlx_mcp.service.activity import Meter, Report
 from mlx_mcp.service.caller import Caller
@@ -51,6 +53,15 @@ class Freed:
     num_bytes: int
 
 
+@dataclass(frozen=True)
+class Fetch:
+    """A download: what is still to come, and what is free on the disk."""
+
+    name: str
+    num_bytes: int
+    free_bytes: int
+
+
 async def list_models(service: Service) -> list[Model]:
     """Every model that can be asked for, the default one first."""
     stats = service.engine.stats
@@ -86,6 +97,24 @@ async def load_model(service: Service, caller: Caller, name: str, report: Report
     # Not by the engine's counts, which may be of a moment before.
     kv_bytes = 1000 * model.runner.cost.token_bytes
     return Model(entry, True, False, Fits.YES, model.weights_bytes, kv_bytes, idle_s=0.0)
+
+
+async def to_be_fetched(service: Service, name: str) -> Fetch | None:
+    """What has to be downloaded before a model can be used; None if it is here, or cannot be downloaded.
+
+    Asks the hub where something is missing.
+
+    Raises:
+        UnknownModel: there is no such model.
+    """
+    spec = await asyncio.to_thread(service.registry.resolve, name or None)
+    if not spec.may_fetch or spec.name in service.engine.stats.models:
+        return None
+    try:
+        made = await asyncio.to_thread(plan, spec.location)
+    except ModelError:  # the load tells more of it
+        return None
+    return None if made.whole else Fetch(spec.name, made.lacking_bytes, free_bytes())
 
 
 async def unload_model(service: Service, name: str) -> Freed:

@@ -21,7 +21,6 @@ from mlx_mcp.errors import GenerationFailed, InvalidRequest, RequestTooLarge
 from mlx_mcp.mlx_backend.loader import MlxLoader
 from mlx_mcp.mlx_backend.runner import Runner
 from mlx_mcp.models.registry import Registry
-from mlx_mcp.models.settings import named
 from tests.comparing import OPENBLAS, assert_same, num_same, quantized
 from tests.effort import drawn
 from tests.engine.test_client import until
@@ -76,7 +75,7 @@ async def test_a_template_that_loops_for_one_prompt_is_left_with_its_calls_and_a
     settings = json.loads(path.read_text())
     settings["chat_template"] = "{% if 'loop' in messages[-1].content %}" + loop + "{% endif %}" + TEMPLATE
     path.write_text(json.dumps(settings))
-    looping = named(str(folder))
+    looping = Registry(str(folder)).resolve(None)
     client = make_client(registry=Registry(None, named={"looping": looping}))
     usual = ask("hi", model="looping", max_tokens=2)
     try:
@@ -97,7 +96,7 @@ async def test_a_template_that_loops_for_one_prompt_is_left_with_its_calls_and_a
 async def test_models_that_take_turns_for_the_room_of_one_each_say_what_they_say_alone(tmp_path):
     names = ("one", "two")
     folders = [make_model(tmp_path / name, intermediate_size=4096 + 64 * i) for i, name in enumerate(names)]
-    specs = {name: named(str(folder)) for name, folder in zip(names, folders, strict=True)}
+    specs = {name: Registry(str(folder)).resolve(None) for name, folder in zip(names, folders, strict=True)}
     limit = (
         2.5 * (folders[1] / "model.safetensors").stat().st_size
     )  # as long as it is not loaded, twice that is assumed

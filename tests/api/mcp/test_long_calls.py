@@ -11,7 +11,7 @@ from mcp import Client, MCPError
 from mcp.client.extension import ClientExtension, ResultClaim
 from pydantic import ConfigDict, Field
 
-from mlx_mcp.api.mcp import calls, tasks, waiting
+from mlx_mcp.api.mcp import calls, resources, tasks, waiting
 from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.jobs import Jobs
@@ -217,6 +217,21 @@ async def test_a_result_that_is_too_long_comes_in_parts_with_a_link_to_the_whole
             more = await call(client, "get_result", result_id=part["result_id"], offset=offset)
             text, offset = text + more["text"], more.get("next_offset")
         assert text == prompt
+        whole = json.loads((await client.read_resource(part["uri"])).contents[0].text)
+        assert (whole["text"], whole["finish_reason"]) == (prompt, "length")
+
+
+async def test_the_resource_of_a_result_is_its_owners_and_there_when_it_has_ended(service, mode, monkeypatch):
+    async with connect(service, mode) as client:
+        uri = f"mlx://results/{await begun(client)}"
+        with pytest.raises(MCPError, match="get_result waits for it"):
+            await client.read_resource(uri)
+        service.engine.loader.runner.gate.set()
+        await until(lambda: not service.jobs.activity.busy)
+        assert json.loads((await client.read_resource(uri)).contents[0].text)["text"] == "hello"
+        monkeypatch.setattr(resources, "tenant", lambda: "another")
+        with pytest.raises(MCPError, match="Result not found"):
+            await client.read_resource(uri)
 
 
 # Tasks
