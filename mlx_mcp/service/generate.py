@@ -87,9 +87,11 @@ async def run(
     service: Service, caller: Caller, request: GenerateRequest, meter: Meter, report: Callable[[], Awaitable[None]]
 ) -> Result:
     """Run a request to its end; a cancelled caller frees the row."""
-    await service.warm.ready(service, caller, request.session)
     try:
         with caller.activity.watching(meter):
+            meter.line = f"computing the context {request.session} first"
+            await service.warm.ready(service, caller, request.session, report)
+            meter.line = ""
             async with aclosing(service.engine.generate(request)) as updates:
                 async for update in updates:
                     if isinstance(update, Result):

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TELL_S = 1.0
+
 # What makes a session of a context: service.sessions.create_session, which is above this file.
 Create = Callable[..., Awaitable[Any]]
 
@@ -56,8 +58,12 @@ class Warm:
                 if model == (warm.model if spec is None else spec.name):
                     self._start(service, caller, warm)
 
-    async def ready(self, service: Service, caller: Caller, session: str) -> None:
+    async def ready(
+        self, service: Service, caller: Caller, session: str, waiting: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         """Have a session there that a call is about to name, if that is a warm context.
+
+        Awaits `waiting` about once a second until then.
 
         Raises:
             MlxMcpError: it cannot be computed; see create_session.
@@ -68,7 +74,10 @@ class Warm:
         task = self._tasks.get((caller.tenant, session))
         if task is None or (task.done() and not self._is_there(service, caller, session)):
             task = self._start(service, caller, warm)
-        await asyncio.shield(task)
+        while not (await asyncio.wait([task], timeout=TELL_S))[0]:  # if the caller is cancelled, it goes on
+            if waiting is not None:
+                await waiting()
+        task.result()
 
     def _is_there(self, service: Service, caller: Caller, name: str) -> bool:
         infos = list(service.engine.thread.sessions.values())

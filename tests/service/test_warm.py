@@ -6,6 +6,7 @@ from mlx_mcp.config import Config
 from mlx_mcp.errors import ConfigError, InvalidRequest
 from mlx_mcp.hosting.warm import warm_of
 from mlx_mcp.models.registry import Registry
+from mlx_mcp.service import warm as warm_module
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.generate import Options, generate
 from mlx_mcp.service.models import load_model
@@ -94,6 +95,21 @@ async def test_a_context_whose_file_is_gone_says_so_to_who_names_it_and_may_be_n
         await generate(service, CALLER, asked("|x"), Options(session="notes"), unheard)
     (tmp_path / "away.txt").rename(tmp_path / "notes.txt")
     assert (await generate(service, CALLER, asked("|x"), Options(session="notes"), unheard)).result.text == "x"
+
+
+async def test_who_waits_for_a_warm_context_is_told_so(serve, monkeypatch):
+    monkeypatch.setattr(warm_module, "TELL_S", 0.01)
+    service, lines = serve(NOTES), []
+    hold = service.engine.loader.hold
+    hold.clear()
+
+    async def report(meters):
+        lines.append(meters[0].line)
+        hold.set()
+
+    await generate(service, CALLER, asked("|x"), Options(session="notes"), report)
+    assert lines[0] == "computing the context notes first"
+    assert lines[-1] != lines[0]
 
 
 async def test_contexts_of_other_models_are_not_computed(serve):
