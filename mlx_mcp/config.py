@@ -19,6 +19,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -73,6 +74,28 @@ class ModelConfig(ModelDefaults):
     """What can be set for one model."""
 
     alias: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field((), description="further names for it")
+
+
+class WarmConfig(BaseModel):
+    """A context that is to be there as a session without a call having made it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="the session's name")
+    system: str = Field("", description="system prompt")
+    files: Annotated[tuple[Path, ...], BeforeValidator(folders)] = Field((), description="text files")
+    model: str = Field("", description="name or alias; the default model if not given")
+    pinned: bool = Field(True, description="its keys and values are never evicted")
+
+    @model_validator(mode="after")
+    def not_empty(self) -> WarmConfig:
+        """Refuse a context without anything in it."""
+        if not (self.system.strip() or self.files):
+            raise ValueError("give `system` or `files`")
+        for file in self.files:
+            if not file.is_absolute():
+                raise ValueError(f"{file} must be a whole path, such as ~/notes.md or /home/me/notes.md")
+        return self
 
 
 class Config(BaseSettings):
@@ -142,6 +165,7 @@ class Config(BaseSettings):
     model_defaults: ModelDefaults = Field(
         default_factory=lambda: ModelDefaults.model_validate({}), description="the same for models without their own"
     )
+    warm: tuple[WarmConfig, ...] = Field((), description="contexts that are there as sessions from the beginning")
     fetch_stall_s: float = Field(60.0, gt=0, le=3600, description="how long a download may make no progress")
     file_roots: Annotated[tuple[DirectoryPath, ...] | None, NoDecode, BeforeValidator(folders)] = Field(
         None, description="folders callers may have files read from; the project's over stdio, none over HTTP if unset"
@@ -259,7 +283,8 @@ def known_beside(at: tuple[int | str, ...]) -> Iterable[str]:
     """The settings that there are where an unknown one stands."""
     if len(at) == 1:
         return Config.model_fields
-    return (ModelConfig if at[0] == "models" else ModelDefaults).model_fields
+    tables: dict[int | str, type[BaseModel]] = {"models": ModelConfig, "warm": WarmConfig}
+    return tables.get(at[0], ModelDefaults).model_fields
 
 
 def no_setting(name: str, known: Iterable[str], said: str = "") -> str:

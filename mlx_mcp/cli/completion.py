@@ -51,7 +51,14 @@ def session_names(incomplete: str) -> list[str]:
 
 
 def model_names(incomplete: str) -> list[str]:
-    """Names of the models that are here and begin so."""
-    from mlx_mcp.models.registry import Registry
+    """Names and aliases of the models that are here and begin so."""
+    from mlx_mcp.config import Config
+    from mlx_mcp.errors import MlxMcpError
+    from mlx_mcp.wiring import registry_of
 
-    return [entry.spec.name for entry in Registry().entries() if entry.spec.name.startswith(incomplete)]
+    try:
+        registry = registry_of(Config.load())
+    except MlxMcpError:
+        return []
+    words = [*(entry.spec.name for entry in registry.entries()), *registry.aliases]
+    return [word for word in words if word.startswith(incomplete)]

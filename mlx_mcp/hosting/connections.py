@@ -35,6 +35,7 @@ from mlx_mcp.hosting.http import HttpServer
 from mlx_mcp.hosting.lifetime import LAST_ANSWERS_S, drain
 from mlx_mcp.hosting.session_files import SessionFiles
 from mlx_mcp.hosting.status import status_of
+from mlx_mcp.hosting.warm import warm_of
 from mlx_mcp.process.environment import engine_settings
 from mlx_mcp.process.place import peer
 from mlx_mcp.service.jobs import Jobs
@@ -56,7 +57,7 @@ class Connections:
         self._inode = os.stat(self._path).st_ino
         self._settings = engine_settings()
         self._session_files = SessionFiles(client, config)
-        self._jobs = Jobs(config.result_ttl_s)
+        self._jobs, self._warm = Jobs(config.result_ttl_s), warm_of(config)
         self._connections: dict[int, Connection] = {}
         self._named: dict[str, ModelSpec] = {}  # the windows' models; other windows may continue sessions of them
         self._http_servers: list[HttpServer] = []
@@ -270,4 +271,5 @@ class Connections:
                 f"The running engine knows another folder as {spec.name!r}: {known.location}. Rename one of the two, "
                 "or serve with --standalone."
             )
-        return config, Service(self._client.for_connection(registry, str(joined.number)), registry, self._jobs)
+        client = self._client.for_connection(registry, str(joined.number))
+        return config, Service(client, registry, self._jobs, self._warm)

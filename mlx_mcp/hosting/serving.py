@@ -91,6 +91,7 @@ def serve_stdio(config: Config) -> None:
 
     from mlx_mcp.api.mcp.server import build_server
     from mlx_mcp.hosting.lifetime import drain
+    from mlx_mcp.hosting.warm import warm_of
     from mlx_mcp.process.place import project_folder
     from mlx_mcp.service.activity import Activity
     from mlx_mcp.service.files import FileReader
@@ -101,7 +102,7 @@ def serve_stdio(config: Config) -> None:
     client, registry = wire(config)
     files = FileReader.of_window(config.file_roots, project_folder(), config.max_file_bytes, config.max_files_bytes)
     activity, requests = Activity(), OpenRequests()
-    service = Service(client, registry, Jobs(config.result_ttl_s))
+    service = Service(client, registry, Jobs(config.result_ttl_s), warm_of(config))
     server = build_server(service, files, activity, config.wait_s)
 
     async def stop(scope: anyio.CancelScope) -> None:
@@ -118,6 +119,7 @@ def serve_http(config: Config, say: Say) -> None:
     from mlx_mcp.api.http.token import auth_settings
     from mlx_mcp.api.mcp.server import build_server
     from mlx_mcp.hosting.http import HttpServer, drain_http
+    from mlx_mcp.hosting.warm import warm_of
     from mlx_mcp.process.listener import listen
     from mlx_mcp.service.activity import Activity
     from mlx_mcp.service.files import FileReader
@@ -129,7 +131,7 @@ def serve_http(config: Config, say: Say) -> None:
     client, registry = wire(config)
     files = FileReader(config.file_roots or (), config.max_file_bytes, config.max_files_bytes)
     activity = Activity()
-    service = Service(client, registry, Jobs(config.result_ttl_s))
+    service = Service(client, registry, Jobs(config.result_ttl_s), warm_of(config))
     mcp = build_server(service, files, activity, config.wait_s, **auth_settings(config))
     server = HttpServer(http_app(mcp, service, config), config)
     address = address_of(config.host, listener)

@@ -79,10 +79,14 @@ class MlxLoader:
         Raises:
             ModelError: architecture and weights do not fit, or the architecture is not supported.
         """
+        mx.clear_cache()  # of what was unloaded for it
         try:
             model, _ = load_model(prepared.folder, lazy=True)
         except Exception as error:  # model code raises of every kind for a config or weights it does not expect
-            raise ModelError(f"{prepared.name!r} cannot be loaded: {error}") from error
+            raise ModelError(
+                f"{prepared.name!r} cannot be loaded: {error}. Its architecture or its files are not what mlx_lm "
+                "expects: download or convert it again, or choose another model (list_models)."
+            ) from error
         options = prepared.options
         if options.adapter:
             put_adapter(model, options.adapter)

@@ -89,11 +89,15 @@ async def run(
     """Run a request to its end; a cancelled caller frees the row."""
     try:
         with caller.activity.watching(meter):
+            meter.line = f"computing the context {request.session} first"
+            await service.warm.ready(service, caller, request.session, report)
+            meter.line = ""
             async with aclosing(service.engine.generate(request)) as updates:
                 async for update in updates:
                     if isinstance(update, Result):
                         if update.session is not None:
                             caller.activity.sessions.add(update.session.session_id)
+                        service.warm.begin(service, caller, update.model)
                         return update
                     meter.take(update)
                     await report()

@@ -93,6 +93,7 @@ async def load_model(service: Service, caller: Caller, name: str, report: Report
     assert model is not None, "loading ends with a model or an error"
     spec = await asyncio.to_thread(service.registry.resolve, model.name)
     entry = await asyncio.to_thread(service.registry.entry, spec)
+    service.warm.begin(service, caller, model.name)
     # Not by the engine's counts, which may be of a moment before.
     kv_bytes = 1000 * model.runner.cost.token_bytes
     return Model(entry, True, False, Fits.YES, model.weights_bytes, kv_bytes, idle_s=0.0)

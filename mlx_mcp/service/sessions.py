@@ -67,6 +67,7 @@ async def fork_session(
     Raises:
         MlxMcpError: see EngineClient.fork.
     """
+    await service.warm.ready(service, caller, session)
     forks = await service.engine.fork(caller.tenant, session, count or len(names) or 1, names, version)
     caller.activity.sessions.update(fork.session_id for fork in forks)
     return forks

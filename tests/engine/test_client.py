@@ -500,6 +500,7 @@ async def test_a_library_that_exits_while_it_prepares_a_model_leaves_nobody_wait
     calls = [answer(client, asking("a")) for _ in range(3)]
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(r) for r in results} == {ModelError}
+    assert all("Call again" in str(r) for r in results)
     client.loader.fail = None
     assert (await answer(client, asking("a"))).text == "a"
 

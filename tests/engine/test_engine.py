@@ -310,6 +310,7 @@ def test_a_load_that_fails_tells_everyone_and_the_next_one_may_succeed():
     engine.step()
     assert isinstance(events[-1].error, ModelError)
     assert "disk gone" in str(events[-1].error)
+    assert "Call again" in str(events[-1].error)
     engine.loader.fail_weights = None
     again = load(engine)
     run(engine)

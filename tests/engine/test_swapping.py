@@ -326,6 +326,15 @@ def test_a_pinned_model_is_never_unloaded_for_another_which_is_told_so_at_once()
     assert house.names == ("b",)
 
 
+def test_a_pinned_model_stays_though_it_was_used_longest_ago():
+    house = Models(room=2)
+    house.options["a"] = ModelOptions(pinned=True)
+    for name in "abc":
+        house.call(name)
+        house.run()
+    assert house.names == ("a", "c")
+
+
 def test_of_idle_models_the_one_used_longest_ago_goes():
     house = Models(room=2)
     for name in "aba":

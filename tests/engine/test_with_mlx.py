@@ -5,6 +5,7 @@ import json
 import re
 
 import jsonschema
+import mlx.core as mx
 import pytest
 
 from mlx_mcp.chat.message import Message
@@ -41,9 +42,9 @@ FACTS = "Alice's badge is 771. The deploy code is 4096. Bob has the pet parrot."
 QUESTIONS = {"What is the deploy code?": "4096", "What is Alice's badge?": "771", "What is Bob's pet?": "parrot"}
 
 
-def make_client(limits=None, kv_bits=None, max_kv_bytes=1 << 30, registry=None):
+def make_client(limits=None, kv_bits=None, max_kv_bytes=1 << 30, registry=None, max_weights_bytes=1 << 30):
     loader = MlxLoader(kv_bits)
-    thread = EngineThread(lambda: Engine(loader, limits or Limits(), 1 << 30, max_kv_bytes))
+    thread = EngineThread(lambda: Engine(loader, limits or Limits(), max_weights_bytes, max_kv_bytes))
     return EngineClient(thread, registry or Registry(None), loader)
 
 
@@ -90,6 +91,35 @@ async def test_a_template_that_loops_for_one_prompt_is_left_with_its_calls_and_a
         assert all(call.cancelled() for call in calls)
     finally:
         assert client.close()
+
+
+async def test_models_that_take_turns_for_the_room_of_one_each_say_what_they_say_alone(tmp_path):
+    names = ("one", "two")
+    folders = [make_model(tmp_path / name, intermediate_size=4096 + 64 * i) for i, name in enumerate(names)]
+    specs = {name: Registry(str(folder)).resolve(None) for name, folder in zip(names, folders, strict=True)}
+    limit = (
+        2.5 * (folders[1] / "model.safetensors").stat().st_size
+    )  # as long as it is not loaded, twice that is assumed
+    requests = [ask(f"hi {i}", model=name, max_tokens=6) for i in range(4) for name in names]
+    roomy, tight = (
+        make_client(registry=Registry(None, named=specs), max_weights_bytes=n) for n in (1 << 30, int(limit))
+    )
+    try:
+        alone = [await answer(roomy, request) for request in requests]
+        assert len({result.text for result in alone[:2]}) == 2
+        together = await asyncio.gather(*(answer(tight, request) for request in requests))
+        for result, expected in zip(together, alone, strict=True):
+            assert result.model == expected.model
+            assert OPENBLAS or result.text == expected.text
+        held = []
+        for _ in range(4):
+            for name in names:
+                await answer(tight, ask("hi", model=name, max_tokens=2))
+                held.append(mx.get_active_memory() + mx.get_cache_memory())
+        assert max(held[2:]) <= held[1] * 1.1  # what an unloaded model took was given back
+    finally:
+        assert roomy.close()
+        assert tight.close()
 
 
 async def test_answers_at_temperature_1_all_obey_the_schema(client):

@@ -237,4 +237,11 @@ MUTANTS = [
         "            if ARGUMENT in context:\n",
         "test_tokenizer.py::test_results_in_a_turn_read_as_in_the_whole_chat",
     ),
+    fault(
+        "adapter left out of the fingerprint",
+        "mlx_backend/loader.py",
+        "    if adapter:\n        digest.update(",
+        "    if False:\n        digest.update(",
+        "test_loader.py::test_an_adapter_changes_what_a_model_computes_and_shares_no_keys_and_values_with_it",
+    ),
 ]
