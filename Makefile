@@ -19,8 +19,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := ci
 .PHONY: ci demo demo-real test test-long test-all test-openblas test-real test-claude-code coverage lint types smoke conformance \
-  hosts hosts-short campaign mutants formats surface bench-engine bench-sharing bench-peers bench-persistence train evaluate lock \
-  wheel-smoke clean
+  hosts hosts-short mcpb campaign mutants formats surface bench-engine bench-sharing bench-peers bench-persistence train evaluate \
+  lock wheel-smoke clean
 
 # What CI runs.
 ci: lint types test smoke test-openblas conformance test-claude-code
@@ -107,6 +107,14 @@ test-claude-code: $(VENV)/installed-dev
 HOSTS := $(addprefix build/hosts/,fastmcp langchain openai_agents pydantic_ai)
 hosts hosts-short: $(VENV)/installed $(HOSTS:%=%/installed)
 	$(BIN)/python -m benchmarks.hosts $(if $(filter %-short,$@),--short)
+
+# The bundle for Claude Desktop, packed and validated by its own tool; needs npm.
+mcpb:
+	rm -rf build/mcpb && mkdir -p build/mcpb dist
+	git archive HEAD mlx_mcp pyproject.toml README.md LICENSE | tar -x -C build/mcpb
+	cp claude-integration/mcpb/* build/mcpb
+	npx --yes @anthropic-ai/mcpb@2.1.2 validate build/mcpb/manifest.json
+	npx --yes @anthropic-ai/mcpb@2.1.2 pack build/mcpb dist/mlx-mcp.mcpb
 
 # The tests that draw their own cases, EFFORT (50) times as long; takes some hours. 100,000 kills are among them.
 campaign: $(VENV)/installed-dev

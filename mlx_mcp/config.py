@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 from platformdirs import user_config_path, user_data_path
 from pydantic import (
+    BaseModel,
     BeforeValidator,
+    ConfigDict,
     DirectoryPath,
     Field,
     SecretStr,
@@ -45,6 +47,32 @@ def folders(value: Any) -> Any:
 def listed(value: Any) -> Any:
     """Words with commas between, or a list."""
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
+class ModelDefaults(BaseModel):
+    """What can be set for models; what is unset is as the model or the other settings have it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    context_tokens: int | None = Field(None, ge=16, description="so many tokens of its context are used")
+    kv_bits: int | None = Field(None, description="8 or 4, or 0 for as the model has them")
+    ttl_s: float | None = Field(None, gt=0, description="how long it stays in memory without a call")
+    pinned: bool | None = Field(None, description="never unloaded for other models")
+    sampling: dict[str, float] = Field({}, description="defaults for sampling, such as temperature")
+
+    @field_validator("kv_bits")
+    @classmethod
+    def bits(cls, value: int | None) -> int | None:
+        """Refuse what keys and values cannot be stored in."""
+        if value not in (None, 0, 4, 8):
+            raise ValueError(f"it is {value}, and must be 8 or 4, or 0 for as the model has them")
+        return value
+
+
+class ModelConfig(ModelDefaults):
+    """What can be set for one model."""
+
+    alias: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field((), description="further names for it")
 
 
 class Config(BaseSettings):
@@ -101,6 +129,19 @@ class Config(BaseSettings):
         30 * 86400.0, gt=0, le=315_360_000, description="how long an unused persisted session stays, if it does not say"
     )
     max_wait_s: float = Field(300.0, gt=0, description="how long a call may wait for memory")
+    model_turn_s: float = Field(
+        10.0, ge=0, le=86400, description="how long a model still takes calls while another waits for its room"
+    )
+    model_ttl_s: float | None = Field(
+        None,
+        gt=0,
+        le=31_536_000,
+        description="how long a model stays without a call; unset: while there is room",
+    )
+    models: dict[str, ModelConfig] = Field({}, description="settings of single models, by name")
+    model_defaults: ModelDefaults = Field(
+        default_factory=lambda: ModelDefaults.model_validate({}), description="the same for models without their own"
+    )
     fetch_stall_s: float = Field(60.0, gt=0, le=3600, description="how long a download may make no progress")
     file_roots: Annotated[tuple[DirectoryPath, ...] | None, NoDecode, BeforeValidator(folders)] = Field(
         None, description="folders callers may have files read from; the project's over stdio, none over HTTP if unset"
@@ -172,9 +213,9 @@ class Config(BaseSettings):
         try:
             config = cls(**{key: value for key, value in given.items() if value is not None})
         except ValidationError as error:
-            unknown = [str(e["loc"][0]) for e in error.errors() if e["type"] == "extra_forbidden"]
+            unknown = [e["loc"] for e in error.errors() if e["type"] == "extra_forbidden"]
             if unknown:
-                told = "; ".join(no_setting(name, cls.model_fields) for name in unknown)
+                told = "; ".join(no_setting(".".join(map(str, at)), known_beside(at), str(at[-1])) for at in unknown)
                 raise ConfigError(f"{config_path()}: {told}") from error
             faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise ConfigError(f"Bad settings (flag, MLX_MCP_* or {config_path()}): {faults}.") from error
@@ -214,10 +255,17 @@ def refuse_unknown(names: Iterable[str]) -> None:
         raise ConfigError("; ".join(no_setting(name, known) for name in unknown))
 
 
-def no_setting(name: str, known: Iterable[str]) -> str:
-    """That there is no such setting, and which one was probably meant."""
+def known_beside(at: tuple[int | str, ...]) -> Iterable[str]:
+    """The settings that there are where an unknown one stands."""
+    if len(at) == 1:
+        return Config.model_fields
+    return (ModelConfig if at[0] == "models" else ModelDefaults).model_fields
+
+
+def no_setting(name: str, known: Iterable[str], said: str = "") -> str:
+    """That there is no such setting, and which one was probably meant by what was `said`."""
     plain = {known_name.removeprefix(PREFIX).lower(): known_name for known_name in sorted(known)}
-    near = nearest(name.lower().removeprefix(PREFIX.lower()), plain)
+    near = nearest((said or name).lower().removeprefix(PREFIX.lower()), plain)
     if near:
         return f"{name} is no setting; did you mean {plain[near]}?"
     return f"{name} is no setting. There are: {', '.join(plain.values())}."

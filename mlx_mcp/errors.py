@@ -11,6 +11,7 @@
     │   ├── UnknownVersion        no version of that name of a session was persisted
     │   ├── OtherTokenizer        a session was kept with another tokenizer than its model has now
     │   ├── NotOnDisk             nothing of such a session is on disk
+    │   ├── ModelBusy             a model that calls use is not unloaded
     │   └── SessionBusy           another turn goes on with this session
     ├── CapacityError             full for now; retry after `retry_after_s`
     ├── ModelError                a model cannot be served: broken files, unsupported, too large
@@ -19,6 +20,7 @@
     │   ├── FolderInUse           another process keeps its cache there
     │   └── NotKeptHere           this engine has no cache folder open
     ├── ConfigError               the server was started with settings that cannot work
+    ├── InstallError              this server cannot be registered with a host, or taken out again
     ├── EngineUnavailable         the user's engine process does not start or answer, or its place is taken
     ├── NoSharedEngine            this system can have no engine process: everything runs in one's own
     ├── EngineDead                the engine thread is gone; nothing but another process helps
@@ -82,8 +84,12 @@ class UnknownModel(RequestError):
 
     def __init__(self, name: str, known: list[str]) -> None:
         self.name, self.known = name, known
+        # Names without their owners, so that a wrong or missing owner is forgiven.
+        plain = {each.rpartition("/")[2].lower().replace("-", "_"): each for each in reversed(known)}
+        near = nearest(name[:200].rpartition("/")[2], plain)
+        meant = f" Did you mean {plain[near]!r}?" if near else ""
         shown = ", ".join(known[:8]) + (", …" if len(known) > 8 else "")
-        super().__init__(f"Model not found: {name[:200]!r}. Call list_models for valid names; now: {shown}.")
+        super().__init__(f"Model not found: {name[:200]!r}.{meant} Call list_models for valid names; now: {shown}.")
 
 
 class UnknownSession(RequestError):
@@ -151,6 +157,13 @@ class NotOnDisk(RequestError):
         super().__init__(text)
 
 
+class ModelBusy(RequestError):
+    """A model cannot be unloaded now."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"{name[:80]!r} cannot be unloaded now: {why}. Wait for its calls to end, or cancel them.")
+
+
 class SessionBusy(RequestError):
     """Another turn goes on with the session, or its first has not ended."""
 
@@ -205,6 +218,10 @@ class NotKeptHere(StorageError):
 
 class ConfigError(MlxMcpError):
     """The settings cannot work together; raised before anything is served."""
+
+
+class InstallError(MlxMcpError):
+    """This server cannot be registered with a host, or taken out again, and nothing was changed; the text says why."""
 
 
 class EngineUnavailable(MlxMcpError):

@@ -7,6 +7,17 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
+class ModelStats:
+    """A model in memory at one step boundary."""
+
+    weights_bytes: int
+    kv_token_bytes: int  # what a further token of a call takes, in layers that keep every token
+    idle_s: float  # since a call last used it
+    calls: int  # that run on it, or wait for it to run them
+    pinned: bool
+
+
+@dataclass(frozen=True)
 class EngineStats:
     """Counts at one step boundary."""
 
@@ -26,7 +37,11 @@ class EngineStats:
     sessions: int = 0
     groups: Mapping[str, int] = field(default_factory=dict)  # of the running ones, by group of callers
     models: tuple[str, ...] = ()  # in memory, least recently used first
+    of_models: Mapping[str, ModelStats] = field(default_factory=dict)  # of these
+    loading: tuple[str, ...] = ()  # models whose weights are being read
+    awaited: tuple[str, ...] = ()  # models that wait for room, the next one first
     weights_bytes: int = 0
+    max_weights_bytes: int = 0
     storage: str = "off"  # "ok", or why nothing can be kept on disk now
     offloaded: int = 0  # evicted blocks that were written, since the start
     dropped: int = 0  # evicted blocks that were not, since too much was on its way

@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from mlx_mcp.config import Config, available_memory_bytes
+from mlx_mcp.config import Config, ModelDefaults, available_memory_bytes, config_path
 from mlx_mcp.core.cache.shared_prefixes import Sharing
-from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelLoader, ModelSpec, PreparedModel, Report
+from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelLoader, ModelOptions, ModelSpec, PreparedModel, Report
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.engine import Engine, EngineOptions
@@ -23,6 +23,8 @@ from mlx_mcp.errors import StorageError
 from mlx_mcp.mlx_backend.cpu.openblas import prefer_openblas
 from mlx_mcp.mlx_backend.streams import clear_streams
 from mlx_mcp.models.registry import Registry
+from mlx_mcp.models.settings import ModelSettings, Settings, sampling_of
+from mlx_mcp.stats import EngineStats
 from mlx_mcp.storage.store import Store
 
 
@@ -66,13 +68,41 @@ class LateLoader:
         return MlxLoader(self._config.kv_bits, self._config.chunk_tokens, self._config.sampling_defaults)
 
 
+def registry_of(config: Config, named: dict[str, ModelSpec] | None = None) -> Registry:
+    """The models that can be asked for by these settings; `named` are those of other windows.
+
+    Raises:
+        ConfigError: the configured model, or one that the settings name, cannot be one.
+    """
+    by_name = {
+        name: ModelSettings(options_of(own, f'[models."{name}"]'), own.alias) for name, own in config.models.items()
+    }
+    settings = Settings(by_name, options_of(config.model_defaults, "[model_defaults]"))
+    return Registry(config.model, named=named, sampling_defaults=config.sampling_defaults, settings=settings)
+
+
+def max_weights_bytes(config: Config) -> int:
+    """The memory that the weights of all models may take."""
+    return config.max_weights_bytes or available_memory_bytes() * 5 // 8
+
+
+def options_of(own: ModelDefaults, where: str) -> ModelOptions:
+    """What the settings say of a model, as the layers below know it.
+
+    Raises:
+        ConfigError: there is no such default for sampling.
+    """
+    sampling = sampling_of(own.sampling, f"{config_path()}: {where}.sampling")
+    return ModelOptions(own.context_tokens, own.kv_bits, sampling, own.ttl_s, own.pinned)
+
+
 def wire(config: Config) -> tuple[EngineClient, Registry]:
     """The engine client and the registry of a process; nothing heavy happens before the first generation.
 
     Raises:
         ConfigError: the configured model cannot be one.
     """
-    registry = Registry(config.model, sampling_defaults=config.sampling_defaults)
+    registry = registry_of(config)
     loader = LateLoader(config)
     limits = Limits(
         config.max_running,
@@ -87,8 +117,10 @@ def wire(config: Config) -> tuple[EngineClient, Registry]:
         config.max_sessions,
         config.session_ttl_s,
         config.max_wait_s,
+        config.model_turn_s,
+        config.model_ttl_s,
     )
-    max_weights_bytes = config.max_weights_bytes or available_memory_bytes() * 5 // 8
+    weights_bytes = max_weights_bytes(config)
     # Together three quarters of it: about what Metal lets a process hold.
     max_kv_bytes = config.max_kv_bytes or available_memory_bytes() // 8
     options = PersistenceOptions(bool(config.max_offload_bytes), config.autosave_s, config.persisted_ttl_s)
@@ -97,9 +129,9 @@ def wire(config: Config) -> tuple[EngineClient, Registry]:
         persisting = None
         if config.max_ssd_bytes:
             persisting = Persisting(partial(open_store, config), IoThread(thread.send, loader.close), options)
-        return Engine(loader, limits, max_weights_bytes, max_kv_bytes, engine_options, persisting=persisting)
+        return Engine(loader, limits, weights_bytes, max_kv_bytes, engine_options, persisting=persisting)
 
-    thread = EngineThread(make_engine, config.step_timeout_s)
+    thread = EngineThread(make_engine, config.step_timeout_s, EngineStats(max_weights_bytes=weights_bytes))
     return EngineClient(thread, registry, loader), registry
 
 

@@ -388,7 +388,7 @@ class FakeLoader:
         assert self.hold.wait(10)
         if self.fail is not None:
             raise self.fail
-        return PreparedModel(spec.name, Path(spec.location), {}, FakeTokenizer(), self.weights_bytes)
+        return PreparedModel(spec.name, Path(spec.location), {}, FakeTokenizer(), self.weights_bytes, spec.options)
 
     def materialise(self, prepared: PreparedModel) -> Generator[LoadProgress, None, LoadedModel]:
         yield LoadProgress("reading", 0, self.weights_bytes)

@@ -33,9 +33,10 @@ LAYERS = {
         ("chat", "core", "errors"),
         ("mlx", "mlx_lm", "llguidance", "numpy", "jinja2", "threadpoolctl", "tokenizers"),
     ),
-    "models": (("core", "errors"), ("huggingface_hub",)),
+    "models": (("chat", "core", "errors"), ("huggingface_hub",)),
     "storage": (("core", "errors"), ()),
     "process": (("errors", "__init__"), ()),
+    "install": (("errors",), ("yaml",)),
     "service": (
         (
             "chat",
@@ -70,9 +71,9 @@ LAYERS = {
         ),
         ("mcp", "mcp_types", "pydantic", "anyio", "starlette", "uvicorn"),
     ),
-    "wiring": (("config", "core", "engine", "errors", "mlx_backend", "models", "storage"), ()),
+    "wiring": (("config", "core", "engine", "errors", "mlx_backend", "models", "stats", "storage"), ()),
     "doctor": (("chat", "config", "core", "engine", "errors", "mlx_backend", "models", "wiring", "__init__"), ("mlx",)),
-    "cli": (None, ("typer", "rich", "anyio")),
+    "cli": (None, ("typer", "rich", "anyio", "tomlkit")),
     "cli/sessions": (("cli", "config", "core", "errors", "storage"), ("typer", "rich")),
     "__main__": (("cli", "errors", "process"), ()),
     "__init__": ((), ()),

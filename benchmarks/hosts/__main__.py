@@ -3,10 +3,10 @@
 Run with `make hosts`, or `python -m benchmarks.hosts [--short]` once that has installed the libraries in build/hosts;
 `make conformance` is the suite alone, which CI runs. The conformance suite asks for everything that two revisions of
 the protocol require; MCP Inspector looks for faults in the tools' schemas; client libraries and Inspector list and call
-the tools over stdio and HTTP; Claude Code connects. All but the suite's server are windows on one engine process, which
-is not the user's and ends with the checks.
+the tools over stdio and HTTP; Claude Code connects; and four hosts are registered with and left again. All but the
+suite's server are windows on one engine process, which is not the user's and ends with the checks.
 
-Prints a line for each check, does them all, and ends with 1 if one failed. `--short` leaves out Claude Code and all of
+Prints a line for each check, does them all, and ends with 1 if one failed. `--short` leaves out the hosts and all of
 Inspector but the schemas. Where PyPI or npm's registry cannot be reached, one line says what is skipped.
 """
 
@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from benchmarks.hosts import claude_code, conformance
+from benchmarks.hosts import claude_code, conformance, registering
 from benchmarks.hosts.inspector import Inspector
 from benchmarks.hosts.libraries import PYTHON, tells
 from benchmarks.hosts.packages import Unreachable, install
@@ -57,6 +57,9 @@ def checks(url: str, guarded: str, suite: str, short: bool) -> Iterator[Check]:
     if not short:
         yield "Claude Code", partial(claude_code.connects, url, guarded)
         yield "Claude Code, two at once", claude_code.two_at_once
+        for host in registering.PROGRAMS:
+            for way in ("command", "file"):
+                yield f"install {host}, by its {way}", partial(registering.registers, host, way == "command")
 
 
 def conformance_checks(suite: str) -> Iterator[Check]:

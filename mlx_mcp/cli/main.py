@@ -12,8 +12,10 @@ import typer
 from mlx_mcp import __version__
 from mlx_mcp.cli.completion import PROGRAM, Commands
 from mlx_mcp.cli.engine import engine
+from mlx_mcp.cli.install import install, uninstall
+from mlx_mcp.cli.models import alias, models, pull, rm
 from mlx_mcp.cli.options import Json, Model, OpenBlas, sampling_flags, sampling_of
-from mlx_mcp.cli.output import Column, show_json, show_marked, show_table
+from mlx_mcp.cli.output import show_json, show_marked
 from mlx_mcp.cli.reporting import NOTHING, never_fail_to_print, note, reporting_errors, say
 from mlx_mcp.cli.sessions import sessions
 from mlx_mcp.errors import InvalidRequest, NoSharedEngine
@@ -28,6 +30,8 @@ app = typer.Typer(
 )
 app.add_typer(engine, name="engine")
 app.add_typer(sessions, name="sessions")
+for command in (models, pull, rm, alias, install, uninstall):
+    app.command()(command)
 
 
 def main() -> None:
@@ -124,38 +128,6 @@ def run(
 
 @app.command()
 @reporting_errors
-def models(model: Model = None, as_json: Json = False) -> None:
-    """List the models that can be served: the embedded one, the configured one, the hub cache."""
-    from mlx_mcp.config import Config
-    from mlx_mcp.models.registry import Registry
-
-    config = Config.load(model=model)
-    entries = Registry(config.model, sampling_defaults=config.sampling_defaults).entries()
-    if as_json:
-        show_json(
-            [
-                {
-                    "name": entry.spec.name,
-                    "default": entry.default,
-                    "weights_bytes": entry.weights_bytes,
-                    "context_tokens": entry.context_tokens,
-                    "sampling": entry.sampling,
-                    "about": entry.spec.summary,
-                }
-                for entry in entries
-            ]
-        )
-        return
-    rows = []
-    for entry in entries:
-        size = "not downloaded" if entry.weights_bytes is None else f"{entry.weights_bytes / 1e6:,.1f} MB"
-        name = f"{entry.spec.name} (default)" if entry.default else entry.spec.name
-        rows.append([name, size, f"{entry.context_tokens or '?'}", entry.spec.summary])
-    show_table(MODELS, rows)
-
-
-@app.command()
-@reporting_errors
 def doctor(model: Model = None, openblas: OpenBlas = None, as_json: Json = False) -> None:
     """Check the installation: versions, device, BLAS, settings, and whether the embedded model answers right."""
     from mlx_mcp.config import Config
@@ -172,5 +144,4 @@ def doctor(model: Model = None, openblas: OpenBlas = None, as_json: Json = False
         raise typer.Exit(NOTHING)
 
 
-MODELS = (Column("name", whole=True), Column("weights", rank=1), Column("context", rank=2), Column("about", rank=3))
 MARKS = {"ok": ("ok", "green"), "hint": ("hint", "yellow"), "fault": ("FAULT", "red")}

@@ -37,13 +37,13 @@ def write_prompt_cache(source: Path, file: Path, config: Config) -> tuple[int, i
     Raises:
         StorageError: of this session there is none, or it cannot be written.
     """
-    from mlx_mcp.models.registry import Registry
+    from mlx_mcp.wiring import registry_of
 
     target = to_file(file)
     with reading(Calls(), from_file(source)) as exported:
         record = exported.record
         try:
-            model = Registry(config.model).resolve(record.model).location
+            model = registry_of(config).resolve(record.model).location
         except MlxMcpError:  # it is no longer there; whoever uses the file may know where it is
             model = record.model
         try:
@@ -157,10 +157,9 @@ def prepare(model: str, config: Config) -> PreparedModel:
     Raises:
         InvalidRequest: there is no such model here.
     """
-    from mlx_mcp.models.registry import Registry
-    from mlx_mcp.wiring import LateLoader
+    from mlx_mcp.wiring import LateLoader, registry_of
 
-    registry = Registry(config.model)
+    registry = registry_of(config)
     entries = [entry.spec for entry in registry.entries()]
     location = os.path.realpath(model) if os.path.isdir(model) else model
     spec = next((spec for spec in entries if model == spec.name or location == spec.location), None)

@@ -6,7 +6,7 @@ be used from any thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,18 @@ from mlx_mcp.core.steps import Cut, Step
 
 
 @dataclass(frozen=True)
+class ModelOptions:
+    """What a user has set for one model; None is what holds for all."""
+
+    context_tokens: int | None = None  # so many of its context are used
+    kv_bits: int | None = None  # in which its keys and values are stored: 8 or 4; 0 for as the model has them
+    sampling: Mapping[str, float] = field(default_factory=dict)  # over what its makers recommend; see core.sampling
+    ttl_s: float | None = None  # how long it stays in memory without a call
+    pinned: bool | None = None  # whether it is never unloaded for others
+    adapter: str = ""  # the folder of a LoRA adapter that is put on it
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Where a model's files are, before any is read: a folder, or a hub repository that may not be downloaded yet."""
 
@@ -30,6 +42,7 @@ class ModelSpec:
     location: str  # a path, or a hub id such as "mlx-community/Qwen3-4B-4bit"
     summary: str = ""
     may_fetch: bool = False  # whether missing files may be downloaded, since the user named the model
+    options: ModelOptions = ModelOptions()
 
 
 @dataclass(frozen=True)
@@ -263,6 +276,7 @@ class PreparedModel:
     config: dict[str, Any]
     tokenizer: ChatTokenizer
     weights_bytes: int
+    options: ModelOptions = ModelOptions()
 
 
 @dataclass(frozen=True)

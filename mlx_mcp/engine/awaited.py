@@ -5,7 +5,7 @@ To add a reason to wait, add a value here, have calls wait for it (`Calls.wait`)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar
 
@@ -18,7 +18,9 @@ class CallState(StrEnum):
     AWAITS_SESSION = "awaits session"
     AWAITS_TURN = "awaits turn"
     AWAITS_TOKENS = "awaits tokens"
+    AWAITS_ROOM = "awaits room"
     AWAITS_MODEL = "awaits model"
+    HOLDS_MODEL = "holds model"
     AWAITS_PREFIX = "awaits prefix"
     AWAITS_BLOCKS = "awaits blocks"
     AWAITS_MEMORY = "awaits memory"
@@ -88,6 +90,29 @@ class ModelLoading:
     name: str
     state: ClassVar[CallState] = CallState.AWAITS_MODEL
     words: ClassVar[str] = "for a model that is being read"
+
+
+@dataclass(frozen=True)
+class ModelRoom:
+    """Other models have the room that this one needs."""
+
+    name: str
+    busy: tuple[str, ...] = field(default=(), compare=False)  # those others, where that is told
+    state: ClassVar[CallState] = CallState.AWAITS_ROOM
+
+    @property
+    def words(self) -> str:
+        """The words, with the models that have the room."""
+        return f"for {' and '.join(self.busy) or 'other models'} to make room for {self.name}"
+
+
+@dataclass(frozen=True)
+class ModelHeld:
+    """The caller encodes a prompt for the model, which stays in memory until the caller cancels this."""
+
+    name: str
+    state: ClassVar[CallState] = CallState.HOLDS_MODEL
+    words: ClassVar[str] = "for a prompt to be encoded for its model"
 
 
 @dataclass(frozen=True)
@@ -164,6 +189,8 @@ Awaited = (
     | Encoding
     | Reloading
     | ModelLoading
+    | ModelRoom
+    | ModelHeld
     | BlocksReading
     | PrefixComputing
     | Place

@@ -31,6 +31,7 @@ class Call:
     sequence: Sequence | None = None  # once the scheduler has it
     resident: Resident | None = None  # the model that computes it
     session: Session | None = None  # the session whose turn it is
+    uses: Resident | None = None  # the model that stays for it from its arrival on
     told: Awaited | None = None  # the latest reason to wait of which its caller was told
 
     @property

@@ -11,10 +11,10 @@ from contextlib import aclosing
 from copy import copy
 from typing import Any
 
-from mlx_mcp.core.ports import ModelLoader, ModelRegistry
+from mlx_mcp.core.ports import LoadedModel, ModelLoader, ModelRegistry
 from mlx_mcp.core.session import SessionInfo
 from mlx_mcp.engine.generation import EncodedRequest, Generation
-from mlx_mcp.engine.loading import Models
+from mlx_mcp.engine.loading import Hold, Models
 from mlx_mcp.engine.mailbox import CHECK_S, Mailbox
 from mlx_mcp.engine.messages import (
     AboutSessions,
@@ -35,6 +35,8 @@ from mlx_mcp.engine.messages import (
     Sessions,
     SessionTokens,
     Told,
+    Unload,
+    Unloaded,
 )
 from mlx_mcp.engine.requests import Count, GenerateRequest, Progress, Update, check
 from mlx_mcp.engine.worker import EngineThread
@@ -81,6 +83,37 @@ class EngineClient:
                 async for update in updates:
                     yield update
 
+    async def load_model(self, name: str | None) -> AsyncGenerator[Progress | LoadedModel, None]:
+        """Yield progress, and last the model of that name, in memory; it waits for its turn where others have the room.
+
+        A load that has begun goes on if the generator is closed.
+
+        Raises:
+            UnknownModel: there is no such model.
+            CapacityError: other models have had the room for too long.
+            ModelError: it cannot be loaded.
+            EngineDead: the engine thread has ended.
+        """
+        spec = await asyncio.to_thread(self.registry.resolve, name)
+        with Hold(self.thread) as hold:
+            async with aclosing(self._models.get(spec, hold, asked_for=True)) as steps:
+                async for step in steps:
+                    yield step
+
+    async def unload_model(self, name: str | None) -> int:
+        """Have a model's weights go from memory; returns their bytes, 0 if they were not there. Its sessions stay.
+
+        Raises:
+            UnknownModel: there is no such model.
+            ModelBusy: calls use it, or it is being loaded.
+            EngineDead: the engine thread has ended.
+        """
+        spec = await asyncio.to_thread(self.registry.resolve, name)
+        event = await self._answer(Unload(next(self.thread.ids), spec.name))
+        assert isinstance(event, Unloaded), f"{event} in answer to a model that was to be unloaded"
+        self._models.forget(spec)
+        return event.num_bytes
+
     async def count(self, request: GenerateRequest) -> AsyncGenerator[Progress | Count, None]:
         """Yield progress of a load, and last how many tokens the request's prompt has. Nothing is computed.
 
@@ -92,13 +125,14 @@ class EngineClient:
         """
         check(request)
         generation = Generation(self.thread, self.registry, self._models, self.session, request, self.group)
-        async with aclosing(generation.encode()) as steps:
-            async for step in steps:
-                if isinstance(step, EncodedRequest):
-                    model = step.model
-                    yield Count(step.num_prompt, model.context_tokens, model.name, step.prompt.notes)
-                else:
-                    yield step
+        with Hold(self.thread) as hold:
+            async with aclosing(generation.encode(hold)) as steps:
+                async for step in steps:
+                    if isinstance(step, EncodedRequest):
+                        model = step.model
+                        yield Count(step.num_prompt, model.context_tokens, model.name, step.prompt.notes)
+                    else:
+                        yield step
 
     async def session(self, tenant: str, session: str) -> SessionInfo:
         """The session of that handle or name, as of the engine's latest step.
@@ -206,7 +240,7 @@ class EngineClient:
         assert isinstance(event, Sessions), f"{event} in answer to a question about sessions"
         return list(event.infos)
 
-    async def _answer(self, command: AboutSessions) -> Event | None:
+    async def _answer(self, command: AboutSessions | Unload) -> Event | None:
         with Mailbox(self.thread, command.call_id) as mailbox:
             self.thread.send(command)
             return await mailbox.get()

@@ -24,7 +24,7 @@ from mlx_mcp.core.slots import Ledger
 from mlx_mcp.engine.awaited import (
     Awaited,
     CallState,
-    ModelLoading,
+    ModelRoom,
     SessionReading,
     StoreOpening,
 )
@@ -35,20 +35,17 @@ from mlx_mcp.engine.messages import (
     Close,
     Command,
     Encoded,
-    Failed,
     Find,
     Finish,
     Fork,
     ListSessions,
     Load,
-    Loaded,
-    Loading,
     OnDisk,
     Persist,
     ReadTokens,
     Stop,
     Submit,
-    Unloaded,
+    Unload,
     Waiting,
 )
 from mlx_mcp.engine.persistence import Persistence, Persisting
@@ -66,22 +63,28 @@ from mlx_mcp.engine.results import (
 from mlx_mcp.engine.session_commands import SessionCommands
 from mlx_mcp.engine.session_files import SessionFiles
 from mlx_mcp.engine.stepping import Stepping
+from mlx_mcp.engine.swapping import Swapping
 from mlx_mcp.engine.turns import Turns
 from mlx_mcp.errors import CapacityError, EngineDead, MlxMcpError
 from mlx_mcp.stats import EngineStats
 
 logger = logging.getLogger(__name__)
 
+# For these a call waits `max_wait_s` at most.
+WAITS_BOUNDED = (CallState.AWAITS_MEMORY, CallState.AWAITS_TOKENS, CallState.AWAITS_ROOM, CallState.HOLDS_MODEL)
+
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How tokens and sessions are cached, and how long a call may wait."""
+    """How tokens and sessions are cached, how long a call may wait, and how long models stay."""
 
     block_tokens: int = 64
     sharing: Sharing = field(default_factory=Sharing)
     max_sessions: int = 4096
     session_ttl_s: float = 86400.0
     max_wait_s: float = 300.0  # how long a call waits for memory before it is told to try again
+    model_turn_s: float = 10.0  # how long a model goes on to take calls while others wait for its room
+    model_ttl_s: float | None = None  # how long a model stays without a call; None for as long as there is room
 
 
 class Engine:
@@ -102,11 +105,13 @@ class Engine:
         self.cache = PrefixCache(BlockPool(self.ledger, self.options.block_tokens))
         self.sessions = SessionStore(self.cache.pool, clock, self.options.max_sessions, self.options.session_ttl_s)
         self.calls = Calls()
-        self.models = Residents(loader, limits, max_weights_bytes, self.cache, self.options.sharing)
+        its = self.options
+        self.models = Residents(loader, limits, max_weights_bytes, self.cache, its.sharing, its.model_ttl_s)
+        self.swapping = Swapping(self.calls, self.models, clock, its.model_turn_s)
         self.persistence: Persistence | None = None
         if persisting is not None:
             self.persistence = Persistence(persisting, self.calls, self.cache, self.sessions, clock)
-        self.turns = Turns(self.calls, self.sessions, self.models, self.persistence, clock)
+        self.turns = Turns(self.calls, self.sessions, self.swapping, self.persistence, clock)
         self.stepping = Stepping(self.calls, self.turns, self.persistence, clock)
         self.session_commands = SessionCommands(self.calls, self.sessions, self.turns, self.persistence)
         self.session_files = SessionFiles(self.calls, self.sessions, self.turns, self.persistence)
@@ -146,7 +151,11 @@ class Engine:
             sessions=len(self.sessions.sessions),
             groups=Counter(sequence.group for r in residents for sequence in r.scheduler.running),
             models=tuple(self.models.by_name),
+            of_models={name: resident.stats(self.clock()) for name, resident in self.models.by_name.items()},
+            loading=tuple(self.models.loads),
+            awaited=tuple(self.swapping.line),
             weights_bytes=self.models.weights_bytes,
+            max_weights_bytes=self.models.max_weights_bytes,
             **({} if self.persistence is None else self.persistence.counts),
         )
 
@@ -164,7 +173,18 @@ class Engine:
                 self.turns.encoded(command)
             case Stop():
                 self.stop()
-            case Find() | Load() | Submit() | Fork() | Persist() | Close() | ListSessions() | ReadTokens() | OnDisk():
+            case (
+                Find()
+                | Load()
+                | Unload()
+                | Submit()
+                | Fork()
+                | Persist()
+                | Close()
+                | ListSessions()
+                | ReadTokens()
+                | OnDisk()
+            ):
                 call = self.calls.add(command, self.clock())
                 if self.stopped:
                     self.calls.fail(call, EngineDead())
@@ -172,6 +192,7 @@ class Engine:
                     self._carry_out(call)
             case _:
                 self._take(command)
+        self.swapping.advance()
         if self.persistence is not None:
             self.persistence.offload.flush()
 
@@ -180,11 +201,11 @@ class Engine:
         self.num_steps += 1
         self.check_time()
         busy = bool(self.models.loads)
-        for name, event in self.models.read_slices():
-            self._tell_of_load(name, event)
+        self.swapping.read_slices()
         for resident in list(self.models.by_name.values()):
             if resident.has_work:
                 busy |= self.stepping.run(resident)
+        self.swapping.advance()
         if self.persistence is not None:
             self.persistence.offload.flush()
             self.persistence.engine_busy = self.has_work
@@ -194,7 +215,7 @@ class Engine:
     def idle_s(self) -> float | None:
         """After how many seconds without work it must be called again; None if it can wait for a command."""
         autosave = self.persistence is not None and self.persistence.options.autosave_s is not None
-        return 1.0 if autosave or self.calls else None
+        return 1.0 if autosave or self.calls or self.models.expire else None
 
     def stop(self) -> None:
         """Fail every call from now on, and have sessions written that are to be saved at the end.
@@ -205,7 +226,7 @@ class Engine:
         self.session_files.stop()
         if self.persistence is not None:
             self.persistence.engine_busy = False
-        self.models.clear()
+        self.swapping.clear()
         for call in self.calls:
             if call.state is not CallState.AWAITS_DISK:
                 self.calls.fail(call, EngineDead())
@@ -225,7 +246,7 @@ class Engine:
 
     def fail_all(self, error: MlxMcpError) -> None:
         """Fail every call, and unload every model."""
-        self.models.clear()
+        self.swapping.clear()
         for call in self.calls:
             self.calls.fail(call, error)
 
@@ -249,6 +270,7 @@ class Engine:
         self.sessions.check_integrity()
         self.ledger.check_integrity(booked)
         self.calls.check_integrity()
+        self.swapping.check_integrity()
 
     def check_time(self) -> None:
         """Once a second, end what has lasted too long, and tell callers what their calls wait for."""
@@ -262,15 +284,19 @@ class Engine:
                 self.persistence.remove([session])
         if self.persistence is not None:
             self.persistence.autosave_if_due()
+        self.swapping.check_time(now)
         for call in self.calls:
-            if isinstance(call.request, Submit):
+            if isinstance(call.request, Submit | Find | Load):
                 self._check_wait(call, now)
+        self.swapping.advance()
 
     # Calls
 
     def _carry_out(self, call: Call) -> None:
         """Carry out a call from the beginning, or have it wait."""
         request, persistence = call.request, self.persistence
+        if isinstance(request, Submit):
+            self.swapping.uses(call)  # from now on, whatever it waits for first
         about_sessions = isinstance(request, AboutSessions | OnDisk) or (
             isinstance(request, Submit) and bool(request.turn.session)
         )
@@ -279,11 +305,12 @@ class Engine:
             return
         try:
             match request:
-                case Find(_, name):
-                    resident = self.models.by_name.get(name)
-                    self.calls.answer(call, Unloaded() if resident is None else Loaded(resident.model))
+                case Find():
+                    self.swapping.find(call, request)
                 case Load():
-                    self._load(call, request)
+                    self.swapping.load(call, request)
+                case Unload():
+                    self.swapping.unload(call, request)
                 case Submit():
                     self.turns.begin(call)
                 case OnDisk():
@@ -331,21 +358,25 @@ class Engine:
                 self.session_files.on_result(result)
 
     def _check_wait(self, call: Call, now: float) -> None:
-        """Fail a generation that has waited for too long, or tell its caller what it waits for now."""
+        """Fail a call that has waited for too long, or tell its caller what it waits for now."""
         if call.ended:  # by one before it
             return
         awaits = call.awaits_now
-        if call.state not in (CallState.AWAITS_MEMORY, CallState.AWAITS_TOKENS):
+        if call.state not in WAITS_BOUNDED:
             call.since = now
         elif now - call.since > self.options.max_wait_s:
             self.turns.fail(call, self._too_long(call, now))
             return
-        if awaits is not None and type(awaits) is not type(call.told):
+        if isinstance(awaits, ModelRoom):
+            self.turns.tell(call, self.swapping.waiting(awaits.name))
+        elif isinstance(call.request, Submit) and awaits is not None and type(awaits) is not type(call.told):
             num_ahead = 0 if call.sequence is None else call.row[1].scheduler.num_ahead(call.sequence)
             self.turns.tell(call, Waiting(num_ahead, awaits))
         call.told = awaits
 
     def _too_long(self, call: Call, now: float) -> CapacityError:
+        if isinstance(call.awaits, ModelRoom):
+            return self.swapping.too_long(call, now)
         if call.sequence is None:
             return CapacityError(f"The call waited {now - call.since:.0f} s for its prompt.", RETRY_AFTER_S)
         sequence, resident = call.row
@@ -357,25 +388,6 @@ class Engine:
             "sessions that are not needed, or have the server started with a larger max_kv_bytes.",
             RETRY_AFTER_S,
         )
-
-    def _load(self, call: Call, command: Load) -> None:
-        name = command.prepared.name
-        resident = self.models.by_name.get(name)
-        if resident is not None:
-            self.calls.answer(call, Loaded(resident.model))
-            return
-        self.models.load(command.prepared)
-        self.calls.wait(call, ModelLoading(name))
-
-    def _tell_of_load(self, name: str, event: Loading | Loaded | Failed) -> None:
-        """Tell the calls that wait for a model about its load. The load continues even if nobody listens."""
-        awaited = ModelLoading(name)
-        if isinstance(event, Loading):
-            for call in self.calls.waiting_for(awaited):
-                self.calls.tell(call, event)
-        else:
-            for call in self.calls.wake(awaited):
-                self.calls.answer(call, event)
 
 
 def warn(outcome: object, words: str) -> None:

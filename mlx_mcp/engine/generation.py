@@ -16,9 +16,8 @@ from mlx_mcp.core.ports import LoadedModel, ModelRegistry, ModelSpec
 from mlx_mcp.core.sequence import Constraint, FinishReason, SamplingParams
 from mlx_mcp.core.session import SessionInfo
 from mlx_mcp.engine.answer import Answer
-from mlx_mcp.engine.awaited import CallState
 from mlx_mcp.engine.encoding import encode, holding_of, on_thread
-from mlx_mcp.engine.loading import Models
+from mlx_mcp.engine.loading import Hold, Models, queued
 from mlx_mcp.engine.mailbox import CHECK_S, Mailbox, repeated
 from mlx_mcp.engine.messages import (
     Cancel,
@@ -35,9 +34,6 @@ from mlx_mcp.engine.messages import (
 from mlx_mcp.engine.requests import Delta, GenerateRequest, Progress, Result, Update, sampling_params, without_tokens
 from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.errors import EngineDead
-
-# While a call waits for these, others may be ahead of it.
-IN_A_QUEUE = (CallState.AWAITS_TURN, CallState.AWAITS_PREFIX, CallState.AWAITS_BLOCKS, CallState.AWAITS_MEMORY)
 
 
 @dataclass(frozen=True)
@@ -86,31 +82,35 @@ class Generation:
 
     async def run(self, mailbox: Mailbox) -> AsyncGenerator[Update, None]:
         """Yield progress and text, and last the Result; see EngineClient.generate."""
-        call_id, ready = mailbox.call_id, None
+        call_id, again = mailbox.call_id, False
         try:
             while True:
-                again = ready is not None
-                async with aclosing(self._get_ready()) as steps:
-                    async for step in steps:
-                        if isinstance(step, Ready):
-                            ready = step
-                        else:
-                            yield step
-                assert ready is not None, "getting ready ends with tokens or an error"
-                self._thread.send(self._encoded(call_id, ready) if again else self._submit(call_id, ready))
-                self._ended = False
+                ready: Ready | None = None
+                with Hold(self._thread) as hold:
+                    async with aclosing(self._get_ready(hold)) as steps:
+                        async for step in steps:
+                            if isinstance(step, Ready):
+                                ready = step
+                            else:
+                                yield step
+                    assert ready is not None, "getting ready ends with tokens or an error"
+                    self._thread.send(
+                        self._encoded(call_id, ready, hold) if again else self._submit(call_id, ready, hold)
+                    )
+                    again, self._ended = True, False
                 async with aclosing(self._follow(mailbox, ready)) as updates:
                     async for update in updates:
                         yield update
                         if isinstance(update, Result):
                             return
+                del ready, step  # they would keep the weights of a model that has to go
         finally:
             if not self._ended:
                 with suppress(EngineDead):  # then no row is left to free
                     self._thread.send(Cancel(call_id))
 
-    async def encode(self) -> AsyncGenerator[Progress | EncodedRequest, None]:
-        """Yield progress of a load, and last the request as tokens."""
+    async def encode(self, hold: Hold) -> AsyncGenerator[Progress | EncodedRequest, None]:
+        """Yield progress of a load, and last the request as tokens, for a model that stays until it is handed over."""
         request = self._request
         # Looked up again each time: another turn may have gone on with it.
         session = await self._find_session(request.tenant, request.session) if request.session else None
@@ -119,7 +119,7 @@ class Generation:
         if spec is None:
             spec = await asyncio.to_thread(self._registry.resolve, name)
         model: LoadedModel | None = None
-        async with aclosing(self._models.get(spec)) as steps:
+        async with aclosing(self._models.get(spec, hold)) as steps:
             async for step in steps:
                 if isinstance(step, LoadedModel):
                     model = step
@@ -133,10 +133,10 @@ class Generation:
             prompt = encoding.result()
         yield EncodedRequest(spec, model, session, prompt)
 
-    async def _get_ready(self) -> AsyncGenerator[Progress | Ready, None]:
+    async def _get_ready(self, hold: Hold) -> AsyncGenerator[Progress | Ready, None]:
         """Yield progress, and last the request as tokens, with what its answer is held to."""
         request, encoded = self._request, None
-        async with aclosing(self.encode()) as steps:
+        async with aclosing(self.encode(hold)) as steps:
             async for step in steps:
                 if isinstance(step, EncodedRequest):
                     encoded = step
@@ -159,7 +159,7 @@ class Generation:
                 constraint = compiling.result()
         yield Ready(encoded.spec, model, session, prompt, params, constraint)
 
-    def _submit(self, call_id: int, ready: Ready) -> Submit:
+    def _submit(self, call_id: int, ready: Ready, hold: Hold) -> Submit:
         request = self._request
         return Submit(
             call_id,
@@ -170,11 +170,12 @@ class Generation:
             ready.constraint,
             turn_of(request, ready.session),
             self._group,
+            hold.hand_over(),
         )
 
-    def _encoded(self, call_id: int, ready: Ready) -> Encoded:
+    def _encoded(self, call_id: int, ready: Ready, hold: Hold) -> Encoded:
         after = turn_of(self._request, ready.session).after
-        return Encoded(call_id, ready.prompt.ids, ready.params, ready.constraint, after)
+        return Encoded(call_id, ready.prompt.ids, ready.params, ready.constraint, after, hold.hand_over())
 
     async def _follow(self, mailbox: Mailbox, ready: Ready) -> AsyncGenerator[Update, None]:
         """Yield what comes of the call; ends without a Result if the prompt has to be encoded again."""
@@ -219,14 +220,6 @@ class Generation:
                 return
             if not deltas:
                 yield progress
-
-
-def queued(waiting: Waiting) -> str:
-    """What a call that waits is said to wait for."""
-    line, awaits = f"queued behind {waiting.num_ahead} calls", waiting.awaits
-    if awaits is None:
-        return line
-    return f"{line if awaits.state in IN_A_QUEUE else 'queued'}: waits {awaits.words}"
 
 
 def turn_of(request: GenerateRequest, session: SessionInfo | None) -> Turn:

@@ -6,18 +6,28 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator
 from concurrent.futures import Future
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
 from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelLoader, ModelSpec, PreparedModel
+from mlx_mcp.engine.awaited import CallState
 from mlx_mcp.engine.mailbox import Mailbox, check_alive, repeated
-from mlx_mcp.engine.messages import Find, Load, Loaded, Loading
+from mlx_mcp.engine.messages import Cancel, Find, Load, Loaded, Loading, Waiting
 from mlx_mcp.engine.requests import Progress
 from mlx_mcp.engine.worker import EngineThread
-from mlx_mcp.errors import Abandoned, MlxMcpError, ModelError
+from mlx_mcp.errors import Abandoned, EngineDead, MlxMcpError, ModelError
 
 LOADING_S = 0.25  # how often a load's progress is told
+
+# While a call waits for these, others may be ahead of it.
+IN_A_QUEUE = (
+    CallState.AWAITS_ROOM,
+    CallState.AWAITS_TURN,
+    CallState.AWAITS_PREFIX,
+    CallState.AWAITS_BLOCKS,
+    CallState.AWAITS_MEMORY,
+)
 
 
 @dataclass
@@ -99,6 +109,33 @@ class Preparations:
             preparation.future.set_exception(failure)
 
 
+class Hold:
+    """A model that stays in memory while a prompt is encoded for it, from when it was loaded or found there."""
+
+    def __init__(self, thread: EngineThread) -> None:
+        self._thread, self.call_id = thread, 0  # 0: none
+
+    def renew(self) -> int:
+        """Take an id for the next call that is to hold the model; nothing came of the one before."""
+        self.call_id = next(self._thread.ids)
+        return self.call_id
+
+    def hand_over(self) -> int:
+        """The id, for a `Submit` which ends this."""
+        call_id, self.call_id = self.call_id, 0
+        return call_id
+
+    def __enter__(self) -> Hold:
+        """Nothing is held yet."""
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Let the model go, unless it was handed over."""
+        if self.call_id:
+            with suppress(EngineDead):  # then nothing is held
+                self._thread.send(Cancel(self.call_id))
+
+
 class Models:
     """The models of one engine thread, for any number of callers on any event loops."""
 
@@ -109,17 +146,21 @@ class Models:
         # unloaded one goes.
         self.loaded: WeakValueDictionary[str, LoadedModel] = WeakValueDictionary()
 
-    async def get(self, spec: ModelSpec) -> AsyncGenerator[Progress | LoadedModel, None]:
+    async def get(
+        self, spec: ModelSpec, hold: Hold, asked_for: bool = False
+    ) -> AsyncGenerator[Progress | LoadedModel, None]:
         """Yield progress and last the model, which is loaded if it is not in memory; one load serves all who ask.
 
+        It waits for its turn where other models have the room. `asked_for` says that a user wants it loaded.
+
         Raises:
-            CapacityError: other models take the memory.
+            CapacityError: other models have had the room for too long.
             ModelError: it cannot be loaded.
             EngineDead: the engine thread has ended.
         """
-        model = self.loaded.get(spec.name)
-        if model is None:
-            async with aclosing(self._load(spec)) as steps:
+        model = None if asked_for else self.loaded.get(spec.name)
+        if model is None:  # else it may be gone just now: then the call hears so, and comes again
+            async with aclosing(self._load(spec, hold, asked_for)) as steps:
                 async for step in steps:
                     if isinstance(step, LoadedModel):
                         model = step
@@ -133,13 +174,14 @@ class Models:
         """Ask the engine next time: the model is not in memory any more."""
         self.loaded.pop(spec.name, None)
 
-    async def _load(self, spec: ModelSpec) -> AsyncGenerator[Progress | LoadedModel, None]:
-        with Mailbox(self._thread, next(self._thread.ids)) as answers:
-            self._thread.send(Find(answers.call_id, spec.name))
-            event = await answers.get()
-        if isinstance(event, Loaded):
-            yield event.model
-            return
+    async def _load(self, spec: ModelSpec, hold: Hold, asked_for: bool) -> AsyncGenerator[Progress | LoadedModel, None]:
+        if not asked_for:
+            with Mailbox(self._thread, hold.renew()) as answers:
+                self._thread.send(Find(hold.call_id, spec.name, hold=True))
+                event = await answers.get()
+            if isinstance(event, Loaded):
+                yield event.model
+                return
         prepared: PreparedModel | None = None
         async with aclosing(self.preparations.prepare(spec)) as steps:
             async for step in steps:
@@ -149,17 +191,30 @@ class Models:
                     check_alive(self._thread)
                     yield loading(spec, step)
         assert prepared is not None, "preparing ends with a model or an error"
-        with Mailbox(self._thread, next(self._thread.ids)) as answers:
-            self._thread.send(Load(answers.call_id, prepared))
+        told = Progress("loading", f"loading {spec.name}")
+        # Another id than the Find had: the engine's thread may still be about to forget who listens to that.
+        with Mailbox(self._thread, hold.renew()) as answers:
+            self._thread.send(Load(hold.call_id, prepared, hold=True, asked_for=asked_for))
             while True:
                 match await answers.next():
                     case Loaded(model):
                         yield model
                         return
                     case Loading(progress):
-                        yield loading(spec, progress)
-                    case _:
-                        yield repeated(self._thread, Progress("loading", f"loading {spec.name}"))
+                        told = loading(spec, progress)
+                    case Waiting() as waiting:
+                        told = Progress("queued", queued(waiting), unit="bytes")
+                    case _:  # nothing new for a while
+                        told = repeated(self._thread, told)
+                yield told
+
+
+def queued(waiting: Waiting) -> str:
+    """What a call that waits is said to wait for."""
+    line, awaits = f"queued behind {waiting.num_ahead} calls", waiting.awaits
+    if awaits is None:
+        return line
+    return f"{line if awaits.state in IN_A_QUEUE else 'queued'}: waits {awaits.words}"
 
 
 def loading(spec: ModelSpec, progress: LoadProgress) -> Progress:

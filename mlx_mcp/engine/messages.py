@@ -65,7 +65,9 @@ class Failed:
 
 @dataclass(frozen=True)
 class Unloaded:
-    """The model is not in memory."""
+    """The model is not in memory, or not any more: `num_bytes` of weights went now."""
+
+    num_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,6 @@ class Told:
     value: Any
 
 
-# A call's last event.
 @dataclass(frozen=True)
 class SessionTokens:
     """What a session consists of. `text` has its transcript if there is no `tokenizer`: its model was not used yet."""
@@ -128,24 +129,43 @@ class SessionTokens:
     text: str
 
 
+# A call's last event. One that holds its model goes on after Loaded, and is told nothing more.
 LastEvent = Finished | Failed | Unloaded | Loaded | Sessions | SessionTokens | Persisted | Told
 Event = Waiting | Prefilled | Token | EncodeAgain | Loading | LastEvent
 
 
 @dataclass(frozen=True)
 class Find:
-    """Ask for a model that may be in memory: `Loaded` or `Unloaded` comes back."""
+    """Ask for a model that may be in memory: `Loaded` or `Unloaded` comes back.
+
+    With `hold` a model that is there stays until a `Submit` names this call, or it is cancelled.
+    """
 
     call_id: int
     name: str
+    hold: bool = False
 
 
 @dataclass(frozen=True)
 class Load:
-    """Read a prepared model's weights; whoever asks for one that is being read waits for the same reading."""
+    """Read a prepared model's weights; whoever asks for one that is being read waits for the same reading.
+
+    `hold` is as for `Find`. `asked_for` says that a user wants it loaded, so that it comes back after a model that it
+    had to go for has failed to load.
+    """
 
     call_id: int
     prepared: PreparedModel
+    hold: bool = False
+    asked_for: bool = False
+
+
+@dataclass(frozen=True)
+class Unload:
+    """Have a model's weights go from memory: `Unloaded` comes back."""
+
+    call_id: int
+    name: str
 
 
 @dataclass(frozen=True)
@@ -179,6 +199,7 @@ class Submit:
     constraint: Constraint | None = None
     turn: Turn = Turn()
     group: str = ""
+    hold: int = 0  # the call that holds its model, and ends with the arrival of this one
 
 
 @dataclass(frozen=True)
@@ -190,6 +211,7 @@ class Encoded:
     params: SamplingParams
     constraint: Constraint | None
     after: str
+    hold: int = 0
 
 
 @dataclass(frozen=True)
@@ -317,5 +339,5 @@ class Stop:
 
 
 AboutSessions = Fork | Persist | Close | ListSessions | ReadTokens
-Request = Find | Load | Submit | AboutSessions | OnDisk
+Request = Find | Load | Unload | Submit | AboutSessions | OnDisk
 Command = Request | Encoded | Finish | Cancel | ThreadResult | Stop

@@ -15,9 +15,8 @@ from mlx_mcp.core.slots import SlotPool
 from mlx_mcp.core.steps import Step
 from mlx_mcp.engine.awaited import Memory, Place, PrefixComputing
 from mlx_mcp.engine.messages import Failed, Loaded, Loading
-from mlx_mcp.errors import CapacityError, MlxMcpError, ModelError
-
-BUSY_RETRY_S = 15  # a call of another model usually ends within that time
+from mlx_mcp.errors import MlxMcpError, ModelError
+from mlx_mcp.stats import ModelStats
 
 
 @dataclass
@@ -26,13 +25,36 @@ class Resident:
 
     model: LoadedModel
     scheduler: Scheduler
+    prepared: PreparedModel  # what it was loaded from
+    asked_for: bool = False  # whether a user had it loaded, rather than a call that needed it
+    ttl_s: float | None = None  # how long it stays without a call; None for as long as others leave it room
+    since: float = 0.0  # when it was loaded
+    used_at: float = 0.0
+    closing: bool = False  # whether it takes no further calls, since another model's turn has come
     step: Step | None = None
     flight: Flight | None = None
+
+    @property
+    def pinned(self) -> bool:
+        """Whether it is never unloaded to make room."""
+        return bool(self.prepared.options.pinned)
+
+    @property
+    def expires_at(self) -> float | None:
+        """When it is unloaded if nobody uses it until then."""
+        return None if self.ttl_s is None else self.used_at + self.ttl_s
 
     @property
     def has_work(self) -> bool:
         """Whether a sequence has not ended, or the tokens of a step were not collected."""
         return self.scheduler.has_work or self.flight is not None
+
+    def stats(self, now: float) -> ModelStats:
+        """What is told of it."""
+        idle_s = 0.0 if self.has_work else now - self.used_at
+        calls = len(self.scheduler.running) + self.scheduler.num_waiting
+        token_bytes = self.model.runner.cost.token_bytes
+        return ModelStats(self.model.weights_bytes, token_bytes, idle_s, calls, self.pinned)
 
     def awaits(self, sequence: Sequence) -> PrefixComputing | Place | Memory | None:
         """What a sequence waits for; None if it runs."""
@@ -52,6 +74,8 @@ class PendingLoad:
 
     prepared: PreparedModel
     slices: Generator[LoadProgress, None, LoadedModel]
+    asked_for: bool = False
+    unloaded: list[PreparedModel] = field(default_factory=list)  # went for it, though a user had asked for them
 
 
 @dataclass
@@ -63,6 +87,7 @@ class Residents:
     max_weights_bytes: int
     cache: PrefixCache
     sharing: Sharing
+    ttl_s: float | None = None  # of models that have none of their own
     by_name: dict[str, Resident] = field(default_factory=dict)  # least recently used first
     loads: dict[str, PendingLoad] = field(default_factory=dict)
 
@@ -76,30 +101,65 @@ class Residents:
         """Whether weights are being read, or a sequence has not ended."""
         return bool(self.loads) or any(resident.has_work for resident in self.by_name.values())
 
-    def use(self, name: str) -> Resident | None:
+    @property
+    def expire(self) -> bool:
+        """Whether a model is unloaded if nobody uses it for some time."""
+        return any(resident.ttl_s is not None for resident in self.by_name.values())
+
+    def use(self, name: str, now: float) -> Resident | None:
         """The model of that name, which becomes the most recently used; None if it is not in memory."""
         resident = self.by_name.pop(name, None)
         if resident is not None:
             self.by_name[name] = resident
+            resident.used_at = now
         return resident
 
-    def load(self, prepared: PreparedModel) -> None:
-        """Begin to read a model's weights, and unload idle models for it. Nothing is done if that is under way.
+    def check_fits(self, prepared: PreparedModel) -> None:
+        """Refuse a model for which there would not be room if all others were unloaded that may be.
 
         Raises:
-            ModelError: the model would not fit alone.
-            CapacityError: models that are in use or being read take the room.
+            ModelError: with the figures.
         """
-        if prepared.name not in self.loads:
-            self._make_room(prepared)
-            self.loads[prepared.name] = PendingLoad(prepared, self.loader.materialise(prepared))
+        need, limit, name = prepared.weights_bytes, self.max_weights_bytes, prepared.name
+        if need > limit:
+            raise ModelError(
+                f"The weights of {name!r} take {need / 1e9:.1f} GB, more than the {limit / 1e9:.1f} GB that models may "
+                "use. Choose a smaller or more strongly quantized model, or raise max_weights_bytes."
+            )
+        pinned = [resident for resident in self.by_name.values() if resident.pinned]
+        kept = sum(resident.model.weights_bytes for resident in pinned)
+        if kept + need > limit:
+            names = ", ".join(repr(resident.model.name) for resident in pinned)
+            raise ModelError(
+                f"The weights of {name!r} take {need / 1e9:.1f} GB, and beside the pinned models ({names}, "
+                f"{kept / 1e9:.1f} GB) there are {(limit - kept) / 1e9:.1f} GB. Unload one of these (unload_model), or "
+                "raise max_weights_bytes."
+            )
+
+    def lacking_bytes(self, prepared: PreparedModel) -> int:
+        """How many bytes of weights have to go before a model can be loaded; none or fewer if there is room."""
+        pending = sum(load.prepared.weights_bytes for load in self.loads.values())
+        return self.weights_bytes + pending + prepared.weights_bytes - self.max_weights_bytes
+
+    def begin_load(self, prepared: PreparedModel, asked_for: bool, unloaded: list[PreparedModel]) -> None:
+        """Begin to read a model's weights, for which there is room."""
+        slices = self.loader.materialise(prepared)
+        self.loads[prepared.name] = PendingLoad(prepared, slices, asked_for, unloaded)
+
+    def unload(self, name: str) -> None:
+        """Forget a model that nobody uses; its weights go with the last reference to them."""
+        assert not self.by_name[name].has_work, f"{name!r} has work"
+        del self.by_name[name]
 
     def read_slices(self) -> list[tuple[str, Loading | Loaded | Failed]]:
-        """Read one slice of every model that is being read; returns by name the event for those who wait for it."""
+        """Read one slice of every model that is being read; returns by name the event for those who wait for it.
+
+        A load that has failed stays among `loads` for its caller to see to.
+        """
         told = []
         for name, pending in list(self.loads.items()):
             event = self._read_slice(pending)
-            if not isinstance(event, Loading):
+            if isinstance(event, Loaded):
                 del self.loads[name]
             told.append((name, event))
         return told
@@ -114,34 +174,14 @@ class Residents:
             return Loading(next(pending.slices))
         except StopIteration as end:
             model: LoadedModel = end.value
-            self.by_name[model.name] = Resident(model, self._scheduler(model))
+            own, prepared = pending.prepared.options.ttl_s, pending.prepared
+            ttl_s = self.ttl_s if own is None else own
+            self.by_name[model.name] = Resident(model, self._scheduler(model), prepared, pending.asked_for, ttl_s)
             return Loaded(model)
         except MlxMcpError as error:
             return Failed(error)
         except Exception as error:  # MLX's or a model's: it must not end the thread under the rows of the others
             return Failed(ModelError(f"Loading {pending.prepared.name!r} failed: {error!r}."))
-
-    def _make_room(self, prepared: PreparedModel) -> None:
-        """Unload idle models, the least recently used first, until the new one's weights fit.
-
-        Raises:
-            ModelError: the new one would not fit alone.
-            CapacityError: models that are in use or being read take the room.
-        """
-        need, limit = prepared.weights_bytes, self.max_weights_bytes
-        if need > limit:
-            raise ModelError(
-                f"The weights of {prepared.name!r} take {need / 1e9:.1f} GB, more than the {limit / 1e9:.1f} GB that "
-                "models may use. Choose a smaller or more strongly quantized model, or raise max_weights_bytes."
-            )
-        pending = sum(load.prepared.weights_bytes for load in self.loads.values())
-        idle = [name for name, resident in self.by_name.items() if not resident.has_work]
-        while self.weights_bytes + pending + need > limit:
-            if not idle:
-                raise CapacityError(
-                    f"There is no room for {prepared.name!r} while other models are in use.", BUSY_RETRY_S
-                )
-            del self.by_name[idle.pop(0)]
 
     def _scheduler(self, model: LoadedModel) -> Scheduler:
         """Make a scheduler with the model's cache manager, or without one if nothing of the model can be reused."""

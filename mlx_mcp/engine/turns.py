@@ -21,7 +21,8 @@ from mlx_mcp.engine.awaited import Encoding, Reloading, TurnOf
 from mlx_mcp.engine.call import Call, Calls
 from mlx_mcp.engine.messages import EncodeAgain, Encoded, Event, Failed, Finished, Submit, Waiting
 from mlx_mcp.engine.persistence import Persistence
-from mlx_mcp.engine.residents import Resident, Residents
+from mlx_mcp.engine.residents import Resident
+from mlx_mcp.engine.swapping import Swapping
 from mlx_mcp.errors import (
     CapacityError,
     GenerationFailed,
@@ -45,11 +46,11 @@ class Turns:
         self,
         calls: Calls,
         sessions: SessionStore,
-        models: Residents,
+        swapping: Swapping,
         persistence: Persistence | None,
         clock: Callable[[], float],
     ) -> None:
-        self.calls, self.sessions, self.models = calls, sessions, models
+        self.calls, self.sessions, self.swapping = calls, sessions, swapping
         self.persistence, self.clock = persistence, clock
         # Call id of a session's latest turn that ended → the session: its caller may want it shorter yet.
         self.latest: WeakValueDictionary[int, Session] = WeakValueDictionary()
@@ -62,7 +63,7 @@ class Turns:
             MlxMcpError: it cannot be carried out; the call is still there.
         """
         command = call.submit
-        resident = self.models.use(command.model)
+        resident = self.swapping.uses(call)
         if resident is None:
             self._encode_again(call, loaded=False)
             return
@@ -92,6 +93,7 @@ class Turns:
                 params=command.params,
                 constraint=command.constraint,
                 turn=replace(call.submit.turn, after=command.after),
+                hold=command.hold,
             )
             self.begin_or_fail(call)
 

@@ -37,7 +37,9 @@ Sink = Callable[[Event], bool]
 class EngineThread:
     """Runs one Engine on one thread, which starts with the first command."""
 
-    def __init__(self, make_engine: EngineFactory, step_timeout_s: float = math.inf) -> None:
+    def __init__(
+        self, make_engine: EngineFactory, step_timeout_s: float = math.inf, stats: EngineStats | None = None
+    ) -> None:
         self._make_engine, self._step_timeout_s = make_engine, step_timeout_s
         self._step_began = math.inf  # infinite while the thread waits
         self.ids = itertools.count(1)  # of calls, for all who send any
@@ -46,7 +48,7 @@ class EngineThread:
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._dead: EngineDead | None = None
-        self._stats = EngineStats()
+        self._stats = stats or EngineStats()  # before there is an engine
         self._stopping, self._deadline = False, 0.0
         self._sessions: dict[str, SessionInfo] = {}
 

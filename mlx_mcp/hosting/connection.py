@@ -67,8 +67,7 @@ async def serve_window(
     """
     folder = joined.hello.get("folder")
     files = FileReader.of_window(own.file_roots, folder, own.max_file_bytes, own.max_files_bytes)
-    stale = joined.hello.get("surface", surface_digest()) != surface_digest()
-    server = build_server(service, files, joined.activity, own.wait_s, stale)
+    server = build_server(service, files, joined.activity, own.wait_s, stale_lists(joined.hello))
     lines, stream = await asyncio.open_connection(sock=joined.socket)
 
     async def write(data: bytes) -> None:
@@ -152,6 +151,13 @@ async def serve_listener(
     finally:
         servers.remove(server)
         listener.close()
+
+
+def stale_lists(hello: dict[str, Any]) -> tuple[str, ...]:
+    """The lists of which a host may have been told something else before: by its relay, or by the engine before."""
+    if hello.get("surface", surface_digest()) != surface_digest():
+        return ("tools", "prompts", "resources")
+    return ("resources",) if hello.get("again") else ()
 
 
 def client_name(message: JSONRPCMessage) -> str:

@@ -35,11 +35,11 @@ from mlx_mcp.hosting.http import HttpServer
 from mlx_mcp.hosting.lifetime import LAST_ANSWERS_S, drain
 from mlx_mcp.hosting.session_files import SessionFiles
 from mlx_mcp.hosting.status import status_of
-from mlx_mcp.models.registry import Registry
 from mlx_mcp.process.environment import engine_settings
 from mlx_mcp.process.place import peer
 from mlx_mcp.service.jobs import Jobs
 from mlx_mcp.service.service import Service
+from mlx_mcp.wiring import registry_of
 
 logger = logging.getLogger(__name__)
 
@@ -262,7 +262,7 @@ class Connections:
         """
         names = ("model", "file_roots", "wait_s", "host", "port", "token", "allowed_hosts", "allowed_origins")
         config = Config.load(**{name: joined.hello.get(name) for name in names})
-        registry = Registry(config.model, named=self._named, sampling_defaults=config.sampling_defaults)
+        registry = registry_of(config, self._named)
         spec = registry.resolve(None)
         known = self._named.setdefault(spec.name, spec)
         if known.location != spec.location:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from mlx_mcp import __version__
@@ -25,6 +26,8 @@ def status_of(
         "retiring": retiring,
         "step_s": client.thread.step_s,
         "models": list(stats.models),
+        "of_models": {name: asdict(model) for name, model in stats.of_models.items()},
+        "loading": [*stats.loading, *stats.awaited],
         "weights_bytes": stats.weights_bytes,
         "kv_bytes": stats.kv_bytes,
         "cache_bytes": stats.cache_bytes,

@@ -19,7 +19,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.utils import load_model
+from mlx_lm.utils import load_adapters, load_model
 
 from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelSpec, PreparedModel, Report
 from mlx_mcp.core.sampling import defaults_of
@@ -31,6 +31,7 @@ from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
 
 SLICE_BYTES = 64 << 20
 HASHED_BYTES = 64 << 20  # weights of up to so many bytes are told apart by their content
+ADAPTER_WEIGHTS = "adapters.safetensors"
 FALLBACK_CONTEXT_TOKENS = 4096  # where neither config nor tokenizer says
 
 
@@ -65,7 +66,10 @@ class MlxLoader:
             ) from error
         if on_cpu() and not is_quantized(config):
             weights_bytes *= 2  # halves become singles, see materialise
-        return PreparedModel(spec.name, folder, config, tokenizer, weights_bytes)
+        adapter = spec.options.adapter
+        if adapter:
+            weights_bytes += checked_size(Path(adapter) / ADAPTER_WEIGHTS)
+        return PreparedModel(spec.name, folder, config, tokenizer, weights_bytes, spec.options)
 
     def materialise(self, prepared: PreparedModel) -> Generator[LoadProgress, None, LoadedModel]:
         """Build the model and read its weights a slice at a time; yields the bytes done.
@@ -79,6 +83,9 @@ class MlxLoader:
             model, _ = load_model(prepared.folder, lazy=True)
         except Exception as error:  # model code raises of every kind for a config or weights it does not expect
             raise ModelError(f"{prepared.name!r} cannot be loaded: {error}") from error
+        options = prepared.options
+        if options.adapter:
+            put_adapter(model, options.adapter)
         if on_cpu():
             model.set_dtype(mx.float32)
             mx.set_cache_limit(SPARE_BYTES)  # there MLX keeps 32 MB, less than a row of some thousand tokens
@@ -90,16 +97,19 @@ class MlxLoader:
             done += sum(array.nbytes for array in some)
             yield LoadProgress("reading", done, total)
         assert isinstance(prepared.tokenizer, ChatTokenizer)
+        kv_bits = self.kv_bits if options.kv_bits is None else options.kv_bits or None
+        context = context_tokens(prepared.config, prepared.tokenizer)
+        recommended = defaults_of(read_generation_config(prepared.folder)) if self.sampling_defaults else {}
         return LoadedModel(
             name=prepared.name,
-            runner=Runner(model, self.kv_bits, self.chunk_tokens),
+            runner=Runner(model, kv_bits, self.chunk_tokens),
             tokenizer=prepared.tokenizer,
             stop_ids=prepared.tokenizer.stop_ids,
             vocab_size=config_value(prepared.config, "vocab_size") or prepared.tokenizer.vocab_size,
-            context_tokens=context_tokens(prepared.config, prepared.tokenizer),
+            context_tokens=min(context, options.context_tokens or context),
             weights_bytes=total,
-            fingerprint=fingerprint(prepared.folder, self.kv_bits),
-            defaults=defaults_of(read_generation_config(prepared.folder)) if self.sampling_defaults else {},
+            fingerprint=fingerprint(prepared.folder, kv_bits, options.adapter),
+            defaults={**recommended, **options.sampling},
         )
 
     def close(self) -> None:
@@ -177,13 +187,30 @@ def checked_size(path: Path) -> int:
     return int(end)
 
 
-def fingerprint(folder: Path, kv_bits: int | None) -> bytes:
+def put_adapter(model: Any, folder: str) -> None:
+    """Put a LoRA adapter on a model.
+
+    Raises:
+        ModelError: it is no adapter of this model.
+    """
+    try:
+        load_adapters(model, folder)
+    except Exception as error:  # mlx_lm raises of every kind for an adapter that it does not expect
+        raise ModelError(
+            f"The adapter in {folder} cannot be put on the model: {error}. Give one that was trained on this model."
+        ) from error
+    model.eval()
+
+
+def fingerprint(folder: Path, kv_bits: int | None, adapter: str = "") -> bytes:
     """A digest of what a model's keys and values depend on.
 
     Of weights of more than HASHED_BYTES that is their headers, sizes and times of change: to read them all would take
     as long as loading them.
     """
     digest = blake2b(f"2 {version('mlx')} {mx.default_device()} {kv_bits}".encode())
+    if adapter:
+        digest.update(fingerprint(Path(adapter), kv_bits))
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         stat = path.stat()
         digest.update(f"\0{path.name}\0{stat.st_size}\0".encode())

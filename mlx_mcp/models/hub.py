@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -102,6 +103,95 @@ def fetch(repo: str, report: Report, may_fetch: bool = True, stall_s: float = ST
         ) from error
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a download of a model would fetch; `whole` is the folder of one that needs none."""
+
+    num_files: int
+    total_bytes: int
+    here_bytes: int
+    whole: Path | None = None
+
+    @property
+    def lacking_bytes(self) -> int:
+        """What is still to be fetched."""
+        return self.total_bytes - self.here_bytes
+
+
+def plan(repo: str) -> Plan:
+    """Say what of a model is here, and what a download would fetch; asks the hub unless all is here.
+
+    Raises:
+        ModelError: the hub cannot be asked, or has no such model.
+    """
+    cache = Path(constants.HF_HUB_CACHE)
+    whole = find_whole(cache, repo)
+    if whole is not None:
+        sizes = [path.stat().st_size for path in whole.rglob("*") if path.is_file()]
+        return Plan(len(sizes), sum(sizes), sum(sizes), whole)
+    if is_offline_mode():
+        raise ModelError(f"{lacking(cache, repo)}, and HF_HUB_OFFLINE forbids to fetch it. Unset that.")
+    try:
+        revision, files = hub_files(repo)
+    except Exception as error:  # the library raises errors of its own, the system's, and its HTTP client's
+        raise ModelError(
+            f"The hub could not be asked for {repo!r}: {first_line(error)} Check the name and the network; for a model "
+            "that needs permission set HF_TOKEN."
+        ) from error
+    blobs = repo_folder(cache, repo) / "blobs"
+    unfinished = sum(path.stat().st_size for path in blobs.glob("*.mlx-mcp.incomplete"))
+    snapshot = repo_folder(cache, repo) / "snapshots" / revision
+    total = sum(file.size for file in files)
+    here = sum(file.size for file in files if (snapshot / file.path).is_file() or (blobs / blob_name(file)).is_file())
+    return Plan(len(files), total, min(total, here + unfinished))
+
+
+def blob_name(file: RepoFile) -> str:
+    """Under what name the cache keeps a file: its SHA-256 if it is large, else what git calls it."""
+    return str(file.lfs.sha256 if file.lfs else file.blob_id)
+
+
+def hub_files(repo: str) -> tuple[str, list[RepoFile]]:
+    """The revision of a repository's main branch, and the files in it that mlx_lm reads."""
+    api = HfApi()
+    revision = api.repo_info(repo, timeout=constants.HF_HUB_ETAG_TIMEOUT).sha
+    assert revision is not None, "the hub names a revision"
+    files = [file for file in api.list_repo_tree(repo, recursive=True, revision=revision) if isinstance(file, RepoFile)]
+    return revision, [file for file in files if any(fnmatch(file.path, pattern) for pattern in HUB_FILES)]
+
+
+def free_bytes() -> int:
+    """The bytes that are free on the disk with the hub's cache."""
+    folder = Path(constants.HF_HUB_CACHE).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def size_of(repo: str) -> int | None:
+    """The bytes that a repository takes in the hub's cache, unfinished files included; None if nothing is there."""
+    folder = repo_folder(Path(constants.HF_HUB_CACHE), repo)
+    if not folder.is_dir():
+        return None
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def remove(repo: str) -> int:
+    """Remove a repository from the hub's cache; returns the bytes that are free again.
+
+    Raises:
+        ModelError: it cannot be removed.
+    """
+    cache = Path(constants.HF_HUB_CACHE)
+    freed = size_of(repo) or 0
+    try:
+        shutil.rmtree(repo_folder(cache, repo))
+    except OSError as error:
+        raise ModelError(f"{repo!r} could not be removed: {error}. Remove its folder yourself.") from error
+    shutil.rmtree(cache / ".locks" / repo_folder(cache, repo).name, ignore_errors=True)
+    return freed
+
+
 def lacking(cache: Path, repo: str) -> str:
     """Why the cache is not enough, as the beginning of a sentence."""
     folders = snapshots(cache, repo)
@@ -168,11 +258,7 @@ class Download:
 def download(cache: Path, repo: str, report: Report, stall_s: float) -> Path:
     """Fetch the files that mlx_lm reads of a repository's main branch; see `fetch`."""
     report(LoadProgress("asking the hub"))
-    api = HfApi()
-    revision = api.repo_info(repo, timeout=constants.HF_HUB_ETAG_TIMEOUT).sha
-    assert revision is not None, "the hub names a revision"
-    files = [file for file in api.list_repo_tree(repo, recursive=True, revision=revision) if isinstance(file, RepoFile)]
-    files = [file for file in files if any(fnmatch(file.path, pattern) for pattern in HUB_FILES)]
+    revision, files = hub_files(repo)
     progress = Download(repo, sum(file.size for file in files), report, stall_s)
     for file in sorted(files, key=lambda file: file.size):  # small ones first: what is wrong with a name shows soon
         if (repo_folder(cache, repo) / "snapshots" / revision / file.path).is_file():

@@ -15,7 +15,7 @@ import json
 import os
 import zlib
 
-from mlx_mcp.process.lines import Envelope
+from mlx_mcp.process.lines import ACKNOWLEDGED, SUBSCRIPTION, Envelope
 
 FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "assets", "surface")
 HANDSHAKE, MODERN = "handshake", "modern"  # the eras; each has a file of that name
@@ -44,6 +44,12 @@ CAN = {
         "cancel": dict,
         "requests": {"elicitation": {"create": dict}, "sampling": {"createMessage": dict}},
     },
+}
+WANTED = {
+    "toolsListChanged": bool,
+    "promptsListChanged": bool,
+    "resourcesListChanged": bool,
+    "resourceSubscriptions": [str],
 }
 
 
@@ -81,18 +87,37 @@ class Front:
         result = self._modern(seen.method, params, meta) if modern else self._handshake(seen.method, params, meta)
         return None if result is None else {"jsonrpc": "2.0", "id": seen.id, "result": result}
 
+    def acknowledge(self, line: bytes, seen: Envelope) -> dict[str, object] | None:
+        """The acknowledgement of `subscriptions/listen`, for which hosts wait before they ask for lists.
+
+        None if only the engine can give it. Everything else that the host listens for comes from the engine.
+        """
+        params = params_of(line) or {}
+        wanted, meta = params.get("notifications"), params.get("_meta")
+        if self._era != MODERN or not isinstance(meta, dict) or not self._modern_results(meta):
+            return None
+        if params.keys() != {"_meta", "notifications"} or not fits(wanted, WANTED):
+            return None
+        assert isinstance(wanted, dict)
+        if not wanted.keys() <= WANTED.keys():
+            return None
+        honored = {"_meta": {SUBSCRIPTION: seen.id}, "notifications": {name: it for name, it in wanted.items() if it}}
+        return {"jsonrpc": "2.0", "method": ACKNOWLEDGED, "params": honored}
+
     def _modern(self, method: str, params: dict[str, object], meta: dict[str, object]) -> object:
         """The result of a request that says its version; None if only an engine can give it."""
-        client = CLIENT_INFO not in meta or fits(meta[CLIENT_INFO], CLIENT)
-        if not client or not fits(meta.get(CAPABILITIES), CAN) or reserved(meta) - {VERSION, CLIENT_INFO, CAPABILITIES}:
-            return None
-        versions, results = read_surface(self._folder, MODERN)
-        if meta[VERSION] not in versions or not is_plain(method, params):
-            return None
-        result = results.get(method)
+        result = self._modern_results(meta).get(method) if is_plain(method, params) else None
         if result is not None:
             self._meta = self._meta or meta
         return result
+
+    def _modern_results(self, meta: dict[str, object]) -> dict[str, dict[str, object]]:
+        """The results for a client that says this of itself; none if that is not of the usual form."""
+        client = CLIENT_INFO not in meta or fits(meta[CLIENT_INFO], CLIENT)
+        if not client or not fits(meta.get(CAPABILITIES), CAN) or reserved(meta) - {VERSION, CLIENT_INFO, CAPABILITIES}:
+            return {}
+        versions, results = read_surface(self._folder, MODERN)
+        return results if meta.get(VERSION) in versions else {}
 
     def _handshake(self, method: str, params: dict[str, object], meta: dict[str, object]) -> object:
         """The result of `initialize` or of a request after it; None if only an engine can give it."""

@@ -19,6 +19,8 @@ ALIVE_S = 2.0
 
 # Requests that stay open for as long as their sender listens. Nobody waits for their answers.
 LISTENING = frozenset(("subscriptions/listen",))
+ACKNOWLEDGED = "notifications/subscriptions/acknowledged"  # the first that such a request gets
+SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"  # says in `_meta` which request gets it
 
 BAD_ID = "The id of a request must be a string or an integer. This one is neither, so its answer has no id."
 

@@ -12,7 +12,7 @@ import socket
 import threading
 from collections.abc import Callable
 
-from mlx_mcp.process.lines import ALIVE, ENDING, LISTENING, Id, envelope
+from mlx_mcp.process.lines import ACKNOWLEDGED, ALIVE, ENDING, LISTENING, SUBSCRIPTION, Id, envelope
 
 TICK_S = 1.0
 MAX_TOKENS = 1024  # progress tokens whose latest value is remembered
@@ -52,6 +52,7 @@ class Link:
         self.progress: dict[Id, float] = {}  # the latest value for each token, to go on from
         self.own_handshake: Id | None = None  # the id of the relay's own handshake, whose answer is not for the host
         self.shaken_hands = threading.Event()
+        self.acknowledged: set[Id] = set()  # requests to listen that the relay has acknowledged
         self.late: list[Id] = []  # requests that were given up, to cancel if the engine lives after all
         self._given_up: set[Id] = set()  # requests that the relay has answered; the engine's answers come too late
         self._num_sent = 0  # lines
@@ -104,6 +105,10 @@ class Link:
             params = json.loads(line)["params"]
             self._last_notice = params["num_read"], params["returned"]
             return False
+        if method == ACKNOWLEDGED and self.acknowledged:
+            with contextlib.suppress(ValueError, LookupError, TypeError):
+                self.acknowledged.remove(json.loads(line)["params"]["_meta"][SUBSCRIPTION])
+                return False
         if method == "notifications/progress":
             with contextlib.suppress(ValueError, LookupError, TypeError):
                 params = json.loads(line)["params"]

@@ -20,6 +20,7 @@ class Backlog:
         self.lines: list[bytes] = []
         self.num_bytes = 0
         self.open = True  # whether the engine is still to come
+        self.acknowledged: set[Id] = set()  # of the requests to listen: those whose sender has been told that they wait
         self.settled = threading.Event()  # there is an engine, or it is known why not
 
     def add(self, line: bytes) -> None:

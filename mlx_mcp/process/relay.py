@@ -36,7 +36,7 @@ from mlx_mcp.errors import EngineUnavailable, MlxMcpError, NoSharedEngine
 from mlx_mcp.process.daemon import join
 from mlx_mcp.process.environment import window_hello
 from mlx_mcp.process.front import OPENING_ID, Front, surface_digest
-from mlx_mcp.process.lines import BAD_ID, Envelope, Id, envelope, pieces
+from mlx_mcp.process.lines import BAD_ID, LISTENING, Envelope, Id, envelope, pieces
 from mlx_mcp.process.link import Link
 from mlx_mcp.process.opening import Backlog, Handshake
 from mlx_mcp.process.place import Place, user_place
@@ -90,20 +90,18 @@ class Relay:
 
     def _find_engine(self) -> None:
         """Find or start the first engine. If there is none, whatever waits for it is told why."""
-        error: MlxMcpError | None = None
         try:
             self._connect()
         except NoSharedEngine as unshared:
             self._failure_at_start = unshared
             self._over.set()
-            return
         except (MlxMcpError, OSError) as failure:
             error = failure if isinstance(failure, MlxMcpError) else EngineUnavailable(f"{failure}.")
             self._failure_at_start = error
             if not self._leaving:
                 tell(f"{error} Calls are answered with this, and each tries again.")
-        with self._sending:
-            self._pass_on_waiting(error)
+            with self._sending:
+                self._pass_on_waiting(error)
 
     def _pass_on_waiting(self, error: MlxMcpError | None = None) -> None:
         """Send on the lines that wait for the first engine, or answer them with why there is none."""
@@ -148,6 +146,9 @@ class Relay:
             self._say(answer)
             return
         if self._backlog.open:
+            if seen.method in LISTENING and (heard := self._front.acknowledge(line, seen)) is not None:
+                self._say(heard)
+                self._backlog.acknowledged.add(seen.id)
             self._backlog.add(line)
             return
         for _ in range(TRIES):
@@ -212,6 +213,7 @@ class Relay:
     def _take(self, link: Link, repeat: bool = True) -> Link:
         """Use a link from now on. The host's handshake is repeated on it, unless the host is about to shake hands."""
         listener = threading.Thread(target=self._listen, args=(link,), name="engine", daemon=True)
+        link.acknowledged = self._backlog.acknowledged
         with self._sending:
             listener.start()
             if repeat and self._handshake.initialize:
@@ -318,6 +320,14 @@ HUNG = (
 )
 
 
+def duplicate(descriptor: int) -> int:
+    """The same under another number; the same number if it is closed."""
+    try:
+        return os.dup(descriptor)
+    except OSError:
+        return descriptor
+
+
 def read(descriptor: int, num_bytes: int) -> bytes:
     """What comes next; nothing at the end, or if the descriptor is gone."""
     try:
@@ -389,7 +399,7 @@ def serve(model: str | None = None, openblas: bool | None = None) -> None:
     place = user_place()
     with contextlib.suppress(EngineUnavailable):  # the host is told at its first call
         place.prepare()
-    relay = Relay(place, window_hello("stdio", model), os.dup(0), os.dup(1))
+    relay = Relay(place, window_hello("stdio", model), duplicate(0), duplicate(1))
     try:
         relay.run()
     except NoSharedEngine:

@@ -58,7 +58,7 @@ class Meter:
                 self.read = update.done
 
 
-# Awaited whenever something has come of a call, with how far each of its generations is.
+# Awaited whenever something has come of a call, with how far each of its generations is, or its load.
 Report = Callable[[Sequence[Meter]], Awaitable[None]]
 
 

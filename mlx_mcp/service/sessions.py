@@ -91,6 +91,16 @@ async def list_sessions(service: Service, caller: Caller) -> list[SessionInfo]:
     return sorted(infos, key=lambda info: info.used_at, reverse=True)
 
 
+async def find_sessions(service: Service, caller: Caller, sessions: tuple[str, ...]) -> list[SessionInfo]:
+    """The caller's sessions of these handles or names.
+
+    Raises:
+        UnknownSession: one of them is not there.
+        EngineDead: the engine thread has ended.
+    """
+    return [await service.engine.session(caller.tenant, session) for session in sessions]
+
+
 async def close_sessions(
     service: Service, caller: Caller, sessions: tuple[str, ...], everything: bool
 ) -> list[SessionInfo]:

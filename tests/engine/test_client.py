@@ -1,8 +1,10 @@
 import asyncio
 import contextlib
+import gc
 import itertools
 import threading
 import time
+import weakref
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -147,6 +149,15 @@ async def test_a_loaded_model_is_not_loaded_again(client):
     assert all(u.phase != "loading" for u in updates if isinstance(u, Progress))
     assert client.loader.prepared == ["tiny"]
     assert sent == [Submit]  # nor is the engine asked, which would cost a step
+
+
+async def test_a_load_has_another_id_than_the_question_before_it_which_the_engine_may_be_about_to_forget(client):
+    sent, send = [], client.thread.send
+    client.thread.send = lambda command: sent.append(command) or send(command)
+    await answer(client, asking("a"))
+    find, load, submit = sent
+    assert [type(command) for command in sent] == [Find, Load, Submit]
+    assert find.call_id != load.call_id == submit.hold
 
 
 async def test_eight_callers_of_a_cold_model_share_one_load_and_each_get_their_own_answer(client):
@@ -500,6 +511,40 @@ async def test_a_model_that_was_unloaded_meanwhile_is_loaded_again(client):
     assert list(client._models.loaded) == ["other"]  # nobody keeps the weights of the other
     assert (await answer(client, asking("c"))).text == "c"
     assert client.loader.materialised == ["tiny", "other", "tiny"]
+
+
+async def test_twenty_calls_that_alternate_between_two_models_with_room_for_one_are_answered_by_few_loads():
+    client = fake_client(max_weights_bytes=150)
+    try:
+        calls = [collect(client, asking(f"call {i}", model=("tiny", "other")[i % 2])) for i in range(20)]
+        updates = await asyncio.gather(*calls)
+        assert [each[-1].text for each in updates] == [f"call {i}" for i in range(20)]
+        assert [each[-1].model for each in updates] == ["tiny", "other"] * 10
+        assert len(client.loader.materialised) <= 4
+        told = {update.message for each in updates for update in each if isinstance(update, Progress)}
+        assert any("waits for" in line and "to make room for" in line for line in told)
+    finally:
+        assert client.close()
+
+
+async def test_a_call_that_waits_for_its_model_to_come_back_does_not_keep_its_weights():
+    client = fake_client(max_weights_bytes=150)
+    try:
+        await answer(client, asking("a"))
+        stale = client._models.loaded["tiny"]
+        await answer(client, asking("b", model="other"))
+        client._models.loaded["tiny"] = stale  # as another caller would have found it a moment ago
+        client.loader.hold.clear()
+        again = asyncio.create_task(answer(client, asking("c")))
+        await until(lambda: client.loader.prepared == ["tiny", "other", "tiny"])
+        weights = weakref.ref(stale)
+        del stale
+        gc.collect()
+        assert weights() is None
+        client.loader.hold.set()
+        assert (await again).text == "c"
+    finally:
+        assert client.close()
 
 
 async def test_a_dead_engine_answers_every_call_at_once(client):

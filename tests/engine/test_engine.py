@@ -7,6 +7,7 @@ import pytest
 from mlx_mcp.core.ports import ModelSpec
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import SamplingParams
+from mlx_mcp.engine.awaited import ModelRoom
 from mlx_mcp.engine.engine import Engine, EngineOptions
 from mlx_mcp.engine.messages import (
     Cancel,
@@ -325,14 +326,17 @@ def test_an_idle_model_makes_room_for_another():
     assert submit(engine, 1, "abc") == [EncodeAgain(loaded=False)]
 
 
-def test_a_model_in_use_is_not_unloaded_and_the_newcomer_is_told_to_retry():
+def test_a_model_in_use_is_not_unloaded_and_the_newcomer_waits_until_it_is_idle():
     engine = loaded_engine()
     answer = submit(engine, 1, "abc")
     engine.loader.weights_bytes = 950
     events = load(engine, "other")
-    assert isinstance(events[-1].error, CapacityError)
+    assert events == [Waiting(0, ModelRoom("other"))]
+    assert events[0].awaits.words == "for tiny to make room for other"
     run(engine)
     assert answer.text == "abc"
+    assert isinstance(events[-1], Loaded)
+    assert engine.stats.models == ("other",)
 
 
 def test_a_model_that_can_never_fit_is_refused_with_the_figures():

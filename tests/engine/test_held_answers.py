@@ -13,7 +13,7 @@ from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import FinishReason
 from mlx_mcp.core.session import SessionOptions
 from mlx_mcp.errors import InvalidRequest
-from mlx_mcp.models.registry import Registry, configured
+from mlx_mcp.models.registry import Registry
 from tests.engine.test_with_mlx import answer, ask, make_client
 from tests.mlx_backend.tokenizers_made import THINKING
 from tests.models_made import TEMPLATE, make_model
@@ -29,7 +29,7 @@ def thinker(tmp_path_factory):
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_tokens(["</think>"])
     tokenizer.save(str(folder / "tokenizer.json"))
-    return configured(str(folder))
+    return Registry(str(folder)).resolve(None)
 
 
 @pytest.fixture

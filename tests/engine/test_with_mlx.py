@@ -19,7 +19,7 @@ from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.errors import GenerationFailed, InvalidRequest, RequestTooLarge
 from mlx_mcp.mlx_backend.loader import MlxLoader
 from mlx_mcp.mlx_backend.runner import Runner
-from mlx_mcp.models.registry import Registry, configured
+from mlx_mcp.models.registry import Registry
 from tests.comparing import OPENBLAS, assert_same, num_same, quantized
 from tests.effort import drawn
 from tests.engine.test_client import until
@@ -74,7 +74,7 @@ async def test_a_template_that_loops_for_one_prompt_is_left_with_its_calls_and_a
     settings = json.loads(path.read_text())
     settings["chat_template"] = "{% if 'loop' in messages[-1].content %}" + loop + "{% endif %}" + TEMPLATE
     path.write_text(json.dumps(settings))
-    looping = configured(str(folder))
+    looping = Registry(str(folder)).resolve(None)
     client = make_client(registry=Registry(None, named={"looping": looping}))
     usual = ask("hi", model="looping", max_tokens=2)
     try:

@@ -89,7 +89,7 @@ def test_no_kill_loses_what_was_acknowledged_or_changes_it(tmp_path):
                 while len(acknowledged) > 4:
                     closing = next(iter(acknowledged))
                     del acknowledged[closing]
-                    await call(client, "close_session", sessions=[closing])
+                    await call(client, "close_session", sessions=[closing], confirm=True)
 
     for _ in range(drawn(KILLS, least=2)):
         with Server(store) as server:

@@ -5,8 +5,10 @@ import struct
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm.tuner.utils import linear_to_lora_layers
+from mlx_lm.utils import load_model
 
-from mlx_mcp.core.ports import ModelSpec
+from mlx_mcp.core.ports import ModelOptions, ModelSpec
 from mlx_mcp.errors import ModelError
 from mlx_mcp.mlx_backend import loader as loader_module
 from mlx_mcp.mlx_backend.loader import MlxLoader
@@ -127,3 +129,59 @@ def test_weights_of_another_shape_are_refused(folder):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="cannot be loaded"):
         materialise(prepare(folder))
+
+
+# What a user has set for a model
+
+
+def loaded_with(folder, **options):
+    spec = ModelSpec("tiny", "folder", str(folder), options=ModelOptions(**options))
+    prepared = MlxLoader().prepare(spec, lambda progress: None)
+    return materialise(prepared)[0]
+
+
+def test_a_models_own_settings_hold_over_what_holds_for_all(folder):
+    model = loaded_with(folder, context_tokens=512, sampling={"temperature": 0.5})
+    assert (model.context_tokens, model.defaults) == (512, {"temperature": 0.5})
+    assert loaded_with(folder, context_tokens=100_000).context_tokens == 4096
+
+
+def make_adapter(base, folder, seed=0):
+    """A LoRA adapter as mlx_lm.lora writes it, with random weights."""
+    parameters = {"rank": 4, "scale": 10.0, "dropout": 0.0, "keys": ["self_attn.q_proj", "self_attn.v_proj"]}
+    folder.mkdir()
+    config = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": parameters}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    model, _ = load_model(base)
+    linear_to_lora_layers(model, 2, parameters)
+    mx.random.seed(seed)
+    lora = {k: mx.random.normal(v.shape) for k, v in tree_flatten(model.parameters()) if "lora" in k}
+    mx.save_safetensors(str(folder / "adapters.safetensors"), lora)
+    return folder
+
+
+def logits(model):
+    network = model.runner.model
+    return network(mx.array([[5, 6, 7]]))
+
+
+def test_an_adapter_changes_what_a_model_computes_and_shares_no_keys_and_values_with_it(folder, tmp_path):
+    one, other = (make_adapter(folder, tmp_path / name, seed) for seed, name in enumerate(("one", "other")))
+    models = [loaded_with(folder), *(loaded_with(folder, adapter=str(path)) for path in (one, other))]
+    plain, first, second = map(logits, models)
+    assert not mx.allclose(plain, first)
+    assert not mx.allclose(first, second)
+    assert mx.array_equal(first, logits(loaded_with(folder, adapter=str(one))))
+    assert len({model.fingerprint for model in models}) == 3
+    assert loaded_with(folder, adapter=str(one)).fingerprint == models[1].fingerprint
+    assert models[1].weights_bytes > models[0].weights_bytes
+
+
+def test_what_is_no_adapter_of_the_model_is_refused_with_the_next_step(folder, tmp_path):
+    adapter = make_adapter(folder, tmp_path / "one")
+    mx.save_safetensors(str(adapter / "adapters.safetensors"), {"model.layers.9.lora_a": mx.zeros((2, 2))})
+    with pytest.raises(ModelError, match=r"(?s)cannot be put on the model.*trained on this model"):
+        loaded_with(folder, adapter=str(adapter))
+    (adapter / "adapters.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(ModelError, match="damaged"):
+        loaded_with(folder, adapter=str(adapter))

@@ -102,7 +102,10 @@ class Hub(BaseHTTPRequestHandler):
 
 def tree_entry(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
-    return {"type": "file", "path": path.name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+    entry = {"type": "file", "path": path.name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+    if path.suffix == ".safetensors":
+        entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 100}
+    return entry
 
 
 @contextmanager

@@ -38,4 +38,25 @@ MUTANTS = [
         "            if False:\n",
         "http/test_http.py::test_a_page_that_rebinds_its_name_is_kept_out",
     ),
+    fault(
+        "sessions of others listed as resources",
+        "api/mcp/resources.py",
+        "for info in known_sessions(service).values() if info.tenant == tenant()",
+        "for info in known_sessions(service).values()",
+        "mcp/test_resources.py::test_the_list_has_the_callers_sessions_and_no_others",
+    ),
+    fault(
+        "subscriptions to sessions of others taken",
+        "api/mcp/changes.py",
+        "                await self._service.engine.session(tenant(), handle)\n",
+        "                pass\n",
+        "mcp/test_resources.py::test_nobody_can_subscribe_to_what_is_not_there_or_anothers",
+    ),
+    fault(
+        "consent taken that was not asked for",
+        "api/mcp/consent.py",
+        " or context.request_state != about",
+        "",
+        "mcp/test_consent.py::test_a_reply_counts_only_to_a_question_that_was_asked",
+    ),
 ]

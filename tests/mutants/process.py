@@ -108,4 +108,32 @@ MUTANTS = [
         "if name not in PER_WINDOW",
         "test_daemon.py::test_the_engine_keeps_nothing_of_its_hosts_environment_but_what_it_needs",
     ),
+    fault(
+        "requests of both eras answered in one conversation",
+        "process/front.py",
+        "if era != self._era or ",
+        "if ",
+        "test_front.py::test_whatever_else_is_answered_is_answered_as_the_server_does",
+    ),
+    fault(
+        "lines that waited for the engine sent in another order",
+        "process/opening.py",
+        "= False, self.lines, [], 0",
+        "= False, self.lines[::-1], [], 0",
+        "test_front.py::test_the_handshake_and_the_lists_need_no_engine_and_the_engine_hears_of_the_handshake_first",
+    ),
+    fault(
+        "listening acknowledged twice",
+        "process/link.py",
+        "if method == ACKNOWLEDGED and self.acknowledged:",
+        "if False:",
+        "test_front.py::test_a_host_that_listens_is_told_so_at_once_and_only_once",
+    ),
+    fault(
+        "handshake not repeated with the first engine",
+        "process/relay.py",
+        "if repeat and self._handshake.initialize:",
+        "if False:",
+        "test_front.py::test_the_handshake_and_the_lists_need_no_engine_and_the_engine_hears_of_the_handshake_first",
+    ),
 ]

@@ -44,7 +44,7 @@ def test_the_table_fits_the_tree():
 
 
 def test_every_layer_has_faults():
-    layers = {"core", "storage", "mlx_backend", "engine", "service", "api", "hosting", "process"}
+    layers = {"core", "storage", "mlx_backend", "engine", "service", "api", "hosting", "process", "install"}
     assert {mutant.layer for mutant in MUTANTS} == layers
 
 

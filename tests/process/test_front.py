@@ -115,6 +115,38 @@ def test_whatever_else_is_answered_is_answered_as_the_server_does(lines):
         assert answer == there[answer["id"]]
 
 
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"toolsListChanged": True, "promptsListChanged": False, "resourceSubscriptions": ["mlx://stats"]},
+        {"resourcesListChanged": True, "resourceSubscriptions": []},
+        {},
+    ],
+)
+def test_who_listens_is_told_so_as_the_server_does(wanted):
+    front, line = Front(), request("a", "subscriptions/listen", _meta=ENVELOPE, notifications=wanted)
+    assert answers(front, line) == [None]
+    (there,) = asyncio.run(conversation(line))
+    assert front.acknowledge(line, envelope(line)) == there
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"_meta": ENVELOPE},
+        {"_meta": ENVELOPE, "notifications": {"toolsListChanged": 1}},
+        {"_meta": ENVELOPE, "notifications": {"toolsListChanged": True, "unheard": True}},
+        {"_meta": ENVELOPE, "notifications": {"resourceSubscriptions": "mlx://stats"}},
+        {"_meta": ENVELOPE | {VERSION: "2027-01-01"}, "notifications": {}},
+        {"notifications": {}},
+    ],
+)
+def test_who_asks_to_listen_in_another_form_hears_of_it_from_the_engine(params):
+    front, line = Front(), request("a", "subscriptions/listen", **params)
+    assert answers(front, discover(), line)[1] is None
+    assert front.acknowledge(line, envelope(line)) is None
+
+
 ODD = [None, True, 0, 1.5, "", "x", [], ["x"], [{}], {}, {"x": 1}, {"listChanged": "yes"}, {"form": []}, "\x00é☃"]
 
 
@@ -154,15 +186,16 @@ def test_the_handshake_and_the_lists_need_no_engine_and_the_engine_hears_of_the_
     with relaying() as (engine, to_relay, lines):  # it connects, and is not greeted before the end
         to_relay.write(shake)
         assert json.loads(lines.next())["result"]["serverInfo"]["name"] == "mlx-mcp"
-        to_relay.write(initialized + message(1, "tools/call") + message(2, "tools/list") + message(3, "ping"))
+        calls = [message(1, "tools/call"), message(5, "tools/call")]
+        to_relay.write(initialized + b"".join(calls) + message(2, "tools/list") + message(3, "ping"))
         assert [json.loads(lines.next())["id"] for _ in range(2)] == [2, 3]
         connection, wire, hello = engine.accept()
         assert hello["again"] is False
         assert wire.readline() == shake
         wire.write(b'{"jsonrpc":"2.0","id":0,"result":{}}\n')
-        assert [wire.readline(), wire.readline()] == [initialized, message(1, "tools/call")]
-        wire.write(b'{"jsonrpc":"2.0","id":1,"result":{}}\n')
-        assert json.loads(lines.next())["id"] == 1
+        assert [wire.readline() for _ in range(3)] == [initialized, *calls]
+        wire.write(b'{"jsonrpc":"2.0","id":5,"result":{}}\n{"jsonrpc":"2.0","id":1,"result":{}}\n')
+        assert [json.loads(lines.next())["id"] for _ in calls] == [5, 1]
         to_relay.write(message(4, "tools/list"))  # from now on the engine answers
         assert wire.readline() == message(4, "tools/list")
         hang_up(connection, wire)
@@ -185,7 +218,7 @@ def test_a_request_that_is_cancelled_before_there_is_an_engine_reaches_none():
 
 
 def test_more_lines_than_may_wait_are_read_when_there_is_an_engine(monkeypatch):
-    monkeypatch.setattr(relay_module, "MAX_WAITING_BYTES", 100)
+    monkeypatch.setattr(relay_module, "MAX_WAITING_BYTES", 250)
     with relaying() as (engine, to_relay, lines):
         asked = [message(id_, "tools/call", text="x" * 50) for id_ in range(4)]
         to_relay.write(b"".join(asked) + message(9, "initialize", **INITIALIZE))
@@ -194,6 +227,24 @@ def test_more_lines_than_may_wait_are_read_when_there_is_an_engine(monkeypatch):
         assert wire.readline() == message(9, "initialize", **INITIALIZE)  # which the relay had not read before
         hang_up(connection, wire)
         assert {json.loads(lines.next())["id"] for _ in range(5)} == {0, 1, 2, 3, 9}
+
+
+def test_a_host_that_listens_is_told_so_at_once_and_only_once():
+    listen = message("l", "subscriptions/listen", _meta=META, notifications={"toolsListChanged": True})
+    meta = {"io.modelcontextprotocol/subscriptionId": "l"}
+    with relaying() as (engine, to_relay, lines):
+        to_relay.write(message(1, "server/discover", _meta=META) + listen + message(2, "tools/list", _meta=META))
+        told = [json.loads(lines.next()) for _ in range(3)]
+        assert [each.get("id") for each in told] == [1, None, 2]
+        assert told[1]["params"] == {"_meta": meta, "notifications": {"toolsListChanged": True}}
+        connection, wire, _ = engine.accept()
+        assert json.loads(wire.readline())["id"] == OPENING_ID
+        assert wire.readline() == listen
+        for method in (told[1]["method"], "notifications/tools/list_changed"):
+            wire.write(json.dumps({"jsonrpc": "2.0", "method": method, "params": {"_meta": meta}}).encode() + b"\n")
+        assert json.loads(lines.next())["method"] == "notifications/tools/list_changed"
+        hang_up(connection, wire)
+        assert json.loads(lines.next())["id"] == "l"
 
 
 def test_an_engine_hears_which_era_the_host_speaks():
@@ -277,6 +328,17 @@ def test_a_host_hears_that_lists_have_changed_where_the_engine_says_something_el
         assert window.serves()
         deadline = time.monotonic() + 60
         while not wanted <= {said["method"] for said in window.others}:
+            window.others.append(window.lines.get(timeout=deadline - time.monotonic()))
+
+
+def test_a_host_hears_that_its_sessions_are_gone_with_their_engine():
+    with state_folder() as (place, env), Window(env) as window:
+        window.ask("create_session", system="Be short.", name="base")
+        wait_until(lambda: ended(place))
+        window.others.clear()
+        assert window.serves()  # by another engine
+        deadline = time.monotonic() + 60
+        while "notifications/resources/list_changed" not in {said["method"] for said in window.others}:
             window.others.append(window.lines.get(timeout=deadline - time.monotonic()))
 
 

@@ -27,6 +27,8 @@ TOOLS = [
     "list_sessions",
     "close_session",
     "list_models",
+    "load_model",
+    "unload_model",
     "count_tokens",
 ]
 FACTS = "The code of Rex is 4096. The code of Kim is 771."

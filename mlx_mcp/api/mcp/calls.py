@@ -13,17 +13,19 @@ from mcp import MCPError
 from mcp.server.auth.middleware.auth_context import get_access_token
 from mcp.server.mcpserver import Context as ToolContext
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp_types import INTERNAL_ERROR, CallToolResult
+from mcp_types import INTERNAL_ERROR, CallToolResult, InputRequiredResult
 
 from mlx_mcp.api.mcp.arguments import LongArguments
+from mlx_mcp.api.mcp.consent import Asking, can_ask, may_fetch
 from mlx_mcp.api.mcp.long_results import part, progress_line, running
 from mlx_mcp.api.mcp.results import compact, reply
 from mlx_mcp.api.mcp.waiting import max_chars, wait_s
-from mlx_mcp.errors import EngineDead, MlxMcpError
+from mlx_mcp.errors import EngineDead, MlxMcpError, ModelError
 from mlx_mcp.service.activity import Activity, Meter, Report
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.jobs import Job, Work
+from mlx_mcp.service.models import to_be_fetched
 from mlx_mcp.service.service import Service
 
 PROGRESS_INTERVAL_S = 0.1  # each notification costs about 0.5 ms of the event loop
@@ -40,14 +42,16 @@ class HasActivity(Protocol):
 
 def translated(
     tool: Callable[Concatenate[T, P], Coroutine[Any, Any, R]],
-) -> Callable[Concatenate[T, P], Coroutine[Any, Any, R]]:
+) -> Callable[Concatenate[T, P], Coroutine[Any, Any, R | InputRequiredResult]]:
     """Note a call as under way, and turn this package's errors into the protocol's, here and nowhere else."""
 
     @wraps(tool)
-    async def run(self: T, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    async def run(self: T, /, *args: P.args, **kwargs: P.kwargs) -> R | InputRequiredResult:
         try:
             with self.activity.under_way():
                 return await tool(self, *args, **kwargs)
+        except Asking as question:
+            return question.result
         except EngineDead as error:
             raise MCPError(INTERNAL_ERROR, str(error)) from error  # no other arguments could help
         except MlxMcpError as error:
@@ -103,11 +107,16 @@ class ToolSet:
     def _caller(self) -> Caller:
         return Caller(tenant(), self.activity, self._files)
 
-    async def _long(self, context: ToolContext, given: LongArguments, tool: str, work: Work) -> CallToolResult:
+    async def _long(
+        self, context: ToolContext, given: LongArguments, tool: str, work: Work, model: str | None = None
+    ) -> CallToolResult:
         """The result of work, or a handle if it is not there by the time that the call is to be answered.
 
-        Until the handle is given out, the end of the call is the end of the work.
+        Until the handle is given out, the end of the call is the end of the work. If the work uses a `model` that has
+        to be downloaded, the user is asked first.
         """
+        if model is not None and can_ask(context):
+            await self._ask_to_fetch(context, model)
         jobs = self._service.jobs
         job = jobs.start(tenant(), tool, work)
         try:
@@ -119,6 +128,16 @@ class ToolSet:
             jobs.hand_over(job)
             return reply(running(job))
         return self._ended(context, job)
+
+    async def _ask_to_fetch(self, context: ToolContext, model: str) -> None:
+        """Ask the user before a model is downloaded.
+
+        Raises:
+            ModelError: the user does not want it.
+        """
+        fetch = await to_be_fetched(self._service, model)
+        if fetch is not None and not await may_fetch(context, fetch.name, fetch.num_bytes, fetch.free_bytes):
+            raise ModelError(f"Your user does not want {fetch.name} to be downloaded. list_models says which are here.")
 
     def _ended(self, context: ToolContext, job: Job, offset: int = 0) -> CallToolResult:
         """The result of a job that has ended, from a character on if it is too long for the host."""

@@ -7,7 +7,7 @@ hundred changes of a second are one notification.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -61,12 +61,12 @@ class Bus(InMemorySubscriptionBus):
 class Changes:
     """What a server's clients are told of changes; one for each server.
 
-    `stale` says that they may have been told other lists before, by a relay of another version: whoever listens first
-    is told that all lists have changed. Nothing is known of sessions at first, so that one who was told that there are
-    none hears of those there are.
+    `stale` are the lists (tools, prompts, resources) of which they may have been told something else before, by a relay
+    of another version or by the engine before this one: whoever listens first is told that these have changed. Nothing
+    is known of sessions at first, so that one who was told that there are none hears of those there are.
     """
 
-    def __init__(self, service: Service, stale: bool = False) -> None:
+    def __init__(self, service: Service, stale: Collection[str] = ()) -> None:
         self._service, self._stale = service, stale
         self.bus = Bus(self._awake)
         self._clients: dict[int, Client] = {}  # by the connection
@@ -136,11 +136,12 @@ class Changes:
         before, now = self._sessions, dict(known_sessions(self._service))
         stats_before, stats = self._stats, self._service.engine.stats
         self._sessions, self._stats = now, stats
-        if self._stale:
-            self._stale = False
+        stale, self._stale = self._stale, ()
+        if "tools" in stale:
             yield ToolsListChanged()
+        if "prompts" in stale:
             yield PromptsListChanged()
-        if before.keys() != now.keys():
+        if "resources" in stale or before.keys() != now.keys():
             yield ResourcesListChanged()
             yield ResourceUpdated(SESSIONS)
         for handle in before.keys() | now.keys():

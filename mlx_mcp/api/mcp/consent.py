@@ -65,14 +65,16 @@ async def ask(context: Context[Any, Any], question: str, about: str) -> bool | N
     return reply.action == "accept" and (reply.content or {}).get("go_ahead") is True
 
 
-async def may_fetch(context: Context[Any, Any], model: str, num_bytes: int | None, free_bytes: int) -> bool:
+async def may_fetch(context: Context[Any, Any], model: str, num_bytes: int, free_bytes: int) -> bool:
     """Whether a model may be downloaded now. A host that cannot ask goes on: the server's user has named the model.
 
     Raises:
         Asking: the user has to be asked first; in the newer era only.
     """
-    size = "an unknown size" if num_bytes is None else gigabytes(num_bytes)
-    question = f"Download the model {model} from the Hugging Face hub? It has {size}; {gigabytes(free_bytes)} are free."
+    question = (
+        f"Download the model {model} from the Hugging Face hub? It has {gigabytes(num_bytes)}; "
+        f"{gigabytes(free_bytes)} are free."
+    )
     return await ask(context, question, f"download {model}") is not False
 
 

@@ -155,12 +155,27 @@ class ModelEntry(BaseModel):
     """One model of `list_models`."""
 
     name: str
+    aliases: list[str] | None = None
     default: bool
     loaded: bool
-    weights_mb: float | None
-    context_tokens: int | None
+    loading: bool | None = None
+    fits: Literal["yes", "after unloading", "no", "unknown"]
+    weights_mb: float | None = None
+    kv_mb_per_1k_tokens: float | None = None
+    context_tokens: int | None = None
+    tools: bool | None = None
+    thinks: bool | None = None
+    pinned: bool | None = None
+    calls: int | None = None
     sampling: dict[str, float] | None = None
     about: str
+
+
+class UnloadedModel(BaseModel):
+    """What `unload_model` returns; 0 if it was not in memory."""
+
+    model: str
+    freed_mb: float
 
 
 class ModelList(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from mcp import MCPError
@@ -56,16 +57,19 @@ def build_server(
     files: FileReader | None = None,
     activity: Activity | None = None,
     wait_s: float | None = None,
-    stale: bool = False,
+    stale: Collection[str] = (),
     **settings: Any,
 ) -> MCPServer[Any]:
     """An MCP server on a service; many servers (one per connection) may share an engine.
 
     Callers can have `files` read, none if there is no reader; what they do is noted in `activity`. `wait_s` is how long
-    a call is waited for before it is answered with a handle; None leaves that to the host's name. `stale` says that the
-    client may have been told other lists before. `settings` go to MCPServer as they are; see its own documentation.
+    a call is waited for before it is answered with a handle; None leaves that to the host's name. `stale` are the lists
+    of which the client may have been told something else before. `settings` go to MCPServer as they are; see its own
+    documentation.
     """
-    changes = Changes(service, stale)
+    changes, tools = Changes(service, stale), make_tools(service, files, activity, wait_s)
+    for tool in tools:
+        tool.icons = ICONS
     server = Server(
         "mlx-mcp",
         title="mlx-mcp: local MLX models",
@@ -74,7 +78,7 @@ def build_server(
         website_url=WEBSITE,
         icons=ICONS,
         version=__version__,
-        tools=make_tools(service, files, activity, wait_s),
+        tools=tools,
         extensions=[Tasks(service.jobs)],
         subscriptions=changes.bus,
         lifespan=changes.lifespan,
@@ -82,8 +86,6 @@ def build_server(
         **settings,
     )
     server.service = service
-    for tool in server._tool_manager.list_tools():
-        tool.icons = ICONS
     add_resources(server, service)
     add_prompts(server)
     add_completions(server, service)

@@ -66,3 +66,4 @@ class CloseArguments(Arguments):
 
     sessions: Annotated[list[str] | None, Field(max_length=1024, description="Handles or names.")] = None
     all: Annotated[bool, Field(description="All of yours but persisted ones, instead of naming them.")] = False
+    confirm: Annotated[bool, Field(description="Your user wants persisted ones deleted from disk too.")] = False

@@ -9,11 +9,20 @@ from mcp_types import CallToolResult
 
 from mlx_mcp.api.mcp.arguments import Arguments
 from mlx_mcp.api.mcp.calls import ToolSet, translated
+from mlx_mcp.api.mcp.consent import may_remove
 from mlx_mcp.api.mcp.results import Closed, Forks, NewSession, PersistedSession, SessionList, reply
 from mlx_mcp.api.mcp.session_arguments import CloseArguments, CreateArguments, ForkArguments, PersistArguments
 from mlx_mcp.api.mcp.translate import closed_list, forks, new_session, persisted, session_list
+from mlx_mcp.errors import InvalidRequest
 from mlx_mcp.service.activity import Report
-from mlx_mcp.service.sessions import close_sessions, create_session, fork_session, list_sessions, persist_session
+from mlx_mcp.service.sessions import (
+    close_sessions,
+    create_session,
+    find_sessions,
+    fork_session,
+    list_sessions,
+    persist_session,
+)
 
 
 class SessionTools(ToolSet):
@@ -37,7 +46,7 @@ class SessionTools(ToolSet):
             )
             return reply(new_session(made))
 
-        return await self._long(ctx, given, "create_session", work)
+        return await self._long(ctx, given, "create_session", work, given.model)
 
     @translated
     async def fork_session(self, given: ForkArguments, ctx: ToolContext) -> Annotated[CallToolResult, Forks]:
@@ -86,7 +95,10 @@ class SessionTools(ToolSet):
 
         Their turns that are under way or wait fail. Forks and parents go on. What is cached of them stays until there
         is need for room, and helps prompts that begin the same; that of an ephemeral session goes at once. If one of
-        `sessions` is not there, none is closed. Returns {closed: [handles]}.
+        `sessions` is not there, none is closed. Of persisted ones your user is asked. Returns {closed: [handles]}.
         """
         sessions = tuple(given.sessions or ())
+        kept = [info for info in await find_sessions(self._service, self._caller(), sessions) if info.persisted]
+        if not await may_remove(ctx, [info.name or info.session_id for info in kept], given.confirm):
+            raise InvalidRequest("Your user does not want what is on disk to be deleted, so no session was closed.")
         return reply(closed_list(await close_sessions(self._service, self._caller(), sessions, given.all)))

@@ -53,6 +53,8 @@ def make_tools(
         make(sessions.list_sessions, "List sessions", **again),
         make(sessions.close_session, "Close sessions", **safe | {"destructive_hint": True}),
         make(models.list_models, "List models", **again),
+        make(models.load_model, "Load a model", long=True, **again),
+        make(models.unload_model, "Unload a model", **again),
         make(tools.count_tokens, "Count tokens", long=True, **again),
     ]
 
@@ -77,7 +79,7 @@ class AnswerTools(ToolSet):
             answered = await generate(self._service, self._caller(), given.context(), given.how(), report)
             return reply(generation(answered.result, answered.note))
 
-        return await self._long(ctx, given, "generate", work)
+        return await self._long(ctx, given, "generate", work, None if given.session else given.model)
 
     @translated
     async def generate_batch(self, given: BatchArguments, ctx: ToolContext) -> Annotated[CallToolResult, Batch]:
@@ -96,7 +98,7 @@ class AnswerTools(ToolSet):
             )
             return reply(batch(made))
 
-        return await self._long(ctx, given, "generate_batch", work)
+        return await self._long(ctx, given, "generate_batch", work, None if given.session else given.model)
 
     @translated
     async def get_result(self, given: GetResultArguments, ctx: ToolContext) -> CallToolResult:
@@ -139,4 +141,4 @@ class AnswerTools(ToolSet):
             counted = await count_tokens(self._service, self._caller(), given.context(), given.how(), report)
             return reply(token_count(counted))
 
-        return await self._long(ctx, given, "count_tokens", work)
+        return await self._long(ctx, given, "count_tokens", work, None if given.session else given.model)

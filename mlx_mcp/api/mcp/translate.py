@@ -22,10 +22,11 @@ from mlx_mcp.api.mcp.results import (
     PersistedSession,
     SessionList,
     TokenCount,
+    UnloadedModel,
 )
 from mlx_mcp.service.batch import Batch as Answers
 from mlx_mcp.service.generate import Answered
-from mlx_mcp.service.models import Model
+from mlx_mcp.service.models import Freed, Model
 from mlx_mcp.service.values import CacheMiss, Count, Persisted, Result, SessionInfo
 
 MAX_LISTED = 100
@@ -198,19 +199,38 @@ def token_count(counted: Count) -> TokenCount:
     )
 
 
+def megabytes(num_bytes: int | None) -> float | None:
+    """A number of bytes in megabytes."""
+    return None if num_bytes is None else round(num_bytes / 1e6, 1)
+
+
+def model_entry(model: Model) -> ModelEntry:
+    """What is told of a model."""
+    entry = model.entry
+    return ModelEntry(
+        name=entry.spec.name,
+        aliases=list(entry.aliases) or None,
+        default=entry.default,
+        loaded=model.loaded,
+        loading=model.loading or None,
+        fits=model.fits.value,
+        weights_mb=megabytes(model.weights_bytes),
+        kv_mb_per_1k_tokens=megabytes(model.kv_bytes_per_1k),
+        context_tokens=entry.context_tokens,
+        tools=entry.tools,
+        thinks=entry.thinks,
+        pinned=entry.spec.options.pinned or None,
+        calls=model.calls or None,
+        sampling=entry.sampling or None,
+        about=entry.spec.summary,
+    )
+
+
 def model_list(models: list[Model]) -> ModelList:
     """The models in their order."""
-    return ModelList(
-        models=[
-            ModelEntry(
-                name=model.entry.spec.name,
-                default=model.entry.default,
-                loaded=model.loaded,
-                weights_mb=None if model.entry.weights_bytes is None else round(model.entry.weights_bytes / 1e6, 1),
-                context_tokens=model.entry.context_tokens,
-                sampling=model.entry.sampling or None,
-                about=model.entry.spec.summary,
-            )
-            for model in models
-        ]
-    )
+    return ModelList(models=[model_entry(model) for model in models])
+
+
+def unloaded_model(freed: Freed) -> UnloadedModel:
+    """What went from memory."""
+    return UnloadedModel(model=freed.name, freed_mb=round(freed.num_bytes / 1e6, 1))

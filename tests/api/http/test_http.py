@@ -13,9 +13,11 @@ import pytest
 from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
 from mcp.server.auth.provider import AccessToken
+from mcp_types import ResourceListChangedNotification
 
 from mlx_mcp.api.http.app import http_app
 from mlx_mcp.api.http.token import auth_settings
+from mlx_mcp.api.mcp import changes
 from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.config import Config
 from mlx_mcp.errors import ConfigError
@@ -255,3 +257,27 @@ async def test_the_real_command_serves_and_ends_on_sigterm_while_it_generates():
         server.kill()
         server.wait()
         server.stderr.close()
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_client_hears_over_http_that_sessions_have_come(engine, mode, monkeypatch):
+    monkeypatch.setattr(changes, "CHANGES_S", 0.01)
+    heard = asyncio.Event()
+
+    async def hear(message):
+        if isinstance(getattr(message, "root", message), ResourceListChangedNotification):
+            heard.set()
+
+    async with serving(engine) as address, Client(f"{address}/mcp", mode=mode, message_handler=hear) as client:
+        made = {"system": "Be short.", "model": "tiny"}
+        if mode == "legacy":
+            await client.call_tool("create_session", made)
+            async with asyncio.timeout(20):
+                while not heard.is_set():  # the stream that notifications come by may not be open yet
+                    await client.call_tool("create_session", made)
+                    await asyncio.sleep(0.05)
+        else:
+            async with client.listen(resources_list_changed=True) as events, asyncio.timeout(20):
+                await client.call_tool("create_session", made)
+                assert type(await anext(aiter(events))).__name__ == "ResourcesListChanged"
+        assert len((await client.list_resources()).resources) > 3

@@ -13,6 +13,7 @@ from mlx_mcp.hosting.open_requests import OpenRequests
 from mlx_mcp.hosting.stdio import serve_lines
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.process.front import CAPABILITIES, CLIENT_INFO, FOLDER, HANDSHAKE, MODERN, VERSION
+from mlx_mcp.process.lines import ACKNOWLEDGED
 from mlx_mcp.service.service import Service
 from tests.fakes import fake_client
 
@@ -21,7 +22,7 @@ CLIENT = {"name": "test", "version": "1"}
 
 
 async def conversation(*lines: bytes) -> list[dict[str, Any]]:
-    """The server's messages to a client that says these lines and waits for an answer to each request."""
+    """The server's messages to a client that says these lines and waits for the first answer to each request."""
     engine = fake_client()
     to_server: asyncio.Queue[bytes] = asyncio.Queue()
     said: list[dict[str, Any]] = []
@@ -30,7 +31,7 @@ async def conversation(*lines: bytes) -> list[dict[str, Any]]:
     async def write(data: bytes) -> None:
         nonlocal answered
         said.append(json.loads(data))
-        if "id" in said[-1]:
+        if "id" in said[-1] or said[-1]["method"] == ACKNOWLEDGED:
             answered.set()
             answered = anyio.Event()
 

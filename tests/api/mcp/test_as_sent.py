@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mlx_mcp.api.mcp.answer_arguments import BatchArguments, CountArguments, GenerateArguments
+from mlx_mcp.api.mcp.model_tools import LoadArguments, UnloadArguments
 from mlx_mcp.api.mcp.result_arguments import CancelArguments, GetResultArguments
 from mlx_mcp.api.mcp.session_arguments import CloseArguments, CreateArguments, ForkArguments, PersistArguments
 from mlx_mcp.api.mcp.tools import make_tools
@@ -22,6 +23,8 @@ TOOLS = {
     CountArguments: {"prompt": "x"},
     GetResultArguments: {"result_id": "r"},
     CancelArguments: {"result_id": "r"},
+    LoadArguments: {"model": "tiny"},
+    UnloadArguments: {"model": "tiny"},
 }
 OPTIONAL = [(tool, name) for tool, given in TOOLS.items() for name in tool.model_fields if name not in given]
 INTEGERS = [

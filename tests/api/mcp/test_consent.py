@@ -9,9 +9,9 @@ from mcp_types import CallToolResult, ElicitResult, InputRequiredResult, TextCon
 from pydantic import BaseModel
 
 from mlx_mcp.api.mcp.arguments import Arguments
-from mlx_mcp.api.mcp.calls import StrictTool
 from mlx_mcp.api.mcp.consent import Asking, may_fetch, may_remove
 from mlx_mcp.api.mcp.results import reply
+from mlx_mcp.api.mcp.strict_tool import StrictTool
 
 
 @pytest.fixture(params=["auto", "legacy"])
@@ -34,7 +34,7 @@ def server():
 
     @made.tool()
     async def fetch(ctx: Context, size: int = 0) -> CallToolResult | InputRequiredResult:
-        return await asking(may_fetch(ctx, "owner/model", size or None, 5_000_000_000))
+        return await asking(may_fetch(ctx, "owner/model", size, 5_000_000_000))
 
     @made.tool()
     async def remove(ctx: Context, sessions: list[str], confirm: bool = False) -> CallToolResult | InputRequiredResult:

@@ -40,7 +40,7 @@ def engine():
     assert engine.close()
 
 
-def connect(engine, mode="auto", stale=False, **options):
+def connect(engine, mode="auto", stale=(), **options):
     return Client(build_server(Service(engine, Registry(None)), stale=stale), mode=mode, **options)
 
 
@@ -177,6 +177,16 @@ async def test_a_client_of_an_older_era_hears_that_sessions_come_and_of_what_it_
             assert str(last.params.uri) == "mlx://stats"  # which was on its way
 
 
+async def test_however_many_sessions_come_between_two_looks_they_are_one_change(engine):
+    service = Service(engine, Registry(None))
+    watching = changes.Changes(service)
+    async with Client(build_server(service)) as client:
+        for _ in range(5):
+            await call(client, "create_session", system="Be short.", model="tiny")
+        looks = [[type(event).__name__ for event in watching._look()] for _ in range(2)]
+    assert [told.count("ResourcesListChanged") for told in looks] == [1, 0]
+
+
 @pytest.mark.parametrize("uri", ["mlx://sessions/s_nobody", "mlx://nothing"])
 async def test_nobody_can_subscribe_to_what_is_not_there_or_anothers(engine, uri, monkeypatch):
     async with connect(engine, "legacy") as client:
@@ -203,7 +213,7 @@ async def test_a_client_of_the_newer_era_hears_of_changes_while_it_listens(engin
 
 async def test_whoever_was_told_other_lists_hears_that_they_have_changed(engine, mode):
     heard = Heard()
-    async with connect(engine, mode, stale=True, message_handler=heard) as client:
+    async with connect(engine, mode, stale=("tools", "prompts"), message_handler=heard) as client:
         if mode == "legacy":
             assert isinstance(await heard.next(), ToolListChangedNotification)
         else:

@@ -250,6 +250,8 @@ async def test_the_tools_say_what_hosts_need_to_know(engine, mode):
         "list_sessions",
         "close_session",
         "list_models",
+        "load_model",
+        "unload_model",
         "count_tokens",
     ]
     for tool in tools.values():
