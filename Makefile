@@ -19,8 +19,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := ci
 .PHONY: ci demo demo-real test test-long test-all test-openblas test-real test-claude-code coverage lint types smoke conformance \
-  hosts hosts-short mcpb campaign mutants formats surface bench-engine bench-sharing bench-peers bench-persistence train evaluate \
-  lock wheel-smoke docs docs-made clean
+  hosts hosts-short mcpb campaign mutants formats surface bench-engine bench-sharing bench-peers bench-persistence bench-calls \
+  train evaluate lock wheel-smoke docs docs-made clean
 
 # What CI runs.
 ci: lint types test smoke test-openblas docs conformance test-claude-code
@@ -135,6 +135,10 @@ bench-engine: $(VENV)/installed
 # The server beside mlx_lm.server, where contexts are shared; minutes. Fails if a goal is missed.
 bench-sharing: $(VENV)/installed
 	$(BIN)/python benchmarks/sharing.py
+
+# What a call costs beside a tool that does nothing. Fails if that is more than 3 ms.
+bench-calls: $(VENV)/installed
+	$(BIN)/python benchmarks/calls.py
 
 # The same beside vllm-mlx and Rapid-MLX too; a quarter of an hour, and gigabytes of packages.
 bench-peers: $(VENV)/installed $(VENV)-vllm-mlx/installed $(VENV)-rapid-mlx/installed

@@ -31,7 +31,7 @@ stop() { # stop MESSAGE: end with what to do
 }
 
 keep() { # keep FILE: copy it once, as it was before anything of ours was in it
-    mkdir -p "$copies" && chmod 700 "$copies"
+    (umask 077 && mkdir -p "$copies") # the engine starts in no folder that others may enter
     local copy
     copy=$copies/$(basename "$1")
     if [[ -e $1 && ! -e $copy ]] && ! grep -q mlx-mcp "$1"; then cp -p "$1" "$copy"; fi

@@ -168,6 +168,7 @@ def test_the_record_has_nothing_of_what_else_a_file_says(place):
     there.install()
     assert b"secret" not in there.record.file.read_bytes()
     assert there.record.file.stat().st_mode & 0o777 == 0o600
+    assert there.record.file.parent.stat().st_mode & 0o777 == 0o700  # or no engine starts in it
 
 
 def test_a_damaged_record_is_said_to_be_one(place):

@@ -150,6 +150,7 @@ def test_setup_twice_is_as_once_and_its_uninstall_leaves_everything_as_it_was(tm
     home.setup("--model", "some/model")
     assert home.seen() == after
     copies = tmp_path / ".local" / "state" / "mlx-mcp" / "before"
+    assert copies.parent.stat().st_mode & 0o777 == 0o700  # or no engine starts in it
     kept = {path.name: path.read_bytes() for path in copies.iterdir()}
     assert kept == {Path(name).name: data for name, data in before.items()}
     home.setup("--uninstall")

@@ -11,18 +11,22 @@ from typing import Any, ParamSpec, TypeVar
 from mcp import MCPError
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
-from mcp_types import INTERNAL_ERROR, Resource
+from mcp_types import INTERNAL_ERROR, CallToolResult, Resource
 
 from mlx_mcp.api.mcp.calls import tenant
 from mlx_mcp.api.mcp.icon import ICONS
+from mlx_mcp.api.mcp.long_results import RESULT_URI
+from mlx_mcp.api.mcp.results import compact
 from mlx_mcp.api.mcp.translate import model_list, session_list
-from mlx_mcp.errors import EngineDead, MlxMcpError, UnknownSession
+from mlx_mcp.errors import EngineDead, MlxMcpError, UnknownResult, UnknownSession
 from mlx_mcp.service.caller import Caller
+from mlx_mcp.service.jobs import JobState
 from mlx_mcp.service.models import list_models
 from mlx_mcp.service.service import Service
 from mlx_mcp.service.sessions import known_sessions, list_sessions
 from mlx_mcp.service.transcripts import Transcript, transcript
 
+RESULT = RESULT_URI.format("{id}")
 MODELS, SESSIONS, SESSION, STATS = "mlx://models", "mlx://sessions", "mlx://sessions/{id}", "mlx://stats"
 JSON, MARKDOWN = "application/json", "text/markdown"
 MAX_LISTED = 100  # sessions in the list of resources; all can be read
@@ -53,6 +57,17 @@ def add_resources(server: MCPServer[Any], service: Service) -> None:
         counts = asdict(service.engine.stats)
         del counts["groups"]  # which connection does what concerns none of the others
         return json.dumps(counts)
+
+    @server.resource(RESULT, name="result", title="Result of a long call", mime_type=JSON, icons=ICONS)
+    @read
+    async def result(id: str) -> str:
+        """What a call returned that was answered with a handle, all of it."""
+        job = service.jobs.get(tenant(), id)
+        if job.state is JobState.RUNNING:
+            raise ResourceError("The call still runs. get_result waits for it; then read this again.")
+        outcome: CallToolResult = job.result()
+        job.fetched = True
+        return compact(outcome.structured_content)
 
     @server.resource(SESSION, name="session", title="Transcript of a session", mime_type=MARKDOWN, icons=ICONS)
     @read
@@ -92,7 +107,7 @@ def read(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine
     async def translated(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return await function(*args, **kwargs)
-        except UnknownSession as error:
+        except (UnknownResult, UnknownSession) as error:
             raise ResourceNotFoundError(str(error)) from error
         except EngineDead as error:
             raise MCPError(INTERNAL_ERROR, str(error)) from error

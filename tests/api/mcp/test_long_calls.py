@@ -11,7 +11,7 @@ from mcp import Client, MCPError
 from mcp.client.extension import ClientExtension, ResultClaim
 from pydantic import ConfigDict, Field
 
-from mlx_mcp.api.mcp import calls, tasks, waiting
+from mlx_mcp.api.mcp import calls, resources, tasks, waiting
 from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.jobs import Jobs
@@ -98,11 +98,13 @@ async def test_what_there_is_of_an_answer_comes_with_the_handle(service):
 
 async def test_a_batch_that_runs_on_says_how_much_of_it_is_done(service):
     async with connect(service) as client:
-        running = await call(client, "generate_batch", prompts=["a", "b"], model="tiny", wait_s=0.05)
+        begun = await call(client, "generate_batch", prompts=["a", "b"], model="tiny", wait_s=0)
+        await until(lambda: service.jobs.get("", begun["result_id"]).meters)
+        running = await call(client, "get_result", result_id=begun["result_id"], wait_s=0)
         assert running["progress"].startswith("0 of 2 done")
         assert running["texts"] == ["", ""]
         service.engine.loader.runner.gate.set()
-        done = await call(client, "get_result", result_id=running["result_id"])
+        done = await call(client, "get_result", result_id=begun["result_id"])
         assert [each["text"] for each in done["results"]] == ["a", "b"]
 
 
@@ -217,6 +219,21 @@ async def test_a_result_that_is_too_long_comes_in_parts_with_a_link_to_the_whole
             more = await call(client, "get_result", result_id=part["result_id"], offset=offset)
             text, offset = text + more["text"], more.get("next_offset")
         assert text == prompt
+        whole = json.loads((await client.read_resource(part["uri"])).contents[0].text)
+        assert (whole["text"], whole["finish_reason"]) == (prompt, "length")
+
+
+async def test_the_resource_of_a_result_is_its_owners_and_there_when_it_has_ended(service, mode, monkeypatch):
+    async with connect(service, mode) as client:
+        uri = f"mlx://results/{await begun(client)}"
+        with pytest.raises(MCPError, match="get_result waits for it"):
+            await client.read_resource(uri)
+        service.engine.loader.runner.gate.set()
+        await until(lambda: not service.jobs.activity.busy)
+        assert json.loads((await client.read_resource(uri)).contents[0].text)["text"] == "hello"
+        monkeypatch.setattr(resources, "tenant", lambda: "another")
+        with pytest.raises(MCPError, match="Result not found"):
+            await client.read_resource(uri)
 
 
 # Tasks
