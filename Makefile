@@ -19,11 +19,11 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := ci
 .PHONY: ci demo demo-real test test-long test-all test-openblas test-real test-claude-code coverage lint types smoke conformance \
-  hosts hosts-short mcpb campaign mutants formats surface bench-engine bench-sharing bench-peers bench-persistence bench-calls train evaluate \
-  lock wheel-smoke clean
+  hosts hosts-short mcpb campaign mutants formats surface bench-engine bench-sharing bench-peers bench-persistence bench-calls \
+  train evaluate lock wheel-smoke docs docs-made clean
 
 # What CI runs.
-ci: lint types test smoke test-openblas conformance test-claude-code
+ci: lint types test smoke test-openblas docs conformance test-claude-code
 
 # Set up, and have the embedded model answer through a real MCP client.
 demo: $(VENV)/installed
@@ -161,6 +161,14 @@ formats: $(VENV)/installed-dev
 surface: $(VENV)/installed-dev
 	$(BIN)/python -m tests.api.mcp.surface
 
+# The site of the documentation, in build/site; a link that leads nowhere fails.
+docs: $(VENV)-docs/installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build -q
+
+# The pages of the documentation that show what the code says, and the pictures of what commands print.
+docs-made: $(VENV)/installed
+	$(BIN)/python docs/made.py --pictures
+
 # The wheel, in an environment that has nothing else: what is in it, and what it does there.
 wheel-smoke: $(VENV)/installed-dev
 	rm -rf dist build/wheel
@@ -174,7 +182,7 @@ lock:
 	  --python-version 3.11 --generate-hashes --extra dev --custom-compile-command 'make lock' -o $(LOCK) pyproject.toml
 
 clean:
-	rm -rf $(VENV) $(VENV)-training $(VENV)-vllm-mlx $(VENV)-rapid-mlx build dist \
+	rm -rf $(VENV) $(VENV)-training $(VENV)-vllm-mlx $(VENV)-rapid-mlx $(VENV)-docs build dist \
 	  .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 
 # $(call install,FOLDER,WHAT): a virtual environment with WHAT in it.
@@ -200,6 +208,10 @@ $(VENV)-vllm-mlx/installed:
 
 $(VENV)-rapid-mlx/installed:
 	$(call install,$(VENV)-rapid-mlx,rapid-mlx==0.16.10 'mlx[cpu]; sys_platform == "linux"')
+	@touch $@
+
+$(VENV)-docs/installed: Makefile
+	$(call install,$(VENV)-docs,mkdocs-material==9.8.2)
 	@touch $@
 
 build/hosts/%/installed: benchmarks/hosts/clients/%.txt

@@ -1,8 +1,12 @@
 """What the documents show is what the code does."""
 
+import html
 import re
 from pathlib import Path
 
+import pytest
+
+from docs import made
 from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.engine.messages import Close
 from mlx_mcp.models.registry import Registry
@@ -77,3 +81,20 @@ async def test_every_resource_and_prompt_with_its_arguments_is_in_the_guide():
     guide = (ROOT / "docs" / "guide.md").read_text()
     assert len(words) > 10
     assert [word for word in words if f"`{word}`" not in guide] == []
+
+
+@pytest.mark.parametrize(("name", "make"), [("tools.md", made.tools_page), ("cli.md", made.cli_page)])
+def test_the_reference_is_what_the_code_says(name, make):
+    assert (made.DOCS / name).read_text() == make(), "run `make docs-made`"
+
+
+def test_the_site_has_every_page_and_every_picture_that_it_shows():
+    site = (ROOT / "mkdocs.yml").read_text()
+    pages = [path.relative_to(made.DOCS).as_posix() for path in made.DOCS.rglob("*.md")]
+    assert [page for page in pages if not re.search(rf"[-:] {re.escape(page)}$", site, re.M)] == []
+    steps = (made.DOCS / "five-minutes.md").read_text()
+    assert set(re.findall(r"pictures/([\w-]+)\.svg", steps)) == made.PICTURES.keys()
+    for name, commands in made.PICTURES.items():
+        drawn = html.unescape(re.sub(r"<[^>]*>", "", (made.DOCS / "pictures" / f"{name}.svg").read_text()))
+        for command in commands:
+            assert "".join(command.split()) in "".join(drawn.split()), f"run `make docs-made` for {name}.svg"

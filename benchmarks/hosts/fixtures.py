@@ -11,7 +11,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from mcp import MCPError
 from mcp.server.mcpserver import Context, MCPServer
@@ -19,6 +19,7 @@ from mcp.server.mcpserver.prompts.base import Prompt, UserMessage
 from mcp_types import (
     MISSING_REQUIRED_CLIENT_CAPABILITY,
     AudioContent,
+    CallToolResult,
     Completion,
     CreateMessageRequest,
     CreateMessageRequestParams,
@@ -39,9 +40,14 @@ from mcp_types import (
 from pydantic import BaseModel, Field, JsonValue
 
 import mlx_mcp.api.mcp.server
+from mlx_mcp.api.mcp.calls import tenant
+from mlx_mcp.api.mcp.waiting import takes_tasks
+from mlx_mcp.errors import EngineDead, InvalidRequest
+from mlx_mcp.service.jobs import Jobs, Work
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8DwHwAFBQIAX8jx0gAAAABJRU5ErkJggg=="
 WAV = "UklGRiYAAABXQVZFZm10IBAAAAABAAEAQB8AAAB9AAACABAAZGF0YQIAAAA="
+TASK_S = 120.0  # longer than any of these
 STEP_S = 0.05  # between two notifications, as the suite asks
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,6 +61,7 @@ def add_fixtures(server: MCPServer[Any]) -> None:
     add_states(server)
     add_resources(server)
     add_prompts(server)
+    add_tasks(server)
     add_handlers(server)
 
 
@@ -305,6 +312,46 @@ def add_states(server: MCPServer[Any]) -> None:
         if able is None or able.elicitation is not None:
             asked["ask"] = form("Your name?", name="string")
         return needs(input_requests=asked, request_state="capability-gated")
+
+
+def add_tasks(server: MCPServer[Any]) -> None:
+    """Tools that go on as jobs of the server's own, and so become tasks for clients that take them."""
+    jobs: Jobs = server.service.jobs  # type: ignore[attr-defined]  # it is our Server
+
+    async def answer(ctx: Context, tool: str, work: Work) -> CallToolResult:
+        job = jobs.start(tenant(), tool, work)
+        jobs.hand_over(job)
+        if takes_tasks(ctx.request_context):
+            return CallToolResult(content=[], structured_content={"status": "running", "result_id": job.result_id})
+        await job.wait(TASK_S)
+        return cast(CallToolResult, job.result())
+
+    @fixture(server.tool)
+    def greet(name: str) -> str:
+        return f"Hello, {name}!"
+
+    @fixture(server.tool)
+    async def slow_compute(ctx: Context, seconds: float = 0, label: str = "") -> CallToolResult:
+        async def compute(report: Any) -> CallToolResult:
+            await asyncio.sleep(seconds)
+            return CallToolResult(content=[text(f"Computed {label} in {seconds:g} s.")])
+
+        return await answer(ctx, "slow_compute", compute)
+
+    @fixture(server.tool)
+    async def failing_job(ctx: Context) -> CallToolResult:
+        async def fail(report: Any) -> CallToolResult:
+            await asyncio.sleep(1)
+            raise InvalidRequest("This job always fails.")
+
+        return await answer(ctx, "failing_job", fail)
+
+    @fixture(server.tool)
+    async def protocol_error_job(ctx: Context) -> CallToolResult:
+        async def die(report: Any) -> CallToolResult:
+            raise EngineDead("This job always ends the engine.")
+
+        return await answer(ctx, "protocol_error_job", die)
 
 
 def add_resources(server: MCPServer[Any]) -> None:

@@ -82,9 +82,10 @@ def looked_at(config: Config) -> Iterator[SessionLog]:
         folder.close()
 
 
-def look(work: Callable[[SessionLog], Any], **question: object) -> Any:
+def look(work: Callable[[SessionLog], Any], nothing: Any = None, **question: object) -> Any:
     """What the engine answers, if one has the folder open; else what `work` finds in it.
 
+    `nothing`, if given, is the answer where nothing was ever kept, so that there is no folder yet.
     Looking is always possible: also where the engine does not answer, or is too old for the question.
     """
     from mlx_mcp.config import Config
@@ -94,6 +95,8 @@ def look(work: Callable[[SessionLog], Any], **question: object) -> Any:
         answer = ask_engine(config, question)
     if answer is not None and "result" in answer:
         return answer["result"]
+    if nothing is not None and not config.store_dir.exists():
+        return nothing
     with looked_at(config) as log:
         return work(log)
 
@@ -141,7 +144,7 @@ def list_(as_json: Json = False) -> None:
     """List persisted sessions and their versions, those used last first."""
     from mlx_mcp.core.durable import session_as_json
 
-    found = look(lambda log: [session_as_json(head) for head in log.heads()], do="list")
+    found = look(lambda log: [session_as_json(head) for head in log.heads()], nothing=[], do="list")
     note_old()
     found.sort(key=lambda head: -head["used_at"])
     if as_json:

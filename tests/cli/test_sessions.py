@@ -148,8 +148,10 @@ def test_sessions_in_the_earlier_form_are_spoken_of_and_stay(folder):
     assert old.exists()
 
 
-def test_where_nothing_was_kept_there_is_nothing_to_look_at(folder):
-    result = run("list")
+def test_where_nothing_was_kept_the_list_is_empty_and_no_folder_is_made(folder):
+    assert run("list").exit_code == 0
+    assert json.loads(run("list", "--json").stdout) == []
+    result = run("show", "facts")
     assert result.exit_code == 2
     assert "Traceback" not in result.output
     assert not folder.exists()
