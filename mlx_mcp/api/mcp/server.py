@@ -7,8 +7,9 @@ from typing import Any
 
 from mcp import MCPError
 from mcp.server.context import CallNext, HandlerResult, ServerMiddleware, ServerRequestContext
-from mcp.server.mcpserver import MCPServer
-from mcp_types import INVALID_PARAMS, Resource
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp_types import INVALID_PARAMS, CallToolResult, InputRequiredResult, Resource
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from mlx_mcp import __version__
@@ -19,6 +20,7 @@ from mlx_mcp.api.mcp.prompts import add_prompts
 from mlx_mcp.api.mcp.resources import add_resources, session_resources
 from mlx_mcp.api.mcp.tasks import Tasks
 from mlx_mcp.api.mcp.tools import make_tools
+from mlx_mcp.errors import nearest
 from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.service import Service
@@ -43,13 +45,31 @@ was said. The first call to a model loads it, which can take minutes; progress i
 
 
 class Server(MCPServer[Any]):
-    """An MCP server whose list of resources has the sessions that there are."""
+    """An MCP server whose list of resources has the sessions that there are, and which knows which tool was meant."""
 
     service: Service
 
     async def list_resources(self) -> list[Resource]:
         """The resources that are always there, and the transcripts of the caller's sessions."""
         return [*await super().list_resources(), *session_resources(self.service)]
+
+    async def call_tool(
+        self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
+    ) -> CallToolResult | InputRequiredResult:
+        """Call a tool by its name.
+
+        Raises:
+            ToolError: there is none of that name, with the one that was probably meant; or the tool failed.
+        """
+        try:
+            return await super().call_tool(name, arguments, context)
+        except ToolError:
+            names = [tool.name for tool in await self.list_tools()]
+            if name in names:
+                raise
+        near = nearest(name[:200], names)
+        meant = f" Did you mean {near!r}?" if near else ""
+        raise ToolError(f"There is no tool {name[:200]!r}.{meant} Call one of {', '.join(names)}.")
 
 
 def build_server(

@@ -575,3 +575,18 @@ async def test_tokens_are_counted_as_the_model_would_get_them(engine, mode):
         assert counted["tokens"] == answer["prompt_tokens"]
         counted = (await client.call_tool("count_tokens", {"prompt": "x" * 500, "model": "tiny"})).structured_content
         assert (counted["tokens"], counted["left_tokens"]) == (500, 0)
+
+
+async def test_an_unknown_tool_is_answered_with_the_one_that_was_meant(engine, mode):
+    async with connect(engine, mode) as client:
+        for given, meant in [
+            ("generate_text", "generate"),
+            ("forksession", "fork_session"),
+            ("counttoken", "count_tokens"),
+        ]:
+            result = await client.call_tool(given, {})
+            assert result.is_error
+            assert f"Did you mean {meant!r}?" in result.content[0].text
+        result = await client.call_tool("xyzzy", {})
+        assert "Call one of generate, generate_batch" in result.content[0].text
+        assert "Did you mean" not in result.content[0].text
