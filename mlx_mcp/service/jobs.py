@@ -14,6 +14,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -22,6 +23,7 @@ from mlx_mcp.errors import GenerationFailed, UnknownResult
 from mlx_mcp.service.activity import Activity, Meter, Report
 
 RESULT_TTL_S = 3600.0
+QUIET_S = 0.1
 MAX_KEPT = 256  # outcomes of one owner
 CANCELLED = "The call was cancelled. A turn that was cut off leaves its session as it was; call again if it is needed."
 
@@ -84,17 +86,26 @@ class Job:
                 self.reports.discard(report)
 
     async def wait(self, timeout_s: float, report: Report | None = None) -> bool:
-        """Wait for the end, and have `report` told of progress meanwhile; returns whether it has ended."""
-        if report is not None:
-            self.reports.add(report)
+        """Wait for the end, and have `report` told of progress meanwhile; returns whether it has ended.
+
+        Nothing is told of what ends within QUIET_S: a host may read of it after the result, and take that for a fault.
+        """
+        if report is None or timeout_s <= QUIET_S:
+            return await self._ends_within(timeout_s)
+        if await self._ends_within(QUIET_S):
+            return True
+        self.reports.add(report)
         try:
-            async with asyncio.timeout(timeout_s):
-                await self.ended.wait()
-        except TimeoutError:
-            pass
+            if self.meters:
+                await report(self.meters)
+            return await self._ends_within(timeout_s - QUIET_S)
         finally:
-            if report is not None:
-                self.reports.discard(report)
+            self.reports.discard(report)
+
+    async def _ends_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.ended.wait()
         return self.ended.is_set()
 
 

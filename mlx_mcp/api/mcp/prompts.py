@@ -15,6 +15,11 @@ from pydantic import Field
 from mlx_mcp.api.mcp.icon import ICONS
 from mlx_mcp.service.batch import MAX_BRANCHES
 
+# Claude Code cuts a command line at its spaces into arguments, and drops what is too many.
+WHOLE = (
+    "The above may be cut off: where the user's own command line says more, all of that is meant, and `model` is none "
+    "of it."
+)
 Model = Annotated[str, Field(description="Name of a local model; the configured one if left out.")]
 
 
@@ -35,6 +40,7 @@ def delegate(task: Annotated[str, Field(description="What is to be done.")], mod
     return f"""Have a local model do this task with the tools of mlx-mcp, and check what comes of it.
 
 Task: {task}
+{WHOLE}
 
 1. Write a prompt that stands alone: the local model sees nothing of this conversation and has no tools. Say what the \
 answer shall look like. Name files instead of pasting them.
@@ -55,6 +61,7 @@ def fan_out(
     return f"""Answer this with local models over files that they read once, with the tools of mlx-mcp.
 
 Question: {question}
+{WHOLE}
 
 1. Call {call("create_session", files=paths, model=model)}; its result has the `session`. If the files are refused as \
 too long, make one session for each.
@@ -78,6 +85,7 @@ def review(
     return f"""Have local models review this, each from its own side, with the tools of mlx-mcp, and compare.
 
 Subject: {subject}
+{WHOLE}
 
 1. Call {call("create_session", files=["…"], model=model)} with the files of the subject; if it is a text, give it as \
 `system` instead of `files`. The result has the `session`.
@@ -102,6 +110,7 @@ def label_rows(
 
 Rows: {rows}
 {f"How to choose: {instruction}" if instruction else "How to choose: by the meaning of the labels."}
+{WHOLE}
 
 1. Read the rows, and number them.
 2. Call {call("create_session", system="…", model=model)}, where `system` says how to choose, what each label means, \

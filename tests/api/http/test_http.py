@@ -78,7 +78,8 @@ async def test_errors_say_over_http_what_they_say_elsewhere(engine, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_progress_comes_over_http(engine, mode):
+async def test_progress_comes_over_http(engine, mode, monkeypatch):
+    monkeypatch.setattr("mlx_mcp.service.jobs.QUIET_S", 0.0)
     seen = []
 
     async def show(progress, total, message):

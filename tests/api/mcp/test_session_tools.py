@@ -468,6 +468,7 @@ async def test_a_batch_that_is_cancelled_while_it_forks_leaves_no_fork(engine):
 async def test_a_batchs_progress_is_one_number_that_rises(engine, monkeypatch):
     async with connect(engine) as client:
         monkeypatch.setattr(calls, "PROGRESS_INTERVAL_S", 0.0)
+        monkeypatch.setattr("mlx_mcp.service.jobs.QUIET_S", 0.0)
         seen = []
 
         async def show(progress, total, message):

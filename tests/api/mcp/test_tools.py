@@ -157,6 +157,7 @@ async def test_every_other_tool_says_in_a_text_block_what_its_structured_result_
 
 async def test_progress_counts_the_prompt_and_then_the_tokens_of_the_answer(engine, mode, monkeypatch):
     monkeypatch.setattr(calls, "PROGRESS_INTERVAL_S", 0.0)
+    monkeypatch.setattr("mlx_mcp.service.jobs.QUIET_S", 0.0)
     heard = []
 
     async def hear(progress, total, message):
@@ -489,6 +490,7 @@ async def test_eight_calls_at_once_on_one_connection_each_get_their_own_answer(e
 
 async def test_progress_rises_through_every_phase_and_says_what_happens(engine, mode, monkeypatch):
     monkeypatch.setattr(calls, "PROGRESS_INTERVAL_S", 0.0)
+    monkeypatch.setattr("mlx_mcp.service.jobs.QUIET_S", 0.0)
     seen = []
 
     async def show(progress, total, message):
@@ -501,6 +503,18 @@ async def test_progress_rises_through_every_phase_and_says_what_happens(engine, 
     words = " / ".join(message for _, _, message in seen)
     for phase in ("loading tiny", "queued", "reading the prompt", "hell"):
         assert phase in words
+
+
+async def test_a_call_that_ends_at_once_says_nothing_of_its_progress(engine, mode, monkeypatch):
+    monkeypatch.setattr("mlx_mcp.service.jobs.QUIET_S", 5.0)
+    seen = []
+
+    async def show(progress, total, message):
+        seen.append(message)
+
+    async with connect(engine, mode) as client:
+        await client.call_tool("generate", {"prompt": "hello", "model": "tiny"}, progress_callback=show)
+    assert seen == []
 
 
 async def test_progress_comes_at_most_ten_times_a_second(engine, mode):
