@@ -118,10 +118,7 @@ class Connections:
     def _busy(self) -> bool:
         windows = any(connection.busy for connection in self._connections.values())
         return (
-            windows
-            or self._jobs.activity.busy
-            or self._session_files.busy
-            or any(server.busy for server in self._http_servers)
+            windows or self._jobs.busy or self._session_files.busy or any(server.busy for server in self._http_servers)
         )
 
     def _note_use(self) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from mlx_mcp.errors import GenerationFailed, UnknownResult
@@ -49,7 +50,6 @@ class Job:
     meters: Sequence[Meter] = ()
     began_at: float = field(default_factory=time.time)
     changed_at: float = field(default_factory=time.time)
-    handed_over: bool = False  # whether the caller has the handle
     fetched: bool = False
     outcome: Any = None
     error: BaseException | None = None
@@ -115,58 +115,60 @@ class Jobs:
     def __init__(self, ttl_s: float = RESULT_TTL_S) -> None:
         self.ttl_s = ttl_s
         self.activity = Activity()  # of the jobs themselves, to be cut off when the process ends
-        self._jobs: dict[str, Job] = {}
-        self._tasks: dict[Job, asyncio.Task[None]] = {}
+        self._jobs: dict[str, Job] = {}  # by handle, once that was given out
+        self._tasks: dict[Job, asyncio.Task[Any]] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job goes on."""
+        return bool(self._tasks)
 
     @property
     def num_running(self) -> int:
         """Jobs that go on and whose handles were given out."""
-        return sum(job.handed_over for job in self._tasks)
+        return sum(not job.ended.is_set() for job in self._jobs.values())
 
     @property
     def num_unfetched(self) -> int:
         """Outcomes that their owners have not seen."""
-        return sum(job.handed_over and job.ended.is_set() and not job.fetched for job in self._jobs.values())
+        return sum(job.ended.is_set() and not job.fetched for job in self._jobs.values())
 
     def start(self, owner: str, tool: str, work: Work) -> Job:
         """Start work on a task of its own."""
         job = Job(f"r-{secrets.token_urlsafe(16)}", owner, tool)
-        self._jobs[job.result_id] = job
-        self._tasks[job] = asyncio.create_task(self._run(job, work))
+        task = self._tasks[job] = asyncio.create_task(self._run(job, work))
+        task.add_done_callback(partial(self._end, job))  # a task that is cancelled at once never runs
         return job
 
-    async def _run(self, job: Job, work: Work) -> None:
-        try:
-            with self.activity.under_way():
-                job.outcome = await work(job.report)
-        except asyncio.CancelledError:
-            job.cancelled = True
-            job.error = GenerationFailed(CANCELLED)
-        except Exception as error:  # it is for whoever fetches it
-            job.error = error
-        finally:
-            job.changed_at = time.time()
-            job.ended.set()
-            del self._tasks[job]
-            if job.handed_over:
-                self._keep(job)
+    async def _run(self, job: Job, work: Work) -> Any:
+        with self.activity.under_way():
+            return await work(job.report)
 
-    def hand_over(self, job: Job) -> None:
-        """Note that the caller has the handle, so that the outcome is kept."""
-        job.handed_over = True
-        if job.ended.is_set():
+    def _end(self, job: Job, task: asyncio.Task[Any]) -> None:
+        """Take the outcome of a task that has ended."""
+        del self._tasks[job]
+        job.changed_at, job.cancelled = time.time(), task.cancelled()
+        job.error = GenerationFailed(CANCELLED) if job.cancelled else task.exception()
+        if job.error is None:
+            job.outcome = task.result()
+        job.ended.set()
+        if job.result_id in self._jobs:
             self._keep(job)
 
-    def _keep(self, job: Job) -> None:
-        """Keep an outcome for `ttl_s`, in place of the owner's oldest if there are too many."""
-        asyncio.get_running_loop().call_later(self.ttl_s, self.forget, job)
-        kept = [each for each in self._jobs.values() if each.owner == job.owner and each.ended.is_set()]
-        for each in sorted(kept, key=lambda each: (not each.fetched, each.changed_at))[: max(0, len(kept) - MAX_KEPT)]:
-            self.forget(each)
+    def hand_over(self, job: Job) -> None:
+        """Give out the handle of a job: from now on the job is known by it, and its outcome is kept."""
+        if job.result_id not in self._jobs:
+            self._jobs[job.result_id] = job
+            if job.ended.is_set():
+                self._keep(job)
 
-    def forget(self, job: Job) -> None:
-        """Drop a job that has ended; nothing is done if it is gone."""
-        self._jobs.pop(job.result_id, None)
+    def _keep(self, job: Job) -> None:
+        """Keep an outcome for `ttl_s`, in place of others of the owner's if there are too many."""
+        asyncio.get_running_loop().call_later(self.ttl_s, self._jobs.pop, job.result_id, None)
+        kept = [each for each in self.of(job.owner) if each.ended.is_set()]
+        kept.sort(key=lambda each: (each.fetched, -each.changed_at))  # what goes first is last
+        for each in kept[MAX_KEPT:]:
+            del self._jobs[each.result_id]
 
     def cancel(self, job: Job) -> None:
         """End a job; nothing is done if it has ended."""
@@ -187,4 +189,4 @@ class Jobs:
 
     def of(self, owner: str) -> list[Job]:
         """The owner's jobs whose handles were given out, the newest first."""
-        return [job for job in reversed(self._jobs.values()) if job.owner == owner and job.handed_over]
+        return [job for job in reversed(self._jobs.values()) if job.owner == owner]

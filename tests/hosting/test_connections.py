@@ -243,7 +243,7 @@ async def test_a_window_waits_as_long_as_it_is_set_to():
         await hasty.send(call(3))
         assert result(await hasty.answer(3))["status"] == "running"
         await patient.send(call(3))
-        await until(lambda: served.connections._jobs.activity.busy)
+        await until(lambda: served.connections._jobs.busy)
         await patient.send(PING | {"id": 4})
         assert (await patient.answer(3, 4))["id"] == 4
 

@@ -59,4 +59,25 @@ MUTANTS = [
         "",
         "mcp/test_consent.py::test_a_reply_counts_only_to_a_question_that_was_asked",
     ),
+    fault(
+        "call goes on after its client has cancelled it",
+        "api/mcp/calls.py",
+        "            jobs.cancel(job)\n            raise\n",
+        "            raise\n",
+        "mcp/test_long_calls.py::test_a_call_that_its_client_cancels_before_it_has_a_handle_is_ended",
+    ),
+    fault(
+        "task given to a client that takes none",
+        "api/mcp/tasks.py",
+        " or not takes_tasks(ctx):",
+        ":",
+        "mcp/test_long_calls.py::test_unknown_tasks_and_clients_that_take_none_are_refused",
+    ),
+    fault(
+        "persisted session deleted unasked",
+        "api/mcp/session_tools.py",
+        "        if not await may_remove(ctx, [info.name or info.session_id for info in kept], given.confirm):\n",
+        "        if False:\n",
+        "mcp/test_persisted.py::test_a_persisted_session_is_deleted_only_if_the_user_wants_it",
+    ),
 ]

@@ -145,8 +145,6 @@ class ToolSet:
         job.fetched = True
         limit = max_chars(context)
         if not offset and len(compact(result.structured_content)) <= limit:
-            if not job.handed_over:
-                self._service.jobs.forget(job)
             return result
         self._service.jobs.hand_over(job)
         return part(job.result_id, result, offset, limit)

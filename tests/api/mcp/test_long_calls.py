@@ -121,9 +121,9 @@ async def test_a_cancelled_job_frees_its_row_and_says_so_to_whoever_asks(service
 async def test_a_call_that_its_client_cancels_before_it_has_a_handle_is_ended(service):
     async with connect(service) as client:
         calling = asyncio.create_task(call(client, "generate", prompt="hello", model="tiny"))
-        await until(lambda: service.jobs.activity.busy)
+        await until(lambda: service.jobs.busy)
         calling.cancel()
-        await until(lambda: not service.jobs.activity.busy)
+        await until(lambda: not service.jobs.busy)
         assert (await call(client, "get_result"))["results"] == []
 
 
@@ -171,7 +171,7 @@ async def test_results_go_after_their_time_and_the_oldest_before_it_where_there_
     service = Service(engine, Registry(None), Jobs())
     async with connect(service) as client:
         ids = [await begun(client) for _ in range(4)]
-        await until(lambda: not service.jobs.activity.busy)
+        await until(lambda: not service.jobs.busy)
         assert [each["result_id"] for each in (await call(client, "get_result"))["results"]] == ids[:1:-1]
 
 
@@ -229,7 +229,7 @@ async def test_the_resource_of_a_result_is_its_owners_and_there_when_it_has_ende
         with pytest.raises(MCPError, match="get_result waits for it"):
             await client.read_resource(uri)
         service.engine.loader.runner.gate.set()
-        await until(lambda: not service.jobs.activity.busy)
+        await until(lambda: not service.jobs.busy)
         assert json.loads((await client.read_resource(uri)).contents[0].text)["text"] == "hello"
         monkeypatch.setattr(resources, "tenant", lambda: "another")
         with pytest.raises(MCPError, match="Result not found"):
@@ -290,7 +290,7 @@ async def test_a_client_that_takes_tasks_gets_one_and_its_result_is_the_calls(se
         assert (told["status"], told["resultType"], told["ttlMs"]) == ("working", "complete", None)
         assert told["statusMessage"]
         service.engine.loader.runner.gate.set()
-        await until(lambda: not service.jobs.activity.busy)
+        await until(lambda: not service.jobs.busy)
         told = await ask(client.session, "tasks/get", taskId=task_id)
         assert (told["status"], told["result"]["structuredContent"]["text"]) == ("completed", "hello")
         assert told["ttlMs"] >= 3_600_000
@@ -309,7 +309,7 @@ async def test_a_task_is_cancelled_by_its_client(service):
     async with connect(service, extensions=[TakesTasks()]) as client:
         task_id = await a_task(client)
         await ask(client.session, "tasks/cancel", taskId=task_id)
-        await until(lambda: not service.jobs.activity.busy)
+        await until(lambda: not service.jobs.busy)
         told = await ask(client.session, "tasks/get", taskId=task_id)
         assert told["status"] == "cancelled"
         assert "result" not in told
@@ -321,7 +321,7 @@ async def test_a_task_is_cancelled_by_its_client(service):
 async def test_a_tools_error_completes_its_task(service):
     async with connect(service, extensions=[TakesTasks()]) as client:
         task_id = await a_task(client, session="nobody")
-        await until(lambda: not service.jobs.activity.busy)
+        await until(lambda: not service.jobs.busy)
         told = await ask(client.session, "tasks/get", taskId=task_id)
         assert (told["status"], told["result"]["isError"]) == ("completed", True)
         assert "Session not found" in told["result"]["content"][0]["text"]
