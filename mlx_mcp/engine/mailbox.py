@@ -18,7 +18,7 @@ SLOW = "; the engine's current step has taken "
 
 
 class Mailbox:
-    """The events of one call, from `with` on; `put` is the sink that the engine thread calls."""
+    """The events of one call, from `with` on."""
 
     def __init__(self, thread: EngineThread, call_id: int) -> None:
         self.call_id = call_id
@@ -28,7 +28,7 @@ class Mailbox:
 
     def __enter__(self) -> Mailbox:
         """Listen to the call, which is to be sent after this."""
-        self._thread.listen(self.call_id, self.put)
+        self._thread.listen(self.call_id, self._queue.put_nowait, self._loop)
         return self
 
     def __exit__(
@@ -36,14 +36,6 @@ class Mailbox:
     ) -> None:
         """Listen no more."""
         self._thread.unlisten(self.call_id)
-
-    def put(self, event: Event) -> bool:
-        """Hand over an event, from any thread; False when the loop is gone."""
-        try:
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
-        except RuntimeError:  # the loop was closed
-            return False
-        return True
 
     async def next(self) -> Event | None:
         """The next event; None if it is time to show the caller a sign of life before it comes.

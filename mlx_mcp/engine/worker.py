@@ -12,6 +12,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import math
@@ -19,6 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from mlx_mcp.core.session import SessionInfo
 from mlx_mcp.engine.engine import Engine, EngineFactory
@@ -30,8 +32,10 @@ logger = logging.getLogger(__name__)
 
 IDLE_S = 0.02
 
-# Called on the engine thread; must not block. False means that nobody listens any more.
-Sink = Callable[[Event], bool]
+# Takes an event, on the event loop that it was given with; without one on the engine thread, where it must not block.
+Sink = Callable[[Event], Any]
+Loop = asyncio.AbstractEventLoop
+Heard = tuple[int, Sink, Event]  # a call, who hears of it, and what
 
 
 class EngineThread:
@@ -44,7 +48,8 @@ class EngineThread:
         self._step_began = math.inf  # infinite while the thread waits
         self.ids = itertools.count(1)  # of calls, for all who send any
         self._inbox: deque[Command] = deque()
-        self._sinks: dict[int, Sink] = {}  # by the call whose events they take
+        self._sinks: dict[int, tuple[Loop | None, Sink]] = {}  # by the call whose events they take
+        self._told: dict[Loop | None, list[Heard]] = {}  # events that were not handed over yet
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._dead: EngineDead | None = None
@@ -74,9 +79,9 @@ class EngineThread:
         """For how many seconds the thread has been at what it does now; 0 while it waits."""
         return max(0.0, time.monotonic() - self._step_began)
 
-    def listen(self, call_id: int, sink: Sink) -> None:
+    def listen(self, call_id: int, sink: Sink, loop: Loop | None = None) -> None:
         """Have a call's events go to a sink, up to the last one; say so before the call is sent."""
-        self._sinks[call_id] = sink
+        self._sinks[call_id] = loop, sink
 
     def unlisten(self, call_id: int) -> None:
         """Have nobody hear of a call any more."""
@@ -130,19 +135,37 @@ class EngineThread:
             engine.fail_all(dead)
         for call_id in list(self._sinks):  # of calls that the engine has not seen
             self._emit(call_id, Failed(dead))
+        self._hand_over()
         if engine is not None:
             engine.close(self._deadline)
         self._stats = EngineStats()
 
     def _emit(self, call_id: int, event: Event) -> bool:
-        """Hand over an event; False if nobody listens to that call any more."""
-        sink = self._sinks.get(call_id)
-        if sink is None:
+        """Take an event of a call for whoever listens; False if nobody does any more."""
+        listening = self._sinks.get(call_id)
+        if listening is None:
             return False
-        listened = sink(event)
-        if not listened or isinstance(event, LastEvent):
+        loop, sink = listening
+        self._told.setdefault(loop, []).append((call_id, sink, event))
+        if isinstance(event, LastEvent):
             self.unlisten(call_id)
-        return listened
+        return True
+
+    def _hand_over(self) -> None:
+        """Hand over the events since the last time.
+
+        Each event loop is woken once: every time, it may take the interpreter's lock from this thread.
+        """
+        told, self._told = self._told, {}
+        for loop, heard in told.items():
+            if loop is None:
+                take(heard)
+                continue
+            try:
+                loop.call_soon_threadsafe(take, heard)
+            except RuntimeError:  # it was closed: nobody listens any more
+                for call_id, _, _ in heard:
+                    self.unlisten(call_id)
 
     def _loop(self, engine: Engine) -> None:
         while True:
@@ -160,12 +183,22 @@ class EngineThread:
                     engine.stop()
                 else:
                     engine.handle(command)
+                self._hand_over()
             if self._stopping and (engine.all_saved or time.monotonic() >= self._deadline):
                 return
             self._step_began = time.monotonic()
             engine.check_time()
-            if not (engine.has_work and engine.step()) and (engine.has_work or self._stopping):
+            self._hand_over()
+            stepped = engine.has_work and engine.step()
+            self._stats = engine.stats
+            self._hand_over()
+            if not stepped and (engine.has_work or self._stopping):
                 self._step_began = math.inf
                 with self._wake:  # everything waits for time to pass, or for a command
                     self._wake.wait_for(lambda: bool(self._inbox), IDLE_S)
-            self._stats = engine.stats
+
+
+def take(heard: list[Heard]) -> None:
+    """Give events to those who hear of them."""
+    for _, sink, event in heard:
+        sink(event)

@@ -566,7 +566,7 @@ class SilentThread:
     def __init__(self, answers):
         self.answers, self.sent, self.dead, self.ids = answers, [], None, itertools.count()
 
-    def listen(self, call_id, sink):
+    def listen(self, call_id, sink, loop=None):
         self.sink = sink
 
     def unlisten(self, call_id):
