@@ -97,7 +97,10 @@ class Preparations:
             except MlxMcpError as error:
                 failure = error
             except BaseException as error:  # even a library's SystemExit must not leave callers waiting
-                failure = ModelError(f"Preparing {spec.name!r} failed: {error!r}.")
+                failure = ModelError(
+                    f"Preparing {spec.name!r} failed: {error!r}. Call again, or choose another model "
+                    "(list_models shows them)."
+                )
             with self._lock:
                 if isinstance(failure, Abandoned) and preparation.num_waiting:
                     continue  # somebody came just then
