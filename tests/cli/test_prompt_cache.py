@@ -196,7 +196,9 @@ def test_keys_and_values_that_would_be_other_here_are_refused_with_the_reason(tm
     here = Here(tmp_path, monkeypatch, kv_bits=8)
     file = cached_by_mlx_lm(here)
     monkeypatch.delenv("MLX_MCP_KV_BITS")
-    assert "in 8 bits" in here.sessions("import", file, "--prompt", TEXT, status=2)
+    refused = here.sessions("import", file, "--prompt", TEXT, status=2)
+    assert "in 8 bits" in refused
+    assert "Have mlx_lm.cache_prompt write it the same way" in " ".join(refused.split())
 
 
 def test_half_precision_is_refused_where_models_compute_in_single(here):
@@ -227,7 +229,8 @@ def test_what_is_no_prompt_cache_is_told_so_in_one_line(here):
     file = here.path / "other.safetensors"
     mx.save_safetensors(str(file), {"x": mx.zeros(3)})
     assert "not a whole export" in here.sessions("import", file, status=2)
-    assert "is none" in here.sessions("import", file, "--prompt", "x", status=2)
+    refused = here.sessions("import", file, "--prompt", "x", status=2)
+    assert "is no prompt cache of mlx_lm, which --prompt and --model are for: leave these out" in refused
 
 
 def test_whatever_a_damaged_prompt_cache_says_it_is_refused_in_one_line_or_read_as_it_is(here):

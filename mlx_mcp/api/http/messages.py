@@ -144,12 +144,8 @@ class JsonOnly:
                 self._data = line.removeprefix(b"data:").strip()
 
     async def _answer(self, start: Message) -> None:
-        body = (
-            self._data
-            or json.dumps(
-                failure(None, INTERNAL_ERROR, "The server ended before there was an answer. Call again.")
-            ).encode()
-        )
+        none = failure(None, INTERNAL_ERROR, "The call ended without an answer. Call again.")
+        body = self._data or json.dumps(none).encode()
         headers = MutableHeaders(raw=list(start["headers"]))
         headers["content-type"], headers["content-length"] = JSON, str(len(body))
         await self._send({**start, "headers": headers.raw})

@@ -177,4 +177,4 @@ async def while_connected(context: ToolContext, work: Coroutine[Any, Any, R]) ->
             return await work
         finally:
             watching.cancel()
-    raise ToolError("The client disconnected, so the call was cancelled. Call again.")
+    raise ToolError("The client disconnected.")
