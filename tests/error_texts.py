@@ -57,6 +57,7 @@ INSIDE = {
     "BrokenPipeError": "caught where it is raised",
     "OSError": "becomes a StorageError by `storage_error`",
     "Overdue": "caught by the caller, which says what to do",
+    "next": "one branch's error, which is made elsewhere",
     "Failed": "of `text_processes`: caught by the caller; the engine's holds an error that is made elsewhere",
     "TemplateError": "raised for a template in its own process; `chat_template` says what to do",
     "SecurityError": "raised for a template in its own process; `chat_template` says what to do",
@@ -250,7 +251,8 @@ def called(node: ast.Call) -> str:
 
 def place(module: Module, node: ast.AST) -> str:
     """Where it stands: file and line."""
-    return f"{module.path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+    path = module.path.relative_to(ROOT) if module.path.is_relative_to(ROOT) else module.path.name
+    return f"{path}:{getattr(node, 'lineno', 0)}"
 
 
 def words(text: str) -> list[list[str]]:

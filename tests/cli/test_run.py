@@ -39,7 +39,7 @@ def test_what_is_piped_in_comes_before_the_prompt_or_is_the_prompt(tmp_path):
     [
         ("<&-", 2, "stdin is closed. Give the prompt as an argument"),
         (">&- </dev/null", 2, "The prompt is empty. Say what"),
-        ("</", 2, "stdin cannot be read: Is a directory. Give the prompt"),
+        ("0>/dev/null", 2, "stdin cannot be read: Bad file descriptor. Give the prompt"),
     ],
 )
 def test_a_run_without_stdin_or_stdout_ends_in_one_line(closed, status, words):
@@ -48,6 +48,15 @@ def test_a_run_without_stdin_or_stdout_ends_in_one_line(closed, status, words):
     assert done.returncode == status
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_at_a_terminal_without_a_prompt_says_how_it_is_given():
+    ours, terminal = os.openpty()
+    done = subprocess.run(command("run"), stdin=terminal, **OPTIONS)
+    os.close(ours)
+    os.close(terminal)
+    assert done.returncode == 2
+    assert 'Say what the model should do: mlx-mcp run "…", or `… | mlx-mcp run`' in done.stderr
 
 
 @pytest.mark.long
@@ -91,7 +100,7 @@ def test_an_answer_obeys_a_schema_from_a_file_or_the_command_line(tmp_path):
         (["x", "--file", "{0}/nowhere"], b"", "Give the path of one"),
         (["x", "--file", "{0}"], b"", "is a folder: give the files in it, one by one"),
         (["x", "--file", "{0}/latin"], b"", "no UTF-8 text: byte 3 is 0xe9"),
-        (["x", "--file", "{0}/long"], b"", "more than 10000 bytes. Give the part that matters, or raise"),
+        (["x", "--file", "{0}/long"], b"", "bytes. Give the part that matters, or raise MLX_MCP_MAX_FILE_BYTES"),
         (["x", *["--file", "{0}/half"] * 4], b"", "20000 are read at most. Give fewer, or raise"),
         (["x", *["--file", "{0}/half"] * 65], b"", "65 files are too many: give at most 64"),
         (["x"], b"\xff", "'stdin' is no UTF-8 text"),

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mlx_mcp.cli.main import app
+from mlx_mcp.install import host_command
 from mlx_mcp.install.hosts import HOSTS
 from mlx_mcp.install.server import command_here, is_own
 
@@ -183,6 +184,7 @@ def test_hosts_that_read_variables_get_a_reference_and_the_others_the_token_only
     [
         (["cursorr"], "Did you mean cursor? Give one of: claude-code"),
         (["cursor", "--env", "A"], "it must be NAME=VALUE, as MLX_MCP_KV_BITS=8"),
+        (["cursor", "--env", "A=\udcff"], "is not UTF-8, and hosts' files are. Give it another name"),
         (["cursor", "--env", "=b"], "NAME=VALUE"),
         (["cursor", "--token-env", "A"], "--token-env and --token-in-clear go with --http: give its URL"),
         (["cursor", "--http", "localhost:8080"], "it must be a URL, as http://127.0.0.1:8080/mcp"),
@@ -207,7 +209,9 @@ def test_a_mistake_is_refused_with_the_next_step(home, words, step):
 def test_one_host_that_fails_does_not_keep_the_others_from_being_registered(home):
     (home.folder / ".cursor").mkdir()
     (home.folder / ".cursor" / "mcp.json").write_text("{")
-    assert "line 1, column 2" in home.run("install", "cursor", "zed", status=2)
+    said = home.run("install", "cursor", "zed", status=2)
+    assert "line 1, column 2: " in said
+    assert "Nothing was changed. Correct that, or edit it by hand" in said
     assert "mlx" in home.json(".config/zed/settings.json")["context_servers"]
 
 
@@ -301,6 +305,17 @@ def test_a_command_that_fails_is_told_with_what_it_said_and_the_way_without_it(h
     assert "failed with 1: " in said
     assert "Correct that and try again. Give --edit-file, which has" in said
     assert "is registered, in" in home.run("install", "claude-code", "--edit-file", "--force", "--name", "other")
+
+
+def test_a_command_that_does_not_start_or_end_is_told_with_the_way_without_it(home, monkeypatch):
+    home.give("claude")
+    monkeypatch.setattr(host_command, "LIMIT_S", 0.2)
+    (home.bin / "claude").write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
+    said = home.run("install", "claude-code", status=2)
+    assert "`claude` did not end within 0.2 s. Give --edit-file, which has" in said
+    (home.bin / "claude").write_text("")
+    said = home.run("install", "claude-code", status=2)
+    assert "`claude` cannot be started (Exec format error). Give --edit-file, which has" in said
 
 
 def test_the_folder_that_a_host_is_told_to_use_is_used(home, monkeypatch, tmp_path):

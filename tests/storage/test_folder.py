@@ -116,7 +116,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
 def test_a_folder_that_others_may_write_to_is_refused(tmp_path):
     open_and_close(tmp_path / "cache")
     (tmp_path / "cache").chmod(0o770)
-    with pytest.raises(StorageError, match="Others may read or write the cache folder .*chmod 700"):
+    with pytest.raises(StorageError, match=r"Others may read or write the cache folder .*chmod 700"):
         open_and_close(tmp_path / "cache")
 
 
