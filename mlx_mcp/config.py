@@ -242,9 +242,11 @@ class Config(BaseSettings):
                 told = "; ".join(no_setting(".".join(map(str, at)), known_beside(at), str(at[-1])) for at in unknown)
                 raise ConfigError(f"{config_path()}: {told}") from error
             faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ConfigError(f"Bad settings (flag, MLX_MCP_* or {config_path()}): {faults}.") from error
+            raise ConfigError(
+                f"Bad settings: {faults}. Correct the flag, the variable MLX_MCP_… or {config_path()}."
+            ) from error
         except (SettingsError, ValueError, OSError) as error:
-            raise ConfigError(f"The settings in {config_path()} cannot be read: {error}.") from error
+            raise ConfigError(f"The settings in {config_path()} cannot be read: {error}. Correct that file.") from error
         if config.kv_bits not in (None, 4, 8):
             raise ConfigError(f"kv_bits is {config.kv_bits}; it must be 8 or 4, or unset for full precision.")
         if config.chunk_tokens % config.block_tokens:

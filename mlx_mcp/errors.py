@@ -147,11 +147,11 @@ class NotOnDisk(RequestError):
     def __init__(self, session: str, version: str = "", known: tuple[str, ...] = (), in_memory: bool = False) -> None:
         self.known = known
         if in_memory:
-            text = f"Session {session[:80]!r} is in memory only: nothing of it is on disk until it is persisted."
+            text = f"Session {session[:80]!r} is in memory only. Have it persisted first (persist_session)."
         elif known:
             what = f"version {version[:80]!r}" if version else "current state"
             shown = ", ".join(repr(each) for each in known[:8] if each) or "none"
-            text = f"Session {session[:80]!r} has no {what} on disk. Its versions (--version): {shown}."
+            text = f"Session {session[:80]!r} has no {what} on disk. Give one of its versions (--version): {shown}."
         else:
             text = f"Session not found: {session[:80]!r}. `mlx-mcp sessions list` shows those that are on disk."
         super().__init__(text)

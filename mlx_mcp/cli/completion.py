@@ -21,7 +21,7 @@ class Commands(TyperGroup):
         if len(args) == 2 and args[0] in ("--show-completion", "--install-completion"):
             shell = args[1]
             if shell not in SHELLS:
-                ctx.fail(f"There is no completion for {shell!r}; there is for {', '.join(SHELLS)}.")
+                ctx.fail(f"There is no completion for {shell!r}. Give one of: {', '.join(SHELLS)}.")
             if args[0] == "--show-completion":
                 typer.echo(get_completion_script(prog_name=PROGRAM, complete_var=VARIABLE, shell=shell))
             else:

@@ -54,10 +54,9 @@ def ask_engine(
     joined = greet(place, hello, fds)
     if joined is None:
         return None
-    with joined.connection as connection:
+    with joined.connection as connection, connection.makefile("rb") as lines:
         answer = joined.reply
         connection.settimeout(SILENT_S)
-        lines = connection.makefile("rb")
         try:
             while not answer.keys() & {"result", "error", "elsewhere"}:
                 if "total" in answer:

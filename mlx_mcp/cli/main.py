@@ -69,7 +69,7 @@ def serve(
 ) -> None:
     """Serve MCP over stdio (for hosts that start it) or HTTP (for hosts that connect), on one engine for all."""
     if not http and (host or port is not None):
-        raise InvalidRequest("--host and --port go with --http; over stdio there is nothing to connect to.")
+        raise InvalidRequest("--host and --port go with --http: give it, or leave them out.")
     if not standalone:
         try:
             if http:

@@ -202,7 +202,7 @@ def on_hub(name: str) -> str:
 
     spec = find(registry_of(Config.load()), name)
     if spec.source != "hub":
-        raise InvalidRequest(f"{spec.name} is not from the hub but in {spec.location}: there is nothing to do for it.")
+        raise InvalidRequest(f"{spec.name} is not from the hub but in {spec.location}. Give a hub id, owner/name.")
     return spec.location
 
 

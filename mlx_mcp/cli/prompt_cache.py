@@ -74,10 +74,12 @@ def as_export(file: Path, prompt: str | None, model: str | None, config: Config)
         source = opened(Calls(), transfer.fd)
         found = is_prompt_cache(source)
     except OSError as error:
-        raise StorageError(f"Reading {file} failed: {error.strerror}.") from error
+        raise StorageError(f"Reading {file} failed: {error.strerror}. Give a file that can be read.") from error
     if not found:
         if prompt is not None or model is not None:
-            raise InvalidRequest(f"--prompt and --model are for prompt caches of mlx_lm, and {file} is none.")
+            raise InvalidRequest(
+                f"{file} is no prompt cache of mlx_lm, which --prompt and --model are for: leave these out."
+            )
         yield transfer
         return
     parent = config.store_dir.parent

@@ -79,23 +79,27 @@ def server_of(
     """
     if url is None:
         if token_variable or in_clear:
-            raise InvalidRequest("--token-env and --token-in-clear go with --http; over stdio there is no token.")
+            raise InvalidRequest("--token-env and --token-in-clear go with --http: give its URL, or leave them out.")
         pairs = [each.partition("=") for each in env]
         for name, equals, value in pairs:
             if not name or not equals:
-                raise InvalidRequest(f"--env wants NAME=VALUE, as MLX_MCP_KV_BITS=8, not {name + equals + value!r}.")
+                raise InvalidRequest(
+                    f"--env is {name + equals + value!r}; it must be NAME=VALUE, as MLX_MCP_KV_BITS=8."
+                )
         return server_here(model, {name: value for name, _, value in pairs})
     if model or env:
         raise InvalidRequest(
-            "--model and --env are settings of `mlx-mcp serve --http`; with --http URL leave them out."
+            "--model and --env belong to `mlx-mcp serve --http`: leave them out where --http has a URL."
         )
     if not url.startswith(("http://", "https://")):
-        raise InvalidRequest(f"--http wants a URL, as http://127.0.0.1:8080/mcp; {url[:80]!r} is none.")
+        raise InvalidRequest(f"--http is {url[:80]!r}; it must be a URL, as http://127.0.0.1:8080/mcp.")
     if not in_clear:
         return Remote(url, token_variable or "")
     token = os.environ.get(token_variable or "", "")
     if not token_variable or not token:
-        raise InvalidRequest("--token-in-clear wants --token-env with the name of a variable that holds the token now.")
+        raise InvalidRequest(
+            "--token-in-clear copies a token: give --token-env, the name of a variable that holds it now."
+        )
     return Remote(url, token_variable, token)
 
 

@@ -92,7 +92,7 @@ def stdin_text(limits: Limits) -> str:
         with open(0, "rb", closefd=False) as stdin:
             data = stdin.read(limits.total_bytes + 1)
     except OSError as error:
-        raise InvalidRequest(f"stdin cannot be read: {error.strerror}.") from error
+        raise InvalidRequest(f"stdin cannot be read: {error.strerror}. Give the prompt as an argument.") from error
     if len(data) > limits.total_bytes:
         raise InvalidRequest(
             f"More than {limits.total_bytes} bytes come through stdin. Send the part that matters, or raise "
@@ -111,11 +111,12 @@ def read_file(path: str, limits: Limits) -> tuple[str, int]:
         with open(path, "rb") as file:
             data = file.read(limits.file_bytes + 1)
     except FileNotFoundError as error:
-        raise InvalidRequest(f"There is no file {path!r}.") from error
+        raise InvalidRequest(f"There is no file {path!r}. Give the path of one.") from error
     except IsADirectoryError as error:
         raise InvalidRequest(f"{path!r} is a folder: give the files in it, one by one.") from error
     except (OSError, ValueError) as error:
-        raise InvalidRequest(f"{path!r} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        why = getattr(error, "strerror", None) or error
+        raise InvalidRequest(f"{path!r} cannot be read: {why}. Give another file.") from error
     if len(data) > limits.file_bytes:
         raise InvalidRequest(
             f"{path!r} has more than {limits.file_bytes} bytes. Give the part that matters, or raise "
@@ -138,14 +139,14 @@ def json_schema(given: str, limits: Limits) -> str:
                 text = decoded(given, file.read(limits.file_bytes))
         except OSError as error:
             raise InvalidRequest(
-                f"--schema is neither a JSON object nor a file that can be read ({given!r}: {error.strerror})."
+                f"--schema must be a JSON object, or a file that can be read ({given!r}: {error.strerror})."
             ) from error
     try:
         schema = json.loads(text)
     except ValueError as error:
-        raise InvalidRequest(f"The schema in {where} is no JSON: {error}.") from error
+        raise InvalidRequest(f"The schema in {where} is no JSON: {error}. Correct it.") from error
     if not isinstance(schema, dict):
-        raise InvalidRequest(f"The schema in {where} is no JSON object.")
+        raise InvalidRequest(f'The schema in {where} must be a JSON object, such as {{"type": "object"}}.')
     return json.dumps(schema)
 
 

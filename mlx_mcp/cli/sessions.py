@@ -176,7 +176,10 @@ def show(session: Session, version: Version = "", as_json: Json = False) -> None
         (head,) = find_heads(log.heads(), session, version)
         record = log.load(head.session_id, version)
         if record is None:
-            raise StorageError(f"What was kept of session {session[:80]!r} is damaged and cannot be read.")
+            raise StorageError(
+                f"What was kept of session {session[:80]!r} is damaged. Remove it: "
+                f"`mlx-mcp sessions rm {session[:80]}`."
+            )
         return session_as_json(record) | {"text": transcript(record)}
 
     note_old()

@@ -146,7 +146,7 @@ class Transfer:
         self.done_bytes += num_bytes
         self.between()
         if self.stopped:
-            raise StorageError("The transfer was stopped. Nothing of it was kept.")
+            raise StorageError("The transfer was stopped, and nothing of it was kept. Run the command again.")
 
 
 class OffloadTier(BlockTier, Protocol):

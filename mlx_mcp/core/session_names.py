@@ -43,10 +43,13 @@ class SessionNames:
         for name in names:
             if not NAME.fullmatch(name):
                 raise InvalidRequest(
-                    f"{name[:80]!r} cannot be a session's name: 1 to 64 letters, digits, dots, dashes and underscores."
+                    f"{name[:80]!r} cannot be a session's name: take 1 to 64 letters, digits, dots, dashes, "
+                    "underscores."
                 )
             if name.startswith(HANDLE_PREFIX):
-                raise InvalidRequest(f"{name[:80]!r} cannot be a session's name: handles begin with {HANDLE_PREFIX}.")
+                raise InvalidRequest(
+                    f"{name[:80]!r} cannot be a session's name, since handles begin with {HANDLE_PREFIX}: take another."
+                )
             if names.count(name) > 1:
                 raise InvalidRequest(f"`names` has a fork named {name!r} already: give each a name of its own.")
             if (tenant, name) in self.ids:

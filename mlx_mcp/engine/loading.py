@@ -98,8 +98,8 @@ class Preparations:
                 failure = error
             except BaseException as error:  # even a library's SystemExit must not leave callers waiting
                 failure = ModelError(
-                    f"Preparing {spec.name!r} failed: {error!r}. Call again; if that does not help, have the model "
-                    "downloaded or converted again, or choose another (list_models)."
+                    f"Preparing {spec.name!r} failed: {error!r}. Call again, or choose another model "
+                    "(list_models shows them)."
                 )
             with self._lock:
                 if isinstance(failure, Abandoned) and preparation.num_waiting:

@@ -147,7 +147,9 @@ class Persistence:
             StorageError: there is no store.
         """
         if self.store is None:
-            raise self.failure or StorageError("Nothing is kept on disk.")
+            raise self.failure or StorageError(
+                "Nothing is kept on disk. Have the server started with max_ssd_bytes above 0."
+            )
         return self.store
 
     def on_blocks_written(self, result: BlocksWritten) -> None:

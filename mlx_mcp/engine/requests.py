@@ -187,7 +187,7 @@ def check_results(messages: tuple[Message, ...], goes_on: bool) -> None:
         asked = goes_on if before is None else before.role == "tool" or bool(before.tool_calls)
         if not asked:
             raise InvalidRequest(
-                "A tool's result comes right after the answer that asked for it: first in a turn of that answer's "
+                "A tool's result must be right after the answer that asked for it: first in a turn of that answer's "
                 "session, or after the assistant's message with `tool_calls`."
             )
         if not message.name:
@@ -215,7 +215,7 @@ def check_sampling(sampling: Sampling) -> None:
     for token_id, bias in sampling.logit_bias:
         if token_id < 0 or not -100 <= bias <= 100:
             raise InvalidRequest(
-                f"logit_bias has {bias} for token id {token_id}; ids are 0 or more, biases from -100 to 100."
+                f"logit_bias has {bias} for token id {token_id}; ids must be 0 or more, biases from -100 to 100."
             )
 
 

@@ -181,12 +181,9 @@ class Residents:
         except MlxMcpError as error:
             return Failed(error)
         except Exception as error:  # MLX's or a model's: it must not end the thread under the rows of the others
-            return Failed(
-                ModelError(
-                    f"Loading {pending.prepared.name!r} failed: {error!r}. Call again; if that does not help, have the "
-                    "model downloaded or converted again, or choose another (list_models)."
-                )
-            )
+            name = pending.prepared.name
+            told = f"Loading {name!r} failed: {error!r}. Call again, or choose another model (list_models shows them)."
+            return Failed(ModelError(told))
 
     def _scheduler(self, model: LoadedModel) -> Scheduler:
         """Make a scheduler with the model's cache manager, or without one if nothing of the model can be reused."""

@@ -136,7 +136,10 @@ class SessionCommands:
     def _persist(self, call: Call, command: Persist) -> None:
         session = self.sessions.get(command.tenant, command.session)
         if self.persistence is None:
-            raise StorageError("This server keeps nothing on disk: it was started with max_ssd_bytes = 0.")
+            raise StorageError(
+                "This server keeps nothing on disk: it was started with max_ssd_bytes = 0. Have it started "
+                "without that."
+            )
         if session.options.ephemeral:
             raise InvalidRequest(
                 "The session is ephemeral, so nothing of it is kept. Create it without `ephemeral` to persist it."
@@ -145,7 +148,8 @@ class SessionCommands:
             raise SessionBusy(command.session, first=True)
         if command.version and not NAME.fullmatch(command.version):
             raise InvalidRequest(
-                f"{command.version[:80]!r} cannot be a version: 1 to 64 letters, digits, dots, dashes and underscores."
+                f"{command.version[:80]!r} cannot be a version: take 1 to 64 letters, digits, dots, dashes, "
+                "underscores."
             )
         if command.version and len(session.versions | {command.version}) > MAX_VERSIONS:
             raise InvalidRequest(

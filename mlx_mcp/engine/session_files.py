@@ -212,7 +212,7 @@ class SessionFiles:
         """
         if record.name and not NAME.fullmatch(record.name):
             raise InvalidRequest(
-                f"{record.name[:80]!r} cannot be a name: 1 to 64 letters, digits, dots, dashes and underscores."
+                f"{record.name[:80]!r} cannot be a name: take 1 to 64 letters, digits, dots, dashes, underscores."
             )
         owner_id = self.sessions.names.find(record.tenant, record.name)
         if owner_id is not None:
@@ -243,7 +243,9 @@ def read(store: Store, session: str, version: str) -> SessionRecord:
     (head,) = find_heads(store.sessions.heads(), session, version)
     record = store.sessions.load(head.session_id, version)
     if record is None:
-        raise StorageError(f"What was kept of session {session[:80]!r} is damaged and cannot be read.")
+        raise StorageError(
+            f"What was kept of session {session[:80]!r} is damaged. Remove it: `mlx-mcp sessions rm {session[:80]}`."
+        )
     return record
 
 

@@ -116,7 +116,7 @@ async def serve_listener(
     The server is in `servers` as long as it serves. `used` is called for every request.
     """
     if len(fds) != 1:
-        raise ConfigError("A listener comes with one socket.")
+        raise ConfigError("A listener comes with one socket; connect with `mlx-mcp serve --http`.")
     listener = socket.socket(joined.hello["family"], socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=fds.pop())
     listener.setblocking(False)
     files = FileReader(own.file_roots or (), own.max_file_bytes, own.max_files_bytes)

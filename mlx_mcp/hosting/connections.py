@@ -167,7 +167,10 @@ class Connections:
             pid, uid = peer(connection)
             if uid != os.geteuid():
                 logger.warning("refused process %d of user %d", pid, uid)
-                await reply(connection, {"error": "This is another user's engine."})
+                await reply(
+                    connection,
+                    {"error": "This is another user's engine. Set MLX_MCP_STATE_DIR to a folder of your own."},
+                )
                 return
             with anyio.fail_after(HELLO_S):
                 hello = await receive_hello(connection, fds)

@@ -14,7 +14,7 @@ from mlx_mcp.install.hosts import Entry, Host
 from mlx_mcp.install.server import Remote, Server
 
 LIMIT_S = 60.0
-EDIT_FILE = "--edit-file has `mlx-mcp` write the host's file itself."
+EDIT_FILE = "Give --edit-file, which has `mlx-mcp` write the host's file itself."
 
 
 def adding(host: Host, name: str, entry: Entry, server: Server | Remote, project: bool) -> list[str]:
@@ -80,7 +80,7 @@ def run(command: Sequence[str], folder: Path | None = None) -> None:
         raise InstallError(f"`{name}` cannot be started ({error.strerror}). {EDIT_FILE}") from error
     if done.returncode:
         said = " ".join((done.stderr or done.stdout).split())[-400:]
-        raise InstallError(f"`{name}` failed with {done.returncode}: {said} Correct that, or try again: {EDIT_FILE}")
+        raise InstallError(f"`{name}` failed with {done.returncode}: {said} Correct that and try again. {EDIT_FILE}")
 
 
 def variables(flag: str, server: Server) -> list[str]:

@@ -334,5 +334,5 @@ def hosts_named(names: Sequence[str]) -> list[Host]:
         if name not in by_name:
             meant = nearest(name, [each.replace("-", "_") for each in by_name]).replace("_", "-")
             asked = f"Did you mean {meant}? " if meant else ""
-            raise InstallError(f"Unknown host: {name!r}. {asked}There are: {', '.join(by_name)}.")
+            raise InstallError(f"Unknown host: {name!r}. {asked}Give one of: {', '.join(by_name)}.")
     return [by_name[name] for name in dict.fromkeys(names)]

@@ -28,7 +28,9 @@ def link_of(host: Host, name: str, server: Server | Remote) -> str:
         return f"vscode:mcp/install?{quote(entry)}"
     if host.name == "goose":
         return f"goose://extension?{urlencode(goose_words(name, server))}"
-    raise InstallError(f"{host.title} has no links that register a server; these have: {', '.join(LINKED)}.")
+    raise InstallError(
+        f"{host.title} has no links that register a server. Leave out --link; these have: {', '.join(LINKED)}."
+    )
 
 
 def packed(host: Host, name: str, server: Server | Remote) -> dict[str, str]:

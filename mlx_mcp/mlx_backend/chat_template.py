@@ -28,6 +28,7 @@ NO_TEMPLATE = (
     "The model's folder has no chat template, so the prompt is the bare texts, one after another, without roles."
 )
 NO_ANSWERS = " It takes no answers, so there are no sessions with it: call without one."
+OTHER_MESSAGES = " Change them, or choose another model (list_models shows them)."
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class ChatTemplate:
         except Exception as error:  # a template may fail in any way on what it does not expect
             raise InvalidRequest(
                 f"These messages{' or tools' if chat.tools else ''} do not fit the model's chat template: "
-                f"{str(error).rstrip('.')}.{self._advice(chat)}"
+                f"{str(error).rstrip('.')}.{self._advice(chat) or OTHER_MESSAGES}"
             ) from error
 
     def _render(self, chat: Chat) -> Rendered:

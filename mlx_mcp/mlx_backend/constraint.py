@@ -227,7 +227,10 @@ class GrammarConstraint:
         self._forget()  # the shared lexer may be full
         why = shortened(self._matcher.get_error())
         why = NOTHING_NEXT if why in ("", "NoExtensionBias") else why
-        raise GenerationFailed(f"No answer can be held to the grammar from here on: {why}.")
+        raise GenerationFailed(
+            f"No answer can be held to the grammar from here on: {why}. Write the grammar in another "
+            "way, or leave it out."
+        )
 
 
 def make_vocabulary(tokenizer: Any, stop_ids: frozenset[int], vocab_size: int) -> Vocabulary:

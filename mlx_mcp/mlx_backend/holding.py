@@ -121,7 +121,7 @@ class Holdings:
         names = [tool["function"]["name"] for tool in holding.tools]
         if holding.tool_choice not in (REQUIRED, *names):
             raise InvalidRequest(
-                f"There is no tool {holding.tool_choice[:80]!r}; `tool_choice` is auto, none, required or one of: "
+                f"There is no tool {holding.tool_choice[:80]!r}; `tool_choice` must be auto, none, required or one of: "
                 f"{', '.join(names)[:400]}."
             )
         chosen = [tool for tool in holding.tools if holding.tool_choice in (REQUIRED, tool["function"]["name"])]

@@ -84,8 +84,8 @@ class MlxLoader:
             model, _ = load_model(prepared.folder, lazy=True)
         except Exception as error:  # model code raises of every kind for a config or weights it does not expect
             raise ModelError(
-                f"{prepared.name!r} cannot be loaded: {error}. Its architecture or its files are not what mlx_lm "
-                "expects: download or convert it again, or choose another model (list_models)."
+                f"{prepared.name!r} cannot be loaded: {error}. Choose another model (list_models shows them), or "
+                "convert this one again."
             ) from error
         options = prepared.options
         if options.adapter:
@@ -130,13 +130,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError(f"{folder} is not a model folder: it has no config.json.") from error
+        raise ModelError(
+            f"{folder} is not a model folder: it has no config.json. Give one that `mlx_lm.convert` wrote."
+        ) from error
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / 'config.json'} cannot be read: {error}") from error
+        raise ModelError(
+            f"{folder / 'config.json'} cannot be read: {error}. Correct it, or download the model again."
+        ) from error
     # Where mlx_lm looks first for the tokens that end a turn.
     config["eos_token_id"] = read_generation_config(folder).get("eos_token_id") or config.get("eos_token_id")
     if "model_file" in config:
-        raise ModelError(f"{folder} wants to run its own Python file ({config['model_file']!r}); that is never done.")
+        raise ModelError(
+            f"{folder} wants to run its own Python file ({config['model_file']!r}), which is never done. "
+            "Choose another model."
+        )
     return config
 
 

@@ -155,7 +155,7 @@ class ChatTokenizer:
         """
         if messages[0].role not in (("user", "tool") if after == "assistant" else ("user",)):
             raise InvalidRequest(
-                "A turn of a session that ends in an answer begins with results (role tool) or the user's text."
+                "The session ends in an answer: begin the turn with the user's text, or with results (role tool)."
                 if after == "assistant"
                 else "There is no call in this session to give a result of: give the user's text first."
             )

@@ -72,7 +72,9 @@ def fetch(repo: str, report: Report, may_fetch: bool = True, stall_s: float = ST
     try:
         _utils.validate_repo_id(repo)
     except HFValidationError as error:
-        raise ModelError(f"{repo!r} is neither a folder nor a hub id such as 'owner/name'.") from error
+        raise ModelError(
+            f"{repo!r} is neither a folder nor a hub id: give one of them, such as 'owner/name'."
+        ) from error
     cache = Path(constants.HF_HUB_CACHE)
     found = find_whole(cache, repo)
     if found is not None:

@@ -77,8 +77,8 @@ def with_adapter(base: ModelSpec, folder: Path) -> ModelSpec:
     lacking = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
     if lacking:
         raise ConfigError(
-            f"{str(folder)!r} is no adapter: it has no {' and no '.join(lacking)}. After `+` give the folder that "
-            "`mlx_lm.lora` wrote."
+            f"{str(folder)!r} is no adapter: it has no {' and no '.join(lacking)}. Give, after `+`, the "
+            "folder that `mlx_lm.lora` wrote."
         )
     folder = folder.resolve()
     summary = f"{base.summary} With the adapter {folder}."
@@ -114,7 +114,7 @@ def sampling_of(values: Mapping[str, Any], where: str) -> dict[str, float]:
     for name, value in values.items():
         if name not in NEUTRAL:
             near = nearest(name, NEUTRAL)
-            hint = f"did you mean {near}?" if near else f"there are: {', '.join(NEUTRAL)}."
+            hint = f"did you mean {near}? Correct it." if near else f"take one of: {', '.join(NEUTRAL)}."
             raise ConfigError(f"{where}: {name} is no default for sampling; {hint}")
         if not PARAMETERS[name].bounds.hold(value):
             raise ConfigError(f"{where}: {name} is {value}; it must be {PARAMETERS[name].words}.")

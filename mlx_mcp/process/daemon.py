@@ -75,7 +75,9 @@ def join(place: Place, hello: dict[str, object], say: Callable[[str], None], fds
                 continue
         waited = time.monotonic() - began
         if waited > START_S:
-            raise EngineUnavailable(f"The engine was not ready within {START_S:g} s. {tail(place)}")
+            raise EngineUnavailable(
+                f"The engine was not ready within {START_S:g} s. Try again, or serve with --standalone. {tail(place)}"
+            )
         if waited > SAY_START_S and not slow:
             slow = True
             say("waiting for the engine that another process starts, or that is about to end")
@@ -159,7 +161,9 @@ def kill(place: Place, timeout_s: float) -> int | None:
     deadline = time.monotonic() + timeout_s
     while life_lock_holder(place) is not None:
         if time.monotonic() > deadline:
-            raise EngineUnavailable(f"Process {pid} was killed and has not ended within {timeout_s:g} s.")
+            raise EngineUnavailable(
+                f"Process {pid} was killed and has not ended within {timeout_s:g} s. Wait, and try again."
+            )
         time.sleep(POLL_S)
     return pid
 
@@ -216,7 +220,9 @@ def start_if_needed(place: Place, say: Callable[[str], None] = lambda _: None) -
                 start(place, deadline, say)
                 continue
         if time.monotonic() > deadline:
-            raise EngineUnavailable(f"The engine was not ready within {START_S:g} s. {tail(place)}")
+            raise EngineUnavailable(
+                f"The engine was not ready within {START_S:g} s. Try again, or serve with --standalone. {tail(place)}"
+            )
         time.sleep(POLL_S)
     return int(str(reply["pid"]))
 
@@ -269,7 +275,10 @@ def start(place: Place, deadline: float, say: Callable[[str], None]) -> None:
             if useless:
                 return
             if late:
-                raise EngineUnavailable(f"The engine was not ready in time and was ended. {tail(place, began)}")
+                raise EngineUnavailable(
+                    f"The engine was not ready in time and was ended. Try again, or serve with --standalone. "
+                    f"{tail(place, began)}"
+                )
         if os.read(ready, 16):
             # If this process outlives the engine, it has to collect the engine's exit status from the system.
             threading.Thread(target=engine.wait, name="engine's end", daemon=True).start()
@@ -280,7 +289,9 @@ def start(place: Place, deadline: float, say: Callable[[str], None]) -> None:
     said = tail(place, began, label="")
     if status == NO_SOCKETS:
         raise NoSharedEngine(said.removeprefix("mlx-mcp: "))
-    raise EngineUnavailable(f"The engine did not start. {said}" if said else f"The engine ended with status {status}.")
+    if said:
+        raise EngineUnavailable(f"The engine did not start. Correct what it says: {said}")
+    raise EngineUnavailable(f"The engine ended with status {status}. Try again, or serve with --standalone.")
 
 
 def open_log(place: Place) -> int:

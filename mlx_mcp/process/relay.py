@@ -196,7 +196,7 @@ class Relay:
             return
         if link is None or link.dead:
             if line.strip() and not seen.method and not seen.answers:  # no message: the engine would have said so
-                self._say(protocol_error(seen.id, PARSE_ERROR, "Not a JSON-RPC message."))
+                self._say(protocol_error(seen.id, PARSE_ERROR, "Not a JSON-RPC message. Send one message per line."))
             return
         if seen.method == "notifications/cancelled" and (id_ := cancelled(line)) is not None:
             link.forget(id_)

@@ -115,7 +115,7 @@ class FileReader:
         if stat.S_ISDIR(info.st_mode):
             raise InvalidRequest(f"{shown(path)} is a folder: give the files in it, one by one.")
         if not stat.S_ISREG(info.st_mode):
-            raise InvalidRequest(f"{shown(path)} is no regular file: only those are read.")
+            raise InvalidRequest(f"{shown(path)} is no regular file: give one that is.")
         if info.st_size <= limit:
             with open(fd, "rb", closefd=False) as file:
                 data = file.read(limit + 1)  # it may grow meanwhile

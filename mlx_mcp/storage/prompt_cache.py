@@ -60,7 +60,9 @@ def pieces_of(exported: Exported, model: str) -> Iterator[Piece]:
     end = exported.blocks[-1].start + len(exported.blocks[-1].tokens)
     layers = exported.blocks[-1].form.layers
     if not layers:
-        raise StorageError("Layers of this model have several caches each, which cannot be exported as a prompt cache.")
+        raise StorageError(
+            "This model's layers have several caches each, and a prompt cache has one. Export without --as."
+        )
     if end != num_tokens and any(layer.kind is not CacheKind.FULL for layer in layers):
         raise StorageError("The session ends within a block. Take another turn in it, persist it, and export again.")
     planes, scalars = [], dict[str, int | None]()
@@ -306,9 +308,9 @@ def read_prompt_cache(file: OpenFile, file_name: str) -> PromptCache:
                 "what `mlx-mcp sessions export` wrote can be taken in."
             )
         if len(lengths) != 1 or not min(lengths) > 0:
-            raise StorageError(f"The layers of {file_name} do not say alike how many tokens there are.")
+            raise StorageError(f"The layers of {file_name} do not say alike how many tokens there are. Write it again.")
     except (ValueError, KeyError, IndexError, TypeError) as exc:
-        raise StorageError(f"{file_name} {NOT_OURS} ({exc}).") from exc
+        raise StorageError(f"{file_name} {NOT_OURS} ({exc}). Have mlx_lm.cache_prompt write it again.") from exc
     return PromptCache(file, own, lengths.pop(), tuple(layers), tuple(in_order(planes)))
 
 
@@ -332,7 +334,7 @@ def read_layer(i: int, name: str, scalar: Callable[[str], int], tensors: set[str
             return LayerCache(CacheKind.WINDOW, scalar(f"{i}.4"))
         case "ArraysCache" if not tensors & {f"{i}.1", f"{i}.2"}:
             return LayerCache(CacheKind.STATE)
-    raise StorageError(f"Layer {i} of the prompt cache is a {name} such as sessions have none of.")
+    raise StorageError(f"Layer {i} of the prompt cache is a {name}, of which sessions have none. Choose another model.")
 
 
 def ring(i: int, scalar: Callable[[str], int], keys: Tensor, layer: LayerCache) -> range | list[int]:

@@ -41,4 +41,4 @@ def from_file(path: Path) -> Transfer:
     except FileNotFoundError as error:
         raise StorageError(f"There is no file {path}. Give one that `mlx-mcp sessions export` wrote.") from error
     except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror}.") from error
+        raise StorageError(f"{path} cannot be read: {error.strerror}. Give another file.") from error

@@ -60,13 +60,14 @@ def test_a_seed_gives_the_same_text_again():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", ""], "prompt is empty"),
-        (["run", "x", "--model", "/nowhere"], "hub id"),
+        (["run", ""], "The prompt is empty. Say what the model should do: mlx-mcp run"),
+        (["run", "x", "--model", "/nowhere"], "give `embedded`, a folder, or a hub id"),
         (["run", "x", "--max-tokens", "0"], "at least 1"),
         (["run", "x", "--max-tokens", "1000000000"], "Lower max_tokens"),
         (["run", "x", "--model", "nobody/nothing"], "offline"),
-        (["serve", "--host", "0.0.0.0", "--http"], "MLX_MCP_TOKEN"),
-        (["serve", "--host", "127.0.0.1"], "--http"),
+        (["serve", "--host", "0.0.0.0", "--http"], "needs a token: set MLX_MCP_TOKEN"),
+        (["serve", "--host", "127.0.0.1"], "--host and --port go with --http: give it"),
+        (["--show-completion", "tcsh"], "There is no completion for 'tcsh'. Give one of: bash"),
         (["models", "--model", "a/b/c"], "hub id"),
     ],
 )
@@ -79,24 +80,26 @@ def test_a_mistake_is_told_in_one_line_that_names_the_next_step(arguments, words
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"),
+    ("setting", "value", "words"),
     [
-        ("port", "99999"),
-        ("kv_bits", "3"),
-        ("chunk_tokens", "100"),
-        ("prefill_tokens_busy", "64"),
-        ("block_tokens", "48"),
-        ("session_ttl_s", "0"),
-        ("max_sessions", "0"),
-        ("shared_prefix_rows", "-1"),
-        ("file_roots", "/nowhere"),
-        ("max_kv_bytes", "0"),
+        ("port", "99999", "Correct the flag, the variable"),
+        ("kv_bits", "3", "it must be 8 or 4, or unset for full precision"),
+        ("chunk_tokens", "100", "multiple of 64"),
+        ("prefill_tokens_busy", "64", "must be at least chunk_tokens (128)"),
+        ("block_tokens", "48", "must be a multiple of block_tokens (48)"),
+        ("session_ttl_s", "0", "greater than 0"),
+        ("max_sessions", "0", "greater than"),
+        ("shared_prefix_rows", "-1", "greater than"),
+        ("file_roots", "/nowhere", "Correct the flag, the variable"),
+        ("max_kv_bytes", "0", "greater than"),
+        ("token", "é", "MLX_MCP_TOKEN must be ASCII"),
     ],
 )
-def test_a_setting_that_is_out_of_range_is_named(setting, value):
+def test_a_setting_that_is_out_of_range_is_named_with_what_it_must_be(setting, value, words):
     done = invoked("models", **{f"MLX_MCP_{setting.upper()}": value})
     assert done.exit_code == 2
-    assert setting in done.stderr
+    assert setting in done.stderr.lower()
+    assert words in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -136,7 +139,7 @@ def test_a_typo_ends_a_command_with_one_line(arguments):
         ("session_ttl_s = false", "session_ttl_s: Value error, it cannot be false"),
         ("model = 5", "model: Input should be a valid string"),
         ("file_roots = 5", "file_roots: Input should be"),
-        ("port = ", "cannot be read"),
+        ("port = ", "cannot be read: "),
     ],
 )
 def test_a_fault_in_the_settings_file_is_told_in_one_line(tmp_path, monkeypatch, text, words):
@@ -146,6 +149,7 @@ def test_a_fault_in_the_settings_file_is_told_in_one_line(tmp_path, monkeypatch,
         Config.load()
     assert words in str(refused.value)
     assert str(tmp_path / "config.toml") in str(refused.value)
+    assert words != "cannot be read: " or "Correct that file" in str(refused.value)
     assert "\n" not in str(refused.value)
 
 

@@ -88,11 +88,11 @@ def test_what_comes_damaged_is_refused(hub):
 
 def test_a_download_is_not_begun_without_consent_or_room(hub, monkeypatch):
     done = invoked("pull", REPO)
-    assert (done.exit_code, "say --yes" in done.stderr) == (2, True)
+    assert (done.exit_code, "There is nobody to ask here: say --yes" in done.stderr) == (2, True)
     full = shutil.disk_usage("/")._replace(free=1 << 29)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
     done = invoked("pull", REPO, "--yes")
-    assert (done.exit_code, "not room" in done.stderr, "HF_HOME" in done.stderr) == (2, True, True)
+    assert (done.exit_code, "or set HF_HOME to a folder" in done.stderr) == (2, True)
     assert not any("resolve" in path for path in hub.asked)
 
 
@@ -101,12 +101,12 @@ def test_a_download_is_not_begun_without_consent_or_room(hub, monkeypatch):
     [
         (["pull", "someone/else", "--yes"], "Check the name and the network"),
         (["pull", "tiny"], "Model not found: 'tiny'"),
-        (["pull", "embedded"], "not from the hub"),
+        (["pull", "embedded"], "is not from the hub but in"),
         (["rm", "embedded", "--yes"], "not from the hub"),
-        (["alias", "x"], "--remove"),
-        (["alias", "x", "embedded", "--remove"], "not both"),
+        (["alias", "x"], "is to stand for, or --remove"),
+        (["alias", "x", "embedded", "--remove"], "Give --remove, or a model that"),
         (["alias", "embedded", REPO], "is a name already"),
-        (["alias", "a b", REPO], "take 1 to 64 letters"),
+        (["alias", "a b", REPO], "cannot be an alias: take 1 to 64 letters, digits, dots, dashes, underscores, colons"),
         (["alias", "x", "nothing"], "Model not found"),
     ],
 )
@@ -120,7 +120,7 @@ def test_a_model_that_the_engine_has_in_memory_is_not_removed(hub, monkeypatch):
     told(invoked("pull", REPO, "--yes"))
     monkeypatch.setattr(models_module, "engine_status", lambda: {"models": [f"{REPO}+sql"], "loading": []})
     done = invoked("rm", REPO, "--yes")
-    assert (done.exit_code, "unload_model" in done.stderr) == (2, True)
+    assert (done.exit_code, "Unload it (the tool unload_model)" in done.stderr) == (2, True)
     monkeypatch.setattr(models_module, "engine_status", lambda: None)
     assert REPO in listed()
 

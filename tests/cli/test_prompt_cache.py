@@ -21,6 +21,7 @@ from mlx_lm.utils import load
 from typer.testing import CliRunner
 
 from mlx_mcp.chat.message import Message
+from mlx_mcp.cli import prompt_cache
 from mlx_mcp.cli.main import app
 from mlx_mcp.config import Config
 from mlx_mcp.core.cache.prefixes import block_key
@@ -196,7 +197,9 @@ def test_keys_and_values_that_would_be_other_here_are_refused_with_the_reason(tm
     here = Here(tmp_path, monkeypatch, kv_bits=8)
     file = cached_by_mlx_lm(here)
     monkeypatch.delenv("MLX_MCP_KV_BITS")
-    assert "in 8 bits" in here.sessions("import", file, "--prompt", TEXT, status=2)
+    refused = here.sessions("import", file, "--prompt", TEXT, status=2)
+    assert "in 8 bits" in refused
+    assert "Have mlx_lm.cache_prompt write it the same way" in " ".join(refused.split())
 
 
 def test_half_precision_is_refused_where_models_compute_in_single(here):
@@ -204,7 +207,9 @@ def test_half_precision_is_refused_where_models_compute_in_single(here):
     arrays, metadata = mx.load(str(file), return_metadata=True)
     halves = {name: array.astype(mx.bfloat16) if array.ndim == 4 else array for name, array in arrays.items()}
     mx.save_safetensors(str(file), halves, metadata)
-    assert "BF16" in here.sessions("import", file, "--prompt", TEXT, status=2)
+    refused = " ".join(here.sessions("import", file, "--prompt", TEXT, status=2).split())
+    assert "BF16, and on this CPU models compute in" in refused
+    assert "Convert the model (mlx_lm.convert --dtype float32) and write the file with it" in refused
 
 
 def test_a_cache_that_drops_tokens_is_refused_with_the_reason(here):
@@ -227,7 +232,18 @@ def test_what_is_no_prompt_cache_is_told_so_in_one_line(here):
     file = here.path / "other.safetensors"
     mx.save_safetensors(str(file), {"x": mx.zeros(3)})
     assert "not a whole export" in here.sessions("import", file, status=2)
-    assert "is none" in here.sessions("import", file, "--prompt", "x", status=2)
+    refused = here.sessions("import", file, "--prompt", "x", status=2)
+    assert "is no prompt cache of mlx_lm, which --prompt and --model are for: leave these out" in refused
+
+
+def test_a_disk_that_is_full_while_a_prompt_cache_is_taken_in_is_told(here):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    file = cached_by_mlx_lm(here)
+    here.monkeypatch.setattr(prompt_cache, "write_durably", refuse)
+    refused = " ".join(here.sessions("import", file, "--prompt", TEXT, status=2).split())
+    assert "No space left on device. Make room next to the cache folder" in refused
 
 
 def test_whatever_a_damaged_prompt_cache_says_it_is_refused_in_one_line_or_read_as_it_is(here):

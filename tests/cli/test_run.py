@@ -34,13 +34,29 @@ def test_what_is_piped_in_comes_before_the_prompt_or_is_the_prompt(tmp_path):
     assert done.stdout == "8931\n"
 
 
-@pytest.mark.parametrize(("closed", "status", "words"), [("<&-", 2, "stdin is closed"), (">&- </dev/null", 2, "empty")])
+@pytest.mark.parametrize(
+    ("closed", "status", "words"),
+    [
+        ("<&-", 2, "stdin is closed. Give the prompt as an argument"),
+        (">&- </dev/null", 2, "The prompt is empty. Say what"),
+        ("0>/dev/null", 2, "stdin cannot be read: Bad file descriptor. Give the prompt"),
+    ],
+)
 def test_a_run_without_stdin_or_stdout_ends_in_one_line(closed, status, words):
     line = f"{shlex.join(command('run'))} {closed}"
     done = subprocess.run(line, shell=True, **OPTIONS)
     assert done.returncode == status
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_at_a_terminal_without_a_prompt_says_how_it_is_given():
+    ours, terminal = os.openpty()
+    done = subprocess.run(command("run"), stdin=terminal, **OPTIONS)
+    os.close(ours)
+    os.close(terminal)
+    assert done.returncode == 2
+    assert 'Say what the model should do: mlx-mcp run "…", or `… | mlx-mcp run`' in done.stderr
 
 
 @pytest.mark.long
@@ -81,18 +97,20 @@ def test_an_answer_obeys_a_schema_from_a_file_or_the_command_line(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "stdin", "words"),
     [
-        (["x", "--file", "{0}/nowhere"], b"", "There is no file"),
-        (["x", "--file", "{0}"], b"", "is a folder"),
+        (["x", "--file", "{0}/nowhere"], b"", "Give the path of one"),
+        (["x", "--file", "{0}"], b"", "is a folder: give the files in it, one by one"),
         (["x", "--file", "{0}/latin"], b"", "no UTF-8 text: byte 3 is 0xe9"),
-        (["x", "--file", "{0}/long"], b"", "more than 10000 bytes"),
-        (["x", *["--file", "{0}/half"] * 4], b"", "20000 are read at most"),
-        (["x", *["--file", "{0}/half"] * 65], b"", "at most 64"),
+        (["x", "--file", "{0}/long"], b"", "bytes. Give the part that matters, or raise MLX_MCP_MAX_FILE_BYTES"),
+        (["x", *["--file", "{0}/half"] * 4], b"", "20000 are read at most. Give fewer, or raise"),
+        (["x", *["--file", "{0}/half"] * 65], b"", "65 files are too many: give at most 64"),
         (["x"], b"\xff", "'stdin' is no UTF-8 text"),
         (["x"], b"x" * 20_001, "More than 20000 bytes come through stdin"),
-        ([], b" \n", "The prompt is empty"),
-        (["x", "--schema", "{0}/nowhere"], b"", "neither a JSON object nor a file"),
-        (["x", "--schema", "{{"], b"", "is no JSON"),
+        ([], b" \n", "The prompt is empty. Say what the model should do"),
+        (["x", "--schema", "{0}/nowhere"], b"", "--schema must be a JSON object, or a file that can be read"),
+        (["x", "--schema", "{{"], b"", "The schema in --schema is no JSON"),
         (["x", "--schema", "{0}/half"], b"", "is no JSON"),
+        (["x", "--schema", "{0}/list"], b"", "must be a JSON object, such as"),
+        (["x", "--file", "{0}/" + "x" * 300], b"", "File name too long. Give another file"),
         (["x", "--model", "nobody"], b"", "hub id"),
     ],
 )
@@ -100,6 +118,7 @@ def test_what_cannot_be_read_is_told_with_the_next_step(tmp_path, arguments, std
     (tmp_path / "latin").write_bytes("café".encode("latin-1"))
     (tmp_path / "long").write_bytes(b"x" * 10_001)
     (tmp_path / "half").write_bytes(b"x" * 6000)
+    (tmp_path / "list").write_text("[]")
     limits = {"MLX_MCP_MAX_FILE_BYTES": "10000", "MLX_MCP_MAX_FILES_BYTES": "20000"}
     done = invoked("run", *(argument.format(tmp_path) for argument in arguments), stdin=stdin, **limits)
     assert (done.exit_code, done.stdout) == (2, "")

@@ -102,7 +102,12 @@ def test_an_export_is_imported_where_another_store_is(folder, tmp_path, monkeypa
         (("show", "nobody"), "Session not found"),
         (("rm", "nobody"), "Session not found"),
         (("export", "nobody", "x"), "Session not found"),
-        (("import", "/nowhere/x"), "x"),
+        (("import", "/nowhere/x"), "There is no file /nowhere/x. Give one that `mlx-mcp sessions export` wrote"),
+        (("import", "/"), "is a folder: give a file that `mlx-mcp sessions export` wrote"),
+        (("import", "/etc/passwd/x"), "cannot be read: Not a directory. Give another file"),
+        (("export", "facts", "/"), "is a folder: give the file that is to be written"),
+        (("export", "facts", "/nowhere/x"), "There is no folder /nowhere. Make it first, or choose another"),
+        (("export", "facts", "/etc/passwd/x"), "cannot be written to: Not a directory. Choose another folder"),
     ],
 )
 def test_what_is_not_there_is_said_in_one_line(folder, arguments, said):
@@ -111,6 +116,15 @@ def test_what_is_not_there_is_said_in_one_line(folder, arguments, said):
     assert result.exit_code == 2
     assert said in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_session_that_is_damaged_is_said_to_be_and_what_to_do(folder):
+    keep(folder)
+    [file] = folder.glob("*.session.safetensors")
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    result = run("show", "facts")
+    assert result.exit_code == 2
+    assert "What was kept of session 'facts' is damaged. Remove it: `mlx-mcp sessions rm facts`" in result.output
 
 
 def test_a_folder_that_a_server_has_open_is_left_alone(folder):

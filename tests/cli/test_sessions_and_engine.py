@@ -7,7 +7,10 @@ import subprocess
 import threading
 
 import pytest
+from typer.testing import CliRunner
 
+from mlx_mcp.cli import folder_owner
+from mlx_mcp.cli.main import app
 from mlx_mcp.process.locks import try_lock
 from mlx_mcp.storage.store import Store
 from tests.cli.test_sessions import keep
@@ -148,6 +151,34 @@ def test_an_engine_that_ends_meanwhile_is_told(tmp_path):
         assert done.returncode == 2
         assert "The engine ended before that was done" in done.stderr
         assert not (tmp_path / "x").exists()
+
+
+def test_an_engine_that_falls_silent_meanwhile_is_told_with_how_to_end_it(tmp_path, monkeypatch):
+    keep(tmp_path / "store")
+    monkeypatch.setattr(folder_owner, "SILENT_S", 0.2)
+    with state_folder(**settings(tmp_path / "store")) as (place, env):
+        for name in ("MLX_MCP_STATE_DIR", *settings(tmp_path / "store")):
+            monkeypatch.setenv(name, env[name])
+        listener = place.listen()
+        listener.setblocking(True)
+        ended = threading.Event()
+
+        def answer():
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b'{"pid": 1}\n')
+                assert ended.wait(WAIT_S)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        done = CliRunner().invoke(app, ["sessions", "rm", "facts"])
+        ended.set()
+        thread.join(WAIT_S)
+        listener.close()
+        os.unlink(place.socket)
+    assert done.exit_code == 2
+    assert "The engine has said nothing for 0.2 s. `mlx-mcp engine stop` ends it" in done.output
 
 
 def test_looking_is_possible_beside_an_engine_that_is_too_old_for_the_question(tmp_path):

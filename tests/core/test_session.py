@@ -12,7 +12,9 @@ def test_a_session_is_found_by_its_own_tenant_alone():
     session = house.open(words(20), name="notes")
     assert house.store.get("ann", "notes") is house.store.get("ann", session.session_id) is session
     for asked in ("notes", session.session_id):
-        with pytest.raises(UnknownSession):
+        with pytest.raises(
+            UnknownSession, match="list_sessions shows yours; create_session, or generate with keep=true"
+        ):
             house.store.get("bob", asked)
 
 
@@ -124,7 +126,7 @@ def test_an_ephemeral_session_takes_with_it_what_nobody_else_goes_on_from():
 
 def test_what_has_no_finished_turn_cannot_be_forked_and_there_are_so_many_and_no_more():
     house = House()
-    with pytest.raises(SessionBusy):
+    with pytest.raises(SessionBusy, match="cannot be used now: its context is still being computed"):
         house.store.fork(house.store.open("ann", "tiny", SessionOptions(), (), 1), 1, ())
     parent = house.open(words(20))
     house.store.fork(parent, 49, ())

@@ -140,7 +140,8 @@ def test_an_exception_in_a_step_fails_its_rows_and_the_engine_goes_on():
     engine.loader.runner.explode = RuntimeError("boom")
     lost = [submit(engine, i, "text") for i in range(3)]
     engine.step()
-    assert all("boom" in str(events[-1].error) for events in lost)
+    told = "The generation failed: RuntimeError('boom'). Try again"
+    assert all(told in str(events[-1].error) for events in lost)
     assert engine.stats.rows == 0
     after = submit(engine, 9, "after")
     run(engine)
@@ -345,7 +346,8 @@ def test_a_model_that_can_never_fit_is_refused_with_the_figures():
     engine.loader.weights_bytes = 2_000_000_000
     events = load(engine, "other")
     assert isinstance(events[-1].error, ModelError)
-    assert "2.0 GB" in str(events[-1].error)
+    assert "take 2.0 GB, more than" in str(events[-1].error)
+    assert "GB that models may use. Choose a smaller or more strongly quantized model" in str(events[-1].error)
     assert engine.stats.models == ("tiny",)
 
 

@@ -67,7 +67,7 @@ def test_whoever_waits_hears_of_an_error_and_the_next_piece_has_its_turn(io, inb
     inbox.wait(3)
     assert inbox[0] is refused
     assert isinstance(inbox[1], StorageError)
-    assert "broken" in str(inbox[1])
+    assert "The store failed: ValueError('broken'). Generations go on; restart the server" in str(inbox[1])
     assert inbox[2] == "fine"
 
 

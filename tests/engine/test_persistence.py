@@ -182,7 +182,7 @@ def test_a_version_stays_as_it_was_while_its_session_goes_on(folder):
     house.run()
     assert house.restored(events) == 30
     assert house.log(fork) == words(30) + "apart" + events.text
-    with pytest.raises(UnknownVersion, match="it has: v1"):
+    with pytest.raises(UnknownVersion, match=r"on disk; it has: v1\. persist_session makes one"):
         house.fork_version("base", "v2")
 
 
@@ -233,7 +233,7 @@ def test_what_can_be_kept_is_said_before_anything_is_written(folder):
         house.persist("nobody")
     with pytest.raises(InvalidRequest, match="ephemeral"):
         house.persist(house.open("abc", ephemeral=True))
-    with pytest.raises(InvalidRequest, match="version"):
+    with pytest.raises(InvalidRequest, match="cannot be a version: take 1 to 64 letters"):
         house.persist(house.open("abc"), "../up")
     session = house.open("abc")
     with pytest.raises(UnknownSession):
@@ -278,7 +278,7 @@ def test_a_session_of_another_tokenizer_is_refused_with_the_next_step_and_stays_
         events = house.say("def", session, after="user")
         house.run()
         assert isinstance(events.error, OtherTokenizer)
-        assert "Begin a new session" in str(events.error)
+        assert "so its tokens no longer mean the same. Begin a new session" in str(events.error)
     (fork,) = house.fork(session)
     events = house.say("def", fork, after="user")
     house.run()

@@ -95,7 +95,7 @@ def test_a_turn_that_races_another_is_told_that_the_session_is_busy():
     session = house.open("abc")
     first, second = house.say("|one", session), house.say("|two", session)
     assert isinstance(second.error, SessionBusy)
-    assert re.match(r"session_busy: .* queue=true", str(second.error))
+    assert re.match(r"session_busy: .* cannot be used now: another turn .* queue=true", str(second.error))
     house.run()
     assert first.text == "one"
 
@@ -136,6 +136,7 @@ def test_so_many_turns_wait_for_a_session_and_no_more():
     session = house.open("abc")
     turns = [house.say("|x", session, queue=True) for _ in range(MAX_QUEUE + 2)]
     assert isinstance(turns[-1].error, CapacityError)
+    assert re.fullmatch(r"\d+ turns wait for this session already\. Retry in 5 s\.", str(turns[-1].error))
     house.run()
     assert all(isinstance(t[-1], Finished) for t in turns[:-1])
 
@@ -155,6 +156,17 @@ def test_a_turn_encoded_for_another_end_of_the_session_waits_to_be_encoded_again
     house.engine.handle(Encoded(following.sequence_id, tuple(map(ord, "|x")), SamplingParams(60), None, "assistant"))
     house.run()
     assert house.log(session) == "abc" + "hi" + turn.text + "|x" + "x"
+
+
+def test_a_turn_whose_prompt_does_not_come_is_told_to_try_again():
+    house = House(max_wait_s=60)
+    session = house.prime("abc")
+    turn = house.say("|hi", session)
+    assert turn == [EncodeAgain(loaded=True)]
+    house.engine.check_time()
+    house.now += 61
+    house.engine.check_time()
+    assert re.fullmatch(r"The call waited 61 s for its prompt\. Retry in \d+ s\.", str(turn.error))
 
 
 def test_a_turn_that_is_cancelled_while_it_is_encoded_again_lets_the_next_one_begin():
@@ -359,7 +371,9 @@ def test_a_name_is_taken_once_per_tenant():
     house.open("abc", name="work")
     assert isinstance(house.say("abc", opens=SessionOptions("work")).error, InvalidRequest)
     for name in ("a b", "s_" + "0" * 32, "ä", "x" * 65):
-        assert isinstance(house.say("abc", opens=SessionOptions(name)).error, InvalidRequest)
+        refused = house.say("abc", opens=SessionOptions(name)).error
+        assert isinstance(refused, InvalidRequest)
+        assert re.search(r"handles begin with s_: take another|session's name: take 1 to 64 letters", str(refused))
     house.say("abc", opens=SessionOptions("work"), tenant="bob")
     house.run()
     with pytest.raises(InvalidRequest, match="named 'x'"):

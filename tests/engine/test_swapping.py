@@ -372,7 +372,7 @@ def test_a_model_that_calls_use_or_wait_for_is_not_unloaded_and_one_that_is_not_
     running, waits = house.call("a", "x" * 15), house.call("b")
     for _ in range(8):
         house.step()
-    for name, why in (("a", "calls run"), ("b", "being loaded")):
+    for name, why in (("a", "calls run"), ("b", "it is being loaded. Wait")):
         refused = house.unload(name)
         assert isinstance(refused.error, ModelBusy)
         assert why in str(refused.error)

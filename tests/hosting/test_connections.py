@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -12,7 +13,7 @@ import pytest
 from mlx_mcp.config import Config
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.engine.messages import Submit
-from mlx_mcp.hosting import connection
+from mlx_mcp.hosting import connection, connections
 from mlx_mcp.hosting.connection import client_name
 from mlx_mcp.hosting.connections import CHECK_S, Connections
 from mlx_mcp.process.environment import window_hello
@@ -270,6 +271,22 @@ async def test_a_bad_line_is_answered_and_the_connection_goes_on(line, id_, word
         assert (await peer.answer(11))["result"]["structuredContent"]["text"] == "hello"
 
 
+async def test_what_cannot_be_served_is_refused_with_the_next_step(tmp_path, monkeypatch):
+    for folder in ("a/x", "b/x"):
+        (tmp_path / folder).mkdir(parents=True)
+    async with serving() as served:
+        await served.join(model=str(tmp_path / "a" / "x"))
+        _, told = await served.greet(model=str(tmp_path / "b" / "x"))
+        assert "The running engine knows another folder as 'x'" in told["error"]
+        assert "Rename one of the two, or serve with --standalone" in told["error"]
+        peer, _ = await served.greet(kind="http")
+        assert "one socket; connect with `mlx-mcp serve --http`" in (await peer.line())["error"]
+        monkeypatch.setattr(connections, "peer", lambda connection: (1, os.geteuid() + 1))
+        _, told = await served.greet()
+        assert told == {"error": "This is another user's engine. Set MLX_MCP_STATE_DIR to a folder of your own."}
+        monkeypatch.undo()
+
+
 async def test_a_connection_that_is_not_read_holds_up_no_other():
     async with serving() as served:
         deaf, other = await served.join(), await served.join()
@@ -445,7 +462,7 @@ async def test_a_request_whose_id_is_no_string_and_no_integer_is_answered_with_a
         await peer.send(b'{"jsonrpc":"2.0","id":%s,"method":"tools/list"}\n' % bad.encode(), PING)
         answer = await peer.answer(None, PING["id"])
         assert (answer["id"], answer["error"]["code"]) == (None, -32600)
-        assert "string or an integer" in answer["error"]["message"]
+        assert "This one is neither, so its answer has no id" in answer["error"]["message"]
         assert "result" in await peer.answer(PING["id"])
         await peer.send({"jsonrpc": "2.0", "id": None, "method": "notifications/initialized"}, PING)
         assert "result" in await peer.answer(None, PING["id"])

@@ -117,6 +117,12 @@ async def test_a_question_is_answered_by_whoever_has_the_folder_open(folder, tmp
         assert await (await ask("purge")).answer() == {"result": None}
 
 
+async def test_a_question_that_is_none_is_refused_with_the_next_step(folder, tmp_path):
+    async with serving(folder) as (_, asking):
+        told = (await (await asking("sing")).answer())["error"]
+    assert told == "The engine cannot 'sing' sessions so; `mlx-mcp engine stop` ends it."
+
+
 async def test_a_file_is_written_where_the_descriptor_says_and_nowhere_else(folder, tmp_path):
     (tmp_path / "out").mkdir()
     fd = os.open(tmp_path / "out", os.O_RDONLY)

@@ -108,7 +108,11 @@ BAD_LINES = [
     (b"garbage\n", None, "not a JSON-RPC message"),
     (b"[]\n", None, "not a JSON-RPC message"),
     (b"\x00\n", None, "not a JSON-RPC message"),
-    (b'{"jsonrpc":"2.0","id":9,"method":"ping","params":{"x":"' + b"y" * 100_001 + b'"}}\n', 9, "longer than 100000"),
+    (
+        b'{"jsonrpc":"2.0","id":9,"method":"ping","params":{"x":"' + b"y" * 100_001 + b'"}}\n',
+        9,
+        "line is longer than 100000 bytes; send less",
+    ),
     (b'{"jsonrpc":"2.0","id":10,"method":"tools/call",\n', 10, "not a JSON-RPC message"),
 ]
 

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mlx_mcp.cli.main import app
+from mlx_mcp.install import host_command
 from mlx_mcp.install.hosts import HOSTS
 from mlx_mcp.install.server import command_here, is_own
 
@@ -173,23 +174,31 @@ def test_hosts_that_read_variables_get_a_reference_and_the_others_the_token_only
             assert "TOK" in shown
             assert "s3cret" not in shown
         else:
-            assert "--token-in-clear" in home.run("install", host.name, *url, "--token-env", "TOK", "--print", status=2)
+            refused = home.run("install", host.name, *url, "--token-env", "TOK", "--print", status=2)
+            assert "Give --token-in-clear as well" in refused
         assert "s3cret" in home.run("install", host.name, *url, "--token-env", "TOK", "--token-in-clear", "--print")
 
 
 @pytest.mark.parametrize(
     ("words", "step"),
     [
-        (["cursorr"], "Did you mean cursor?"),
-        (["cursor", "--env", "A"], "NAME=VALUE"),
+        (["cursorr"], "Did you mean cursor? Give one of: claude-code"),
+        (["cursor", "--env", "A"], "it must be NAME=VALUE, as MLX_MCP_KV_BITS=8"),
+        (["cursor", "--env", "A=\udcff"], "is not UTF-8, and hosts' files are. Give it another name"),
         (["cursor", "--env", "=b"], "NAME=VALUE"),
-        (["cursor", "--token-env", "A"], "go with --http"),
-        (["cursor", "--http", "localhost:8080"], "http://127.0.0.1:8080/mcp"),
-        (["cursor", "--http", "http://x/mcp", "--model", "y"], "leave them out"),
-        (["cursor", "--http", "http://x/mcp", "--token-in-clear"], "wants --token-env"),
-        (["zed", "--link"], "these have: cursor"),
-        (["goose", "--link", "--env", "A=b"], "without --link"),
-        (["goose", "--link", "--http", "http://x/mcp", "--token-env", "A"], "without --link"),
+        (["cursor", "--token-env", "A"], "--token-env and --token-in-clear go with --http: give its URL"),
+        (["cursor", "--http", "localhost:8080"], "it must be a URL, as http://127.0.0.1:8080/mcp"),
+        (["cursor", "--http", "http://x/mcp", "--model", "y"], "leave them out where --http has a URL"),
+        (
+            ["cursor", "--http", "http://x/mcp", "--token-in-clear"],
+            "give --token-env, the name of a variable that holds it",
+        ),
+        (["zed", "--link"], "has no links that register a server. Leave out --link; these have: cursor"),
+        (
+            ["goose", "--link", "--env", "A=b"],
+            "A link of Goose carries no settings. Use `mlx-mcp install goose` without --link",
+        ),
+        (["goose", "--link", "--http", "http://x/mcp", "--token-env", "A"], "A link of Goose carries no token"),
     ],
 )
 def test_a_mistake_is_refused_with_the_next_step(home, words, step):
@@ -200,7 +209,9 @@ def test_a_mistake_is_refused_with_the_next_step(home, words, step):
 def test_one_host_that_fails_does_not_keep_the_others_from_being_registered(home):
     (home.folder / ".cursor").mkdir()
     (home.folder / ".cursor" / "mcp.json").write_text("{")
-    assert "line 1, column 2" in home.run("install", "cursor", "zed", status=2)
+    said = home.run("install", "cursor", "zed", status=2)
+    assert "line 1, column 2: " in said
+    assert "Nothing was changed. Correct that, or edit it by hand" in said
     assert "mlx" in home.json(".config/zed/settings.json")["context_servers"]
 
 
@@ -291,8 +302,20 @@ def test_a_command_that_fails_is_told_with_what_it_said_and_the_way_without_it(h
     monkeypatch.setenv("FAKE_ERROR", "no licence")
     said = home.run("install", "claude-code", status=2)
     assert "no licence" in said
-    assert "--edit-file" in said
+    assert "failed with 1: " in said
+    assert "Correct that and try again. Give --edit-file, which has" in said
     assert "is registered, in" in home.run("install", "claude-code", "--edit-file", "--force", "--name", "other")
+
+
+def test_a_command_that_does_not_start_or_end_is_told_with_the_way_without_it(home, monkeypatch):
+    home.give("claude")
+    monkeypatch.setattr(host_command, "LIMIT_S", 0.2)
+    (home.bin / "claude").write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
+    said = home.run("install", "claude-code", status=2)
+    assert "`claude` did not end within 0.2 s. Give --edit-file, which has" in said
+    (home.bin / "claude").write_text("")
+    said = home.run("install", "claude-code", status=2)
+    assert "`claude` cannot be started (Exec format error). Give --edit-file, which has" in said
 
 
 def test_the_folder_that_a_host_is_told_to_use_is_used(home, monkeypatch, tmp_path):

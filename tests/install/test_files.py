@@ -16,13 +16,14 @@ from tests.install.test_odd_files import SERVER, Place
 OTHER = b'{"mcpServers": {"mlx": {"command": "npx", "args": ["other"]}}}'
 BROKEN = {
     "no end": ("cursor", b'{\n  "mcpServers": {\n', "line 3, column 1"),
-    "no comma": ("cursor", b'{\n  "a": 1\n  "b": 2\n}', "line 3, column 3"),
-    "no value": ("cursor", b'{"a": }', "line 1, column 7"),
-    "a key without quotes": ("cursor", b"{a: 1}", "line 1, column 2"),
-    "two objects": ("cursor", b"{}\n{}", "line 2, column 1"),
+    "no comma": ("cursor", b'{\n  "a": 1\n  "b": 2\n}', "line 3, column 3: a comma or } is expected"),
+    "no value": ("cursor", b'{"a": }', "line 1, column 7: a value is expected"),
+    "no colon": ("cursor", b'{"a" 1}', "line 1, column 6: a colon is expected after the key"),
+    "a key without quotes": ("cursor", b"{a: 1}", "line 1, column 2: a key in double quotes, or }, is expected"),
+    "two objects": ("cursor", b"{}\n{}", "line 2, column 1: nothing may come after the end of the object"),
     "a text without an end": ("cursor", b'{\r\n"a": "b\r\n}', "line 2, column 8"),
-    "a comment without an end": ("zed", b"{} /* x", "line 1, column 4"),
-    "nested without end": ("cursor", b"[" * 100_000, "line 1, column 1"),
+    "a comment without an end": ("zed", b"{} /* x", "line 1, column 4: this comment does not end"),
+    "nested without end": ("cursor", b"[" * 100_000, "line 1, column 1: this is nested too deeply"),
     "toml": ("codex", b'a = 1\nb = "\n', "line 2, column 6"),
     "toml twice": ("codex", b"[a]\n[b]\n[a]\n", "line 3, column 3"),
     "toml without an end": ("codex", b"a = [\n1,\n", "line 3, column 1"),
@@ -30,16 +31,32 @@ BROKEN = {
     "yaml, two documents": ("goose", b"a: 1\n---\nb: 1\n", "line 2, column 1"),
     "yaml, a tag that is not known": ("goose", b"a: !secret x\n", "line 1, column 4"),
     "yaml, tabs": ("goose", b"a:\n\tb: 1\n", "line 2, column 1"),
-    "not UTF-8": ("cursor", b'{\n  "a": "\xe9"\n}', "line 2, column 9"),
-    "UTF-16": ("cursor", "{}".encode("utf-16"), "line 1, column 1"),
+    "not UTF-8": ("cursor", b'{\n  "a": "\xe9"\n}', "is not UTF-8 (line 2, column 9). Save it as UTF-8"),
+    "UTF-16": ("cursor", "{}".encode("utf-16"), "(line 1, column 1). Save it as UTF-8"),
 }
 UNFIT = {
-    "the whole is a list": ("cursor", b"[]", "line 1, column 1"),
-    "servers are a list": ("cursor", b'{\n  "mcpServers": []\n}', "line 2, column 17"),
-    "servers are there twice": ("cursor", b'{"mcpServers": {},\n "mcpServers": {}}', "line 2, column 2"),
-    "toml in braces": ("codex", b"mcp_servers = {a = {command = 'b'}}\n", "mcp_servers.mlx"),
-    "toml, no table": ("codex", b"mcp_servers = 1\n", "'mlx'"),
-    "yaml, an alias": ("goose", b"a: &x {b: 1}\nextensions: *x\n", "extensions.mlx"),
+    "the whole is a list": ("cursor", b"[]", "line 1, column 1: the whole is no object, as it should be"),
+    "servers are a list": (
+        "cursor",
+        b'{\n  "mcpServers": []\n}',
+        "line 2, column 17: 'mcpServers' is no object, as it should be",
+    ),
+    "servers are there twice": (
+        "cursor",
+        b'{"mcpServers": {},\n "mcpServers": {}}',
+        "line 2, column 2: there is a second 'mcpServers'; remove one of them",
+    ),
+    "toml in braces": (
+        "codex",
+        b"mcp_servers = {a = {command = 'b'}}\n",
+        "mcp_servers.mlx is not written as a table with a header of its own",
+    ),
+    "toml, no table": ("codex", b"mcp_servers = 1\n", "what should hold 'mlx' is '1'"),
+    "yaml, an alias": (
+        "goose",
+        b"a: &x {b: 1}\nextensions: *x\n",
+        "extensions.mlx is not written so that it can be edited",
+    ),
     "yaml, a list": ("goose", b"extensions: [a]\n", "'mlx'"),
 }
 
@@ -55,9 +72,10 @@ def test_a_file_that_is_broken_or_cannot_be_edited_is_refused_untouched_and_the_
     there = place(name, data)
     names = there.names()
     for work in (there.install, there.uninstall) if case in BROKEN else (there.install,):
-        with pytest.raises(InstallError, match="by hand") as caught:
+        with pytest.raises(InstallError, match="edit it by hand: `mlx-mcp install --print` shows the entry") as caught:
             work()
         assert where in str(caught.value)
+        assert case not in UNFIT or "Nothing was changed; edit it by hand" in str(caught.value)
         assert str(there.file) in str(caught.value)
     assert (there.data(), there.names(), there.record.edits()) == (data, names, [])
 
@@ -82,7 +100,9 @@ def test_a_new_file_is_the_users_alone(place):
 def test_a_folder_in_the_files_place_is_refused(place):
     there = place("cursor", None)
     there.file.mkdir(parents=True)
-    with pytest.raises(InstallError, match="directory"):
+    with pytest.raises(
+        InstallError, match=r"cannot be read or written \(Is a directory\)\. Correct that, or edit it by hand"
+    ):
         there.install()
 
 
@@ -105,9 +125,13 @@ def test_a_symbolic_link_stays_one_and_what_it_leads_to_is_changed(place, tmp_pa
 
 def test_an_entry_of_another_program_is_refused_and_by_force_replaced_and_put_back(place):
     there = place("cursor", OTHER)
-    with pytest.raises(InstallError, match="--force"):
+    with pytest.raises(
+        InstallError, match=r"does not start mlx-mcp\. Say with --name|Choose a --name, or replace it with --force"
+    ):
         there.install()
-    with pytest.raises(InstallError, match="--force"):
+    with pytest.raises(
+        InstallError, match=r"does not start mlx-mcp\. Say with --name|Choose a --name, or replace it with --force"
+    ):
         there.uninstall()
     assert there.data() == OTHER
     there.install(force=True)
@@ -175,7 +199,7 @@ def test_a_damaged_record_is_said_to_be_one(place):
     there = place("cursor", b"{}")
     there.install()
     there.record.file.write_text("{}")
-    with pytest.raises(InstallError, match=r"damaged\. Remove it"):
+    with pytest.raises(InstallError, match=r"is damaged\. Remove it: entries are then taken out"):
         there.uninstall()
 
 
@@ -198,7 +222,7 @@ def test_a_file_that_changes_while_it_is_edited_is_left_as_it_is_then(place):
     registration = there.registration()
     change = registration.install(there.host.entry("mlx", SERVER))
     there.file.write_bytes(b'{"a": 1}')
-    with pytest.raises(InstallError, match="Run the command again"):
+    with pytest.raises(InstallError, match=r"has changed meanwhile\. Run the command again"):
         registration.apply(change)
     assert (there.data(), there.record.edits()) == (b'{"a": 1}', [])
     there.install()

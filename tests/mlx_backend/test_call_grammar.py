@@ -180,10 +180,40 @@ def test_calls_are_held_from_their_marker_on_where_none_is_required(family):
     assert not allows(held, shown(family, WRONG[0]))
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"type": "string", "maxLength": 3}, "not supported where arguments are not JSON: maxLength"),
+        ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, "are not JSON: a parameter without a type"),
+    ],
+)
+def test_what_arguments_that_are_not_json_cannot_be_held_to_is_named(tmp_path, given, words):
+    call, special, added = FAMILIES["qwen3-coder"]
+    tokenizer = make_tokenizer(tmp_path, written(call), added, special)
+    with pytest.raises(InvalidRequest, match=words):
+        required(tokenizer, (tool("f", ["x"], x=given),))
+
+
+def test_where_a_notation_names_types_only_texts_and_numbers_can_be_held(tmp_path):
+    close, kind = "<|close|>argument<|sep|>", "{{ 'string' if v is string else 'number' }}"
+    each = elements(
+        '<|open|>argument key="', f'" type="{kind}"<|sep|>', close, '<|open|>call tool="{{ f.name }}"<|sep|>'
+    )
+    call = f"<|open|>tools<|sep|>{each}<|close|>call<|sep|><|close|>tools<|sep|>"
+    tokenizer = make_tokenizer(tmp_path, written(call), special=["<|open|>", "<|close|>", "<|sep|>"])
+    required(tokenizer, (tool("f", ["x", "n"], x={"type": "string"}, n={"type": "number"}),))
+    told = "not supported in this model's notation: arguments that are neither texts nor numbers"
+    with pytest.raises(InvalidRequest, match=told):
+        required(tokenizer, (tool("f", ["x"], x={"type": "boolean"}),))
+
+
 def test_what_has_no_grammar_is_refused_where_a_call_is_required_and_free_where_not(family):
     tools = (tool("f", [], x={"type": "integer", "not": {"const": 3}}),)
     for _ in range(2):
-        with pytest.raises(InvalidRequest, match=r"not supported.*tool_choice"):
+        with pytest.raises(
+            InvalidRequest,
+            match=r"Calls cannot be held to the tools' parameters: not supported.*Write them in another way",
+        ):
             required(family, tools)
         assert family.hold(Prompt(()), Holding(tools=tools), family.vocab_size) is None
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mlx_mcp.chat.prompt import Grammar, GrammarKind
-from mlx_mcp.errors import Abandoned, GenerationFailed, InvalidRequest
+from mlx_mcp.errors import Abandoned, CapacityError, GenerationFailed, InvalidRequest
 from mlx_mcp.mlx_backend import constraint
 from mlx_mcp.mlx_backend.constraint import MAX_SOURCE_BYTES, Grammars
 from mlx_mcp.models.registry import EMBEDDED_FOLDER
@@ -378,6 +378,24 @@ def test_the_trial_of_a_grammar_ends_when_nobody_waits_for_it_any_more():
     assert grammars.compile(regex("yes"), VOCAB_SIZE).mask()
 
 
+def test_a_grammar_that_cannot_be_tried_now_is_told_with_when_to_try_again(monkeypatch):
+    grammars = Grammars(TOKENIZER, frozenset({END}))
+    with monkeypatch.context() as patched:
+        patched.setattr(constraint, "MAX_TRIALS", 0)
+        patched.setattr(constraint, "WAIT_S", 0)
+        with pytest.raises(CapacityError, match=r"Many grammars that take long are being tried\. Retry in 10 s"):
+            grammars.compile(regex("yes"), VOCAB_SIZE)
+
+    def refuse(*_, **__):
+        raise OSError(11, "Resource temporarily unavailable")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(constraint.subprocess, "Popen", refuse)
+        with pytest.raises(CapacityError, match=r"The grammar could not be tried: .*unavailable\. Retry in 5 s"):
+            grammars.compile(regex("yes"), VOCAB_SIZE)
+    assert grammars.compile(regex("yes"), VOCAB_SIZE).mask()
+
+
 def test_a_grammar_that_is_tried_for_long_holds_up_no_other():
     grammars, gone = Grammars(TOKENIZER, frozenset({END})), threading.Event()
 
@@ -412,7 +430,8 @@ def test_a_tokenizer_that_llguidance_cannot_read_is_refused(tokenizer, why):
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     text = refusal(regex("a"), Grammars(tokenizer, frozenset({1})))
     assert why in text
-    assert "Choose another model" in text
+    assert "cannot be held to a grammar, because of its tokenizer: " in text
+    assert "Choose another model (list_models shows them), or leave the grammar out" in text
 
 
 def test_a_grammar_that_leads_nowhere_fails_its_answer_and_is_forgotten():

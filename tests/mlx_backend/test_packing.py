@@ -78,8 +78,10 @@ def test_a_block_without_the_states_that_it_says_it_has_is_refused():
         payload = codec.cut(lambda i: kept[i], 0, 1, state)
         block = StoredBlock(b"k", b"p", 0, (1,), 0, payload.has_state, *payload.pack())
         assert codec.unpack(block)().has_state == state
-        with pytest.raises(ValueError, match="states"):
+        with pytest.raises(ValueError, match="a block of another layout, or with other states"):
             codec.unpack(replace(block, has_state=not state))
+        with pytest.raises(ValueError, match="other bytes than are described"):
+            codec.unpack(replace(block, data=(*block.data, memoryview(b"x"))))
 
 
 def test_tensors_are_named_by_layer_and_part():

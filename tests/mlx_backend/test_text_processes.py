@@ -11,7 +11,7 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from mlx_mcp.chat.message import Message
 from mlx_mcp.core.ports import ModelSpec, never
-from mlx_mcp.errors import Abandoned, InvalidRequest, ModelError
+from mlx_mcp.errors import Abandoned, CapacityError, InvalidRequest, ModelError
 from mlx_mcp.mlx_backend import text_processes
 from mlx_mcp.mlx_backend.loader import MlxLoader
 from mlx_mcp.mlx_backend.template_proof import Proved
@@ -61,7 +61,7 @@ def test_all_memory_is_not_taken(processes):
 
 
 def test_a_prompt_without_bounds_is_not_taken(processes):
-    with pytest.raises(Failed, match="more than 16777216"):
+    with pytest.raises(Failed, match=r"it makes \d+ characters, more than 16777216"):
         processes.render("{{ 'a' * 20000000 }}", {}, 0, False, never)
 
 
@@ -112,6 +112,33 @@ def test_what_is_stuck_holds_up_no_other(processes, quick, monkeypatch):
             thread.join(30)
 
 
+def test_where_no_process_is_free_or_can_be_started_it_is_told_when_to_try_again(processes, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(11, "Resource temporarily unavailable")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", refuse)
+        with pytest.raises(CapacityError, match=r"No process could be started for the model's .*Retry in 10 s"):
+            processes.render("{{ 1 }}", {}, 0, False, never)
+    with monkeypatch.context() as patched:
+        patched.setattr(text_processes, "MAX_PROCESSES", 1)
+        patched.setattr(text_processes, "WAIT_S", 0.1)
+        gone = threading.Event()
+
+        def stuck():
+            with pytest.raises(Abandoned):
+                processes.render(LOOP, {}, 0, False, gone.is_set)
+
+        thread = threading.Thread(target=stuck)
+        thread.start()
+        wait_until(lambda: processes._pool.num_busy == 1)
+        with pytest.raises(CapacityError, match=r"or tokenizer is busy with other calls\. Retry in 10 s"):
+            processes.render("{{ 1 }}", {}, 0, False, never)
+        gone.set()
+        thread.join(30)
+    assert processes.render("{{ 1 }}", {}, 0, False, never) == (Proved("1"), None)
+
+
 def test_a_tokenizer_that_goes_takes_its_processes_along():
     processes = TextProcesses()
     processes.render("{{ 1 }}", {}, 0, False, never)
@@ -157,7 +184,10 @@ def test_a_template_that_loops_for_one_prompt_serves_all_others(tmp_path, quick)
         lambda: tokenizer.encode_context([Message("user", "loop")]),
         lambda: tokenizer.encode_turn([Message("user", "loop")], "assistant"),
     ):
-        with pytest.raises(InvalidRequest, match=f"chat template or tokenizer .{tmp_path}. .*within 1 s.*list_models"):
+        with pytest.raises(
+            InvalidRequest,
+            match=f"{tmp_path}. cannot be used with these messages: .*within 1 s.*or have the template mended",
+        ):
             encode()
         assert tokenizer.encode_chat([Message("user", "hi")]) == before
 
@@ -194,5 +224,7 @@ def test_a_tokenizer_that_cannot_be_read_within_bounds_is_refused(tmp_path, monk
     tokenizer = Tokenizer.from_file(path)
     change(tokenizer)
     tokenizer.save(path)
-    with pytest.raises(ModelError, match=r"tokenizer in .* cannot be read: it .*Download the model again"):
+    with pytest.raises(
+        ModelError, match=r"tokenizer in .* cannot be read: it .*Download the model again, or choose another"
+    ):
         MlxLoader().prepare(ModelSpec("tiny", "folder", str(folder)), lambda progress: None)

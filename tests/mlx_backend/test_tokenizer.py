@@ -73,7 +73,10 @@ def test_private_use_characters_beside_a_control_token_stay_what_they_are(tokeni
 @pytest.mark.parametrize("template", ["{{ raise_exception('no system role') }}", "{{ 'no system role' + 1 }}"])
 def test_a_template_that_refuses_says_so(tmp_path, template):
     tokenizer = make_tokenizer(tmp_path, template)
-    with pytest.raises(InvalidRequest, match=r"These messages do not fit .*(no system role|str)"):
+    with pytest.raises(
+        InvalidRequest,
+        match=r"These messages do not fit the model's chat template: .*(no system role|str).*\. Change them, or",
+    ):
         tokenizer.encode_chat(HI)
 
 
@@ -115,7 +118,7 @@ def test_tools_that_a_template_cannot_take_are_refused(qwen):
     nested = {}
     for _ in range(5000):
         nested = {"items": nested}
-    with pytest.raises(InvalidRequest, match="These messages or tools do not fit"):
+    with pytest.raises(InvalidRequest, match="These messages or tools do not fit the model's chat template: "):
         qwen.encode_chat(HI, ({"function": {"name": "look", "parameters": nested}},))
 
 

@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from mlx_mcp.core.ports import LoadProgress
 from mlx_mcp.errors import Abandoned, ModelError
 from mlx_mcp.models import hub as hub_module
-from mlx_mcp.models.hub import fetch
+from mlx_mcp.models.hub import fetch, plan, remove
 from mlx_mcp.models.hub_cache import find_whole, missing
 from tests.models.fake_hub import COMMIT, serving
 from tests.models_made import make_model
@@ -160,13 +160,17 @@ def test_what_other_programs_left_does_not_stop_the_download(hub, cache, origin,
 def test_offline_what_is_missing_is_named_with_the_next_step(cache, origin, left):
     if left:
         cached(cache, origin, left)
-    with pytest.raises(ModelError, match=f"{'model.safetensors' if left else 'not in'}.*HF_HUB_OFFLINE.*Unset"):
+    with pytest.raises(
+        ModelError, match=f"{'is not whole in the local hub cache' if left else 'not in'}.*Unset that, or give the path"
+    ):
         get()
 
 
 def test_a_caller_can_have_nothing_downloaded(hub, cache, origin):
     cached(cache, origin, ["config.json", WEIGHTS])
-    with pytest.raises(ModelError, match="--model someone/tiny"):
+    with pytest.raises(
+        ModelError, match=r"callers can have nothing downloaded. Have the server started with `--model someone/tiny`"
+    ):
         get(may_fetch=False)
     assert hub.asked == []
 
@@ -176,6 +180,22 @@ def test_an_unreachable_hub_is_said_and_what_is_missing(cache, origin, monkeypat
     cached(cache, origin, ["config.json"])
     with pytest.raises(ModelError, match=r"model\.safetensors.*could not be downloaded.*network"):
         get()
+
+
+def test_offline_a_pull_says_what_to_unset(cache, origin):
+    cached(cache, origin, ["config.json"])
+    with pytest.raises(ModelError, match=r"and HF_HUB_OFFLINE forbids to fetch it\. Unset that\."):
+        plan("someone/tiny")
+
+
+def test_a_model_that_cannot_be_removed_is_told_with_what_to_do(cache, origin, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    cached(cache, origin, ["config.json"])
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(ModelError, match=r"could not be removed: .*Permission denied.*\. Remove its folder yourself"):
+        remove("someone/tiny")
 
 
 def test_a_name_that_the_hub_cannot_have_is_refused():

@@ -177,7 +177,7 @@ def test_a_model_with_an_adapter_is_a_model_of_its_own(hub, tmp_path):
 def test_two_folders_of_one_name_cannot_both_be_models(tmp_path):
     for folder in ("a/x", "b/x"):
         (tmp_path / folder).mkdir(parents=True)
-    with pytest.raises(ConfigError, match="Rename one"):
+    with pytest.raises(ConfigError, match=r"Two models are named 'x': .*Rename one of the folders"):
         Registry(str(tmp_path / "a/x"), tmp_path, settings=Settings({str(tmp_path / "b/x"): ModelSettings()}))
 
 

@@ -333,7 +333,9 @@ def test_an_engine_that_does_not_answer_is_named(running, monkeypatch):
     monkeypatch.setattr(daemon, "ANSWER_S", 0.1)
     os.kill(engine, signal.SIGSTOP)
     try:
-        with pytest.raises(EngineUnavailable, match="mlx-mcp engine stop"):
+        with pytest.raises(
+            EngineUnavailable, match=r"or it hangs\. `mlx-mcp engine stop --force` ends it; then try again"
+        ):
             greet(place, hello())
     finally:
         os.kill(engine, signal.SIGCONT)
@@ -342,10 +344,39 @@ def test_an_engine_that_does_not_answer_is_named(running, monkeypatch):
 def test_an_engine_that_is_not_ready_in_time_is_ended(monkeypatch):
     with state_folder() as (place, _):
         monkeypatch.setattr(daemon, "START_S", 0.2)
-        with pytest.raises(EngineUnavailable, match="was ended"):
+        with pytest.raises(
+            EngineUnavailable,
+            match=r"in time and was ended\. Try again, or serve with",
+        ):
             daemon.start_if_needed(place)
         with try_lock(place.life_lock) as held:
             assert held
+
+
+def test_an_engine_that_another_process_starts_is_waited_for_no_longer_than_its_own_start(monkeypatch):
+    with state_folder() as (place, _):
+        place.prepare()
+        monkeypatch.setattr(daemon, "START_S", 0.2)
+        with try_lock(place.start_lock) as held:
+            assert held
+            for work in (lambda: daemon.start_if_needed(place), lambda: daemon.join(place, hello())):
+                with pytest.raises(EngineUnavailable, match=r"was not ready within 0\.2 s\. Try again, or serve with"):
+                    work()
+
+
+def test_an_engine_that_ends_without_a_word_is_told_with_its_status(monkeypatch):
+    with state_folder() as (place, _):
+        (Path(place.folder) / "sitecustomize.py").write_text("import os, sys\nif 'run' in sys.orig_argv: os._exit(7)\n")
+        monkeypatch.setenv("PYTHONPATH", place.folder)
+        with pytest.raises(EngineUnavailable, match=r"The engine ended with status 7\. Try again, or serve with"):
+            daemon.start_if_needed(place)
+
+
+def test_an_engine_whose_process_nobody_knows_is_left_to_the_user(monkeypatch):
+    monkeypatch.setattr(daemon, "life_lock_holder", lambda place: 0)  # as where the system does not say
+    with state_folder() as (place, _):
+        with pytest.raises(EngineUnavailable, match=r"does not say which process holds .*; end it by its id"):
+            daemon.kill(place, 1)
 
 
 def test_a_greeting_that_is_none_is_refused_and_hurts_nobody(running):
@@ -356,7 +387,8 @@ def test_a_greeting_that_is_none_is_refused_and_hurts_nobody(running):
             with connection, contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.sendall(line)
                 connection.shutdown(socket.SHUT_WR)
-                assert b"error" in connection.recv(65536)
+                told = connection.recv(65536)
+                assert b"not greeted right; connect with `mlx-mcp serve`" in told or b"ends it" in told
         with pytest.raises(ConfigError, match="mlx-mcp engine stop"):
             greet(place, hello(kind="tea"))
         assert open_window.serves()

@@ -27,7 +27,7 @@ def place():
 def test_a_folder_that_others_may_enter_is_no_place_for_an_engine(place):
     for mode in (0o750, 0o705):
         os.chmod(place.folder, mode)
-        with pytest.raises(EngineUnavailable, match="chmod 700"):
+        with pytest.raises(EngineUnavailable, match=r"Others may enter .*chmod 700 .*, or set MLX_MCP_STATE_DIR"):
             place.prepare()
     os.chmod(place.folder, 0o700)
     place.prepare()
@@ -50,7 +50,7 @@ def test_nothing_is_said_to_an_engine_that_the_kernel_takes_for_anothers(place, 
     with place.listen():
         place.connect().close()
         monkeypatch.setattr(place_module, "peer", lambda connection: (1, os.geteuid() + 1))
-        with pytest.raises(EngineUnavailable, match="is another user's"):
+        with pytest.raises(EngineUnavailable, match=r"is another user's\. Set MLX_MCP_STATE_DIR"):
             place.connect()
 
 
@@ -59,6 +59,11 @@ def test_a_socket_is_its_users_alone_and_takes_a_stale_ones_place(place):
         stale.bind(place.socket)
     with place.listen():
         assert os.stat(place.socket).st_mode & 0o777 == 0o600
+
+
+def test_where_no_socket_can_be_the_reason_is_told(place):
+    with pytest.raises(NoSharedEngine, match=r"there can be no Unix socket at .*No such file"):
+        Place(f"{place.folder}/nowhere").listen()
 
 
 def test_no_engine_lives_beside_another(place):

@@ -365,7 +365,9 @@ def test_a_broken_line_is_answered_even_where_there_is_no_engine():
         to_relay.write(b'\n{"id":7}\ngarbage\n{"id":8,"result":{}}\n{"jsonrpc":"2.0","method":"notifications/x"}\n')
         answers = [json.loads(lines.next()) for _ in range(2)]
         assert [answer["id"] for answer in answers] == [7, None]
-        assert all("Not a JSON-RPC message" in answer["error"]["message"] for answer in answers)
+        assert all(
+            "Not a JSON-RPC message. Send one message per line" in answer["error"]["message"] for answer in answers
+        )
 
 
 def test_an_engine_that_ends_again_and_again_is_given_up_and_the_call_answered():

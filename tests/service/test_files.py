@@ -150,27 +150,27 @@ def test_a_link_outside_does_not_decide_where_a_path_ends(root):
 
 @pytest.mark.parametrize("path", ["missing", "src/missing", "src/a.py/x", "~/a.py", "*.py"])
 def test_what_is_not_there_is_said_not_to_be(root, path):
-    assert f"There is no file {path!r} in {root}." in refusal(path, roots=[root])
+    assert f"There is no file {path!r} in {root}. Give a path relative to such a folder" in refusal(path, roots=[root])
 
 
 @pytest.mark.parametrize("path", ["", ".", "src", "src/", "{root}"])
 def test_folders_are_not_read(root, path):
-    assert "is a folder" in refusal(path.format(root=root), roots=[root])
+    assert "is a folder: give the files in it, one by one" in refusal(path.format(root=root), roots=[root])
 
 
 @pytest.mark.parametrize("path", ["a\0b", "half \ud83d", "a/" * 3000])
 def test_what_can_be_no_path_is_refused(root, path):
-    assert "cannot be the path of a file" in refusal(path, roots=[root])
+    assert "cannot be the path of a file: give another" in refusal(path, roots=[root])
 
 
 def test_an_over_long_name_is_refused(root):
-    assert "File name too long" in refusal("x" * 300, roots=[root])
+    assert "cannot be read: File name too long. Give another file" in refusal("x" * 300, roots=[root])
 
 
 @pytest.mark.timeout(10)
 def test_pipes_devices_and_sockets_are_not_waited_for(root, monkeypatch):
     os.mkfifo(root / "pipe")
-    assert "is no regular file" in refusal("pipe", roots=[root])
+    assert "is no regular file: give one that is" in refusal("pipe", roots=[root])
     assert "is no regular file" in refusal("/dev/zero", roots=[Path("/dev")])
     monkeypatch.chdir(root)  # a socket's path must be short
     with socket.socket(socket.AF_UNIX) as listener:
@@ -195,26 +195,27 @@ def test_a_loop_of_links_is_refused(root):
 def test_a_file_may_be_as_long_as_the_limit(root):
     write(root / "x", "é" * 50)
     assert read("x", roots=[root], max_file_bytes=100)
-    assert "'x' has more than 99 bytes" in refusal("x", roots=[root], max_file_bytes=99)
+    assert "99 bytes: give the part that matters in `prompt`" in refusal("x", roots=[root], max_file_bytes=99)
 
 
 def test_a_file_that_grows_while_it_is_read_is_cut_off(root, monkeypatch):
     write(root / "x", "x" * 100)
     empty = os.stat(root)  # stands for the time when it was short
     monkeypatch.setattr(os, "fstat", lambda fd: os.stat_result((0o100644, *empty[1:6], 0, *empty[7:10])))
-    assert "'x' has more than 99 bytes" in refusal("x", roots=[root], max_file_bytes=99)
+    assert "99 bytes: give the part that matters in `prompt`" in refusal("x", roots=[root], max_file_bytes=99)
 
 
 def test_all_files_together_have_a_limit(root):
     for name in "xyz":
         write(root / name, "x" * 50)
     assert read("x", "y", "x", roots=[root], max_total_bytes=100)
-    assert "up to 'z' have 150 bytes" in refusal("x", "y", "z", roots=[root], max_total_bytes=149)
+    refused = refusal("x", "y", "z", roots=[root], max_total_bytes=149)
+    assert "up to 'z' have 150 bytes, and a call may have 149 read. Give fewer" in refused
 
 
 def test_so_many_files_and_no_more_are_read_at_once(root):
     assert read(*["src/a.py"] * 64, roots=[root])
-    assert "65 files are too many" in refusal(*["src/a.py"] * 65, roots=[root])
+    assert "65 files are too many for a call: give at most" in refusal(*["src/a.py"] * 65, roots=[root])
 
 
 # Swapping what was checked for something else

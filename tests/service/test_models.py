@@ -89,7 +89,7 @@ async def test_a_model_with_a_call_is_not_unloaded_and_one_that_lacks_room_waits
     loading = asyncio.create_task(load_model(service, CALLER, "org/other", report))
     await until(lambda: {Unload, Load} <= {type(command) for command in inbox._inbox})
     runner.gate.set()
-    with pytest.raises(ModelBusy, match="calls run"):
+    with pytest.raises(ModelBusy, match=r"calls run or wait for it\. Wait for its calls to end"):
         await unloading
     assert (await loading).loaded
     assert any("waits for embedded to make room for org/other" in line for line in lines)

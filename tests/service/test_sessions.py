@@ -75,7 +75,7 @@ async def test_sessions_are_listed_with_those_used_last_first_and_only_to_their_
 async def test_closing_needs_names_or_all_and_not_both(service):
     session = (await create(service, Context("S."))).result.session.session_id
     for sessions, everything in (((), False), ((session,), True)):
-        with pytest.raises(InvalidRequest, match="one of the two"):
+        with pytest.raises(InvalidRequest, match="or all=true to close all of yours"):
             await close_sessions(service, CALLER, sessions, everything)
     assert [info.session_id for info in await close_sessions(service, CALLER, (), True)] == [session]
 

@@ -8,7 +8,8 @@ import shutil
 import pytest
 
 from mlx_mcp.errors import StorageError
-from mlx_mcp.storage.folder import Calls
+from mlx_mcp.storage.folder import Calls, Folder
+from mlx_mcp.storage.transfer import from_file, to_file
 from tests.storage.world import Op, State, block, check_folder, check_session, open_store, perform, record, scratch
 
 BEFORE = [Op("offload", "b0", 2), Op("persist", "b0", 2), Op("persist", "b1", 1)]
@@ -191,6 +192,100 @@ def test_whichever_call_of_the_first_start_fails_the_next_start_works(error):
     assert nth > 10
 
 
+def test_whichever_step_of_the_start_fails_is_named():
+    told, nth, calls = [], 0, None
+    while calls is None or calls.failed is not None:
+        nth += 1
+        with scratch() as parent:
+            calls = Failing()
+            calls.arm(nth, errno.EIO, lasting=False)
+            try:
+                open_store(parent / "cache", calls=calls).close()
+            except StorageError as exc:
+                told.append(str(exc))
+    for step in (
+        "Opening the cache folder",
+        "Opening the lock of the cache folder",
+        "Removing files of the cache folder",
+        "Making the cache folder",
+        "Writing to the cache folder",
+    ):
+        assert [text for text in told if text.startswith(step)], told
+
+
+@pytest.mark.parametrize(
+    ("error", "step"),
+    [
+        (errno.ENOSPC, "The disk is full. Free some space"),
+        (errno.EDQUOT, "Your disk quota is used up. Free some space"),
+        (errno.EFBIG, "Files of this size are not allowed. Raise the limit"),
+        (errno.EROFS, "The disk is read-only. Mount it writable"),
+        (errno.EACCES, "It is not writable for you. Fix its permissions"),
+        (errno.EPERM, "It is not writable for you. Fix its permissions"),
+        (errno.ENOENT, "Check the path."),
+        (errno.ELOOP, "Check the path; symbolic links are not followed"),
+        (errno.EIO, "The disk reports an error. Check it"),
+        (errno.EBADF, "Check the cache folder, or choose another"),
+    ],
+)
+def test_each_error_of_the_system_is_told_with_what_helps_against_it(error, step):
+    with scratch() as parent:
+        calls = Failing()
+        folder = Folder.open(parent / "cache", calls)
+        folder.write("a", [(0, (b"x",))])
+        for work, what in (
+            (lambda: folder.write("b", [(0, (b"x",))]), "Writing to the cache folder failed"),
+            (lambda: folder.rename("a", "b"), "Renaming a file of the cache folder failed"),
+            (lambda: folder.unlink(["a"]), "Removing files of the cache folder failed"),
+        ):
+            calls.arm(1, error, lasting=True)
+            if error == errno.ENOENT:  # a file that is gone is no error, but a folder is
+                calls.arm(2, error, lasting=True)
+            with pytest.raises(StorageError) as told:
+                work()
+            calls.disarm()
+            assert str(told.value).startswith(what)
+            assert step in str(told.value)
+        folder.close()
+
+
+def test_a_file_that_cannot_be_read_when_room_is_made_is_told(tmp_path):
+    calls = Failing()
+    store = open_store(tmp_path / "cache", calls=calls, quota_bytes=16_000)
+    needed, other, tail = block("needed", 4000), block("other", 4000), block("tail", 100)
+    store.persist([needed, other, tail], record("s", [needed, tail]))
+    calls.arm(1, errno.EIO, lasting=False)
+    with pytest.raises(StorageError, match=r"Reading a file of the cache folder failed: .*The disk reports an error"):
+        store.tier.put([block("new", 6000)])
+    calls.disarm()
+    assert store.sessions.load("s") is not None
+    store.close()
+
+
+def test_an_export_or_import_that_the_disk_stops_is_told_with_the_next_step(tmp_path):
+    class Full(Failing):
+        full = False
+
+        def pwrite(self, fd, buffers, offset):
+            if self.full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().pwrite(fd, buffers, offset)
+
+    calls = Full()
+    store = open_store(tmp_path / "cache", calls=calls)
+    perform(store, Op("persist", "a0", 1))
+    calls.full = True
+    with pytest.raises(StorageError, match=r"Writing out failed: .*Make room, or choose another place for it"):
+        store.export("a0", "", to_file(tmp_path / "out"))
+    calls.full = False
+    store.export("a0", "", to_file(tmp_path / "out"))
+    calls.arm(1, errno.EIO, lasting=True)
+    with pytest.raises(StorageError, match=r"Reading .*out failed: .*Export it again"):
+        store.import_(from_file(tmp_path / "out"))
+    calls.disarm()
+    store.close()
+
+
 def test_a_sync_that_failed_is_not_tried_again_on_the_same_file():
     """The kernel may report an error once and drop the pages: a second fsync that succeeds proves nothing."""
 
@@ -222,7 +317,9 @@ def test_a_limit_on_the_size_of_files_is_a_typed_error_and_lifting_it_is_enough(
         large = block("large", 1_000_000)
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-            with pytest.raises(StorageError, match="ulimit -f"):
+            with pytest.raises(
+                StorageError, match=r"Files of this size are not allowed\. Raise the limit \(ulimit -f\)"
+            ):
                 store.persist([large], record("s", [large]))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

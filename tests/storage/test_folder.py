@@ -1,5 +1,7 @@
 """Who may open a cache folder, and what is trusted in one."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -114,7 +116,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
 def test_a_folder_that_others_may_write_to_is_refused(tmp_path):
     open_and_close(tmp_path / "cache")
     (tmp_path / "cache").chmod(0o770)
-    with pytest.raises(StorageError, match="chmod 700"):
+    with pytest.raises(StorageError, match=r"Others may read or write the cache folder .*chmod 700"):
         open_and_close(tmp_path / "cache")
 
 
@@ -143,6 +145,34 @@ def test_what_is_planted_for_the_lock_or_key_is_refused_and_its_target_unchanged
     with pytest.raises(StorageError):
         open_and_close(tmp_path / "cache")
     assert (tmp_path / "victim").read_bytes() == b"mine"
+
+
+def test_a_lock_that_is_no_plain_file_is_named_with_what_to_do(tmp_path):
+    open_and_close(tmp_path / "cache")
+    (tmp_path / "cache" / "lock").unlink()
+    os.mkfifo(tmp_path / "cache" / "lock")
+    with pytest.raises(StorageError, match=r"lock is no plain file\. Remove it, or choose another"):
+        open_and_close(tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "words"),
+    [
+        (fcntl, "flock", "Locking the cache folder"),  # as on a file system over the network that has no locks
+        (os, "listdir", "Listing the cache folder"),
+    ],
+)
+def test_a_folder_that_the_system_does_not_lock_or_list_is_told(tmp_path, monkeypatch, module, name, words):
+    open_and_close(tmp_path / "cache")
+
+    def refuse(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(module, name, refuse)
+    with pytest.raises(StorageError, match=f"{words}.* failed: No locks available. Check the cache folder"):
+        open_and_close(tmp_path / "cache")
+    monkeypatch.undo()
+    open_and_close(tmp_path / "cache")
 
 
 def test_a_symbolic_link_in_the_place_of_a_file_is_replaced_and_not_followed(tmp_path):

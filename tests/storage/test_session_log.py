@@ -202,7 +202,9 @@ def test_a_session_that_could_not_be_saved_is_not_there(tmp_path):
 def test_a_session_larger_than_any_is_refused_with_the_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(session_log, "MAX_TOKENS", 3)
     with opened(tmp_path / "cache") as log:
-        with pytest.raises(StorageError, match=r"has 4 tokens .* at most 3"):
+        with pytest.raises(
+            StorageError, match=r"has 4 tokens .* at most 3 .* can be kept on disk\. Go on in a new session"
+        ):
             log.save(record("s", [], tokens=(1, 2, 3, 4)))
         log.save(record("s", [], tokens=(1, 2, 3)))
 

@@ -104,7 +104,7 @@ def test_a_block_that_a_durable_session_needs_is_never_evicted(tmp_path):
 def test_when_durable_sessions_fill_the_quota_the_error_gives_the_figures(tmp_path):
     with opened(tmp_path / "cache", quota_bytes=35_000, wanted="abc") as tier:
         tier.put([block(name, 10_000) for name in "abc"])
-        with pytest.raises(StorageError, match=r"0\.0 MB .* Close sessions"):
+        with pytest.raises(StorageError, match=r"do not fit: durable sessions take 0\.0 MB .* Close sessions"):
             tier.put([block("d", 10_000)])
         assert there(tier, "abcd") == "abc"
 

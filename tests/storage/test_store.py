@@ -53,7 +53,7 @@ def test_a_fork_shares_its_parents_blocks_and_each_can_go_alone(tmp_path):
 
 def test_a_session_that_needs_blocks_which_are_nowhere_is_refused(tmp_path):
     store = open_store(tmp_path / "cache")
-    with pytest.raises(StorageError, match="1 of the session's 2 blocks"):
+    with pytest.raises(StorageError, match=r"1 of the session's 2 blocks are not on disk\. Persist it again"):
         store.persist([block("a")], record("s", [block("a"), block("tail")]))
     assert store.sessions.heads() == []
     store.close()
@@ -169,12 +169,27 @@ def test_a_damaged_export_is_refused_wherever_the_damage_is_and_nothing_of_it_st
     there_.close()
 
 
+def test_a_session_whose_blocks_were_damaged_meanwhile_is_not_exported(tmp_path):
+    store = open_store(tmp_path / "cache")
+    blocks = [block("a", 90), block("tail", 50)]
+    store.persist(blocks, record("s", blocks))
+    for path in (tmp_path / "cache").iterdir():
+        data = path.read_bytes()
+        at = data.find(bytes(blocks[0].data[0]))
+        if at >= 0:
+            path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    with pytest.raises(StorageError, match=r"A block of the session is damaged, or was changed meanwhile\. Export it"):
+        store.export("s", "", to_file(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    store.close()
+
+
 def test_an_import_never_takes_over_another_tenants_session(tmp_path):
     here, there_ = open_store(tmp_path / "here"), open_store(tmp_path / "there")
     here.persist([block("a")], record("s", [block("a")]))
     here.export("s", "", to_file(tmp_path / "out"))
     there_.persist([], record("s", [], tenant="bob"))
-    with pytest.raises(StorageError, match="Another tenant"):
+    with pytest.raises(StorageError, match=r"Another tenant has a session of that handle\. Remove it first"):
         there_.import_(from_file(tmp_path / "out"))
     assert there_.sessions.load("s").tenant == "bob"
     here.close()

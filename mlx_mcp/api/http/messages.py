@@ -88,7 +88,7 @@ def fault_of(body: bytes) -> dict[str, Any] | None:
     try:
         message = json.loads(body)
     except (ValueError, RecursionError) as error:
-        return failure(None, PARSE_ERROR, f"The body is not JSON: {error}.")
+        return failure(None, PARSE_ERROR, f"The body is not JSON: {error}. Send one JSON-RPC message.")
     if not isinstance(message, dict):
         return failure(None, INVALID_REQUEST, "The body must be one JSON-RPC message, which is an object; no batch.")
     id_ = message.get("id")
@@ -98,16 +98,16 @@ def fault_of(body: bytes) -> dict[str, Any] | None:
     is_id = (isinstance(id_, int | str) and not isinstance(id_, bool)) or (id_ is None and may_be_null)
     if "id" in message and not is_id:
         return failure(
-            None, INVALID_REQUEST, f"The id of a request is a string or an integer, not {json.dumps(id_):.80}."
+            None, INVALID_REQUEST, f"The id of a request must be a string or an integer, not {json.dumps(id_):.80}."
         )
     if message.get("jsonrpc") != "2.0":
-        return failure(id_, INVALID_REQUEST, 'A JSON-RPC message has "jsonrpc": "2.0".')
+        return failure(id_, INVALID_REQUEST, 'A JSON-RPC message must have "jsonrpc": "2.0".')
     if "method" in message and not isinstance(message["method"], str):
-        return failure(id_, INVALID_REQUEST, "The method of a request is a string.")
+        return failure(id_, INVALID_REQUEST, "The method of a request must be a string.")
     if "method" not in message and not message.keys() & {"result", "error"}:
-        return failure(id_, INVALID_REQUEST, "A request has a method.")
+        return failure(id_, INVALID_REQUEST, "The request has no method; send one, or a result or error.")
     if not isinstance(message.get("params") or {}, dict):
-        return failure(id_, INVALID_PARAMS, "The params of a request are an object.")
+        return failure(id_, INVALID_PARAMS, "The params of a request must be an object.")
     return None
 
 
@@ -144,7 +144,8 @@ class JsonOnly:
                 self._data = line.removeprefix(b"data:").strip()
 
     async def _answer(self, start: Message) -> None:
-        body = self._data or json.dumps(failure(None, INTERNAL_ERROR, "There was no answer.")).encode()
+        none = failure(None, INTERNAL_ERROR, "The call ended without an answer. Call again.")
+        body = self._data or json.dumps(none).encode()
         headers = MutableHeaders(raw=list(start["headers"]))
         headers["content-type"], headers["content-length"] = JSON, str(len(body))
         await self._send({**start, "headers": headers.raw})

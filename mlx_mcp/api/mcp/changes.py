@@ -110,7 +110,9 @@ class Changes:
         if uri not in (MODELS, SESSIONS, STATS):
             try:
                 if handle == uri:
-                    raise MCPError(INVALID_PARAMS, f"Unknown resource: {uri}", {"uri": uri})
+                    raise MCPError(
+                        INVALID_PARAMS, f"Unknown resource: {uri}. resources/list has those there are.", {"uri": uri}
+                    )
                 await self._service.engine.session(tenant(), handle)
             except MlxMcpError as error:
                 raise MCPError(INVALID_PARAMS, str(error), {"uri": uri}) from error

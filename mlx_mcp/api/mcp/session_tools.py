@@ -100,5 +100,8 @@ class SessionTools(ToolSet):
         sessions = tuple(given.sessions or ())
         kept = [info for info in await find_sessions(self._service, self._caller(), sessions) if info.persisted]
         if not await may_remove(ctx, [info.name or info.session_id for info in kept], given.confirm):
-            raise InvalidRequest("Your user does not want what is on disk to be deleted, so no session was closed.")
+            raise InvalidRequest(
+                "Your user does not want what is on disk to be deleted, so no session was closed. Leave those sessions "
+                "out; all=true closes only what is not on disk."
+            )
         return reply(closed_list(await close_sessions(self._service, self._caller(), sessions, given.all)))

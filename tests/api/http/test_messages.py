@@ -32,31 +32,45 @@ def request(id_=1, method="tools/list", **params):
     return {"jsonrpc": "2.0", "id": id_, "method": method, "params": params | {"_meta": META}}
 
 
+NO_ID = "must be a string or an integer, not"
+NO_MESSAGE = "The body must be one JSON-RPC message"
+NO_JSON = "Send one JSON-RPC message"
+NO_VERSION = 'must have "jsonrpc": "2.0"'
 BODIES = {
-    "null id": (request(None), None, -32600),
-    "fraction": (request(1.5), None, -32600),
-    "whole fraction": (b'{"jsonrpc": "2.0", "id": 1.0, "method": "ping"}', None, -32600),
-    "true": (request(True), None, -32600),
-    "list": (request([1]), None, -32600),
-    "object": (request({}), None, -32600),
-    "long id": (request(["x" * 100_000]), None, -32600),
-    "null id of a call": (request(None, "tools/call", name="list_models", arguments={}), None, -32600),
-    "null id of an answer": ({"jsonrpc": "2.0", "id": None, "result": {}}, None, -32600),
-    "batch": ([request(1)], None, -32600),
-    "empty batch": ([], None, -32600),
-    "string": ("ping", None, -32600),
-    "number": (5, None, -32600),
-    "null": (b"null", None, -32600),
-    "empty": (b"", None, -32700),
-    "no JSON": (b"{", None, -32700),
-    "no UTF-8": (b'{"\xff": 1}', None, -32700),
-    "deep": (b"[" * 100_000, None, -32700),
-    "no method": ({"jsonrpc": "2.0", "id": 7}, 7, -32600),
-    "no text for a method": ({"jsonrpc": "2.0", "id": 7, "method": 5}, 7, -32600),
-    "no version": ({"id": "a", "method": "ping"}, "a", -32600),
-    "other version": ({"jsonrpc": "1.0", "id": 7, "method": "ping"}, 7, -32600),
-    "half a surrogate": (b'{"id": "\\ud83d", "method": "ping"}', "\ud83d", -32600),
-    "list of params": ({"jsonrpc": "2.0", "id": 7, "method": "ping", "params": [1]}, 7, -32602),
+    "null id": (request(None), None, -32600, NO_ID),
+    "fraction": (request(1.5), None, -32600, NO_ID),
+    "whole fraction": (b'{"jsonrpc": "2.0", "id": 1.0, "method": "ping"}', None, -32600, NO_ID),
+    "true": (request(True), None, -32600, NO_ID),
+    "list": (request([1]), None, -32600, NO_ID),
+    "object": (request({}), None, -32600, NO_ID),
+    "long id": (request(["x" * 100_000]), None, -32600, NO_ID),
+    "null id of a call": (request(None, "tools/call", name="list_models", arguments={}), None, -32600, NO_ID),
+    "null id of an answer": ({"jsonrpc": "2.0", "id": None, "result": {}}, None, -32600, NO_ID),
+    "batch": ([request(1)], None, -32600, NO_MESSAGE),
+    "empty batch": ([], None, -32600, NO_MESSAGE),
+    "string": ("ping", None, -32600, NO_MESSAGE),
+    "number": (5, None, -32600, NO_MESSAGE),
+    "null": (b"null", None, -32600, NO_MESSAGE),
+    "empty": (b"", None, -32700, NO_JSON),
+    "no JSON": (b"{", None, -32700, NO_JSON),
+    "no UTF-8": (b'{"\xff": 1}', None, -32700, NO_JSON),
+    "deep": (b"[" * 100_000, None, -32700, NO_JSON),
+    "no method": ({"jsonrpc": "2.0", "id": 7}, 7, -32600, "The request has no method; send one"),
+    "no text for a method": (
+        {"jsonrpc": "2.0", "id": 7, "method": 5},
+        7,
+        -32600,
+        "The method of a request must be a string",
+    ),
+    "no version": ({"id": "a", "method": "ping"}, "a", -32600, NO_VERSION),
+    "other version": ({"jsonrpc": "1.0", "id": 7, "method": "ping"}, 7, -32600, NO_VERSION),
+    "half a surrogate": (b'{"id": "\\ud83d", "method": "ping"}', "\ud83d", -32600, NO_VERSION),
+    "list of params": (
+        {"jsonrpc": "2.0", "id": 7, "method": "ping", "params": [1]},
+        7,
+        -32602,
+        "The params of a request must be an object",
+    ),
 }
 
 
@@ -64,13 +78,14 @@ BODIES = {
 async def test_a_body_that_is_no_sound_message_is_answered_with_an_error_and_the_server_goes_on(engine, era):
     async with serving(engine) as address, httpx2.AsyncClient(timeout=30) as http:
         headers = await headers_of(era, http, address, "tools/list")
-        for name, (body, id_, code) in BODIES.items():
+        for name, (body, id_, code, words) in BODIES.items():
             content = body if isinstance(body, bytes) else json.dumps(body).encode()
             as_json = headers | {"content-type": "application/json"}
             response = await http.post(f"{address}/mcp", content=content, headers=as_json)
             answer = response.json()
             assert (name, response.status_code, answer["id"]) == (name, 400, id_)
             assert (name, answer["error"]["code"]) == (name, code)
+            assert words in answer["error"]["message"]
             assert answer["jsonrpc"] == "2.0"
         note = {"jsonrpc": "2.0", "method": "notifications/initialized", "params": None}
         assert (await http.post(f"{address}/mcp", json=note, headers=headers)).status_code == 202

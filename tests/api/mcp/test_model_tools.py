@@ -83,7 +83,8 @@ async def test_a_download_is_begun_only_if_the_user_wants_it(engine, mode, monke
     monkeypatch.setattr(calls, "to_be_fetched", to_be_fetched)
     async with connect(engine, mode=mode, elicitation_callback=user) as client:
         for tool, rest in [("generate", {"prompt": "x"}), ("create_session", {"system": "x"}), ("load_model", {})]:
-            assert "does not want owner/large" in await refusal(client, tool, model="other", **rest)
+            told = await refusal(client, tool, model="other", **rest)
+            assert "does not want owner/large to be downloaded. list_models says which are here" in told
         assert "2.5 GB; 5.0 GB are free" in asked[0]
         assert (await call(client, "generate", prompt="x", model="tiny"))["text"] == "x"
         assert len(asked) == 3

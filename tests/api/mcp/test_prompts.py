@@ -84,12 +84,12 @@ async def test_labels_become_a_schema_that_answers_obey(connect, labels, schema)
 @pytest.mark.parametrize(
     ("name", "arguments", "says"),
     [
-        ("delegate", {}, "needs task"),
+        ("delegate", {}, "The prompt delegate needs task: give it, and ask again"),
         ("fan_out", {"question": "x"}, "needs files"),
-        ("fan_out", {"question": "x", "files": " , "}, "`files` is empty"),
-        ("label_rows", {"rows": "x", "labels": "{"}, "not JSON"),
+        ("fan_out", {"question": "x", "files": " , "}, "`files` is empty: give at least one, separated by commas"),
+        ("label_rows", {"rows": "x", "labels": "{"}, r"`labels` is not JSON .*: give a JSON schema, or labels"),
         ("label_rows", {"rows": "x", "labels": '{"type": "string"}'}, "not the schema of an object"),
-        ("nothing", {}, "prompts/list"),
+        ("nothing", {}, r"Unknown prompt: .*\. prompts/list has those there are"),
     ],
 )
 async def test_a_prompt_that_is_asked_for_wrong_is_refused_with_what_to_do(connect, name, arguments, says):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 
 import anyio
 import pytest
@@ -193,6 +194,7 @@ async def test_nobody_can_subscribe_to_what_is_not_there_or_anothers(engine, uri
         with pytest.raises(MCPError) as error:
             await client.subscribe_resource(uri)
         assert error.value.error.code == -32002
+        assert re.search("resources/list has those there are|Session not found", error.value.error.message)
         made = (await call(client, "create_session", system="Be short.", model="tiny"))["session"]
         monkeypatch.setattr(changes, "tenant", lambda: "other")
         with pytest.raises(MCPError, match="list_sessions"):

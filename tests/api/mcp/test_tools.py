@@ -355,12 +355,12 @@ async def test_list_models_says_what_there_is_and_what_is_loaded(engine, mode):
 
 
 BAD = [
-    ({"prompt": ""}, "prompt is empty"),
+    ({"prompt": ""}, "The prompt is empty. Say in `prompt` what the model should do"),
     ({"prompt": "  "}, "prompt is empty"),
     ({"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1"),
     ({"max_tokens": -1}, "max_tokens"),
     ({"max_tokens": 10**9}, "max_tokens: Input should be less than or equal to 131072"),
-    ({"max_tokens": 100_000}, "Lower max_tokens to 95"),
+    ({"max_tokens": 100_000}, "Lower max_tokens to 95 or less, or shorten the prompt"),
     ({"max_tokens": True}, "max_tokens"),
     ({"max_tokens": 1.5}, "max_tokens"),
     ({"prompt": "a" * 101}, "Shorten the prompt"),
@@ -415,6 +415,8 @@ async def test_an_unknown_argument_is_told_what_was_probably_meant_and_what_ther
         result = await client.call_tool(tool, arguments)
     assert result.is_error
     assert [word for word in words if word not in result.content[0].text] == []
+    assert f"{tool} was not called right: " in result.content[0].text
+    assert "Correct the arguments and call again" in result.content[0].text
     assert "\n" not in result.content[0].text
 
 
