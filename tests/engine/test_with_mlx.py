@@ -94,7 +94,7 @@ async def test_a_template_that_loops_for_one_prompt_is_left_with_its_calls_and_a
 
 async def test_answers_at_temperature_1_all_obey_the_schema(client):
     grammar = Grammar(GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA))
-    count = drawn(200, least=20)
+    count = drawn(200, least=10)
     requests = [
         ask(f"Tell me about thing {i}.", temperature=1.0, seed=i, grammar=grammar, max_tokens=400) for i in range(count)
     ]
