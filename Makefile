@@ -11,8 +11,10 @@ LOCK   ?= requirements/ci.txt
 # Twice as many as there are cores: tests that start processes wait for them most of the time.
 WORKERS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
-COMPUTING := tests/mlx_backend/test_runner.py tests/mlx_backend/test_architectures.py tests/engine tests/service \
-  tests/api tests/hosting tests/process/test_one_engine.py
+COMPUTING := tests/mlx_backend/test_runner.py tests/mlx_backend/test_architectures.py $(wildcard tests/*/test_*with_mlx.py) \
+  tests/engine/test_held_answers.py tests/api/mcp/test_forks_recall.py tests/api/mcp/test_persisted.py \
+  tests/api/http/test_http.py tests/hosting/test_stdio.py tests/hosting/test_shutdown.py tests/hosting/test_kills.py \
+  tests/process/test_one_engine.py
 
 # Where it is set, every one of the hundreds of processes that tests start compiles all that it imports.
 unexport PYTHONDONTWRITEBYTECODE

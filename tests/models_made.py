@@ -29,7 +29,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma3": {
         "model_type": "gemma3_text",
         "hidden_size": 64,
-        "num_hidden_layers": 6,
+        "num_hidden_layers": 3,
         "intermediate_size": 128,
         "num_attention_heads": 4,
         "num_key_value_heads": 1,
@@ -41,7 +41,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3_next": {
         "model_type": "qwen3_next",
         "hidden_size": 64,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 3,
+        "full_attention_interval": 3,
         "intermediate_size": 128,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
@@ -55,7 +56,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 1,
         "decoder_sparse_step": 1,
         "shared_expert_intermediate_size": 0,
-        "mlp_only_layers": [0, 1, 2, 3],
+        "mlp_only_layers": [0, 1, 2],
         "moe_intermediate_size": 64,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,

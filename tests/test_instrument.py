@@ -10,7 +10,7 @@ from training.damage import DAMAGES, HARMLESS
 from training.evaluate import EMBEDDED, Model, Script, bits, recall, scene_of
 from training.grammar import World
 
-NUM_DIALOGS = drawn(8, least=3)
+NUM_DIALOGS = drawn(8, least=2)
 MUST_SHOW = [
     "another dialog's cache",
     "foreign block over the target",
@@ -52,9 +52,10 @@ def test_an_undamaged_cache_never_changes_an_answer(model, probes, change):
     assert dialogs_with_a_wrong_answer(model, probes, HARMLESS[change]) == set()
 
 
-@pytest.mark.parametrize("damage", MUST_SHOW)
-def test_damage_shows_in_recall_or_probe(model, probes, damage):
-    assert dialogs_with_a_wrong_answer(model, probes, DAMAGES[damage]) == set(range(NUM_DIALOGS))
+# One test for all: tests of one file may run on several workers, and each would make the dialogs.
+def test_every_damage_shows_in_recall_or_probe(model, probes):
+    shown = {damage: dialogs_with_a_wrong_answer(model, probes, DAMAGES[damage]) for damage in MUST_SHOW}
+    assert shown == {damage: set(range(NUM_DIALOGS)) for damage in MUST_SHOW}
 
 
 def test_a_dialog_is_tokenized_as_the_chat_template_has_it(model):

@@ -41,7 +41,14 @@ from tests.models_made import make_model
 TEXT = "the agent reads the file and calls the tool for the user " * 6  # more than a block, and than a window
 TURN = " and then the system reads"
 NUM_TOKENS = 12
-KINDS = [("llama", None), ("llama", 8), ("llama", 4), ("gemma3", None), ("qwen3_next", None), ("mamba2", None)]
+KINDS = [
+    ("llama", None),
+    ("llama", 8),
+    pytest.param("llama", 4, marks=pytest.mark.long),
+    ("gemma3", None),
+    ("qwen3_next", None),
+    pytest.param("mamba2", None, marks=pytest.mark.long),
+]
 
 
 class Here:

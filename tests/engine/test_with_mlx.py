@@ -124,7 +124,7 @@ async def test_models_that_take_turns_for_the_room_of_one_each_say_what_they_say
 
 async def test_answers_at_temperature_1_all_obey_the_schema(client):
     grammar = Grammar(GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA))
-    count = drawn(200, least=20)
+    count = drawn(200, least=10)
     requests = [
         ask(f"Tell me about thing {i}.", temperature=1.0, seed=i, grammar=grammar, max_tokens=400) for i in range(count)
     ]

@@ -232,15 +232,17 @@ async def test_the_first_answer_takes_no_longer_than_a_few_bare_sdk_servers():
     assert min(ours) <= 2.5 * min(theirs), (ours, theirs)
 
 
-async def test_nothing_but_protocol_reaches_stdout_and_a_model_answers():
-    with process() as (_, wire):
+async def test_a_model_answers_and_nothing_but_protocol_reaches_stdout_until_the_end_of_stdin_ends_the_server():
+    with process() as (server, wire):
         await wire.handshake()
-        await wire.send(call(1, prompt="Alice's badge is 771. What is Alice's badge?", model="embedded"))
-        assert (await wire.answer(1))["result"]["structuredContent"]["text"] == "771"
+        await wire.send(count_up(1), call(2, prompt="Alice's badge is 771. What is Alice's badge?", model="embedded"))
+        assert (await wire.answer(2))["result"]["structuredContent"]["text"] == "771"
         # `answer` parsed every line up to here; what follows the end of input must be lines too.
-        wire.to_server.close()
+        wire.to_server.close()  # while the first call is generated
         rest = await asyncio.to_thread(wire.from_server.read)
         assert all(json.loads(line) for line in rest.splitlines())
+        assert await asyncio.to_thread(server.wait, 10) == 0
+        assert b"Traceback" not in server.stderr.read()
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGINT])
@@ -251,16 +253,6 @@ async def test_a_signal_ends_the_server_cleanly_while_it_generates(number):
         await wire.send(call(3, prompt="Hello.", model="embedded"))
         await wire.answer(3)
         server.send_signal(number)
-        assert await asyncio.to_thread(server.wait, 10) == 0
-        assert b"Traceback" not in server.stderr.read()
-
-
-async def test_the_end_of_stdin_ends_the_server_while_it_generates():
-    with process() as (server, wire):
-        await wire.handshake()
-        await wire.send(count_up(1), call(2, prompt="Hello.", model="embedded"))
-        await wire.answer(2)
-        wire.to_server.close()
         assert await asyncio.to_thread(server.wait, 10) == 0
         assert b"Traceback" not in server.stderr.read()
 

@@ -18,6 +18,7 @@ from mlx_mcp.install.links import LINKED
 from mlx_mcp.install.server import is_own
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.service import Service
+from tests.effort import rare_ones_slow
 from tests.fakes import fake_client
 from tests.install.made import REGISTRY_NAME, ROOT, TOOLS, files
 
@@ -134,7 +135,10 @@ class Home:
         }
 
 
-@pytest.mark.parametrize("rules", [None, b"", b"Be kind.\n", b"Be kind.", b"a\r\n\r\nb\r\n\r\n"])
+RULES = [None, b"", b"Be kind.\n", b"Be kind.", b"a\r\n\r\nb\r\n\r\n"]
+
+
+@pytest.mark.parametrize("rules", rare_ones_slow(RULES, RULES, [None, b"Be kind."]))
 def test_setup_twice_is_as_once_and_its_uninstall_leaves_everything_as_it_was(tmp_path, rules):
     home = Home(tmp_path)
     (tmp_path / ".claude.json").write_bytes(b'{"numStartups":1}')

@@ -1,12 +1,25 @@
-"""What several tests of this layer stand on: attention as with OpenBLAS, and tokenizers of several families."""
+"""What several tests of this layer stand on: attention as with OpenBLAS, kernels, tokenizers of several families."""
 
+from collections.abc import Iterator
+
+import mlx.core as mx
 import pytest
 
 from mlx_mcp.mlx_backend.cpu import decode_attention
 from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
 from mlx_mcp.models.registry import EMBEDDED_FOLDER
+from tests.effort import LONG, THOROUGH
 from tests.mlx_backend.layer_rows import in_pieces, use_cpu_attention
 from tests.mlx_backend.tokenizers_made import FAMILIES, MISTRAL, QWEN, make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Iterator[None]:
+    """MLX has a C++ compiler make every fused kernel, for a second and more; a short run does without."""
+    if not (THOROUGH or LONG):
+        mx.disable_compile()
+    yield
+    mx.enable_compile()
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from tests.comparing import assert_same, assert_same_answer
 from tests.effort import THOROUGH, rare_ones_slow
 from tests.models_made import initial
 
+pytestmark = pytest.mark.usefixtures("kernels")
 LIMITS = Limits(chunk_tokens=16, prefill_tokens_idle=32, prefill_tokens_busy=16)
 # prompt tokens, max_tokens, step at which it joins: slots of two sizes, rows before, at and after the window's end
 SHORT_ROWS = [(3, 6, 0), (125, 5, 0), (21, 5, 2), (33, 3, 4)]
@@ -492,15 +493,6 @@ def sequences(rows):
         Sequence(i, tuple((31 * i + 7 * k * k + 13 * k) % 300 for k in range(n)), SamplingParams(most), frozenset())
         for i, (n, most, _) in enumerate(rows)
     ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def kernels():
-    """MLX has a C++ compiler make every fused kernel, for a second and more; a short run does without."""
-    if not THOROUGH:
-        mx.disable_compile()
-    yield
-    mx.enable_compile()
 
 
 @pytest.fixture

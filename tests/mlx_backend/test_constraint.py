@@ -15,6 +15,7 @@ from mlx_mcp.errors import Abandoned, CapacityError, GenerationFailed, InvalidRe
 from mlx_mcp.mlx_backend import constraint
 from mlx_mcp.mlx_backend.constraint import MAX_SOURCE_BYTES, Grammars
 from mlx_mcp.models.registry import EMBEDDED_FOLDER
+from tests import effort
 from tests.models_made import write_tokenizer
 
 TOKENIZER = AutoTokenizer.from_pretrained(str(EMBEDDED_FOLDER))
@@ -154,7 +155,7 @@ def obeys(value, schema):
     return {*schema["required"]} <= {*value} <= {*parts} and all(obeys(value[name], parts[name]) for name in value)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=effort.drawn(100, least=15), deadline=None)
 @given(schemas(), st.integers(0, 2**32))
 def test_any_bounded_json_schema_is_obeyed(schema, seed):
     text, ended = drawn(json_schema(schema), seed, most=5000)

@@ -25,6 +25,7 @@ from tests.effort import rare_ones_slow
 from tests.mlx_backend.test_architectures import CASES, FEWEST, build
 from tests.models_made import ARCHITECTURES, make_model
 
+pytestmark = pytest.mark.usefixtures("kernels")
 BLOCK, CHUNK = 16, 64
 PROMPT, OUTPUT, LATER = 150, 66, 8  # tokens of the prompt, and of the output before and after the last cut
 # name → architecture, kv_bits, arrays of a payload, bound on logits of a row restored within its first two chunks, and

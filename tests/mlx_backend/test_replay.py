@@ -21,6 +21,7 @@ from tests.mlx_backend.test_runner import Machine, prompt
 from tests.mlx_backend.test_runner import sequence as plain_sequence
 from tests.models_made import ARCHITECTURES, make_model
 
+pytestmark = pytest.mark.usefixtures("kernels")
 BLOCK, CHUNK = 16, 32
 LIMITS = Limits(max_running=3, chunk_tokens=CHUNK, prefill_tokens_idle=64, prefill_tokens_busy=32)
 

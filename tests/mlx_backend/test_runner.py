@@ -22,6 +22,7 @@ from tests.effort import THOROUGH, drawn, rare_ones_slow
 from tests.mlx_backend.test_architectures import build
 from tests.models_made import ARCHITECTURES, make_model
 
+pytestmark = pytest.mark.usefixtures("kernels")
 LIMITS = Limits(max_running=6, chunk_tokens=16, prefill_tokens_idle=32, prefill_tokens_busy=16)
 # name → architecture, kv_bits, bound on logits of a row that was computed again after it was preempted.
 # mamba2 scans a chunk in another order than single tokens, gemma3's ring lies otherwise in memory after it turned, and

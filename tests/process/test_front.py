@@ -15,7 +15,7 @@ from mlx_mcp.process import relay as relay_module
 from mlx_mcp.process.front import CAPABILITIES, CLIENT_INFO, FOLDER, OPENING_ID, VERSION, Front
 from mlx_mcp.process.lines import envelope
 from tests.api.mcp.surface import CLIENT, LISTS, conversation, made, request
-from tests.effort import drawn
+from tests.effort import drawn, rare_ones_slow
 from tests.process.test_relay import end_during_a_call, hang_up, message, relaying
 from tests.process.windows import ERAS, INITIALIZE, META, Window, command, ended, state_folder, wait_until
 
@@ -283,7 +283,7 @@ def test_a_client_that_probes_and_then_shakes_hands_is_refused_as_the_server_doe
         assert window.answer(1)["error"]["code"] == there
 
 
-@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize("era", rare_ones_slow(ERAS, ERAS, ["legacy"]))
 def test_an_engine_that_cannot_start_is_told_of_by_the_first_call_and_not_by_the_handshake(era):
     with state_folder() as (place, env):
         place.prepare()
@@ -301,7 +301,7 @@ def test_an_engine_that_cannot_start_is_told_of_by_the_first_call_and_not_by_the
             assert window.close() == 0
 
 
-@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize("era", rare_ones_slow(ERAS, ERAS, ["legacy"]))
 def test_where_no_engine_can_be_shared_the_window_serves_alone_and_the_host_notices_nothing(era):
     with state_folder() as (place, env):
         os.makedirs(place.log)  # it cannot be written
@@ -313,7 +313,7 @@ def test_where_no_engine_can_be_shared_the_window_serves_alone_and_the_host_noti
         os.rmdir(place.log)
 
 
-@pytest.mark.parametrize("mode", ["legacy", "auto"])
+@pytest.mark.parametrize("mode", ["legacy", pytest.param("auto", marks=pytest.mark.long)])
 async def test_the_sdks_client_gets_everything_it_asks_for(mode):
     with state_folder() as (_, env):
         parameters = StdioServerParameters(command=sys.executable, args=["-m", "mlx_mcp", "serve"], env=env)
@@ -366,13 +366,18 @@ def answers_s(program, env, *lines):
         process.communicate()
 
 
+FIRST = {
+    "initialize": [SHAKE],
+    "discover": [discover()],
+    "the tools after initialize": [SHAKE, request(1, "tools/list")],
+    "the tools after discover": [discover(), discover(1, "tools/list")],
+}
+
+
 @pytest.mark.figures
-@pytest.mark.parametrize(
-    "lines",
-    [[SHAKE], [discover()], [SHAKE, request(1, "tools/list")], [discover(), discover(1, "tools/list")]],
-    ids=["initialize", "discover", "the tools after initialize", "the tools after discover"],
-)
-def test_with_no_engine_the_first_answer_takes_at_most_half_of_a_bare_servers_start(lines):
+@pytest.mark.parametrize("asked", rare_ones_slow(FIRST, FIRST, ["the tools after initialize"]))
+def test_with_no_engine_the_first_answer_takes_at_most_half_of_a_bare_servers_start(asked):
+    lines = FIRST[asked]
     with state_folder() as (place, env):
         ratios = []
         for _ in range(drawn(10, least=5)):

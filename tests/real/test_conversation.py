@@ -1,7 +1,8 @@
-"""Long contexts: ten turns of one session, and 6,000 tokens, beside mlx_lm over the whole of it."""
+"""Long contexts: ten turns of one session, and thousands of tokens, beside mlx_lm over the whole of it."""
 
 from tests.real.beside import BOUND, behind
 from tests.real.product import hosting
+from tests.real.prompts import EFFORT
 
 TURNS = [
     "Hello! My name is Anna and I live in Oslo.",
@@ -15,7 +16,7 @@ TURNS = [
     "Make it funny.",
     "Say goodbye to me, with my name.",
 ]
-CONTEXT_TOKENS = 6000
+TURN_TOKENS, CONTEXT_TOKENS = (20, 6000) if EFFORT >= 1 else (10, 2000)
 NEEDLE = "The password of the archive is 'marmalade'."
 
 
@@ -28,7 +29,7 @@ async def test_ten_turns_are_those_of_mlx_lm_over_the_whole_conversation_and_eac
         for text in TURNS:
             chat.append(("user", text))
             starts.append(len(reference.prompt(*chat)))
-            answer = await host.generate(text, max_tokens=20, **session)
+            answer = await host.generate(text, max_tokens=TURN_TOKENS, **session)
             assert answer["prompt_tokens"] == starts[-1]
             if before:
                 assert answer["cached_tokens"] >= before - 1  # the last token of an answer was never fed to the model
@@ -47,7 +48,7 @@ async def test_ten_turns_are_those_of_mlx_lm_over_the_whole_conversation_and_eac
         assert gaps[start - starts[0] :][: len(ids)].max() <= BOUND, answer
 
 
-async def test_six_thousand_tokens_of_context_are_read_as_mlx_lm_reads_them_and_only_once(product, reference):
+async def test_thousands_of_tokens_of_context_are_read_as_mlx_lm_reads_them_and_only_once(product, reference):
     notes = [NEEDLE]
     while (num_tokens := len(reference.prompt(("user", "\n".join(notes))))) < CONTEXT_TOKENS:
         day = len(notes)

@@ -10,7 +10,7 @@ from tests.real.product import hosting, serving
 from tests.real.prompts import PROMPTS, some
 
 
-@pytest.mark.parametrize("kv_bits", [8, 4])
+@pytest.mark.parametrize("kv_bits", [pytest.param(8, marks=pytest.mark.slow), 4])
 async def test_quantized_keys_and_values_are_what_mlx_lm_makes_of_them(float32, reference, kv_bits):
     quantized = Reference(float32, kv_bits)
     asked = some(PROMPTS, 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from typing import Annotated, Any
 
 from mcp import MCPError
@@ -25,14 +26,20 @@ Model = Annotated[str, Field(description="Name of a local model; the configured 
 
 def add_prompts(server: MCPServer[Any]) -> None:
     """Give a server the prompts."""
+    for prompt in prompts():
+        server.add_prompt(prompt)
+
+
+@cache  # pydantic takes 2 ms for each, and each connection has a server of its own
+def prompts() -> list[Prompt]:
+    """The prompts, in the order in which hosts show them."""
     titles: dict[Callable[..., str], str] = {
         delegate: "Delegate a task to a local model",
         fan_out: "Ask many things of files at once",
         review: "Have several local reviewers look, and compare",
         label_rows: "Label rows by a schema",
     }
-    for function, title in titles.items():
-        server.add_prompt(Prompt.from_function(function, title=title, icons=ICONS))
+    return [Prompt.from_function(function, title=title, icons=ICONS) for function, title in titles.items()]
 
 
 def delegate(task: Annotated[str, Field(description="What is to be done.")], model: Model = "") -> str:

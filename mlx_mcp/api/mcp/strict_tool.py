@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cache
+from types import MethodType
 from typing import Any
 
 from mcp.server.mcpserver import Context
@@ -63,16 +65,24 @@ class StrictTool(Tool):
     def make(
         cls, function: Callable[..., Any], title: str, daily: bool = False, long: bool = False, **hints: bool
     ) -> StrictTool:
-        """A tool of an async function, which is `given` its Arguments; its docstring is the description.
+        """A tool of an async method, which is `given` its Arguments; its docstring is the description.
 
         A `daily` one is in every prompt of hosts that otherwise search for tools. The result of a `long` one may be
         that it goes on, or a part.
         """
+        assert isinstance(function, MethodType)
+        described = cls._describe(function.__func__, title, daily, long, **hints)
+        return described.model_copy(update={"fn": function})
+
+    @classmethod
+    @cache  # pydantic takes 10 ms for the schemas of one tool, and each connection has a server of its own
+    def _describe(cls, function: Callable[..., Any], title: str, daily: bool, long: bool, **hints: bool) -> StrictTool:
+        """The tool of a method, whatever object it is of."""
         meta: dict[str, Any] = {"anthropic/alwaysLoad": True} if daily else {}
         if long:
             meta["anthropic/maxResultSizeChars"] = CLAUDE_CODE_CHARS
         tool = cls.from_function(
-            function,
+            MethodType(function, object()),
             title=title,
             description=inspect.cleandoc(function.__doc__ or ""),
             annotations=ToolAnnotations(title=title, open_world_hint=False, **hints),

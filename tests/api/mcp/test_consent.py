@@ -88,15 +88,16 @@ class Answer(BaseModel):
 
 
 async def test_a_tool_of_this_package_can_ask_too(mode):
-    async def fetch(given: Given, ctx: Context) -> Annotated[CallToolResult, Answer]:
-        """Ask."""
-        try:
-            return reply(Answer(may=await may_fetch(ctx, "owner/model", given.size, 10**9)))
-        except Asking as question:
-            return question.result
+    class Tools:
+        async def fetch(self, given: Given, ctx: Context) -> Annotated[CallToolResult, Answer]:
+            """Ask."""
+            try:
+                return reply(Answer(may=await may_fetch(ctx, "owner/model", given.size, 10**9)))
+            except Asking as question:
+                return question.result
 
     replied, asked = user("accept", {"go_ahead": True})
-    made = MCPServer("asks", tools=[StrictTool.make(fetch, "Fetch")])
+    made = MCPServer("asks", tools=[StrictTool.make(Tools().fetch, "Fetch")])
     async with Client(made, mode=mode, elicitation_callback=replied) as client:
         result = await client.call_tool("fetch", {"size": 7})
     assert (result.structured_content, len(asked)) == ({"may": True}, 1)

@@ -8,6 +8,7 @@ from mlx_mcp.core.cache.blocks import BlockPool
 from mlx_mcp.core.cache.prefixes import PrefixCache, common
 from mlx_mcp.core.layout import Layout, PromptEnd
 from mlx_mcp.core.slots import Ledger
+from tests.effort import drawn
 from tests.fakes import FakeLogits, FakePayload
 
 PLAIN = Layout()
@@ -124,10 +125,10 @@ def test_hashes_cut_to_a_byte_give_misses_and_never_another_prefix():
 def test_two_tenants_never_hit_each_others_prefixes_while_one_hits_its_own():
     table, rng = Table(), random.Random(2)
     ann, bob = (table.cache.pool.root(name, name) for name in (b"ann", b"bob"))
-    prompts = [[rng.randrange(50) for _ in range(rng.randint(2, 16))] for _ in range(2000)]
+    prompts = [[rng.randrange(50) for _ in range(rng.randint(2, 16))] for _ in range(drawn(2000, least=400))]
     for prompt in prompts:
         table.put(prompt, root=ann)
-    tries = [rng.choice(prompts) for _ in range(10_000)]
+    tries = [rng.choice(prompts) for _ in range(drawn(10_000))]
     assert sum(table_match(table, prompt, bob) for prompt in tries) == 0
     assert all(table_match(table, prompt, ann) == len(prompt) for prompt in tries)
 
