@@ -72,7 +72,7 @@ def test_a_wrong_key_or_value_is_told_with_the_one_that_was_meant(text, words, c
     [
         (
             "[models.embedded.sampling]\ntemprature = 1",
-            r"temprature is no default for sampling; did you mean temperature\? Correct it",
+            r"is no default for sampling; did you mean temperature\? Correct it",
         ),
         ("[models.embedded.sampling]\nseed = 1", "take one of: temperature, top_p"),
         ("[model_defaults.sampling]\ntop_p = 2", "above 0 and at most 1"),

@@ -226,12 +226,16 @@ def test_a_cache_that_drops_tokens_is_refused_with_the_reason(here):
 
 def test_states_alone_are_refused_for_they_do_not_say_of_how_many_tokens_they_are(tmp_path, monkeypatch):
     here = Here(tmp_path, monkeypatch, "mamba2")
-    assert "states alone" in here.sessions("import", cached_by_mlx_lm(here), "--prompt", TEXT, status=2)
+    refused = " ".join(here.sessions("import", cached_by_mlx_lm(here), "--prompt", TEXT, status=2).split())
+    assert "has states alone, which do not say of how many tokens they are" in refused
+    assert "Of such a model only what `mlx-mcp sessions export` wrote can be taken in" in refused
 
 
 def test_a_model_that_is_not_here_is_refused_and_can_be_named(here):
     file = cached_by_mlx_lm(here, saved_as="/far/away")
-    assert "/far/away" in here.sessions("import", file, "--prompt", TEXT, status=2)
+    refused = " ".join(here.sessions("import", file, "--prompt", TEXT, status=2).split())
+    assert "The prompt cache is of the model '/far/away', which is not among" in refused
+    assert "Set MLX_MCP_MODEL to its folder or hub id" in refused
     here.sessions("import", file, "--prompt", TEXT, "--model", here.model_folder.name)
 
 

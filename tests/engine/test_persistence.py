@@ -11,6 +11,7 @@ from mlx_mcp.core.cache.misses import MissReason
 from mlx_mcp.core.layout import Layout
 from mlx_mcp.core.session import SessionOptions
 from mlx_mcp.core.slots import KvCost
+from mlx_mcp.engine import session_commands
 from mlx_mcp.engine.messages import Cancel, Close, Failed, Fork, ListSessions, Persist, Persisted, Prefilled
 from mlx_mcp.engine.persistence import PersistenceOptions, Persisting
 from mlx_mcp.errors import EngineDead, InvalidRequest, OtherTokenizer, StorageError, UnknownSession, UnknownVersion
@@ -231,13 +232,23 @@ def test_what_can_be_kept_is_said_before_anything_is_written(folder):
     house = KeptHouse(folder)
     with pytest.raises(UnknownSession):
         house.persist("nobody")
-    with pytest.raises(InvalidRequest, match="ephemeral"):
+    with pytest.raises(InvalidRequest, match=r"is ephemeral, so nothing of it is kept\. Create it without `ephemeral`"):
         house.persist(house.open("abc", ephemeral=True))
     with pytest.raises(InvalidRequest, match="cannot be a version: take 1 to 64 letters"):
         house.persist(house.open("abc"), "../up")
     session = house.open("abc")
     with pytest.raises(UnknownSession):
         house.persist(session, tenant="bob")
+
+
+def test_a_session_has_so_many_versions_and_no_more(folder, monkeypatch):
+    monkeypatch.setattr(session_commands, "MAX_VERSIONS", 1)
+    house = KeptHouse(folder)
+    session = house.open("abc")
+    house.persist(session, "v1")
+    with pytest.raises(InvalidRequest, match="has 1 versions, as many as it may; take one of their names"):
+        house.persist(session, "v2")
+    house.persist(session, "v1")
 
 
 def test_nothing_on_disk_means_so_and_generations_go_on():
@@ -380,7 +391,7 @@ def test_a_damaged_session_is_said_to_be(folder):
     events = house.say("on", session, after="user")
     house.run()
     assert isinstance(events.error, UnknownSession)
-    assert "damaged" in str(events.error)
+    assert "What was kept of it on disk is damaged. list_sessions shows yours" in str(events.error)
     assert house.open("abc")
 
 

@@ -391,7 +391,9 @@ def test_a_closed_session_is_gone_with_its_turn_and_its_queue():
     assert isinstance(turn.error, UnknownSession)
     assert isinstance(queued.error, UnknownSession)
     assert house.runner.rows == {}
-    assert isinstance(house.say("|x", session).error, UnknownSession)
+    gone = house.say("|x", session).error
+    assert isinstance(gone, UnknownSession)
+    assert "It was closed, has expired, or ended with the server. list_sessions shows" in str(gone)
     house.run()
 
 

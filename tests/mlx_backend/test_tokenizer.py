@@ -360,7 +360,8 @@ def test_a_template_that_cannot_show_results_refuses_them(tmp_path, template, wo
 
 @pytest.mark.parametrize(("after", "role"), [("user", "tool"), ("user", "assistant"), ("assistant", "assistant")])
 def test_a_turn_begins_with_what_can_follow(tokenizer, after, role):
-    with pytest.raises(InvalidRequest, match="role tool" if after == "assistant" else "no call in this session"):
+    words = {"assistant": "The session ends in an answer: begin the turn with", "user": "no call in this session"}
+    with pytest.raises(InvalidRequest, match=words[after]):
         tokenizer.encode_turn([Message(role, "x", name="look")], after)
 
 

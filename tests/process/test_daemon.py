@@ -376,7 +376,7 @@ def test_an_engine_that_another_process_starts_is_waited_for_no_longer_than_its_
         monkeypatch.setattr(daemon, "START_S", 0.2)
         with try_lock(place.start_lock) as held:
             assert held
-            for work in (lambda: daemon.start_if_needed(place), lambda: daemon.join(place, hello())):
+            for work in (lambda: daemon.start_if_needed(place), lambda: daemon.join(place, hello(), print)):
                 with pytest.raises(EngineUnavailable, match=r"was not ready within 0\.2 s\. Try again, or serve with"):
                     work()
 
@@ -394,6 +394,27 @@ def test_an_engine_whose_process_nobody_knows_is_left_to_the_user(monkeypatch):
     with state_folder() as (place, _):
         with pytest.raises(EngineUnavailable, match=r"does not say which process holds .*; end it by its id"):
             daemon.kill(place, 1)
+
+
+def test_an_engine_that_does_not_end_is_told_with_what_ends_it(monkeypatch):
+    with state_folder() as (place, _):
+        place.prepare()
+        with place.listen() as listener, ThreadPoolExecutor(1) as apart:
+            listener.setblocking(True)
+            ending = apart.submit(daemon.stop, place, 0.1)
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b'{"pid": 1}\n')
+                with pytest.raises(EngineUnavailable, match=r"did not end within 0\.1 s\. .*--force` ends it at once"):
+                    ending.result(WAIT_S)
+        os.unlink(place.socket)
+        with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+            gone.wait(WAIT_S)
+        with monkeypatch.context() as patched:  # as where a process waits for a disk that does not answer
+            patched.setattr(daemon, "life_lock_holder", lambda place: gone.pid)
+            with pytest.raises(EngineUnavailable, match=r"was killed and has not ended within 0\.1 s\. Wait, and try"):
+                daemon.kill(place, 0.1)
 
 
 def test_a_greeting_that_is_none_is_refused_and_hurts_nobody(shared):
@@ -443,7 +464,9 @@ def test_another_users_process_cannot_connect(shared):
     os.chmod(place.folder, 0o755)
     os.chmod(place.socket, 0o666)
     refused = subprocess.run(connect, capture_output=True, text=True, timeout=WAIT_S)
-    assert json.loads(refused.stdout) == {"error": "This is another user's engine."}
+    assert json.loads(refused.stdout) == {
+        "error": "This is another user's engine. Set MLX_MCP_STATE_DIR to a folder of your own."
+    }
     os.chmod(place.folder, 0o700)
     os.chmod(place.socket, 0o600)
     assert re.search(r"of user\b.*\b65534", Path(place.log).read_text(), re.DOTALL)  # which wraps its lines

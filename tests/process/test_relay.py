@@ -238,7 +238,10 @@ def end_during_a_call(connection, wire, to_relay, lines):
     to_relay.write(message(99, "tools/call"))
     wire.readline()
     hang_up(connection, wire)
-    assert json.loads(lines.next())["id"] == 99
+    answer = json.loads(lines.next())
+    assert answer["id"] == 99
+    assert "The engine process ended during this call" in str(answer)
+    assert "Call again: a new one is started by itself" in str(answer)
 
 
 def message(id_, method, **params):

@@ -142,7 +142,8 @@ def test_what_is_planted_for_the_lock_or_key_is_refused_and_its_target_unchanged
             os.mkfifo(tmp_path / "cache" / name)
         case "folder":
             (tmp_path / "cache" / name).mkdir()
-    with pytest.raises(StorageError):
+    told = "lock" if name == "lock" else "Reading the cache folder's key failed: "
+    with pytest.raises(StorageError, match=told):
         open_and_close(tmp_path / "cache")
     assert (tmp_path / "victim").read_bytes() == b"mine"
 

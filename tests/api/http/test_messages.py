@@ -6,6 +6,7 @@ import logging
 import httpx2
 import pytest
 
+from mlx_mcp.api.http.messages import JsonOnly
 from tests.api.http.test_arrival import META, MODERN
 from tests.api.http.test_http import legacy_session, serving
 from tests.fakes import fake_client
@@ -163,3 +164,19 @@ async def test_a_client_may_say_that_it_could_not_read_something(engine):
         headers = await headers_of("legacy", http, address)
         told = {"jsonrpc": "2.0", "id": None, "error": {"code": -32700, "message": "it was no JSON"}}
         assert (await http.post(f"{address}/mcp", json=told, headers=headers)).status_code == 202
+
+
+async def test_a_response_that_ends_without_an_answer_is_an_error_that_says_to_call_again():
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    only = JsonOnly(send)
+    headers = [(b"content-type", b"text/event-stream")]
+    await only.send({"type": "http.response.start", "status": 200, "headers": headers})
+    await only.send({"type": "http.response.body", "body": b": ping\r\n\r\n", "more_body": True})
+    await only.send({"type": "http.response.body", "body": b""})
+    assert dict(sent[0]["headers"])[b"content-type"] == b"application/json"
+    error = json.loads(sent[1]["body"])["error"]
+    assert error == {"code": -32603, "message": "The call ended without an answer. Call again."}
