@@ -167,7 +167,7 @@ async def test_a_schema_that_cannot_be_compiled_is_refused_and_never_queued(clie
     assert (client.stats.running, client.stats.waiting) == (0, 0)
 
 
-@pytest.mark.parametrize("kv_bits", [None, 8])
+@pytest.mark.parametrize("kv_bits", [None, pytest.param(8, marks=pytest.mark.long)])
 async def test_forty_callers_at_once_are_each_answered_right(kv_bits):
     client = make_client(kv_bits=kv_bits, limits=Limits(max_running=12))
     try:
@@ -191,7 +191,7 @@ async def test_a_seed_gives_the_same_text_alone_and_in_any_batch(client):
     assert len(set(alone)) == 4
 
 
-@pytest.mark.parametrize("kv_bits", [None, 8])
+@pytest.mark.parametrize("kv_bits", [None, pytest.param(8, marks=pytest.mark.long)])
 async def test_prompts_asked_again_are_answered_to_the_bit_as_at_first_and_computed_no_more(kv_bits):
     client, settings = make_client(kv_bits=kv_bits), {"max_tokens": 60, "logprobs": 5}
     requests = [ask("Tell me a story.", FACTS, temperature=3.0, seed=seed, **settings) for seed in range(3)]
