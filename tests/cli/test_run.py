@@ -150,6 +150,7 @@ def test_who_stops_reading_ends_a_run_without_a_word():
         assert running.stderr.read() == b""
 
 
+@pytest.mark.long
 def test_an_interrupt_ends_a_run_at_once():
     with piped("run", "Count from 1 to 99.", "--max-tokens", "1900") as running:
         assert running.stdout.read(1)

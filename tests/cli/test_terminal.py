@@ -73,7 +73,7 @@ def test_wide_characters_take_two_cells_and_none_speaks_to_the_terminal():
     assert line == "\\x1b[31mred\\x07 end"
 
 
-@pytest.mark.parametrize("arguments", [[], ["--standalone"]])
+@pytest.mark.parametrize("arguments", [[], pytest.param(["--standalone"], marks=pytest.mark.long)])
 def test_serve_says_in_a_terminal_what_it_waits_for_and_ends_with_ctrl_d(arguments):
     with state_folder() as (_, env), Terminal("serve", *arguments, **env) as terminal:
         terminal.until("Ctrl-D ends this.")

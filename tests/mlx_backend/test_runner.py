@@ -236,6 +236,7 @@ def test_a_row_that_joins_others_leaves_their_states_as_they_were():
     assert [s.output_ids for s in rows] == expected
 
 
+@pytest.mark.long
 def test_memory_that_runs_out_preempts_and_loses_nothing(llama):
     one = Runner(llama).cost.row_bytes(1024)
     limits = Limits(max_running=4, chunk_tokens=128, prefill_tokens_idle=512, prefill_tokens_busy=128)

@@ -22,7 +22,6 @@ from mlx_mcp.process import daemon
 from mlx_mcp.process.daemon import greet
 from mlx_mcp.process.environment import window_hello
 from mlx_mcp.process.locks import take_life_lock, try_lock
-from tests.effort import rare_ones_slow
 from tests.process.windows import LONG, WAIT_S, Window, command, is_alive, run, state_folder, status, wait_until
 
 FALLBACK = "serving in this process alone"
@@ -557,7 +556,8 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize("why", rare_ones_slow(SPOILT, SPOILT, ["the folder /proc/nowhere cannot be made"]))
+@pytest.mark.long
+@pytest.mark.parametrize("why", SPOILT)
 def test_where_no_engine_can_be_shared_the_window_serves_alone_and_says_so(why):
     with state_folder() as (place, env):
         code = f"import sys; sys.argv = ['mlx-mcp', 'serve']\n{SPOILT[why]}\nfrom mlx_mcp.__main__ import main; main()"

@@ -313,7 +313,8 @@ def test_where_no_engine_can_be_shared_the_window_serves_alone_and_the_host_noti
         os.rmdir(place.log)
 
 
-@pytest.mark.parametrize("mode", ["legacy", pytest.param("auto", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
 async def test_the_sdks_client_gets_everything_it_asks_for(mode):
     with state_folder() as (_, env):
         parameters = StdioServerParameters(command=sys.executable, args=["-m", "mlx_mcp", "serve"], env=env)

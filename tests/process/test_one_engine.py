@@ -223,7 +223,8 @@ def test_an_engine_that_is_killed_fails_its_calls_and_the_windows_go_on_with_ano
         assert all(window.process.poll() is None for window in windows)
 
 
-@pytest.mark.parametrize("mode", ["auto", pytest.param("legacy", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_the_sdks_client_sees_the_engines_end_as_a_tools_error_and_calls_again(mode):
     with state_folder() as (place, env):
         server = StdioServerParameters(command=sys.executable, args=["-m", "mlx_mcp", "serve"], env=env)

@@ -26,6 +26,7 @@ def ended_by(place, env, how):
     return engine
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["signal", pytest.param("command", marks=pytest.mark.slow)])
 def test_windows_get_every_answer_whenever_their_engine_is_stopped(how):
     rng = random.Random(how)

@@ -25,7 +25,9 @@ class Product:
 
     def __init__(self, folder: Path, **settings: object) -> None:
         env = (
-            os.environ | {"MLX_MCP_OPENBLAS": "1"} | {f"MLX_MCP_{name.upper()}": str(v) for name, v in settings.items()}
+            os.environ
+            | {"MLX_MCP_OPENBLAS": "1", "MLX_MCP_WAIT_S": str(ANSWER_S)}
+            | {f"MLX_MCP_{name.upper()}": str(v) for name, v in settings.items()}
         )
         command = [sys.executable, "-m", "mlx_mcp", "serve", "--standalone", "--http", "--port", "0"]
         self.process = subprocess.Popen(

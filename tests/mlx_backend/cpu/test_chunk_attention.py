@@ -16,7 +16,7 @@ from tests.mlx_backend.layer_rows import SCALES, in_pieces
 @pytest.mark.parametrize(("chunk", "before"), [(1, 40), pytest.param(40, 0, marks=pytest.mark.slow), (37, 3), (9, 700)])
 @pytest.mark.parametrize("window", [None, 1, 12])
 @pytest.mark.parametrize("sinks", [False, True])
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows", [pytest.param(1, marks=pytest.mark.long), 3])
 def test_a_chunk_is_what_mlx_computes(monkeypatch, heads, piece, chunk, before, window, sinks, rows):
     in_pieces(monkeypatch, piece)
     mx.random.seed(3)
