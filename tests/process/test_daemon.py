@@ -192,7 +192,7 @@ def test_an_engine_is_not_idle_while_a_call_runs_or_an_open_window_has_sessions(
 def test_stop_lets_a_running_call_end_and_the_window_goes_on_afterwards(running):
     place, env = running
     with Window(env) as open_window:
-        call = open_window.call("generate", **LONG | {"max_tokens": 60})
+        call = open_window.call("generate", **LONG | {"max_tokens": 200})
         wait_until(lambda: status(place)["rows"] == 1)
         engine = status(place)["pid"]
         assert run(env, "engine", "stop").returncode == 0
@@ -233,7 +233,7 @@ def test_an_idle_engine_of_another_version_makes_room_at_once_while_a_window_is_
 def test_a_busy_engine_of_another_version_makes_room_once_it_is_idle(running):
     place, env = running
     with Window(env) as open_window:
-        call = open_window.call("generate", **LONG | {"keep": True, "max_tokens": 120})
+        call = open_window.call("generate", **LONG | {"keep": True, "max_tokens": 200})
         wait_until(lambda: status(place)["rows"] == 1)
         engine = status(place)["pid"]
         joined = greet(place, hello(version="99.0", settings=settings(env)))
