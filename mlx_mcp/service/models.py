@@ -107,7 +107,7 @@ async def to_be_fetched(service: Service, name: str) -> Fetch | None:
     Raises:
         UnknownModel: there is no such model.
     """
-    spec = await asyncio.to_thread(service.registry.resolve, name or None)
+    spec = service.registry.at_hand(name or None) or await asyncio.to_thread(service.registry.resolve, name)
     if not spec.may_fetch or spec.name in service.engine.stats.models:
         return None
     try:

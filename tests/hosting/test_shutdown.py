@@ -34,7 +34,8 @@ def test_a_call_under_way_ends_and_what_has_changed_is_saved_before_the_server_d
         with Window(env, *arguments) as window:
             window.ask("create_session", messages=[{"role": "user", "content": "Alice's badge is 771."}], name="kept")
             going = window.request("tools/call", name="generate", arguments=COUNTS, _meta={"progressToken": "p"})
-            assert window.lines.get(timeout=60)["method"] == "notifications/progress"  # it has begun
+            while window.lines.get(timeout=60)["method"] != "notifications/progress":  # until it has begun
+                pass  # that there is a session more is told, too
             server = window.process.pid if arguments else status(place)["pid"]
             os.kill(server, signal.SIGTERM)
             assert window.answer(going)["result"]["structuredContent"]["finish_reason"]
