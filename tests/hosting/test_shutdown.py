@@ -10,7 +10,7 @@ import pytest
 
 from tests.process.windows import Window, state_folder, status, wait_until
 
-COUNTS = {"prompt": "Count from 1 to 20.", "max_tokens": 60}
+COUNTS = {"prompt": "Count from 1 to 99.", "max_tokens": 300, "regex": "[0-9, ]{800}"}
 SETTINGS = {  # a busy machine must not be what cuts the call off
     "MLX_MCP_MAX_SSD_BYTES": str(1 << 30),
     "MLX_MCP_AUTOSAVE_S": "3600",
