@@ -107,7 +107,9 @@ async def to_be_fetched(service: Service, name: str) -> Fetch | None:
     Raises:
         UnknownModel: there is no such model.
     """
-    spec = service.registry.at_hand(name or None) or await asyncio.to_thread(service.registry.resolve, name)
+    spec = service.registry.at_hand(name or None)
+    if spec is None:
+        spec = await asyncio.to_thread(service.registry.resolve, name)
     if not spec.may_fetch or spec.name in service.engine.stats.models:
         return None
     try:
