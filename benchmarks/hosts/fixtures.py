@@ -41,6 +41,7 @@ from pydantic import BaseModel, Field, JsonValue
 
 import mlx_mcp.api.mcp.server
 from mlx_mcp.api.mcp.calls import tenant
+from mlx_mcp.api.mcp.server import Server
 from mlx_mcp.api.mcp.waiting import takes_tasks
 from mlx_mcp.errors import EngineDead, InvalidRequest
 from mlx_mcp.service.jobs import Jobs, Work
@@ -316,7 +317,8 @@ def add_states(server: MCPServer[Any]) -> None:
 
 def add_tasks(server: MCPServer[Any]) -> None:
     """Tools that go on as jobs of the server's own, and so become tasks for clients that take them."""
-    jobs: Jobs = server.service.jobs  # type: ignore[attr-defined]  # it is our Server
+    assert isinstance(server, Server), "fixtures come beside our own tools"
+    jobs: Jobs = server.service.jobs
 
     async def answer(ctx: Context, tool: str, work: Work) -> CallToolResult:
         job = jobs.start(tenant(), tool, work)

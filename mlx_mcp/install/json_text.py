@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from json.decoder import scanstring  # type: ignore[attr-defined]
+from json.decoder import scanstring  # type: ignore[attr-defined]  # reads a string as json.loads does; no stub
 from typing import Any
 
 from mlx_mcp.install.texts import BrokenText, Path, Style, UnfitText, line_start, nested, newline_of, place_of

@@ -11,6 +11,7 @@ from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.models import Fetch
 from mlx_mcp.service.service import Service
 from mlx_mcp.wiring import wire
+from tests.api.mcp.test_long_calls import call, refusal
 from tests.fakes import fake_client
 
 
@@ -31,18 +32,6 @@ def real():
 
 def connect(engine, **options):
     return Client(build_server(Service(engine, Registry(None))), **options)
-
-
-async def call(client, tool, **arguments):
-    result = await client.call_tool(tool, arguments)
-    assert not result.is_error, result.content
-    return result.structured_content
-
-
-async def refusal(client, tool, **arguments):
-    result = await client.call_tool(tool, arguments)
-    assert result.is_error, result.structured_content
-    return result.content[0].text
 
 
 async def loaded(client):

@@ -9,6 +9,7 @@ from mlx_mcp.config import Config
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.service import Service
 from mlx_mcp.wiring import wire
+from tests.api.mcp.test_long_calls import call
 
 SYSTEM = "Erin's badge is 77."
 
@@ -18,12 +19,6 @@ def engine(tmp_path):
     client, _ = wire(Config.load(max_ssd_bytes=1 << 28, store_dir=tmp_path))
     yield client
     assert client.close()
-
-
-async def call(client, tool, **arguments):
-    result = await client.call_tool(tool, arguments)
-    assert not result.is_error, result.content
-    return result.structured_content
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
