@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import typer
+
+# typer has no other door to these, and does not list them as its own.
 from typer.completion import get_completion_script, install  # type: ignore[attr-defined]
 from typer.core import TyperGroup
 

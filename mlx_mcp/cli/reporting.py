@@ -79,4 +79,4 @@ def never_fail_to_print() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # stays open as long as the process lives
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # somebody put another one in its place
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # see the line before

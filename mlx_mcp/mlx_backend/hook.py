@@ -72,4 +72,4 @@ def hook(model: Any) -> None:
     """Replace mlx-lm's function by `attend` in all modules of the model."""
     for module in model_modules(model):
         if getattr(module, "scaled_dot_product_attention", None) is mlx_lm_attention:
-            module.scaled_dot_product_attention = attend  # type: ignore[attr-defined]
+            module.scaled_dot_product_attention = attend  # type: ignore[attr-defined]  # looked for just above
