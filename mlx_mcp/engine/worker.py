@@ -151,6 +151,11 @@ class EngineThread:
             self.unlisten(call_id)
         return True
 
+    def _publish(self, engine: Engine) -> None:
+        """Hand over the events since the last time, after the counts: who hears of a change reads it there as well."""
+        self._stats = engine.stats
+        self._hand_over()
+
     def _hand_over(self) -> None:
         """Hand over the events since the last time.
 
@@ -183,15 +188,15 @@ class EngineThread:
                     engine.stop()
                 else:
                     engine.handle(command)
-                self._hand_over()
+                self._publish(engine)
             if self._stopping and (engine.all_saved or time.monotonic() >= self._deadline):
                 return
             self._step_began = time.monotonic()
             engine.check_time()
-            self._hand_over()
+            if self._told:
+                self._publish(engine)
             stepped = engine.has_work and engine.step()
-            self._stats = engine.stats
-            self._hand_over()
+            self._publish(engine)
             if not stepped and (engine.has_work or self._stopping):
                 self._step_began = math.inf
                 with self._wake:  # everything waits for time to pass, or for a command

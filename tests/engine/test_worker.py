@@ -7,7 +7,7 @@ from mlx_mcp.core.ports import ModelSpec
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import SamplingParams
 from mlx_mcp.engine.engine import Engine
-from mlx_mcp.engine.messages import Cancel, Failed, Find, Load, Loaded, Submit, Token
+from mlx_mcp.engine.messages import Cancel, Failed, Find, Load, Loaded, Submit, Token, Unload, Unloaded
 from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.errors import EngineDead
 from tests.fakes import FakeLoader
@@ -43,6 +43,16 @@ def until(events, kind):
     while not isinstance(event := events.get(timeout=5), kind):
         pass
     return event
+
+
+def test_who_hears_of_a_change_reads_it_in_the_counts():
+    thread, events, sink = started(FakeLoader())
+    seen = []
+    thread.listen(1, lambda event: seen.append((event, thread.stats.models)))  # on the engine's own thread
+    thread.send(Unload(1, "tiny"))
+    wait_until(lambda: seen)
+    assert seen == [(Unloaded(100), ())]
+    assert thread.stop(5)
 
 
 def test_a_cancel_takes_hold_before_the_next_step():
