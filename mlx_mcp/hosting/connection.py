@@ -14,11 +14,10 @@ import anyio
 from mcp_types import CLIENT_INFO_META_KEY, JSONRPCMessage
 from starlette.types import Receive, Scope, Send
 
-from mlx_mcp.api.http.app import http_app
-from mlx_mcp.api.http.token import auth_settings
 from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.config import Config
 from mlx_mcp.errors import ConfigError
+from mlx_mcp.hosting.faces import web_app
 from mlx_mcp.hosting.http import HttpServer, drain_http
 from mlx_mcp.hosting.message_lines import StreamLines
 from mlx_mcp.hosting.open_requests import OpenRequests
@@ -119,9 +118,7 @@ async def serve_listener(
         raise ConfigError("A listener comes with one socket; connect with `mlx-mcp serve --http`.")
     listener = socket.socket(joined.hello["family"], socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=fds.pop())
     listener.setblocking(False)
-    files = FileReader(own.file_roots or (), own.max_file_bytes, own.max_files_bytes)
-    mcp = build_server(service, files, joined.activity, own.wait_s, **auth_settings(own))
-    app = http_app(mcp, service, own)
+    app = web_app(service, joined.activity, own)
 
     async def noted(scope: Scope, receive: Receive, send: Send) -> None:
         used()

@@ -115,25 +115,20 @@ def serve_stdio(config: Config) -> None:
 
 def serve_http(config: Config, say: Say) -> None:
     """Serve any number of hosts over HTTP in this process until a signal comes."""
-    from mlx_mcp.api.http.app import http_app
-    from mlx_mcp.api.http.token import auth_settings
-    from mlx_mcp.api.mcp.server import build_server
+    from mlx_mcp.hosting.faces import web_app
     from mlx_mcp.hosting.http import HttpServer, drain_http
     from mlx_mcp.hosting.warm import warm_of
     from mlx_mcp.process.listener import listen
     from mlx_mcp.service.activity import Activity
-    from mlx_mcp.service.files import FileReader
     from mlx_mcp.service.jobs import Jobs
     from mlx_mcp.service.service import Service
     from mlx_mcp.wiring import wire
 
     listener = listen(config.host, config.port)
     client, registry = wire(config)
-    files = FileReader(config.file_roots or (), config.max_file_bytes, config.max_files_bytes)
     activity = Activity()
     service = Service(client, registry, Jobs(config.result_ttl_s), warm_of(config))
-    mcp = build_server(service, files, activity, config.wait_s, **auth_settings(config))
-    server = HttpServer(http_app(mcp, service, config), config)
+    server = HttpServer(web_app(service, activity, config), config)
     address = address_of(config.host, listener)
     say(f"mlx-mcp {__version__} serving {registry.resolve(None).name!r} at {address}/mcp")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +12,7 @@ from mlx_mcp.chat.message import Message
 from mlx_mcp.chat.prompt import AUTO, Grammar, Reasoning
 from mlx_mcp.core.sampling import Sampling
 from mlx_mcp.core.session import SessionOptions
-from mlx_mcp.engine.requests import GenerateRequest, Result
+from mlx_mcp.engine.requests import Delta, GenerateRequest, Progress, Result, Update
 from mlx_mcp.service.activity import Meter, Report
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.context import Context, chat
@@ -83,10 +83,48 @@ def request_of(caller: Caller, messages: tuple[Message, ...], options: Options, 
     )
 
 
+async def stream(
+    service: Service, caller: Caller, context: Context, options: Options
+) -> AsyncGenerator[Progress | Delta | Answered, None]:
+    """Answer a context piece by piece: progress, text as it becomes certain, and last the whole answer.
+
+    Close the generator to free its row.
+
+    Raises:
+        MlxMcpError: see `generate`.
+    """
+    request = request_of(caller, await chat(caller, context), options)
+    async with aclosing(updates_of(service, caller, request, Meter())) as updates:
+        async for update in updates:
+            if isinstance(update, Result):
+                yield Answered(update, note_of(service, options.model or options.session))
+            else:
+                yield update
+
+
 async def run(
     service: Service, caller: Caller, request: GenerateRequest, meter: Meter, report: Callable[[], Awaitable[None]]
 ) -> Result:
     """Run a request to its end; a cancelled caller frees the row."""
+    async with aclosing(updates_of(service, caller, request, meter, report)) as updates:
+        async for update in updates:
+            if isinstance(update, Result):
+                return update
+            await report()
+    raise AssertionError("a generation ends with a result or an error")
+
+
+async def updates_of(
+    service: Service,
+    caller: Caller,
+    request: GenerateRequest,
+    meter: Meter,
+    report: Callable[[], Awaitable[None]] | None = None,
+) -> AsyncGenerator[Update, None]:
+    """What comes of a request, noted in the meter, up to the result.
+
+    Awaits `report` while a warm context is computed.
+    """
     try:
         with caller.activity.watching(meter):
             meter.line = f"computing the context {request.session} first"
@@ -98,9 +136,8 @@ async def run(
                         if update.session is not None:
                             caller.activity.sessions.add(update.session.session_id)
                         service.warm.begin(service, caller, update.model)
-                        return update
-                    meter.take(update)
-                    await report()
+                    else:
+                        meter.take(update)
+                    yield update
     finally:
         meter.ended = True
-    raise AssertionError("a generation ends with a result or an error")

@@ -46,7 +46,7 @@ def until(events, kind):
 
 
 def test_who_hears_of_a_change_reads_it_in_the_counts():
-    thread, events, sink = started(FakeLoader())
+    thread, *_ = started(FakeLoader())
     seen = []
     thread.listen(1, lambda event: seen.append((event, thread.stats.models)))  # on the engine's own thread
     thread.send(Unload(1, "tiny"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mcp.server.mcpserver import MCPServer
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from mlx_mcp.api.http.gate import Gate
@@ -17,8 +19,8 @@ from mlx_mcp.service.health import health
 from mlx_mcp.service.service import Service
 
 
-def http_app(server: MCPServer[Any], service: Service, config: Config) -> ASGIApp:
-    """The ASGI app of a server.
+def http_app(server: MCPServer[Any], service: Service, config: Config, routes: Sequence[BaseRoute] = ()) -> ASGIApp:
+    """The ASGI app of a server, with the routes of other APIs.
 
     Every request passes the gate, those for /mcp the token, if there is one, and then what is said of messages.
     """
@@ -48,6 +50,7 @@ def http_app(server: MCPServer[Any], service: Service, config: Config) -> ASGIAp
         max_request_body_size=config.max_request_bytes,
         transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),  # the gate does more
     )
+    app.router.routes.extend(routes)
     sessions: Any = server.session_manager
     sessions.asgi_app = Messages(sessions.asgi_app, config.max_request_bytes)
     return Gate(app, config)
