@@ -1,0 +1,48 @@
+"""What all shapes have in common: how a body is read, and what of an answer is sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from sse_starlette import ServerSentEvent
+from starlette.responses import Response
+
+
+class Taken(BaseModel):
+    """A part of a request. What is null counts as left out, and what nobody knows is ignored."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_nulls(cls, given: Any) -> Any:
+        """The members that are not null."""
+        return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
+
+
+class Given(BaseModel):
+    """A part of an answer.
+
+    Sent are the members that were set, null among them, and those whose default is not null. A member that is null by
+    default is left out unless it was set.
+    """
+
+    def model_post_init(self, context: Any) -> None:
+        """Count the defaults that are always sent as set."""
+        fields = type(self).model_fields.items()
+        self.model_fields_set.update(name for name, field in fields if field.default is not None)
+
+    def sent(self) -> dict[str, Any]:
+        """The members that are sent."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+def answer(given: Given, status: int = 200) -> Response:
+    """A response with a shape as its body."""
+    return Response(given.model_dump_json(exclude_unset=True), status, media_type="application/json")
+
+
+def event(given: Given, name: str | None = None) -> ServerSentEvent:
+    """An event with a shape as its data."""
+    return ServerSentEvent(given.model_dump_json(exclude_unset=True), event=name)
