@@ -14,6 +14,7 @@ from typing import Any
 
 from mlx_mcp.chat.message import Message
 from mlx_mcp.errors import UnknownReply
+from mlx_mcp.service.jobs import Job
 
 MAX_REPLIES = 256  # of one tenant
 MAX_BYTES = 64 << 20  # of one tenant
@@ -32,7 +33,7 @@ class Reply:
     messages: tuple[Message, ...] = ()  # all of the conversation, the answer included
     num_bytes: int = 0
     session_id: str = ""  # empty while it is computed, and if it has failed
-    job_id: str = ""  # the work that computes it, where nobody waits for that
+    job: Job | None = None  # the work that computes it, where nobody waits for that
     kept_at: float = field(default_factory=time.monotonic)
 
 

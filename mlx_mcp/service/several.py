@@ -24,25 +24,40 @@ Piece = tuple[int, Progress | Delta | Result]
 
 
 async def stream_answers(
-    service: Service, caller: Caller, context: Context, n: int, options: Options
+    service: Service, caller: Caller, context: Context, n: int, options: Options, parent: str = ""
 ) -> AsyncGenerator[Piece, None]:
     """Answer a context `n` times at once: pieces of all answers as they come, each answer's Result last.
 
-    The prompt is computed once, and a `seed` counts up. Ends with the first answer that fails. Close the generator to
-    free the rows.
+    The prompt is computed once, and a `seed` counts up. Ends with the first answer that fails. With a `parent` the
+    answer is kept in a new fork of that session, which has the name of `options.opening`, and is closed again if the
+    answer fails. Close the generator to free the rows.
 
     Raises:
         MlxMcpError: see `generate`; and InvalidRequest for several answers that a session would have to go on with.
     """
     check_branches(1, n, options.sampling)
-    if n > 1 and options.keeps:
+    if n > 1 and (options.keeps or parent):
         raise InvalidRequest(
             f"A session goes on with one answer, and n is {n}: give n=1, or keep=false, or fork the session n times."
         )
-    requests = requests_of(caller, [await chat(caller, context)], n, options)
-    async with aclosing(stream_requests(service, caller, requests)) as pieces:
-        async for piece in pieces:
-            yield piece
+    messages = await chat(caller, context)
+    if not parent:
+        requests = requests_of(caller, [messages], n, options)
+        async with aclosing(stream_requests(service, caller, requests)) as pieces:
+            async for piece in pieces:
+                yield piece
+        return
+    last: list[Piece] = []  # told when the fork is sure to stay
+    async with forked(service, caller, parent, options.opening.name) as fork:
+        requests = requests_of(caller, [messages], 1, replace(options, session=fork))
+        async with aclosing(stream_requests(service, caller, requests)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece[1], Result):
+                    last.append(piece)
+                else:
+                    yield piece
+    for piece in last:
+        yield piece
 
 
 async def stream_completions(

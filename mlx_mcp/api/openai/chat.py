@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
-from dataclasses import replace
 
 from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 
 from mlx_mcp.api.openai.chat_answer import Chunks, completion
-from mlx_mcp.api.openai.chat_request import context_of, options_of
+from mlx_mcp.api.openai.chat_request import context_of, options_of, parent_of
 from mlx_mcp.api.openai.chat_shapes import ChatChunk, ChatRequest
+from mlx_mcp.api.openai.collecting import collected
 from mlx_mcp.api.openai.counts import Thinking, usage_of
 from mlx_mcp.api.openai.head import Head, head_of
 from mlx_mcp.api.openai.shape import answer
 from mlx_mcp.api.openai.streaming import chunk_events
 from mlx_mcp.api.web.endpoint import Asked
 from mlx_mcp.api.web.events import stream
-from mlx_mcp.service.context import Context
-from mlx_mcp.service.generate import Options
 from mlx_mcp.service.models import note_of
-from mlx_mcp.service.several import Piece, forked, stream_answers
+from mlx_mcp.service.several import Piece, stream_answers
 from mlx_mcp.service.values import Delta, Result
 
 
@@ -29,39 +26,13 @@ async def chat_completions(asked: Asked) -> Response:
     """Answer a chat, whole or as a stream."""
     body: ChatRequest = asked.body
     context, options = context_of(body), options_of(body)
-    head, note = head_of(asked, "chatcmpl-"), note_of(asked.service, options.model or options.session)
-    pieces = pieces_of(asked, context, options)
+    parent = parent_of(body)
+    head, note = head_of(asked, "chatcmpl-"), note_of(asked.service, options.model or options.session or parent)
+    pieces = stream_answers(asked.service, asked.caller, context, body.n, options, parent)
     if body.stream:
         return await stream(Streamed(body, head, note).events(pieces))
     results, thinking = await collected(pieces, body.n)
     return answer(completion(head, results, usage_of(results, thinking), body.logprobs, body.parallel_tool_calls, note))
-
-
-async def pieces_of(asked: Asked, context: Context, options: Options) -> AsyncGenerator[Piece, None]:
-    """What comes of the answers; they are kept in a fork where a parent is given, which is closed if they fail."""
-    body: ChatRequest = asked.body
-    if body.parent_session_id and options.keeps:
-        async with forked(asked.service, asked.caller, body.parent_session_id) as fork:
-            turn = replace(options, session=fork)
-            async with aclosing(stream_answers(asked.service, asked.caller, context, body.n, turn)) as pieces:
-                async for piece in pieces:
-                    yield piece
-        return
-    async with aclosing(stream_answers(asked.service, asked.caller, context, body.n, options)) as pieces:
-        async for piece in pieces:
-            yield piece
-
-
-async def collected(pieces: AsyncGenerator[Piece, None], num: int) -> tuple[list[Result], list[Thinking]]:
-    """All answers when they are whole, and what of each the model was thinking."""
-    results, thinking = dict[int, Result](), [Thinking() for _ in range(num)]
-    async with aclosing(pieces):
-        async for index, update in pieces:
-            if isinstance(update, Delta):
-                thinking[index].take(update)
-            elif isinstance(update, Result):
-                results[index] = update
-    return [results[index] for index in range(num)], thinking
 
 
 class Streamed:

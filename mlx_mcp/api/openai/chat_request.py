@@ -34,7 +34,7 @@ def options_of(body: ChatRequest) -> Options:
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     return Options(
         model=body.model,
-        session=body.session_id or body.parent_session_id,
+        session=body.session_id or (body.parent_session_id if body.keep is False else ""),
         keep=body.keep,
         tools=tuple(function_of(tool, nested=True) for tool in body.tools),
         grammar=grammar_of(body.response_format, nested=True),
@@ -42,3 +42,8 @@ def options_of(body: ChatRequest) -> Options:
         sampling=sampling_of(body, max_tokens, body.top_logprobs if body.logprobs else None),
         tool_choice=choice_of(body.tool_choice),
     )
+
+
+def parent_of(body: ChatRequest) -> str:
+    """The session in a fork of which the answer is kept; empty if there is none, or nothing is to be kept."""
+    return "" if body.keep is False else body.parent_session_id

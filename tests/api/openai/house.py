@@ -15,7 +15,6 @@ from mlx_mcp.models.registry import Registry
 from mlx_mcp.process.listener import listen
 from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.service import Service
-from tests.engine.test_client import until
 
 
 @asynccontextmanager
@@ -27,7 +26,9 @@ async def serving(engine: EngineClient, service: Service | None = None) -> Async
     server = HttpServer(app, config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        await until(lambda: server.started)
+        async with asyncio.timeout(10):
+            while not server.started:
+                await asyncio.sleep(0.001)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
