@@ -1,6 +1,7 @@
 """Servers on loopback in this process, and OpenAI's own clients of them."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from openai import AsyncOpenAI
 
 from mlx_mcp.config import Config
+from mlx_mcp.core.steps import Step
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.hosting.faces import web_app
 from mlx_mcp.hosting.http import HttpServer
@@ -15,6 +17,7 @@ from mlx_mcp.models.registry import Registry
 from mlx_mcp.process.listener import listen
 from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.service import Service
+from tests.fakes import FakeFlight, FakeLoader
 
 
 @asynccontextmanager
@@ -50,3 +53,19 @@ async def client_of(engine: EngineClient, service: Service | None = None, **opti
 def user(text: str) -> list[Any]:
     """A chat of one message."""
     return [{"role": "user", "content": text}]
+
+
+def pause_after(engine: EngineClient, num_steps: int) -> threading.Event:
+    """Have the fake model stop before a step; returns what lets it go on."""
+    loader = engine.loader
+    assert isinstance(loader, FakeLoader), "a fake is behind it"
+    runner = loader.runner
+    launch = runner.launch
+
+    def paused(step: Step) -> FakeFlight:
+        if len(runner.steps) == num_steps:
+            runner.gate.clear()
+        return launch(step)
+
+    runner.launch = paused  # type: ignore[method-assign]  # of this one
+    return runner.gate
