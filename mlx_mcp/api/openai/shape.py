@@ -45,4 +45,4 @@ def answer(given: Given, status: int = 200) -> Response:
 
 def event(given: Given, name: str | None = None) -> ServerSentEvent:
     """An event with a shape as its data."""
-    return ServerSentEvent(given.model_dump_json(exclude_unset=True), event=name)
+    return ServerSentEvent(given.model_dump_json(exclude_unset=True), event=name, sep="\n")

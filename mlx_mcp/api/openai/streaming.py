@@ -17,7 +17,7 @@ from mlx_mcp.service.values import Progress
 # A stream begins when the prompt is read, since an error before that has a status of its own; and after so long at the
 # latest, since from then on comments keep clients and proxies from taking the server for dead.
 BEGIN_S = 10.0
-DONE = ServerSentEvent("[DONE]")
+DONE = ServerSentEvent("[DONE]", sep="\n")
 
 
 class Beginning:
