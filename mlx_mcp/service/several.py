@@ -130,3 +130,17 @@ async def forked(service: Service, caller: Caller, session: str, name: str = "")
             [fork] = await forking
             await service.engine.close_sessions(caller.tenant, (fork.session_id,))
         raise
+
+
+@asynccontextmanager
+async def closed_unless_whole(service: Service, caller: Caller, name: str) -> AsyncIterator[None]:
+    """Close the session that was to be opened under a name, if the block fails: nobody knows of it then.
+
+    The name must be a new one, which no other session can have.
+    """
+    try:
+        yield
+    except BaseException:
+        with anyio.CancelScope(shield=True), suppress(MlxMcpError):
+            await service.engine.close_sessions(caller.tenant, (name,))
+        raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 
 from sse_starlette import ServerSentEvent
 from starlette.responses import Response
@@ -25,7 +25,7 @@ from mlx_mcp.service.models import note_of
 from mlx_mcp.service.replies import Reply
 from mlx_mcp.service.service import Service
 from mlx_mcp.service.sessions import known_sessions
-from mlx_mcp.service.several import Piece, stream_answers
+from mlx_mcp.service.several import Piece, closed_unless_whole, stream_answers
 from mlx_mcp.service.values import Delta, Result
 
 
@@ -120,9 +120,16 @@ class Making:
             self.writer.cancel()
             raise
 
-    def _pieces(self) -> AsyncGenerator[Piece, None]:
+    async def _pieces(self) -> AsyncGenerator[Piece, None]:
         turn = self._turn
-        return stream_answers(self._service, self._caller, turn.context, 1, turn.options, turn.parent)
+        async with AsyncExitStack() as stack:
+            if self._body.store:
+                name = turn.options.opening.name
+                await stack.enter_async_context(closed_unless_whole(self._service, self._caller, name))
+            answers = stream_answers(self._service, self._caller, turn.context, 1, turn.options, turn.parent)
+            pieces = await stack.enter_async_context(aclosing(answers))
+            async for piece in pieces:
+                yield piece
 
     def _of(self, piece: Piece) -> Iterator[ResponseEvent]:
         update = piece[1]
