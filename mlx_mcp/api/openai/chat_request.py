@@ -30,7 +30,7 @@ def options_of(body: ChatRequest) -> Options:
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("`top_logprobs` goes with logprobs: set logprobs=true, or leave it out.")
     if body.session_id and body.parent_session_id:
-        raise InvalidRequest("A turn goes on with one session: give `session_id` or `parent_session_id`, not both.")
+        raise InvalidRequest("`session_id` and `parent_session_id` are two ways to go on: give one of them, not both.")
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     return Options(
         model=body.model,

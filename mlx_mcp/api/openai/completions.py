@@ -63,7 +63,7 @@ def options_of(body: CompletionRequest) -> Options:
         )
     if body.suffix:
         raise InvalidRequest(
-            "No text can be put in between here: leave out `suffix`, and write the model's own tokens for that into "
+            "No text can be put in between here: leave out `suffix`, and put the tokens that a model has for that into "
             "the prompt."
         )
     if body.best_of not in (None, body.n):

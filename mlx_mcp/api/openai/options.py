@@ -37,7 +37,7 @@ def function_of(tool: Json, nested: bool) -> dict[str, Any]:
     """
     if tool.get("type", "function") != "function":
         raise InvalidRequest(
-            f"A tool is of type {str(tool.get('type'))[:40]!r}, which this server does not run. Offer it as a function "
+            f"A tool is of type {str(tool.get('type'))[:40]!r}, which this server does not run. Give it as a function "
             "of your own, and answer its calls."
         )
     function = tool.get("function") if nested else {key: value for key, value in tool.items() if key != "type"}
@@ -83,8 +83,10 @@ def grammar_of(form: Json, nested: bool) -> Grammar | None:
             f"An answer of type {str(kind)[:40]!r} cannot be asked for. Give text, json_object or json_schema."
         )
     if not isinstance(schema, dict):
-        where = '{"type": "json_schema", "json_schema": {"schema": {…}}}' if nested else '{"schema": {…}}'
-        raise InvalidRequest(f"A form of type json_schema has no schema: write it as {where}.")
+        raise InvalidRequest(
+            "A form of type json_schema has no schema: write it as its member `schema`, in chat completions as "
+            "`json_schema.schema`."
+        )
     return Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema))
 
 

@@ -150,7 +150,7 @@ def test_a_turn_goes_on_with_a_session_or_a_fork_of_one():
     assert (options_of(forked).session, parent_of(forked)) == ("", "p")
     left = asked(parent_session_id="p", keep=False)  # nothing is kept, so that no fork is needed
     assert (options_of(left).session, options_of(left).keep, parent_of(left)) == ("p", False, "")
-    with pytest.raises(InvalidRequest, match="not both"):
+    with pytest.raises(InvalidRequest, match="are two ways to go on"):
         options(session_id="s", parent_session_id="p")
 
 
