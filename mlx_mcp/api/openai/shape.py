@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from sse_starlette import ServerSentEvent
@@ -28,10 +28,16 @@ class Given(BaseModel):
     default is left out unless it was set.
     """
 
+    always: ClassVar[frozenset[str]] = frozenset()  # the members whose default is not null
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Note what is always sent: at each token of a stream there is no time to look."""
+        cls.always = frozenset(name for name, field in cls.model_fields.items() if field.default is not None)
+
     def model_post_init(self, context: Any) -> None:
-        """Count the defaults that are always sent as set."""
-        fields = type(self).model_fields.items()
-        self.model_fields_set.update(name for name, field in fields if field.default is not None)
+        """Count what is always sent as set."""
+        self.model_fields_set.update(self.always)
 
     def sent(self) -> dict[str, Any]:
         """The members that are sent."""

@@ -113,7 +113,7 @@ async def test_models_are_listed_and_shown(embedded):
         [listed] = [model async for model in client.models.list()]
         assert listed == await client.models.retrieve("embedded") == await client.models.retrieve("default")
         with pytest.raises(openai.NotFoundError, match="Did you mean 'embedded'") as caught:
-            await client.models.retrieve("owner/embeded")
+            await client.models.retrieve("owner/embeddedd")
     told = {"id": "embedded", "object": "model", "created": 0, "owned_by": "mlx-mcp", "max_model_len": 2048}
     assert listed.model_dump(exclude_unset=True) == told
     assert caught.value.code == "model_not_found"
