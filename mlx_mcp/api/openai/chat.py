@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
 
-from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 
 from mlx_mcp.api.openai.chat_answer import Chunks, completion
@@ -13,7 +12,7 @@ from mlx_mcp.api.openai.chat_shapes import ChatChunk, ChatRequest
 from mlx_mcp.api.openai.collecting import collected
 from mlx_mcp.api.openai.counts import Thinking, usage_of
 from mlx_mcp.api.openai.head import Head, head_of
-from mlx_mcp.api.openai.shape import answer
+from mlx_mcp.api.openai.shape import answer, event
 from mlx_mcp.api.openai.streaming import chunk_events
 from mlx_mcp.api.web.endpoint import Asked
 from mlx_mcp.api.web.events import stream
@@ -45,14 +44,14 @@ class Streamed:
         self._results: dict[int, Result] = {}
         self._thinking = [Thinking() for _ in range(body.n)]
 
-    def events(self, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[ServerSentEvent, None]:
+    def events(self, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[bytes, None]:
         """Its events."""
         return chunk_events(pieces, self._opening, self._of, self._closing)
 
     def _opening(self) -> Iterator[ChatChunk]:
         return map(self._chunks.opening, range(self._num))
 
-    def _of(self, piece: Piece) -> Iterator[ChatChunk]:
+    def _of(self, piece: Piece) -> Iterator[bytes]:
         index, update = piece
         if isinstance(update, Delta):
             self._thinking[index].take(update)
@@ -61,7 +60,7 @@ class Streamed:
                 yield chunk
         elif isinstance(update, Result):
             self._results[index] = update
-            yield from self._chunks.ending(index, update, self._note)
+            yield from map(event, self._chunks.ending(index, update, self._note))
 
     def _closing(self) -> Iterator[ChatChunk]:
         if self._wants_usage:

@@ -23,6 +23,7 @@ from mlx_mcp.api.openai.chat_shapes import (
 )
 from mlx_mcp.api.openai.head import Head
 from mlx_mcp.api.openai.messages import call_id_of
+from mlx_mcp.api.openai.shape import MARK, Template
 from mlx_mcp.api.openai.shared_shapes import Usage
 from mlx_mcp.chat.answer import TextKind
 from mlx_mcp.chat.message import ToolCall
@@ -97,18 +98,22 @@ class Chunks:
     def __init__(self, head: Head, logprobs: bool, parallel: bool, usage: bool) -> None:
         """`usage` says that the last chunk has it; then all others have null in its place."""
         self._head, self._logprobs, self._parallel, self._usage = head, logprobs, parallel, usage
+        self._templates: dict[tuple[int, TextKind], Template] = {}
 
     def opening(self, index: int) -> ChatChunk:
         """The first chunk of an answer. Clients count answers by these, so that they must come in order."""
         return self._chunk(index, Delta(role="assistant", content=""))
 
-    def text(self, index: int, new: NewText) -> ChatChunk | None:
-        """The chunk of new text; None if it is a part of a call, which comes whole at the end."""
+    def text(self, index: int, new: NewText) -> bytes | None:
+        """The event of new text; None if it is a part of a call, which comes whole at the end."""
         if new.kind is TextKind.TOOL_CALL:
             return None
-        if new.kind is TextKind.REASONING:
-            return self._chunk(index, Delta(reasoning_content=new.text, reasoning=new.text))
-        return self._chunk(index, Delta(content=new.text))
+        template = self._templates.get((index, new.kind))
+        if template is None:
+            thought = new.kind is TextKind.REASONING
+            delta = Delta(reasoning_content=MARK, reasoning=MARK) if thought else Delta(content=MARK)
+            template = self._templates[index, new.kind] = Template(self._chunk(index, delta))
+        return template.event(new.text)
 
     def ending(self, index: int, result: Result, note: str = "") -> Iterator[ChatChunk]:
         """The last chunks of an answer: its calls, each in two, and why it ended."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Literal
 
-from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 
 from mlx_mcp.api.openai.collecting import collected
@@ -13,7 +12,7 @@ from mlx_mcp.api.openai.completion_shapes import Completion, CompletionRequest, 
 from mlx_mcp.api.openai.counts import Thinking, usage_of
 from mlx_mcp.api.openai.head import Head, head_of
 from mlx_mcp.api.openai.options import sampling_of
-from mlx_mcp.api.openai.shape import answer
+from mlx_mcp.api.openai.shape import MARK, Template, answer, event
 from mlx_mcp.api.openai.shared_shapes import Usage
 from mlx_mcp.api.openai.streaming import chunk_events
 from mlx_mcp.api.web.endpoint import Asked
@@ -79,6 +78,7 @@ class Completions:
         self._wants_usage, self._wants_logprobs = body.stream_options.include_usage, body.logprobs is not None
         self.num = num_prompts * body.n
         self._results: dict[int, Result] = {}
+        self._templates: dict[int, Template] = {}
 
     def whole(self, results: Sequence[Result], thinking: Sequence[Thinking]) -> Completion:
         """The answers when they are whole."""
@@ -86,17 +86,21 @@ class Completions:
         usage = usage_of(results, thinking, self._num_prompts)
         return self._with_note(self._made(choices, results[0].model, usage), results[0])
 
-    def events(self, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[ServerSentEvent, None]:
+    def events(self, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[bytes, None]:
         """The events of a stream."""
         return chunk_events(pieces, lambda: (), self._chunks, self._closing)
 
-    def _chunks(self, piece: Piece) -> Iterator[Completion]:
+    def _chunks(self, piece: Piece) -> Iterator[bytes]:
         index, update = piece
         if isinstance(update, Delta) and update.kind is TextKind.ANSWER:
-            yield self._chunk(TextChoice(index=index, text=update.text, finish_reason=None, logprobs=None))
+            template = self._templates.get(index)
+            if template is None:
+                choice = TextChoice(index=index, text=MARK, finish_reason=None, logprobs=None)
+                template = self._templates[index] = Template(self._chunk(choice))
+            yield template.event(update.text)
         elif isinstance(update, Result):
             self._results[index] = update
-            yield self._with_note(self._chunk(self._last(index, update, "")), update)
+            yield event(self._with_note(self._chunk(self._last(index, update, "")), update))
 
     def _closing(self) -> Iterator[Completion]:
         if self._wants_usage:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, aclosing, suppress
 
-from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 
 from mlx_mcp.api.openai.head import Head, head_of
@@ -85,9 +84,9 @@ class Making:
                     pass
         await self._kept()
 
-    async def events(self) -> AsyncGenerator[ServerSentEvent, None]:
+    async def events(self) -> AsyncGenerator[bytes, None]:
         """The events of a stream; an error before the first is raised."""
-        beginning, last = Beginning(), list[ServerSentEvent]()
+        beginning, last = Beginning(), list[bytes]()
         async with aclosing(self._pieces()) as pieces:
             try:
                 async for piece in pieces:

@@ -6,10 +6,8 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 
-from sse_starlette import ServerSentEvent
-
 from mlx_mcp.api.openai.errors import error_in_stream
-from mlx_mcp.api.openai.shape import Given, event
+from mlx_mcp.api.openai.shape import Given, encoded, event
 from mlx_mcp.errors import MlxMcpError
 from mlx_mcp.service.several import Piece
 from mlx_mcp.service.values import Progress
@@ -17,7 +15,7 @@ from mlx_mcp.service.values import Progress
 # A stream begins when the prompt is read, since an error before that has a status of its own; and after so long at the
 # latest, since from then on comments keep clients and proxies from taking the server for dead.
 BEGIN_S = 10.0
-DONE = ServerSentEvent("[DONE]", sep="\n")
+DONE = encoded("[DONE]")
 
 
 class Beginning:
@@ -40,9 +38,9 @@ class Beginning:
 async def chunk_events(
     pieces: AsyncGenerator[Piece, None],
     opening: Callable[[], Iterable[Given]],
-    chunks: Callable[[Piece], Iterable[Given]],
+    chunks: Callable[[Piece], Iterable[bytes]],
     closing: Callable[[], Iterable[Given]],
-) -> AsyncGenerator[ServerSentEvent, None]:
+) -> AsyncGenerator[bytes, None]:
     """The events of a stream of chunks, as chat completions and completions have it.
 
     An error before the first event is raised; after that it is the last event, with no "[DONE]" after it.
@@ -54,8 +52,8 @@ async def chunk_events(
                 if beginning.at(piece):
                     for chunk in opening():
                         yield event(chunk)
-                for chunk in chunks(piece):
-                    yield event(chunk)
+                for encoded_chunk in chunks(piece):
+                    yield encoded_chunk
         except MlxMcpError as error:
             if not beginning.begun:
                 raise

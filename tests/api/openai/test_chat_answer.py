@@ -1,10 +1,13 @@
 """What the service returns → the answers of chat completions."""
 
+import json
+
 import pytest
 
 from mlx_mcp.api.openai.chat_answer import Chunks, bytes_of, completion
 from mlx_mcp.api.openai.counts import Thinking, usage_of
 from mlx_mcp.api.openai.head import Head
+from mlx_mcp.api.openai.shape import event
 from mlx_mcp.chat.answer import TextKind
 from mlx_mcp.chat.message import ToolCall
 from mlx_mcp.core.sequence import FinishReason
@@ -88,7 +91,22 @@ def test_log_probabilities_have_bytes_where_a_token_is_whole_characters():
 @pytest.mark.parametrize("usage", [True, False])
 def test_chunks_have_null_for_usage_only_where_it_comes_at_the_end(usage):
     chunks = Chunks(HEAD, logprobs=False, parallel=True, usage=usage)
-    made = [chunks.opening(0), chunks.text(0, Delta("a", 1)), *chunks.ending(0, result(tool_calls=(CALL,)))]
-    assert all(("usage" in chunk.sent()) == usage for chunk in made)
-    assert len(made) == 5
+    made = [chunks.opening(0), *chunks.ending(0, result(tool_calls=(CALL,)))]
+    sent = [*map(event, made), chunks.text(0, Delta("a", 1))]
+    assert all((b'"usage":null' in each) == usage for each in sent)
+    assert len(made) == 4
     assert chunks.text(0, Delta("x", 2, TextKind.TOOL_CALL)) is None
+
+
+@pytest.mark.parametrize("text", ["a", '"quoted"', "\0", "ö\n\u2028\r\n", "\\u0000", ""])
+@pytest.mark.parametrize("kind", [TextKind.ANSWER, TextKind.REASONING])
+def test_any_text_is_one_line_of_an_event_and_reads_as_it_was(text, kind):
+    chunks = Chunks(Head("chatcmpl-1", '"a\0b"'), logprobs=False, parallel=True, usage=False)
+    for _ in range(2):
+        sent = chunks.text(3, Delta(text, 1, kind)).decode()
+        data, *ends = sent.split("\n")
+        assert ends == ["", ""]
+        told = json.loads(data.removeprefix("data: "))
+        names = ("content",) if kind is TextKind.ANSWER else ("reasoning_content", "reasoning")
+        assert told["choices"] == [{"index": 3, "delta": dict.fromkeys(names, text), "finish_reason": None}]
+        assert told["model"] == '"a\0b"'
