@@ -90,6 +90,7 @@ class CallItem(Given):
     id: str
     call_id: str
     name: str
+    namespace: str | None = None
     arguments: str
     status: ItemStatus
 
