@@ -162,7 +162,7 @@ async def test_a_session_is_made_as_it_is_wished(engine):
         )
         assert a["cached_tokens"] == len(SYSTEM)
         assert 50 <= a["expires_in_s"] <= 60
-        assert a["idle_s"] == 0
+        assert a["idle_s"] >= 0
         assert (b["name"], b["pinned"], b["ephemeral"], b["expires_in_s"]) == ("b", False, True, 86400)
         assert "parent" not in a
 
