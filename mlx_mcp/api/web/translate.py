@@ -1,4 +1,4 @@
-"""What the service returns, as the tools return it."""
+"""What the service returns → the shapes that every face answers with."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from mlx_mcp.api.mcp.results import (
+from mlx_mcp.api.web.results import (
     Batch,
     Branch,
     CalledTool,
+    CancelledCall,
     Closed,
     Forks,
     Generation,
@@ -20,12 +21,16 @@ from mlx_mcp.api.mcp.results import (
     ModelList,
     NewSession,
     PersistedSession,
+    ResultEntry,
+    ResultList,
     SessionList,
     TokenCount,
     UnloadedModel,
 )
+from mlx_mcp.service.activity import progress_line
 from mlx_mcp.service.batch import Batch as Answers
 from mlx_mcp.service.generate import Answered
+from mlx_mcp.service.jobs import Job, JobState
 from mlx_mcp.service.models import Freed, Model
 from mlx_mcp.service.values import CacheMiss, Count, Persisted, Result, SessionInfo
 
@@ -234,3 +239,26 @@ def model_list(models: list[Model]) -> ModelList:
 def unloaded_model(freed: Freed) -> UnloadedModel:
     """What went from memory."""
     return UnloadedModel(model=freed.name, freed_mb=round(freed.num_bytes / 1e6, 1))
+
+
+def result_list(jobs: Sequence[Job]) -> ResultList:
+    """The jobs that a caller has the handles of."""
+    now = time.time()
+    return ResultList(
+        results=[
+            ResultEntry(
+                result_id=job.result_id,
+                tool=job.tool,
+                status=job.state.value,
+                age_s=round(now - job.began_at),
+                progress=progress_line(job.meters) if job.state is JobState.RUNNING else None,
+                fetched=job.fetched or None,
+            )
+            for job in jobs
+        ]
+    )
+
+
+def cancelled(job: Job) -> CancelledCall:
+    """Where a job is that was to be cancelled."""
+    return CancelledCall(result_id=job.result_id, status=job.state.value)
