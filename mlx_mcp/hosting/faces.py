@@ -21,4 +21,4 @@ def web_app(service: Service, activity: Activity, config: Config) -> ASGIApp:
     files = FileReader(config.file_roots or (), config.max_file_bytes, config.max_files_bytes)
     mcp = build_server(service, files, activity, config.wait_s, **auth_settings(config))
     serving = Serving(service, activity, files)
-    return http_app(mcp, service, config, [route for api in APIS for route in routes_of(api, serving)])
+    return http_app(mcp, service, config, routes_of(APIS, serving))
