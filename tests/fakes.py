@@ -39,6 +39,8 @@ from mlx_mcp.core.slots import KvCost, SharedPrefix
 from mlx_mcp.core.steps import Restore, Step
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.engine import Engine, EngineOptions
+from mlx_mcp.engine.io_thread import IoThread
+from mlx_mcp.engine.persistence import PersistenceOptions, Persisting
 from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.errors import InvalidRequest, StorageError, UnknownModel
 from mlx_mcp.storage.memory_tier import MemoryTier
@@ -430,11 +432,24 @@ def fake_client(
     limits: Limits | None = None,
     max_weights_bytes: int = 1000,
     max_kv_bytes: int = 1 << 30,
+    open_store: Callable[[], Store] | None = None,
     **keeping: Any,
 ) -> EngineClient:
-    """A client on a real engine thread over fakes; `keeping` are the fields of EngineOptions."""
+    """A client on a real engine thread over fakes, which keeps nothing on disk without a store.
+
+    `keeping` are the fields of EngineOptions.
+    """
     its_loader, its_keeping = loader or FakeLoader(), EngineOptions(**keeping)
-    thread = EngineThread(lambda: Engine(its_loader, limits or Limits(), max_weights_bytes, max_kv_bytes, its_keeping))
+
+    def make_engine() -> Engine:
+        persisting = None
+        if open_store is not None:
+            persisting = Persisting(open_store, IoThread(thread.send), PersistenceOptions())
+        return Engine(
+            its_loader, limits or Limits(), max_weights_bytes, max_kv_bytes, its_keeping, persisting=persisting
+        )
+
+    thread = EngineThread(make_engine)
     return EngineClient(thread, FakeRegistry(), its_loader)
 
 

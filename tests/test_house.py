@@ -53,6 +53,10 @@ LAYERS = {
     ),
     "api": ((), ()),
     "api/mcp": (("api/web", "service", "chat", "errors", "__init__"), ("mcp", "mcp_types", "pydantic", "anyio")),
+    "api/sessions": (
+        ("api/web", "service", "chat", "errors"),
+        ("pydantic", "starlette", "sse_starlette"),
+    ),
     "api/web": (("service", "chat", "errors"), ("pydantic", "starlette", "sse_starlette", "anyio")),
     "api/http": (("service", "config"), ("mcp", "mcp_types", "pydantic", "starlette", "uvicorn", "h11")),
     "hosting": (

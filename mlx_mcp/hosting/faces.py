@@ -7,13 +7,14 @@ from starlette.types import ASGIApp
 from mlx_mcp.api.http.app import http_app
 from mlx_mcp.api.http.token import auth_settings
 from mlx_mcp.api.mcp.server import build_server
+from mlx_mcp.api.sessions.endpoints import SESSIONS
 from mlx_mcp.api.web.endpoint import Api, Serving, routes_of
 from mlx_mcp.config import Config
 from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.service import Service
 
-APIS: tuple[Api, ...] = ()
+APIS: tuple[Api, ...] = (SESSIONS,)
 
 
 def web_app(service: Service, activity: Activity, config: Config) -> ASGIApp:

@@ -218,6 +218,10 @@ class Jobs:
             if job.ended.is_set():
                 self._keep(job)
 
+    def is_known(self, job: Job) -> bool:
+        """Whether its handle was given out, so that somebody may ask for its outcome."""
+        return self._jobs.get(job.result_id) is job
+
     def _keep(self, job: Job) -> None:
         """Keep an outcome for `ttl_s`, in place of others of the owner's if there are too many."""
         asyncio.get_running_loop().call_later(self.ttl_s, self._forget, job)

@@ -148,28 +148,30 @@ def forks(made: list[SessionInfo], named: bool) -> Forks:
     )
 
 
+def kept_session(info: SessionInfo, now: float) -> KeptSession:
+    """What is told of a session, at a time of the engine's clock."""
+    return KeptSession(
+        session=info.session_id,
+        name=info.name or None,
+        model=info.model,
+        tokens=info.num_tokens,
+        cached_tokens=info.num_cached,
+        busy=info.busy,
+        pinned=info.pinned,
+        ephemeral=info.ephemeral,
+        idle_s=round(now - info.used_at),
+        expires_in_s=max(0, round(info.used_at + info.ttl_s - now)),
+        parent=info.parent_id or None,
+        persisted=info.persisted,
+        versions=list(info.versions) or None,
+    )
+
+
 def session_list(infos: list[SessionInfo]) -> SessionList:
     """The sessions in their order, no more than a host takes."""
     now = time.monotonic()  # the engine's clock
     return SessionList(
-        sessions=[
-            KeptSession(
-                session=info.session_id,
-                name=info.name or None,
-                model=info.model,
-                tokens=info.num_tokens,
-                cached_tokens=info.num_cached,
-                busy=info.busy,
-                pinned=info.pinned,
-                ephemeral=info.ephemeral,
-                idle_s=round(now - info.used_at),
-                expires_in_s=max(0, round(info.used_at + info.ttl_s - now)),
-                parent=info.parent_id or None,
-                persisted=info.persisted,
-                versions=list(info.versions) or None,
-            )
-            for info in infos[:MAX_LISTED]
-        ],
+        sessions=[kept_session(info, now) for info in infos[:MAX_LISTED]],
         not_shown=len(infos[MAX_LISTED:]) or None,
     )
 
