@@ -152,9 +152,12 @@ class FakeConstraint:
         pass
 
 
-def letters_of(num_tokens: int) -> Form:
-    """What a fake's bytes are."""
-    return Form((LayerCache(CacheKind.FULL),), (Tensor("letters", "U8", (num_tokens,)),))
+def letters_of(num_tokens: int, wide: bool = False) -> Form:
+    """What a fake's bytes are: one for each letter, or four if there are others than Latin ones."""
+    return Form((LayerCache(CacheKind.FULL),), (Tensor("letters", "U32" if wide else "U8", (num_tokens,)),))
+
+
+ENCODINGS = {False: "latin-1", True: "utf-32-le"}
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,9 @@ class FakePayload:
         return len(self.tokens)
 
     def pack(self) -> tuple[Form, tuple[memoryview, ...]]:
-        return letters_of(len(self.tokens)), (memoryview("".join(map(chr, self.tokens)).encode("latin-1")),)
+        wide = max(self.tokens, default=0) > 255
+        data = "".join(map(chr, self.tokens)).encode(ENCODINGS[wide])
+        return letters_of(len(self.tokens), wide), (memoryview(data),)
 
 
 @dataclass(frozen=True)
@@ -310,9 +315,10 @@ class FakeRunner:
         return FakePayload(tokens, min(kept, end), state or not self.layout.states)
 
     def unpack(self, stored: StoredBlock) -> Callable[[], Payload]:
-        if stored.form != letters_of(stored.nbytes):
+        wide = stored.form == letters_of(stored.nbytes // 4, True)
+        if not wide and stored.form != letters_of(stored.nbytes):
             raise ValueError("no letters")
-        tokens = tuple(map(ord, b"".join(stored.data).decode("latin-1")))
+        tokens = tuple(map(ord, b"".join(stored.data).decode(ENCODINGS[wide])))
         return lambda: FakePayload(tokens, stored.window_start, stored.has_state)
 
     def release(self, sequence_id: int) -> None:

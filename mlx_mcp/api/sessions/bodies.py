@@ -225,7 +225,7 @@ class KeyHeader(BaseModel):
     """The header that makes a call safe to repeat."""
 
     key: Annotated[
-        str,
+        str | None,
         Field(
             alias="Idempotency-Key",
             min_length=1,
@@ -233,4 +233,4 @@ class KeyHeader(BaseModel):
             description="A text of your own for this call. The same call with the same key is done once: a repeat gets "
             "the answer of the first, until that is an hour old.",
         ),
-    ] = ""
+    ] = None

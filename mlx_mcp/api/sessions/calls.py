@@ -78,7 +78,7 @@ def begun(asked: Asked, tool: str, work: Work) -> Job:
         InvalidRequest: the earlier call was another one.
     """
     jobs, owner = asked.service.jobs, asked.caller.tenant
-    key = asked.headers.key if asked.headers is not None else ""
+    key = asked.headers.key if asked.headers is not None else None
     return jobs.once(owner, tool, Key(key, fingerprint(asked)), work) if key else jobs.start(owner, tool, work)
 
 

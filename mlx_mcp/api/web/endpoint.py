@@ -70,6 +70,7 @@ class Endpoint:
     gives: type[BaseModel] | None = None
     events: type[BaseModel] | None = None  # the data of an event, where the answer can come as a stream
     status: int = 200
+    last_data: str = ""  # of the last event, where that is no JSON
     when: str = ""  # a header that a request must have; those without it go to another endpoint of the same path
     query: type[BaseModel] | None = None  # what the address may say after its question mark
     headers: type[BaseModel] | None = None  # headers that mean something here, by their names as aliases
