@@ -35,8 +35,8 @@ WORDS = {
     503: "The server has no room for the call now, or cannot serve it. The header Retry-After says when to try again.",
     529: "The server has no room for the call now. The header Retry-After says when to try again.",
 }
-# What is answered before an API sees the call, as plain text.
-AT_THE_GATE = (403, 408, 421)
+# What is answered as plain text before an API sees the call. Some paths lead nowhere, such as those with a line break.
+AT_THE_GATE = (403, 404, 408, 421)
 RETRY_AFTER = {"description": "Seconds after which the same call may succeed.", "schema": {"type": "integer"}}
 Way = tuple[Api, Endpoint]
 
@@ -120,11 +120,14 @@ def operation(path: str, ways: list[Way], refs: dict[type[BaseModel], dict[str, 
         made["parameters"].append(header)
     taken = [refs[each.takes] for _, each in ways if each.takes is not None]
     if taken:
-        needed = all(
-            each.takes is None or any(f.is_required() for f in each.takes.model_fields.values()) for _, each in ways
-        )
+        needed = all(needs_body(each) for _, each in ways)
         made["requestBody"] = {"required": needed, "content": {JSON: {"schema": one_of(taken)}}}
     return made
+
+
+def needs_body(endpoint: Endpoint) -> bool:
+    """Whether a call without a body is refused."""
+    return endpoint.takes is not None and any(each.is_required() for each in endpoint.takes.model_fields.values())
 
 
 def path_parameters(path: str, endpoint: Endpoint) -> list[dict[str, Any]]:
