@@ -306,7 +306,7 @@ async def test_a_call_that_failed_is_made_anew_with_its_key(http, engine):
 async def test_what_a_body_an_address_or_a_header_may_not_say_is_refused_by_its_name(http):
     handle = await made(http)
     for path, body, argument, words in (
-        ("/v1/sessions", {"sytem": "x"}, "sytem", "Extra inputs are not permitted"),
+        ("/v1/sessions", {"sistema": "x"}, "sistema", "Extra inputs are not permitted"),
         ("/v1/sessions", {"ttl_s": 0}, "ttl_s", "greater than 0"),
         ("/v1/sessions", {"pinned": "yes"}, "pinned", "valid boolean"),
         ("/v1/sessions?limit=1", {"system": "x"}, "limit", "Extra inputs"),
