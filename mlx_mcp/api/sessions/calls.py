@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from pydantic import BaseModel
@@ -17,7 +18,6 @@ from mlx_mcp.api.sessions.shapes import (
     CallState,
     DeltaEvent,
     EndedCall,
-    ErrorEvent,
     ProgressEvent,
     ResultEvent,
     RunningCall,
@@ -103,13 +103,14 @@ async def events_of(asked: Asked, job: Job) -> AsyncGenerator[ServerSentEvent]:
     """
     told, num_sent, first = "", 0, True
     try:
-        async for meter, *_ in job.changes():
-            if meter.line != told and not meter.deltas:
-                told, first = meter.line, False
-                yield event(progress_of(meter))
-            for delta in meter.deltas[num_sent:]:
-                num_sent, first = num_sent + 1, False
-                yield event(DeltaEvent(kind=delta.kind.value, text=delta.text))
+        async with aclosing(job.changes()) as changes:
+            async for meter, *_ in changes:
+                if meter.line != told and not meter.deltas:
+                    told, first = meter.line, False
+                    yield event(progress_of(meter))
+                for delta in meter.deltas[num_sent:]:
+                    num_sent, first = num_sent + 1, False
+                    yield event(DeltaEvent(kind=delta.kind.value, text=delta.text))
     except BaseException:
         abandon(asked, job)
         raise
@@ -118,7 +119,7 @@ async def events_of(asked: Asked, job: Job) -> AsyncGenerator[ServerSentEvent]:
         first = False
         yield event(DeltaEvent(kind=delta.kind.value, text=delta.text))
     if job.error is not None and not first:
-        yield event(ErrorEvent(error=problem(failure_of_work(job.error))))
+        yield ServerSentEvent(problem(failure_of_work(job.error)).model_dump_json(exclude_none=True), event="error")
     else:
         yield event(ResultEvent(result=job.result()))
 
@@ -128,7 +129,7 @@ def progress_of(meter: Meter) -> ProgressEvent:
     return ProgressEvent(phase=meter.phase, message=meter.line, done=meter.done, total=meter.total)
 
 
-def event(made: ProgressEvent | DeltaEvent | ResultEvent | ErrorEvent) -> ServerSentEvent:
+def event(made: ProgressEvent | DeltaEvent | ResultEvent) -> ServerSentEvent:
     """A shape as an event of its type."""
     return ServerSentEvent(made.model_dump_json(exclude_none=True), event=made.type)
 
