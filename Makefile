@@ -106,7 +106,7 @@ test-claude-code: $(VENV)/installed-dev
 
 # Conformance, MCP Inspector, client libraries and Claude Code against this tree. hosts-short is without Claude Code, and
 # has Inspector look at the schemas alone.
-HOSTS := $(addprefix build/hosts/,fastmcp langchain openai_agents pydantic_ai)
+HOSTS := $(addprefix build/hosts/,fastmcp langchain litellm llm openai_agents pydantic_ai)
 hosts hosts-short: $(VENV)/installed $(HOSTS:%=%/installed)
 	$(BIN)/python -m benchmarks.hosts $(if $(filter %-short,$@),--short)
 
