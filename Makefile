@@ -110,7 +110,7 @@ test-claude-code: $(VENV)/installed-dev
 
 # Conformance, MCP Inspector, client libraries and Claude Code against this tree. hosts-short is without Claude Code, and
 # has Inspector look at the schemas alone.
-HOSTS := $(addprefix build/hosts/,fastmcp langchain openai_agents pydantic_ai)
+HOSTS := $(addprefix build/hosts/,fastmcp langchain litellm llm openai_agents pydantic_ai)
 hosts hosts-short: $(VENV)/installed $(HOSTS:%=%/installed)
 	$(BIN)/python -m benchmarks.hosts $(if $(filter %-short,$@),--short)
 
@@ -128,7 +128,7 @@ campaign: $(VENV)/installed-dev
 	  tests/core/test_scheduler.py tests/mlx_backend/test_runner.py \
 	  tests/engine/test_sessions_any_order.py tests/engine/test_sessions_with_mlx.py \
 	  tests/storage/test_kills.py tests/storage/test_power_cuts.py tests/storage/test_store_any_order.py \
-	  tests/process/test_one_engine.py
+	  tests/process/test_one_engine.py tests/api/test_any_request.py
 
 # Plants faults one at a time in a copy of the tree, each of which the tests of its own layer must catch; minutes.
 mutants: $(VENV)/installed-dev

@@ -6,8 +6,9 @@ import contextlib
 import pytest
 from mcp import Client, MCPError
 
-from mlx_mcp.api.mcp import calls, translate
+from mlx_mcp.api.mcp import calls
 from mlx_mcp.api.mcp.server import build_server
+from mlx_mcp.api.web import translate
 from mlx_mcp.config import Config
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.files import FileReader
