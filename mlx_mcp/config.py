@@ -34,6 +34,7 @@ from mlx_mcp.errors import ConfigError, nearest
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PREFIX = "MLX_MCP_"
+FLAGS = frozenset(("openblas", "sampling_defaults", "share_prefixes"))  # the settings that are yes or no
 # What the environment may say beside settings: where things are, and what the tests of this package set.
 PLACES = frozenset(("MLX_MCP_CONFIG", "MLX_MCP_STATE_DIR"))
 FOR_TESTS = frozenset(("MLX_MCP_TEST_MODE", "MLX_MCP_FAULT"))
@@ -98,6 +99,20 @@ class WarmConfig(BaseModel):
         return self
 
 
+class LimitsConfig(BaseModel):
+    """What one principal may use; what is unset has no limit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    requests_per_minute: int | None = Field(None, ge=1, description="requests a minute")
+    tokens_per_minute: int | None = Field(None, ge=1, description="tokens computed a minute: of prompts and answers")
+    calls_at_once: int | None = Field(None, ge=1, description="generations under way at once")
+    waiting: int | None = Field(None, ge=1, description="of these, generations for which nothing was computed yet")
+    sessions: int | None = Field(None, ge=0, description="sessions")
+    session_bytes: int | None = Field(None, ge=0, description="memory that its sessions hold")
+    disk_bytes: int | None = Field(None, ge=0, description="disk that its persisted sessions take")
+
+
 class Config(BaseSettings):
     """What a user can set. `load` is the way to make one: it turns every fault into a ConfigError."""
 
@@ -106,12 +121,23 @@ class Config(BaseSettings):
     model: str | None = Field(None, description="`embedded`, a folder, or a hub id; the embedded model if unset")
     host: str = Field("127.0.0.1", description="address for --http; any but loopback needs a token")
     port: int = Field(8080, ge=0, le=65535, description="port for --http; 0 takes a free one")
-    token: SecretStr | None = Field(None, description="bearer token that --http callers must send")
+    token: SecretStr | None = Field(None, description="a token that --http callers may send, beside named ones")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)] = Field(
         (), description="names that --http is called by, beside this machine's own; `*` for any"
     )
     allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)] = Field(
         (), description="origins whose pages may call --http, beside this machine's own, as https://name:port"
+    )
+    limits: LimitsConfig = Field(
+        default_factory=lambda: LimitsConfig.model_validate({"calls_at_once": 256, "sessions": 1024}),
+        description="what each principal that calls with a token may use; `mlx-mcp token add` gives one others",
+    )
+    window_limits: LimitsConfig = Field(
+        default_factory=lambda: LimitsConfig.model_validate({}),
+        description="what the callers without a token may use, all windows together",
+    )
+    share_prefixes: bool = Field(
+        False, description="principals share cached beginnings of prompts, so that one can tell what others asked"
     )
     request_timeout_s: float = Field(30.0, gt=0, le=3600, description="how long an HTTP request may take to arrive")
     openblas: bool = Field(True, description="put an installed OpenBLAS in front on Linux CPUs")
@@ -192,7 +218,7 @@ class Config(BaseSettings):
     @classmethod
     def no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse `true` in config.toml for a number, which would pass for 1."""
-        if isinstance(value, bool) and info.field_name not in ("openblas", "sampling_defaults"):
+        if isinstance(value, bool) and info.field_name not in FLAGS:
             raise ValueError(f"it cannot be {str(value).lower()}")
         return value
 
@@ -260,11 +286,6 @@ class Config(BaseSettings):
             )
         if config.token is not None and not config.token.get_secret_value().isascii():
             raise ConfigError("MLX_MCP_TOKEN must be ASCII: HTTP headers carry nothing else reliably.")
-        if config.host not in LOOPBACK and config.token is None:
-            raise ConfigError(
-                f"Serving on {config.host} lets others in, so it needs a token: set MLX_MCP_TOKEN, and have clients "
-                "send it as `Authorization: Bearer …`. Without one, serve on 127.0.0.1."
-            )
         return config
 
 
@@ -285,7 +306,12 @@ def known_beside(at: tuple[int | str, ...]) -> Iterable[str]:
     """The settings that there are where an unknown one stands."""
     if len(at) == 1:
         return Config.model_fields
-    tables: dict[int | str, type[BaseModel]] = {"models": ModelConfig, "warm": WarmConfig}
+    tables: dict[int | str, type[BaseModel]] = {
+        "models": ModelConfig,
+        "warm": WarmConfig,
+        "limits": LimitsConfig,
+        "window_limits": LimitsConfig,
+    }
     return tables.get(at[0], ModelDefaults).model_fields
 
 

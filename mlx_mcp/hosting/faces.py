@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from starlette.types import ASGIApp
+from collections.abc import Sequence
 
-from mlx_mcp.api.http.app import http_app
-from mlx_mcp.api.http.token import auth_settings
+from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import ASGIApp, Scope
+
+from mlx_mcp.api.http.app import http_app, plain
+from mlx_mcp.api.http.auth import Refuse
 from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.api.web.endpoint import Api, Serving, routes_of
+from mlx_mcp.api.web.failure import Failure
 from mlx_mcp.config import Config
+from mlx_mcp.hosting.access import access_of
 from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.service import Service
@@ -16,9 +22,26 @@ from mlx_mcp.service.service import Service
 APIS: tuple[Api, ...] = ()
 
 
-def web_app(service: Service, activity: Activity, config: Config) -> ASGIApp:
-    """All that is served over HTTP: MCP, and each of the other APIs."""
+def web_app(service: Service, activity: Activity, config: Config, apis: Sequence[Api] | None = None) -> ASGIApp:
+    """All that is served over HTTP: MCP, and each of the other APIs.
+
+    Raises:
+        ConfigError: others are to be served, and nobody could get in.
+    """
+    apis = APIS if apis is None else apis
     files = FileReader(config.file_roots or (), config.max_file_bytes, config.max_files_bytes)
-    mcp = build_server(service, files, activity, config.wait_s, **auth_settings(config))
+    mcp = build_server(service, files, activity, config.wait_s)
     serving = Serving(service, activity, files)
-    return http_app(mcp, service, config, [route for api in APIS for route in routes_of(api, serving)])
+    routes = [route for api in apis for route in routes_of(api, serving)]
+    return http_app(mcp, service, config, routes, access_of(config), refusing(apis, serving))
+
+
+def refusing(apis: Sequence[Api], serving: Serving) -> Refuse:
+    """What turns a request away in the form of the API that its path belongs to."""
+    routes = [(route, api) for api in apis for route in routes_of(api, serving)]
+
+    def refuse(scope: Scope, status: int, told: str) -> Response:
+        api = next((api for route, api in routes if route.matches(scope)[0] is not Match.NONE), None)
+        return plain(scope, status, told) if api is None else api.refuse(Failure(status, told))
+
+    return refuse

@@ -30,6 +30,7 @@ def share_http(model: str | None, host: str | None, port: int | None, openblas: 
         NoSharedEngine: there can be no engine process here.
     """
     from mlx_mcp.config import Config
+    from mlx_mcp.hosting.access import access_of
     from mlx_mcp.process.environment import window_hello
     from mlx_mcp.process.listener import hold, listen
     from mlx_mcp.process.place import user_place
@@ -37,6 +38,7 @@ def share_http(model: str | None, host: str | None, port: int | None, openblas: 
     if openblas is not None:
         os.environ["MLX_MCP_OPENBLAS"] = "1" if openblas else "0"
     place, config = user_place(), Config.load(model=model, host=host, port=port)
+    access_of(config)
     listener = listen(config.host, config.port)
     address = address_of(config.host, listener)
     token = None if config.token is None else config.token.get_secret_value()
@@ -90,6 +92,7 @@ def serve_stdio(config: Config) -> None:
     wire_in, wire_out = take_stdio()
 
     from mlx_mcp.api.mcp.server import build_server
+    from mlx_mcp.hosting.allowances import limiter_of
     from mlx_mcp.hosting.lifetime import drain
     from mlx_mcp.hosting.warm import warm_of
     from mlx_mcp.process.place import project_folder
@@ -102,7 +105,7 @@ def serve_stdio(config: Config) -> None:
     client, registry = wire(config)
     files = FileReader.of_window(config.file_roots, project_folder(), config.max_file_bytes, config.max_files_bytes)
     activity, requests = Activity(), OpenRequests()
-    service = Service(client, registry, Jobs(config.result_ttl_s), warm_of(config))
+    service = Service(client, registry, Jobs(config.result_ttl_s), warm_of(config), limiter_of(config))
     server = build_server(service, files, activity, config.wait_s)
 
     async def stop(scope: anyio.CancelScope) -> None:
@@ -115,6 +118,8 @@ def serve_stdio(config: Config) -> None:
 
 def serve_http(config: Config, say: Say) -> None:
     """Serve any number of hosts over HTTP in this process until a signal comes."""
+    from mlx_mcp.hosting.access import access_of
+    from mlx_mcp.hosting.allowances import limiter_of
     from mlx_mcp.hosting.faces import web_app
     from mlx_mcp.hosting.http import HttpServer, drain_http
     from mlx_mcp.hosting.warm import warm_of
@@ -124,10 +129,11 @@ def serve_http(config: Config, say: Say) -> None:
     from mlx_mcp.service.service import Service
     from mlx_mcp.wiring import wire
 
+    access_of(config)
     listener = listen(config.host, config.port)
     client, registry = wire(config)
     activity = Activity()
-    service = Service(client, registry, Jobs(config.result_ttl_s), warm_of(config))
+    service = Service(client, registry, Jobs(config.result_ttl_s), warm_of(config), limiter_of(config))
     server = HttpServer(web_app(service, activity, config), config)
     address = address_of(config.host, listener)
     say(f"mlx-mcp {__version__} serving {registry.resolve(None).name!r} at {address}/mcp")
