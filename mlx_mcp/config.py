@@ -102,7 +102,7 @@ class WarmConfig(BaseModel):
 class LimitsConfig(BaseModel):
     """What one principal may use; what is unset has no limit."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     requests_per_minute: int | None = Field(None, ge=1, description="requests a minute")
     tokens_per_minute: int | None = Field(None, ge=1, description="tokens computed a minute: of prompts and answers")

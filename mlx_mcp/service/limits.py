@@ -19,6 +19,7 @@ from mlx_mcp.errors import InvalidRequest, RateLimited
 FULL_RETRY_S = 1.0  # when one of the principal's own calls may have ended
 KEPT_RETRY_S = 60.0  # what is kept goes when the principal gives it up, or when it expires
 MINUTE_S = 60.0
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -137,11 +138,11 @@ class Limiter:
             now = self._clock()
             if limits.tokens_per_minute is not None:
                 level = account.tokens.fill(limits.tokens_per_minute, now)
-                if level < 1:
+                if level + ROUNDING < 1:
                     raise RateLimited(
                         f"You may have {limits.tokens_per_minute} tokens computed a minute, and have used "
                         f"{limits.tokens_per_minute - level:.0f} of late. Send less, or let more of it be cached.",
-                        (1 - level) * MINUTE_S / limits.tokens_per_minute,
+                        until_filled(1 - level, limits.tokens_per_minute),
                     )
             self._take_requests(account, limits, num, now)
             admitted = [AdmittedCall(account) for _ in range(num)]
@@ -227,11 +228,11 @@ class Limiter:
         if num > per_minute:
             raise InvalidRequest(f"These are {num} requests, and you may make {per_minute} a minute. Split the call.")
         level = account.requests.fill(per_minute, now)
-        if level < num:
+        if level + ROUNDING < num:
             raise RateLimited(
                 f"You may make {per_minute} requests a minute, and have made {per_minute - level:.0f} of late. Make "
                 "fewer, or ask for more in each.",
-                (num - level) * MINUTE_S / per_minute,
+                until_filled(num - level, per_minute),
             )
         account.requests.level -= num
 
@@ -250,6 +251,11 @@ class Limiter:
                 and self._accounts.get(tenant) is account
             ):
                 del self._accounts[tenant]
+
+
+def until_filled(amount: float, per_minute: int) -> float:
+    """How many seconds it takes until there is so much more, in tenths, and none too few."""
+    return math.ceil(10 * amount * MINUTE_S / per_minute) / 10
 
 
 def check_places(what: str, wait: str, num: int, have: int, limit: int | None) -> None:
