@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Scope
 
 from mlx_mcp.api.http.app import http_app, plain
 from mlx_mcp.api.http.auth import Refuse
 from mlx_mcp.api.mcp.server import build_server
-from mlx_mcp.api.web.endpoint import Api, Serving, routes_of
+from mlx_mcp.api.web.endpoint import Answering, Api, Serving, routes_of
 from mlx_mcp.api.web.failure import Failure
 from mlx_mcp.config import Config
 from mlx_mcp.hosting.access import access_of
@@ -32,16 +32,16 @@ def web_app(service: Service, activity: Activity, config: Config, apis: Sequence
     files = FileReader(config.file_roots or (), config.max_file_bytes, config.max_files_bytes)
     mcp = build_server(service, files, activity, config.wait_s)
     serving = Serving(service, activity, files)
-    routes = [route for api in apis for route in routes_of(api, serving)]
-    return http_app(mcp, service, config, routes, access_of(config), refusing(apis, serving))
+    routes = routes_of(apis, serving)
+    return http_app(mcp, service, config, routes, access_of(config), refusing(routes))
 
 
-def refusing(apis: Sequence[Api], serving: Serving) -> Refuse:
+def refusing(routes: Sequence[Route]) -> Refuse:
     """What turns a request away in the form of the API that its path belongs to."""
-    routes = [(route, api) for api in apis for route in routes_of(api, serving)]
 
     def refuse(scope: Scope, status: int, told: str) -> Response:
-        api = next((api for route, api in routes if route.matches(scope)[0] is not Match.NONE), None)
-        return plain(scope, status, told) if api is None else api.refuse(Failure(status, told))
+        route = next((route for route in routes if route.matches(scope)[0] is not Match.NONE), None)
+        found = None if route is None else route.app
+        return found.api.refuse(Failure(status, told)) if isinstance(found, Answering) else plain(scope, status, told)
 
     return refuse

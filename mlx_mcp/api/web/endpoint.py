@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import anyio
 from pydantic import BaseModel, ValidationError
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from mlx_mcp.api.web.failure import Failure, failure_of
@@ -67,6 +68,7 @@ class Endpoint:
     gives: type[BaseModel] | None = None
     events: type[BaseModel] | None = None  # the data of an event, where the answer can come as a stream
     status: int = 200
+    when: str = ""  # a header that a request must have; those without it go to another endpoint of the same path
 
 
 @dataclass(frozen=True)
@@ -78,19 +80,30 @@ class Api:
     refuse: Callable[[Failure], Response]
 
 
-def routes_of(api: Api, serving: Serving) -> list[Route]:
-    """The routes of an API."""
+def routes_of(apis: Sequence[Api], serving: Serving) -> list[Route]:
+    """The routes of some APIs; those that only requests with a certain header take come first."""
+    ways = [(api, each) for api in apis for each in api.endpoints]
     return [
-        Route(each.path, Answering(api, each, serving), methods=[each.method], name=f"{api.name} {each.path}")
-        for each in api.endpoints
+        RouteWhen(each.path, Answering(api, each, serving), methods=[each.method], name=f"{api.name} {each.path}")
+        for api, each in sorted(ways, key=lambda way: not way[1].when)
     ]
+
+
+class RouteWhen(Route):
+    """A route that a request takes only if it has the header that the route's endpoint names."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """See Route."""
+        assert isinstance(self.app, Answering)
+        when = self.app.endpoint.when
+        return (Match.NONE, {}) if when and when not in Headers(scope=scope) else super().matches(scope)
 
 
 class Answering:
     """Answers the requests to one endpoint, as an ASGI app."""
 
     def __init__(self, api: Api, endpoint: Endpoint, serving: Serving) -> None:
-        self._api, self._endpoint, self._serving = api, endpoint, serving
+        self.api, self.endpoint, self._serving = api, endpoint, serving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
@@ -111,16 +124,16 @@ class Answering:
             failure = Failure(400, str(error))
         except MlxMcpError as error:
             failure = failure_of(error)
-        await self._api.refuse(failure)(scope, receive, send)
+        await self.api.refuse(failure)(scope, receive, send)
 
     async def _body(self, request: Request) -> BaseModel | None:
-        if self._endpoint.takes is None:
+        if self.endpoint.takes is None:
             return None
         try:
             given = json.loads(await request.body())
         except (ValueError, RecursionError) as error:
             raise ValueError(f"The body is not JSON: {error}. Send one JSON object.") from error
-        return self._endpoint.takes.model_validate(given)
+        return self.endpoint.takes.model_validate(given)
 
     async def _response(self, asked: Asked) -> Response | None:
         """The response; None if the client left before it was there, which frees its row."""
@@ -134,12 +147,12 @@ class Answering:
 
             watching = asyncio.create_task(watch())
             try:
-                made = await self._endpoint.handle(asked)
+                made = await self.endpoint.handle(asked)
             finally:
                 watching.cancel()
         if made is None or isinstance(made, Response):
             return made
-        return JSONResponse(made.model_dump(mode="json", exclude_none=True), self._endpoint.status)
+        return JSONResponse(made.model_dump(mode="json", exclude_none=True), self.endpoint.status)
 
 
 def failure_of_shape(error: ValidationError) -> Failure:
