@@ -103,7 +103,12 @@ class Answering:
     """Answers the requests to one endpoint, as an ASGI app."""
 
     def __init__(self, api: Api, endpoint: Endpoint, serving: Serving) -> None:
-        self.api, self.endpoint, self._serving = api, endpoint, serving
+        self._api, self.endpoint, self._serving = api, endpoint, serving
+
+    @property
+    def api(self) -> Api:
+        """The API that the endpoint belongs to."""
+        return self._api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
@@ -124,7 +129,7 @@ class Answering:
             failure = Failure(400, str(error))
         except MlxMcpError as error:
             failure = failure_of(error)
-        await self.api.refuse(failure)(scope, receive, send)
+        await self._api.refuse(failure)(scope, receive, send)
 
     async def _body(self, request: Request) -> BaseModel | None:
         if self.endpoint.takes is None:
