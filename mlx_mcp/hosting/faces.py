@@ -31,7 +31,7 @@ def web_app(service: Service, activity: Activity, config: Config, apis: Sequence
     apis = APIS if apis is None else apis
     files = FileReader(config.file_roots or (), config.max_file_bytes, config.max_files_bytes)
     mcp = build_server(service, files, activity, config.wait_s)
-    serving = Serving(service, activity, files)
+    serving = Serving(service, activity, files, config.max_request_bytes)
     routes = routes_of(apis, serving)
     return http_app(mcp, service, config, routes, access_of(config), refusing(routes))
 

@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from mlx_mcp.api.web.failure import Failure, failure_of
 from mlx_mcp.errors import MlxMcpError
@@ -112,33 +112,57 @@ class Answering:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
-        request = Request(scope, receive)
+        request, sent = Request(scope, receive), Sent(send)
         try:
             body = await self._body(request)
             caller = Caller(scope.get("state", {}).get("tenant", ""), self._serving.activity, self._serving.files)
             with self._serving.activity.under_way():
                 response = await self._response(Asked(self._serving, caller, request, body))
                 if response is not None:
-                    await response(scope, receive, send)
+                    await response(scope, receive, sent)
             return
         except ClientDisconnect:
             return
+        except TooLong as error:
+            failure = Failure(413, str(error))
         except ValidationError as error:
             failure = failure_of_shape(error)
         except ValueError as error:
             failure = Failure(400, str(error))
         except MlxMcpError as error:
             failure = failure_of(error)
-        await self._api.refuse(failure)(scope, receive, send)
+        refusal = self._api.refuse(failure)
+        await (sent.end_with(refusal) if sent.begun else refusal(scope, receive, send))
 
     async def _body(self, request: Request) -> BaseModel | None:
         if self.endpoint.takes is None:
             return None
         try:
-            given = json.loads(await request.body())
+            body = await self._whole_body(request)
+            given = json.loads(body)
+            if b"\\ud" in body.lower():  # half a character, which no text may have, is found where it is written
+                json.dumps(given, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise ValueError(f"The body is not JSON: {error}. Send one JSON object.") from error
         return self.endpoint.takes.model_validate(given)
+
+    async def _whole_body(self, request: Request) -> bytes:
+        """The body, which is counted as it comes.
+
+        Raises:
+            TooLong: it is longer than a body may be, or says that it will be.
+            ClientDisconnect: the client went away before its end.
+        """
+        limit, declared = self._serving.max_request_bytes, request.headers.get("content-length", "")
+        body = bytearray()
+        if not (declared.isdigit() and int(declared) > limit):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > limit:
+                    break
+            else:
+                return bytes(body)
+        raise TooLong(f"The body is longer than the {limit} bytes that one may have. Send less at once.")
 
     async def _response(self, asked: Asked) -> Response | None:
         """The response; None if the client left before it was there, which frees its row."""
@@ -160,8 +184,32 @@ class Answering:
         return JSONResponse(made.model_dump(mode="json", exclude_none=True), self.endpoint.status)
 
 
+class TooLong(Exception):
+    """A body is longer than one may be."""
+
+
 def failure_of_shape(error: ValidationError) -> Failure:
     """The failure of a body that does not have the shape that is asked for; nothing of the body is repeated."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     return Failure(400, f"{where or 'The body'}: {first['msg']}. See /openapi.json for what may be sent.", None, where)
+
+
+class Sent:
+    """Sends a response on, and knows how far it is."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = self.ended = False
+
+    async def __call__(self, message: Message) -> None:
+        """Send a message."""
+        self.begun = True
+        self.ended = message["type"] == "http.response.body" and not message.get("more_body")
+        await self._send(message)
+
+    async def end_with(self, refusal: Response) -> None:
+        """End a stream of events that was cut off by one that says why; all APIs name it "error"."""
+        if not self.ended:
+            body = b"event: error\ndata: " + bytes(refusal.body) + b"\n\n"
+            await self._send({"type": "http.response.body", "body": body, "more_body": False})
