@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from platformdirs import user_config_path, user_data_path
 from pydantic import (
@@ -15,6 +16,7 @@ from pydantic import (
     ConfigDict,
     DirectoryPath,
     Field,
+    FilePath,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -138,6 +140,19 @@ class Config(BaseSettings):
     )
     share_prefixes: bool = Field(
         False, description="principals share cached beginnings of prompts, so that one can tell what others asked"
+    )
+    tls_cert: FilePath | None = Field(None, description="certificate chain for HTTPS, a PEM file")
+    tls_key: FilePath | None = Field(
+        None, description="its private key, a PEM file; in the file of the certificate if unset"
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)] = Field(
+        (), description="addresses or networks of proxies whose X-Forwarded headers are believed; `*` for any"
+    )
+    oauth_issuer: str | None = Field(None, description="authorization server whose access tokens let callers in, a URL")
+    oauth_audience: str | None = Field(None, description="this server as such tokens name it, its URL from outside")
+    oauth_jwks_url: str | None = Field(None, description="where its public keys are; found at the issuer if unset")
+    oauth_scopes: Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)] = Field(
+        (), description="scopes that each such token must have"
     )
     request_timeout_s: float = Field(30.0, gt=0, le=3600, description="how long an HTTP request may take to arrive")
     openblas: bool = Field(True, description="put an installed OpenBLAS in front on Linux CPUs")
@@ -286,7 +301,31 @@ class Config(BaseSettings):
             )
         if config.token is not None and not config.token.get_secret_value().isascii():
             raise ConfigError("MLX_MCP_TOKEN must be ASCII: HTTP headers carry nothing else reliably.")
+        check_serving(config)
         return config
+
+
+def check_serving(config: Config) -> None:
+    """Check that the settings for HTTP work together.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if config.tls_key is not None and config.tls_cert is None:
+        raise ConfigError(
+            "tls_key is set and tls_cert is not: set both, or only tls_cert where its file has the key too."
+        )
+    if (config.oauth_issuer is None) != (config.oauth_audience is None):
+        raise ConfigError(
+            "oauth_issuer and oauth_audience belong together: set both, or unset both. The audience is what tokens "
+            "name this server by, so that one for another server lets nobody in here."
+        )
+    for name in ("oauth_issuer", "oauth_audience", "oauth_jwks_url"):
+        url = urlsplit(getattr(config, name) or "https://x")
+        if url.scheme not in ("http", "https") or not url.hostname or url.fragment:
+            raise ConfigError(f"{name} must be a URL, as https://auth.example.com; it is {getattr(config, name)!r}.")
+        if url.scheme == "http" and url.hostname not in LOOPBACK and name != "oauth_audience":
+            raise ConfigError(f"{name} must begin with https: keys that come over http could be anybody's.")
 
 
 def refuse_unknown(names: Iterable[str]) -> None:

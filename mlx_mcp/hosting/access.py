@@ -67,9 +67,10 @@ def access_of(config: Config) -> Access:
     """
     file = token_file()
     if serves_others(config) and config.token is None and not file.exists:
+        whom = "Serving a proxy" if config.trusted_proxies else f"Serving on {config.host}"
         raise ConfigError(
-            f"Serving on {config.host} lets others in, so it needs a token: make one with `mlx-mcp token add NAME`, or "
-            "set MLX_MCP_TOKEN, and have clients send it as `Authorization: Bearer …`. Without one, serve on 127.0.0.1."
+            f"{whom} lets others in, so it needs a token: make one with `mlx-mcp token add NAME`, or set "
+            "MLX_MCP_TOKEN, and have clients send it as `Authorization: Bearer …`. Without one, serve on 127.0.0.1."
         )
     return Access(config, file)
 
@@ -80,5 +81,5 @@ def token_file() -> TokenFile:
 
 
 def serves_others(config: Config) -> bool:
-    """Whether other machines than this one are served."""
-    return config.host not in LOOPBACK
+    """Whether other machines than this one are served, be it through a proxy."""
+    return config.host not in LOOPBACK or bool(config.trusted_proxies)

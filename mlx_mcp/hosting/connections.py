@@ -37,8 +37,9 @@ from mlx_mcp.hosting.http import HttpServer
 from mlx_mcp.hosting.lifetime import LAST_ANSWERS_S, drain
 from mlx_mcp.hosting.session_files import SessionFiles
 from mlx_mcp.hosting.status import status_of
+from mlx_mcp.hosting.tls import tls_context
 from mlx_mcp.hosting.warm import warm_of
-from mlx_mcp.process.environment import engine_settings
+from mlx_mcp.process.environment import OF_LISTENER, engine_settings
 from mlx_mcp.process.place import peer
 from mlx_mcp.service.jobs import Jobs
 from mlx_mcp.service.service import Service
@@ -263,10 +264,11 @@ class Connections:
         Raises:
             ConfigError: its settings are invalid, or its model's name means another model here.
         """
-        names = ("model", "file_roots", "wait_s", "host", "port", "token", "allowed_hosts", "allowed_origins")
+        names = ("model", "file_roots", "wait_s", *OF_LISTENER)
         config = Config.load(**{name: joined.hello.get(name) for name in names})
         if joined.kind == "http":
             access_of(config)  # which refuses to serve others without a token
+            tls_context(config)
         registry = registry_of(config, self._named)
         spec = registry.resolve(None)
         known = self._named.setdefault(spec.name, spec)

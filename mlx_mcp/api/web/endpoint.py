@@ -35,6 +35,7 @@ class Serving:
     service: Service
     activity: Activity
     files: FileReader
+    max_request_bytes: int = 4 << 20  # the longest body
 
 
 @dataclass(frozen=True)
