@@ -325,7 +325,7 @@ def check_serving(config: Config) -> None:
         if url.scheme not in ("http", "https") or not url.hostname or url.fragment:
             raise ConfigError(f"{name} must be a URL, as https://auth.example.com; it is {getattr(config, name)!r}.")
         if url.scheme == "http" and url.hostname not in LOOPBACK and name != "oauth_audience":
-            raise ConfigError(f"{name} must begin with https: keys that come over http could be anybody's.")
+            raise ConfigError(f"{name} must be an https URL: keys that come over http could be anybody's.")
 
 
 def refuse_unknown(names: Iterable[str]) -> None:

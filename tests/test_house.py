@@ -54,7 +54,7 @@ LAYERS = {
     "api": ((), ()),
     "api/mcp": (("service", "chat", "errors", "__init__"), ("mcp", "mcp_types", "pydantic", "anyio")),
     "api/web": (("service", "errors"), ("pydantic", "starlette", "sse_starlette", "anyio")),
-    "api/http": (("service", "config"), ("mcp", "mcp_types", "pydantic", "starlette", "uvicorn", "h11")),
+    "api/http": (("service", "config"), ("mcp", "mcp_types", "pydantic", "starlette", "uvicorn", "h11", "jwt")),
     "hosting": (
         (
             "api",
@@ -65,6 +65,7 @@ LAYERS = {
             "engine/messages",
             "models/registry",
             "process",
+            "storage/token_file",
             "wiring",
             "config",
             "errors",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mcp.server.auth.routes import create_protected_resource_routes
+from pydantic import AnyHttpUrl
 from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Scope
@@ -32,8 +34,16 @@ def web_app(service: Service, activity: Activity, config: Config, apis: Sequence
     files = FileReader(config.file_roots or (), config.max_file_bytes, config.max_files_bytes)
     mcp = build_server(service, files, activity, config.wait_s)
     serving = Serving(service, activity, files, config.max_request_bytes)
-    routes = routes_of(apis, serving)
-    return http_app(mcp, service, config, routes, access_of(config), refusing(routes))
+    routes, access = routes_of(apis, serving), access_of(config)
+    return http_app(mcp, service, config, [*routes, *metadata_routes(config)], access, refusing(routes))
+
+
+def metadata_routes(config: Config) -> list[Route]:
+    """What tells clients which authorization server issues tokens for this one; nothing if none does."""
+    if config.oauth_issuer is None or config.oauth_audience is None:
+        return []
+    issuer, audience = AnyHttpUrl(config.oauth_issuer), AnyHttpUrl(config.oauth_audience)
+    return create_protected_resource_routes(audience, [issuer], list(config.oauth_scopes) or None, "mlx-mcp")
 
 
 def refusing(routes: Sequence[Route]) -> Refuse:

@@ -176,7 +176,7 @@ class Limiter:
                 if have + num > limits.sessions:
                     raise RateLimited(
                         f"You have {have} sessions and may have {limits.sessions}, so {num} more cannot be made. Close "
-                        "some that are not needed any more (close_session).",
+                        "some that you no longer need (close_session).",
                         KEPT_RETRY_S,
                     )
             account.num_opening += num
@@ -203,7 +203,7 @@ class Limiter:
         if limit is not None and held_bytes >= limit:
             raise RateLimited(
                 f"Your sessions hold {held_bytes / 1e6:.1f} MB of keys and values and may hold {limit / 1e6:.1f} MB. "
-                "Close some that are not needed any more (close_session), or send prompts without a session.",
+                "Close some that you no longer need (close_session), or send prompts without a session.",
                 KEPT_RETRY_S,
             )
 
@@ -217,7 +217,7 @@ class Limiter:
         if limit is not None and stored_bytes + more_bytes > limit:
             raise RateLimited(
                 f"What you have persisted takes {stored_bytes / 1e6:.1f} MB, this session {more_bytes / 1e6:.1f} MB "
-                f"more, and you may have {limit / 1e6:.1f} MB on disk. Close persisted sessions that are not needed.",
+                f"more, and you may have {limit / 1e6:.1f} MB on disk. Close some of it first (close_session).",
                 KEPT_RETRY_S,
             )
 

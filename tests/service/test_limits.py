@@ -203,7 +203,7 @@ async def test_disk_is_checked_before_anything_is_written(limited):
     house = limited(disk_bytes=10)
     made = await house.say("x" * 40, keep=True)
     with pytest.raises(
-        RateLimited, match=r"this session 0.0 MB more, and you may have 0.0 MB on disk. Close persisted"
+        RateLimited, match=r"this session 0.0 MB more, and you may have 0.0 MB on disk. Close some of it"
     ):
         await persist_session(house.service, ANN, made.session.session_id, "")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from mcp.server.mcpserver import MCPServer
 from mcp.server.transport_security import TransportSecuritySettings
@@ -65,7 +66,10 @@ def http_app(
     app.router.routes.extend(routes)
     sessions: Any = server.session_manager
     sessions.asgi_app = Messages(sessions.asgi_app, config.max_request_bytes)
-    known: ASGIApp = app if tokens is None else Auth(app, tokens, refuse or plain, OPEN_PATHS)
+    known: ASGIApp = app
+    if tokens is not None:
+        how_to_get_in = urlsplit(tokens.metadata_url).path
+        known = Auth(app, tokens, refuse or plain, (*OPEN_PATHS, how_to_get_in))
     return Gate(known, config)
 
 

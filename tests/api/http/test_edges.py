@@ -249,3 +249,11 @@ def test_whoever_comes_through_a_proxy_needs_a_token_also_on_loopback():
     with pytest.raises(ConfigError, match="Serving a proxy lets others in"):
         access_of(Config.load(trusted_proxies=("127.0.0.1",)))
     assert access_of(Config.load(trusted_proxies=("127.0.0.1",), token="x")).required
+
+
+async def test_a_body_that_is_no_json_is_refused_in_the_form_of_its_api(engine):
+    async with serving_all(engine) as address, httpx2.AsyncClient() as http:
+        for content in (b"", b"{", b"\xff", b"[" * 100_000):
+            response = await http.post(f"{address}/echo/x", content=content)
+            assert response.status_code == 400
+            assert "Send one JSON object" in response.json()["oops"]
