@@ -58,7 +58,7 @@ LAYERS = {
         ("pydantic", "starlette", "sse_starlette"),
     ),
     "api/web": (("service", "chat", "errors"), ("pydantic", "starlette", "sse_starlette", "anyio")),
-    "api/http": (("service", "config"), ("mcp", "mcp_types", "pydantic", "starlette", "uvicorn", "h11")),
+    "api/http": (("service", "config"), ("mcp", "mcp_types", "pydantic", "starlette", "uvicorn", "h11", "jwt")),
     "hosting": (
         (
             "api",
@@ -69,6 +69,7 @@ LAYERS = {
             "engine/messages",
             "models/registry",
             "process",
+            "storage/token_file",
             "wiring",
             "config",
             "errors",

@@ -22,8 +22,8 @@ from mlx_mcp.errors import EngineDead, MlxMcpError, UnknownResult, UnknownSessio
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.jobs import JobState
 from mlx_mcp.service.models import list_models
-from mlx_mcp.service.service import Service
-from mlx_mcp.service.sessions import known_sessions, list_sessions
+from mlx_mcp.service.service import Service, known_sessions
+from mlx_mcp.service.sessions import list_sessions
 from mlx_mcp.service.transcripts import Transcript, transcript
 
 RESULT = RESULT_URI.format("{id}")

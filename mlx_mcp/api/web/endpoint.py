@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from mlx_mcp.api.web.failure import Failure, failure_of
 from mlx_mcp.errors import MlxMcpError
@@ -35,6 +35,7 @@ class Serving:
     service: Service
     activity: Activity
     files: FileReader
+    max_request_bytes: int = 4 << 20  # the longest body
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,14 @@ class Answering:
     def __init__(self, api: Api, endpoint: Endpoint, serving: Serving) -> None:
         self._api, self.endpoint, self._serving = api, endpoint, serving
 
+    @property
+    def api(self) -> Api:
+        """The API that the endpoint belongs to."""
+        return self._api
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
-        request = Request(scope, receive)
+        request, sent = Request(scope, receive), Sent(send)
         try:
             body = await self._body(request)
             query, headers = self._parsed(self.endpoint.query, dict(request.query_params)), self._headers(request)
@@ -127,23 +133,29 @@ class Answering:
             with self._serving.activity.under_way():
                 response = await self._response(Asked(self._serving, caller, request, body, query, headers))
                 if response is not None:
-                    await response(scope, receive, send)
+                    await response(scope, receive, sent)
             return
         except ClientDisconnect:
             return
+        except TooLong as error:
+            failure = Failure(413, str(error))
         except ValidationError as error:
             failure = failure_of_shape(error)
         except ValueError as error:
             failure = Failure(400, str(error))
         except MlxMcpError as error:
             failure = failure_of(error)
-        await self._api.refuse(failure)(scope, receive, send)
+        refusal = self._api.refuse(failure)
+        await (sent.end_with(refusal) if sent.begun else refusal(scope, receive, send))
 
     async def _body(self, request: Request) -> BaseModel | None:
         if self.endpoint.takes is None:
             return None
         try:
-            given = json.loads(await request.body() or b"{}")
+            body = await self._whole_body(request)
+            given = json.loads(body or b"{}")
+            if b"\\ud" in body.lower():  # half a character, which no text may have, is found where it is written
+                json.dumps(given, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise ValueError(f"The body is not JSON: {error}. Send one JSON object.") from error
         return self.endpoint.takes.model_validate(given)
@@ -156,6 +168,24 @@ class Answering:
     @staticmethod
     def _parsed(shape: type[BaseModel] | None, given: Mapping[str, str]) -> BaseModel | None:
         return None if shape is None else shape.model_validate(given)
+
+    async def _whole_body(self, request: Request) -> bytes:
+        """The body, which is counted as it comes.
+
+        Raises:
+            TooLong: it is longer than a body may be, or says that it will be.
+            ClientDisconnect: the client went away before its end.
+        """
+        limit, declared = self._serving.max_request_bytes, request.headers.get("content-length", "")
+        body = bytearray()
+        if not (declared.isdigit() and int(declared) > limit):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > limit:
+                    break
+            else:
+                return bytes(body)
+        raise TooLong(f"The body is longer than the {limit} bytes that one may have. Send less at once.")
 
     async def _response(self, asked: Asked) -> Response | None:
         """The response; None if the client left before it was there, which frees its row."""
@@ -182,8 +212,32 @@ def answer(made: BaseModel, status: int = 200) -> Response:
     return JSONResponse(made.model_dump(mode="json", by_alias=True, exclude_none=True), status)
 
 
+class TooLong(Exception):
+    """A body is longer than one may be."""
+
+
 def failure_of_shape(error: ValidationError) -> Failure:
     """The failure of a body that does not have the shape that is asked for; nothing of the body is repeated."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     return Failure(400, f"{where or 'The body'}: {first['msg']}. See /openapi.json for what may be sent.", None, where)
+
+
+class Sent:
+    """Sends a response on, and knows how far it is."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = self.ended = False
+
+    async def __call__(self, message: Message) -> None:
+        """Send a message."""
+        self.begun = True
+        self.ended = message["type"] == "http.response.body" and not message.get("more_body")
+        await self._send(message)
+
+    async def end_with(self, refusal: Response) -> None:
+        """End a stream of events that was cut off by one that says why; all APIs name it "error"."""
+        if not self.ended:
+            body = b"event: error\ndata: " + bytes(refusal.body) + b"\n\n"
+            await self._send({"type": "http.response.body", "body": body, "more_body": False})
