@@ -15,6 +15,7 @@
     │   ├── ModelBusy             a model that calls use is not unloaded
     │   └── SessionBusy           another turn goes on with this session
     ├── CapacityError             full for now; retry after `retry_after_s`
+    │   └── RateLimited           this principal has used what it may for now
     ├── ModelError                a model cannot be served: broken files, unsupported, too large
     ├── GenerationFailed          this generation broke; the engine goes on
     ├── StorageError              what should be kept on disk cannot be now: full, read-only, failing
@@ -195,6 +196,10 @@ class CapacityError(MlxMcpError):
     def __init__(self, why: str, retry_after_s: float) -> None:
         self.retry_after_s = retry_after_s
         super().__init__(f"{why} Retry in {retry_after_s:g} s.")
+
+
+class RateLimited(CapacityError):
+    """A principal has used as much as it may; the text names the limit and what is used."""
 
 
 class ModelError(MlxMcpError):

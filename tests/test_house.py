@@ -52,10 +52,14 @@ LAYERS = {
         ("anyio",),
     ),
     "api": ((), ()),
-    "api/mcp": (("service", "chat", "errors", "__init__"), ("mcp", "mcp_types", "pydantic", "anyio")),
-    "api/web": (("service", "errors"), ("pydantic", "starlette", "sse_starlette", "anyio")),
-    "api/openai": (("service", "chat", "errors", "api/web"), ("pydantic", "starlette", "sse_starlette")),
-    "api/http": (("service", "config"), ("mcp", "mcp_types", "pydantic", "starlette", "uvicorn", "h11")),
+    "api/mcp": (("api/web", "service", "chat", "errors", "__init__"), ("mcp", "mcp_types", "pydantic", "anyio")),
+    "api/openai": (("api/web", "service", "chat", "errors"), ("pydantic", "starlette")),
+    "api/sessions": (
+        ("api/web", "service", "chat", "errors"),
+        ("pydantic", "starlette", "sse_starlette"),
+    ),
+    "api/web": (("service", "chat", "errors"), ("pydantic", "starlette", "sse_starlette", "anyio")),
+    "api/http": (("service", "config"), ("mcp", "mcp_types", "pydantic", "starlette", "uvicorn", "h11", "jwt")),
     "hosting": (
         (
             "api",
@@ -66,6 +70,7 @@ LAYERS = {
             "engine/messages",
             "models/registry",
             "process",
+            "storage/token_file",
             "wiring",
             "config",
             "errors",

@@ -187,6 +187,14 @@ class ResponseEvent(Given):
     error: ErrorBody | None = None
 
 
+class ItemsQuery(Taken):
+    """Which of the items are listed."""
+
+    limit: Annotated[int, Field(ge=1, le=100, description="How many at most.")] = 20
+    order: Annotated[Literal["asc", "desc"], Field(description="desc: the latest first.")] = "desc"
+    after: Annotated[str, Field(description="List those that come after the item of this id.")] = ""
+
+
 class InputItems(Given):
     """What was new in the request for a response."""
 

@@ -23,8 +23,7 @@ from mlx_mcp.service.activity import Report
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.models import note_of
 from mlx_mcp.service.replies import Reply
-from mlx_mcp.service.service import Service
-from mlx_mcp.service.sessions import known_sessions
+from mlx_mcp.service.service import Service, known_sessions
 from mlx_mcp.service.several import Piece, closed_unless_whole, stream_answers
 from mlx_mcp.service.values import Delta, Result
 

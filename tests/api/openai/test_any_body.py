@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from starlette.applications import Starlette
 
-from mlx_mcp.api.openai.api import ENDPOINTS, OPENAI
+from mlx_mcp.api.openai.api import OPENAI
 from mlx_mcp.api.openai.shared_shapes import ErrorAnswer
 from mlx_mcp.api.web.endpoint import Serving, routes_of
 from mlx_mcp.models.registry import Registry
@@ -23,7 +23,7 @@ from tests.effort import drawn
 from tests.fakes import fake_client
 
 KEYS = sorted(
-    {name for each in ENDPOINTS if each.takes for name in each.takes.model_fields}
+    {name for each in OPENAI.endpoints if each.takes for name in each.takes.model_fields}
     | {"role", "content", "type", "text", "function", "name", "arguments", "call_id", "tool_call_id", "json_schema"}
     | {"schema", "format", "effort", "image_url", "output", "id", "include_usage"}
 )
@@ -36,7 +36,7 @@ VALUES = st.recursive(
     max_leaves=12,
 )
 USER = [{"role": "user", "content": "hi"}]
-POSTS = {each.path: each for each in ENDPOINTS if each.method == "POST" and each.takes}
+POSTS = {each.path: each for each in OPENAI.endpoints if each.method == "POST" and each.takes}
 GOOD = {
     "/v1/chat/completions": {"model": "tiny", "messages": USER},
     "/v1/completions": {"model": "tiny", "prompt": "hi"},
@@ -49,7 +49,7 @@ GOOD = {
 def app():
     engine = fake_client()
     serving = Serving(Service(engine, Registry(None)), Activity(), FileReader((), 0, 0))
-    yield Starlette(routes=routes_of(OPENAI, serving))
+    yield Starlette(routes=routes_of([OPENAI], serving))
     engine.close()
 
 
@@ -135,7 +135,7 @@ async def test_every_kind_of_answer_has_the_shape_that_is_documented(app, path, 
 
 
 async def test_what_is_shown_of_models_and_responses_has_its_shape_too(app):
-    endpoints = {(each.method, each.path): each for each in ENDPOINTS}
+    endpoints = {(each.method, each.path): each for each in OPENAI.endpoints}
     made = await answered(app, "POST", "/v1/responses", json.dumps(GOOD["/v1/responses"]).encode())
     ways = [("GET", "/v1/models", ""), ("GET", "/v1/models/{model:path}", "embedded")]
     ways += [("GET", "/v1/responses/{response_id}" + more, made.json()["id"]) for more in ("", "/input_items")]
