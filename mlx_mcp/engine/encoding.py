@@ -27,6 +27,8 @@ def encode(
     Raises:
         InvalidRequest: the model's template cannot take it.
     """
+    if request.raw is not None:
+        return tokenizer.encode_raw(request.raw, gone)
     if request.grammar is not None and request.reasoning is None:
         # A grammar does without thoughts; nobody asked for a switch.
         quiet = encode(tokenizer, replace(request, reasoning=Reasoning.OFF), session, gone)

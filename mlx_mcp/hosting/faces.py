@@ -14,6 +14,7 @@ from mlx_mcp import __version__
 from mlx_mcp.api.http.app import http_app
 from mlx_mcp.api.http.token import auth_settings
 from mlx_mcp.api.mcp.server import build_server
+from mlx_mcp.api.openai.api import OPENAI
 from mlx_mcp.api.sessions.endpoints import SESSIONS
 from mlx_mcp.api.web.endpoint import Api, Serving, routes_of
 from mlx_mcp.api.web.openapi import openapi
@@ -22,7 +23,7 @@ from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.service import Service
 
-APIS: tuple[Api, ...] = (SESSIONS,)
+APIS: tuple[Api, ...] = (OPENAI, SESSIONS)
 
 
 def web_app(service: Service, activity: Activity, config: Config) -> ASGIApp:

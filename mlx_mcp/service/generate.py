@@ -25,7 +25,7 @@ class Options:
     """How a context is to be answered.
 
     With a `session` the last message is its next turn, and it goes on with the answer unless `keep` is False; without
-    one `keep` opens one. `queue` waits for a turn of the session that is under way.
+    one `keep` opens one, as `opening` says. `queue` waits for a turn of the session that is under way.
     """
 
     model: str = ""
@@ -37,6 +37,7 @@ class Options:
     reasoning: Reasoning | None = None
     sampling: Sampling = field(default_factory=Sampling)
     tool_choice: str = AUTO
+    opening: SessionOptions = field(default_factory=SessionOptions)
 
     @property
     def keeps(self) -> bool:
@@ -79,7 +80,7 @@ def request_of(caller: Caller, messages: tuple[Message, ...], options: Options, 
         session=options.session,
         keep=options.keeps,
         queue=options.queue,
-        opens=SessionOptions() if options.keeps and not options.session else None,
+        opens=options.opening if options.keeps and not options.session else None,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.jobs import Jobs
+from mlx_mcp.service.replies import Replies
 from mlx_mcp.service.warm import Warm
 
 
@@ -21,3 +22,4 @@ class Service:
     registry: Registry
     jobs: Jobs = field(default_factory=Jobs)
     warm: Warm = field(default_factory=Warm)
+    replies: Replies = field(default_factory=Replies)

@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from mlx_mcp.api.web.failure import Failure, failure_of
 from mlx_mcp.errors import MlxMcpError
@@ -115,7 +115,7 @@ class Answering:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
-        request = Request(scope, receive)
+        request, sent = Request(scope, receive), Sent(send)
         try:
             body = await self._body(request)
             query, headers = self._parsed(self.endpoint.query, dict(request.query_params)), self._headers(request)
@@ -123,7 +123,7 @@ class Answering:
             with self._serving.activity.under_way():
                 response = await self._response(Asked(self._serving, caller, request, body, query, headers))
                 if response is not None:
-                    await response(scope, receive, send)
+                    await response(scope, receive, sent)
             return
         except ClientDisconnect:
             return
@@ -133,13 +133,17 @@ class Answering:
             failure = Failure(400, str(error))
         except MlxMcpError as error:
             failure = failure_of(error)
-        await self._api.refuse(failure)(scope, receive, send)
+        refusal = self._api.refuse(failure)
+        await (sent.end_with(refusal) if sent.begun else refusal(scope, receive, send))
 
     async def _body(self, request: Request) -> BaseModel | None:
         if self.endpoint.takes is None:
             return None
         try:
-            given = json.loads(await request.body() or b"{}")
+            body = await request.body()
+            given = json.loads(body or b"{}")
+            if b"\\ud" in body.lower():  # half a character, which no text may have, is found where it is written
+                json.dumps(given, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise ValueError(f"The body is not JSON: {error}. Send one JSON object.") from error
         return self.endpoint.takes.model_validate(given)
@@ -183,3 +187,23 @@ def failure_of_shape(error: ValidationError) -> Failure:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     return Failure(400, f"{where or 'The body'}: {first['msg']}. See /openapi.json for what may be sent.", None, where)
+
+
+class Sent:
+    """Sends a response on, and knows how far it is."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = self.ended = False
+
+    async def __call__(self, message: Message) -> None:
+        """Send a message."""
+        self.begun = True
+        self.ended = message["type"] == "http.response.body" and not message.get("more_body")
+        await self._send(message)
+
+    async def end_with(self, refusal: Response) -> None:
+        """End a stream of events that was cut off by one that says why; all APIs name it "error"."""
+        if not self.ended:
+            body = b"event: error\ndata: " + bytes(refusal.body) + b"\n\n"
+            await self._send({"type": "http.response.body", "body": body, "more_body": False})
