@@ -78,6 +78,10 @@ class Endpoint:
     also: Mapping[int, type[BaseModel]] = field(default_factory=dict)  # answers with another status than `status`
 
 
+class AnyError(BaseModel):
+    """An error of an API that says nothing more of its shape."""
+
+
 @dataclass(frozen=True)
 class Api:
     """The endpoints of one protocol, and how it says that something went wrong."""
@@ -85,7 +89,7 @@ class Api:
     name: str
     endpoints: tuple[Endpoint, ...]
     refuse: Callable[[Failure], Response]
-    error: type[BaseModel] = BaseModel  # the shape of what `refuse` says
+    error: type[BaseModel] = AnyError  # the shape of what `refuse` says
 
 
 def routes_of(apis: Sequence[Api], serving: Serving) -> list[Route]:
