@@ -79,7 +79,8 @@ def answers(operation: dict[str, Any]) -> Iterator[str]:
             for media_type, content in response["content"].items():
                 if media_type == "text/event-stream":
                     data = content["schema"]["properties"]["data"]
-                    yield f"or as a stream of {kind(data.get('anyOf', [data])[-1]['contentSchema'])}"
+                    schema = data.get("anyOf", [data])[-1]["contentSchema"]
+                    yield f"or as a stream of {kind(schema['anyOf'][0] if 'anyOf' in schema else schema)}"
                 else:
                     yield f"{status} with {kind(content['schema'])}"
 

@@ -36,6 +36,10 @@ ENOUGH = [
     {"prompt": "Hello"},
     {"prompt": "Hello", "stream": True},
     {"prompts": ["Hello", "[hm]{call}"], "session": "known"},
+    {"messages": [{"role": "user", "content": "[hm]Hello{call}"}], "max_tokens": 20},
+    {"messages": [{"role": "user", "content": "[hm]Hello{call}"}], "max_tokens": 20, "stream": True},
+    {"input": "[hm]Hello{call}"},
+    {"input": "[hm]Hello{call}", "stream": True},
 ]
 OPERATIONS = [each.ok() for each in schemathesis.openapi.from_dict(document()).get_all_operations()]
 
@@ -77,6 +81,8 @@ def there(http, path, name):
     http.post("/v1/sessions", json={"system": "Be kind. ", "name": "known"})
     if "results" in path:
         return http.post("/v1/sessions/known/generate", json={"prompt": "x", "wait_s": 0}).json()["result_id"]
+    if "responses" in path:
+        return http.post("/v1/responses", json={"input": "Hello"}).json()["id"]
     return "known"
 
 

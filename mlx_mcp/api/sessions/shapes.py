@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, RootModel
+from pydantic import BaseModel, Field, RootModel
 
 from mlx_mcp.api.sessions.problem import Problem
 from mlx_mcp.api.web.results import (
@@ -88,5 +88,5 @@ class ResultEvent(BaseModel):
     result: Generation
 
 
-class GenerateEvent(RootModel[ProgressEvent | DeltaEvent | ResultEvent | Problem]):
-    """The data of one event: its `type` is the name of the event. A problem is the last event, which is named error."""
+class GenerateEvent(RootModel[Annotated[ProgressEvent | DeltaEvent | ResultEvent, Field(discriminator="type")]]):
+    """The data of one event; `type` is the name of the event too."""

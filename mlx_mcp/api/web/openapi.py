@@ -94,7 +94,26 @@ def shapes_of(apis: Sequence[Api]) -> tuple[dict[type[BaseModel], dict[str, Any]
     made, schemas = models_json_schema(
         [(shape, "validation") for shape in shapes], ref_template=REF, schema_generator=Untitled
     )
-    return {shape: made[shape, "validation"] for shape in shapes}, schemas.get("$defs", {})
+    names = {name: short(name) for name in schemas.get("$defs", {})}
+    refs = {shape: renamed(made[shape, "validation"], names) for shape in shapes}
+    return refs, {names[name]: renamed(schema, names) for name, schema in schemas.get("$defs", {}).items()}
+
+
+def short(name: str) -> str:
+    """The name of a shape: of two with one name pydantic gives the whole module, of which the API is enough."""
+    return re.sub(r"^mlx_mcp__api__(\w+?)__.*__(\w+)$", r"\1.\2", name)
+
+
+def renamed(schema: Any, names: dict[str, str]) -> Any:
+    """A schema with references to shapes by their new names."""
+    if isinstance(schema, list):
+        return [renamed(each, names) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: REF.format(model=names[each.rpartition("/")[2]]) if key == "$ref" else renamed(each, names)
+        for key, each in schema.items()
+    }
 
 
 def every_shape(api: Api) -> Iterator[type[BaseModel]]:
@@ -165,7 +184,9 @@ def responses(ways: list[Way], refs: dict[type[BaseModel], dict[str, Any]]) -> d
             if shape is not None:
                 found[status][JSON].append(refs[shape])
         if endpoint.events is not None:
-            found[endpoint.status][EVENTS].append(event_schema(refs[endpoint.events], endpoint.last_data))
+            found[endpoint.status][EVENTS].append(
+                event_schema(one_of([refs[endpoint.events], refs[api.error]]), endpoint.last_data)
+            )
         for status in {status for _, status in STATUSES} | FURTHER:
             refusal = api.refuse(Failure(status, "", 1.0))
             found[refusal.status_code][refusal.headers["content-type"].partition(";")[0]].append(refs[api.error])
@@ -184,7 +205,10 @@ def responses(ways: list[Way], refs: dict[type[BaseModel], dict[str, Any]]) -> d
 
 
 def event_schema(shape: dict[str, Any], last: str) -> dict[str, Any]:
-    """Each event of a stream, as OpenAPI 3.2 describes them, and the shape of the JSON in its data."""
+    """Each event of a stream, as OpenAPI 3.2 describes them, and the shape of the JSON in its data.
+
+    An error that comes when the stream has begun is the data of its last event.
+    """
     data: dict[str, Any] = {"type": "string", "contentMediaType": JSON, "contentSchema": shape}
     return {
         "type": "object",

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 
 from mlx_mcp import __version__
 from mlx_mcp.api.web.endpoint import Api, Endpoint
-from mlx_mcp.api.web.openapi import openapi
+from mlx_mcp.api.web.openapi import openapi, renamed, short
 from mlx_mcp.hosting.faces import APIS, document
 from tests.api.serving import all_apis
 from tests.fakes import fake_client
@@ -114,7 +114,8 @@ def test_an_operation_says_what_its_endpoint_takes_and_answers():
     assert answers["201"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Answer"}
     assert answers["202"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Piece"}
     last, data = answers["201"]["content"]["text/event-stream"]["schema"]["properties"]["data"]["anyOf"]
-    assert (last, data["contentSchema"]) == ({"const": "[DONE]"}, {"$ref": "#/components/schemas/Piece"})
+    assert last == {"const": "[DONE]"}
+    assert data["contentSchema"]["anyOf"] == [{"$ref": f"#/components/schemas/{name}"} for name in ("Piece", "Wrong")]
 
 
 def test_errors_have_the_status_and_the_shape_that_the_api_gives_them():
@@ -124,6 +125,14 @@ def test_errors_have_the_status_and_the_shape_that_the_api_gives_them():
     assert "Retry-After" in answers["529"]["headers"]
     assert {"400", "401", "404", "409", "413", "429", "500"} < answers.keys()
     assert list(answers["421"]["content"]) == ["text/plain"]
+
+
+def test_shapes_of_one_name_are_told_apart_by_their_api():
+    assert short("mlx_mcp__api__openai__chat_shapes__LikelyToken") == "openai.LikelyToken"
+    assert short("Generation") == "Generation"
+    names = {"a__Said": "a.Said"}
+    schema = {"items": [{"$ref": "#/components/schemas/a__Said"}]}
+    assert renamed(schema, names) == {"items": [{"$ref": "#/components/schemas/a.Said"}]}
 
 
 def test_two_endpoints_that_differ_in_a_header_are_one_operation_that_answers_either():
