@@ -184,9 +184,8 @@ def responses(ways: list[Way], refs: dict[type[BaseModel], dict[str, Any]]) -> d
             if shape is not None:
                 found[status][JSON].append(refs[shape])
         if endpoint.events is not None:
-            found[endpoint.status][EVENTS].append(
-                event_schema(one_of([refs[endpoint.events], refs[api.error]]), endpoint.last_data)
-            )
+            data = one_of([refs[endpoint.events], refs[api.error]])
+            found[endpoint.status][EVENTS].append(event_schema(data, endpoint.last_data))
         for status in {status for _, status in STATUSES} | FURTHER:
             refusal = api.refuse(Failure(status, "", 1.0))
             found[refusal.status_code][refusal.headers["content-type"].partition(";")[0]].append(refs[api.error])
