@@ -53,6 +53,7 @@ LAYERS = {
     ),
     "api": ((), ()),
     "api/mcp": (("service", "chat", "errors", "__init__"), ("mcp", "mcp_types", "pydantic", "anyio")),
+    "api/anthropic": (("service", "chat", "errors", "api/web"), ("pydantic", "starlette", "sse_starlette")),
     "api/web": (("service", "errors"), ("pydantic", "starlette", "sse_starlette", "anyio")),
     "api/http": (("service", "config"), ("mcp", "mcp_types", "pydantic", "starlette", "uvicorn", "h11")),
     "hosting": (

@@ -97,6 +97,7 @@ class Answer:
             miss=self._miss(),
             session=session,
             notes=(*self._notes, *self._reader.notes, *((ONLY_THOUGHTS,) if cut else ())),
+            stop_string=self._stop.found,
         )
 
     def _miss(self) -> CacheMiss | None:

@@ -219,7 +219,7 @@ class Generation:
                 yield answer.result(reason, session)
                 return
             if not deltas:
-                yield progress
+                yield replace(progress, num_prompt=answer.num_prompt)
 
 
 def turn_of(request: GenerateRequest, session: SessionInfo | None) -> Turn:
@@ -228,6 +228,6 @@ def turn_of(request: GenerateRequest, session: SessionInfo | None) -> Turn:
     if request.context:
         context = "assistant" if request.messages[-1].role == "assistant" else "user"
     if session is None:
-        return Turn(request.tenant, opens=request.opens, tools=request.tools, context=context)
-    shorten = request.sampling.max_tokens is None
+        return Turn(request.tenant, opens=request.opens, shorten=request.shorten, tools=request.tools, context=context)
+    shorten = request.shorten or request.sampling.max_tokens is None
     return Turn(request.tenant, session.session_id, session.after, request.keep, request.queue, shorten)

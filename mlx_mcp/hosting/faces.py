@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp
 
+from mlx_mcp.api.anthropic import api as anthropic
 from mlx_mcp.api.http.app import http_app
 from mlx_mcp.api.http.token import auth_settings
 from mlx_mcp.api.mcp.server import build_server
@@ -13,7 +14,7 @@ from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.service import Service
 
-APIS: tuple[Api, ...] = ()
+APIS: tuple[Api, ...] = (anthropic.API,)
 
 
 def web_app(service: Service, activity: Activity, config: Config) -> ASGIApp:
