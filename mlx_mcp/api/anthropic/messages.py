@@ -21,19 +21,16 @@ from mlx_mcp.errors import InvalidRequest
 
 BREAK = "\n\n"  # between the texts of a user or a system prompt; those of an answer are one text
 BILLING = "x-anthropic-billing-header:"  # a line of Claude Code's, which is another one in each conversation
+OTHER_BLOCKS = "blocks of other types"
 # A call's id as callers see it, which has to be another one for each call, and after it the id that the model wrote.
 CALL_ID = re.compile(r"toolu_[0-9a-f]{16}(?:_(.+))?", re.DOTALL)
 
 
 @dataclass
 class Ignored:
-    """What of a request is ignored: kinds of blocks and names of fields, as `shapes` has them."""
+    """What of a request is ignored, in words of ours: what callers call it may be anything."""
 
     names: set[str] = field(default_factory=set)
-
-    def block(self, block: Block) -> None:
-        """Note that a block is left out, for its kind."""
-        self.names.add(block.type)
 
 
 @dataclass
@@ -73,7 +70,7 @@ class Chat:
                 case Block(type="tool_use"):
                     calls.append(self._call(block))
                 case _:
-                    self.ignored.block(block)
+                    self.ignored.names.add(OTHER_BLOCKS)
         if thoughts or texts or calls:
             self._put(Message("assistant", "".join(texts), "\n".join(filter(None, thoughts)), tuple(calls)))
 
@@ -124,7 +121,7 @@ class Chat:
                 return "\n".join(filter(None, [block.title, plain(parts(block))]))
             case Block(type="tool_reference"):
                 return f"The tool {block.tool_name or ''} can be called now."
-        self.ignored.block(block)
+        self.ignored.names.add(OTHER_BLOCKS)
         return ""
 
 
