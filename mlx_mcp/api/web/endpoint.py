@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,7 @@ class Serving:
     service: Service
     activity: Activity
     files: FileReader
+    ignored: Counter[str] = field(default_factory=Counter)  # what APIs were sent and do not look at, by name
 
 
 @dataclass(frozen=True)
