@@ -12,6 +12,7 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from mlx_mcp.api.web.endpoint import Api, Endpoint
 from mlx_mcp.api.web.failure import STATUSES, Failure
+from mlx_mcp.errors import CapacityError
 
 JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
 REF = "#/components/schemas/{model}"
@@ -186,10 +187,10 @@ def responses(ways: list[Way], refs: dict[type[BaseModel], dict[str, Any]]) -> d
         if endpoint.events is not None:
             data = one_of([refs[endpoint.events], refs[api.error]])
             found[endpoint.status][EVENTS].append(event_schema(data, endpoint.last_data))
-        for status in {status for _, status in STATUSES} | FURTHER:
-            refusal = api.refuse(Failure(status, "", 1.0))
+        for failure in failures():
+            refusal = api.refuse(failure)
             found[refusal.status_code][refusal.headers["content-type"].partition(";")[0]].append(refs[api.error])
-            if status in (429, 503):
+            if "retry-after" in refusal.headers:
                 with_retry.add(refusal.status_code)
     for status in AT_THE_GATE:
         found[status][TEXT].append({"type": "string"})
@@ -201,6 +202,14 @@ def responses(ways: list[Way], refs: dict[type[BaseModel], dict[str, Any]]) -> d
         }
         for status, contents in sorted(found.items())
     }
+
+
+def failures() -> Iterator[Failure]:
+    """One of each kind that an API may have a status of its own for."""
+    for kind, status in STATUSES:
+        yield Failure(status, "", 1.0 if issubclass(kind, CapacityError) else None, error=kind.__new__(kind))
+    for status in sorted(FURTHER):
+        yield Failure(status, "", 1.0 if status == 429 else None)
 
 
 def event_schema(shape: dict[str, Any], last: str) -> dict[str, Any]:
