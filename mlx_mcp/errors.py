@@ -71,7 +71,7 @@ class RequestTooLarge(RequestError):
     """The keys and values of prompt and answer would not fit in memory if nothing else ran."""
 
     def __init__(self, prompt_tokens: int, need_bytes: int, limit_bytes: int, max_tokens: int) -> None:
-        self.need_bytes, self.limit_bytes = need_bytes, limit_bytes
+        self.need_bytes, self.limit_bytes, self.max_tokens = need_bytes, limit_bytes, max_tokens
         lower = f"Lower max_tokens to {max_tokens} or less (left out it is 512)"
         step = lower if max_tokens > 0 else "Shorten the prompt"
         super().__init__(

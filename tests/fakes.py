@@ -103,6 +103,7 @@ class FakeTokenizer:
         return chr(token_id)
 
     call_tokens = (ord("{"),)
+    control_ids: frozenset[int] = frozenset()
     knows_thoughts = False
 
     def hold(

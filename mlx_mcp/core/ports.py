@@ -175,6 +175,10 @@ class ChatTokenizer(Protocol):
         """Whether the markers of the model's thoughts are known, so that thoughts can be ended."""
 
     @property
+    def control_ids(self) -> frozenset[int]:
+        """The control tokens, which no caller's text becomes: between them prompts and answers are text."""
+
+    @property
     def call_tokens(self) -> tuple[int, ...]:
         """The tokens that begin a call and nothing else."""
 

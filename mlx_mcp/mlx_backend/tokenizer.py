@@ -51,6 +51,7 @@ class ChatTokenizer:
         renderer = Renderer(self._tokenizer, self._processes, lock, folder)
         self._answers = answer_format(self._tokenizer, renderer.all_text)
         self._controls = ControlTokens(self._tokenizer)
+        self._control_ids = frozenset(self._controls.texts)
         vocabulary = json.dumps(sorted(self._tokenizer.get_vocab().items()))
         self._digest = blake2b(vocabulary.encode(), digest_size=32).digest()
         self._letter = self._tokenizer.encode("a", add_special_tokens=False)
@@ -225,6 +226,11 @@ class ChatTokenizer:
     def knows_thoughts(self) -> bool:
         """Whether the markers of the model's thoughts are known, so that thoughts can be ended."""
         return bool(self._answers.form.thoughts) or is_harmony(self._answers.form)
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """The control tokens, which no caller's text becomes."""
+        return self._control_ids
 
     @property
     def call_tokens(self) -> tuple[int, ...]:
