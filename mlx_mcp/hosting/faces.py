@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 from mcp.server.auth.routes import create_protected_resource_routes
 from pydantic import AnyHttpUrl
-from starlette.responses import Response
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Scope
 
+from mlx_mcp import __version__
 from mlx_mcp.api.http.app import http_app, plain
 from mlx_mcp.api.http.auth import Refuse
 from mlx_mcp.api.mcp.server import build_server
+from mlx_mcp.api.sessions.endpoints import SESSIONS
 from mlx_mcp.api.web.endpoint import Answering, Api, Serving, routes_of
 from mlx_mcp.api.web.failure import Failure
+from mlx_mcp.api.web.openapi import openapi
 from mlx_mcp.config import Config
 from mlx_mcp.hosting.access import access_of
 from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.service import Service
 
-APIS: tuple[Api, ...] = ()
+APIS: tuple[Api, ...] = (SESSIONS,)
 
 
 def web_app(service: Service, activity: Activity, config: Config, apis: Sequence[Api] | None = None) -> ASGIApp:
@@ -35,7 +41,8 @@ def web_app(service: Service, activity: Activity, config: Config, apis: Sequence
     mcp = build_server(service, files, activity, config.wait_s)
     serving = Serving(service, activity, files, config.max_request_bytes)
     routes, access = routes_of(apis, serving), access_of(config)
-    return http_app(mcp, service, config, [*routes, *metadata_routes(config)], access, refusing(routes))
+    others = [Route("/openapi.json", show_openapi), *metadata_routes(config)]
+    return http_app(mcp, service, config, [*routes, *others], access, refusing(routes))
 
 
 def metadata_routes(config: Config) -> list[Route]:
@@ -55,3 +62,14 @@ def refusing(routes: Sequence[Route]) -> Refuse:
         return found.api.refuse(Failure(status, told)) if isinstance(found, Answering) else plain(scope, status, told)
 
     return refuse
+
+
+async def show_openapi(request: Request) -> Response:
+    """The OpenAPI document."""
+    return JSONResponse(document())
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The OpenAPI document of all APIs but MCP."""
+    return openapi(APIS, __version__)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
@@ -40,12 +40,14 @@ class Serving:
 
 @dataclass(frozen=True)
 class Asked:
-    """One request: who asks, what the path and the headers say, and the body in its shape."""
+    """One request: who asks, what the path says, and body, query and headers in their shapes."""
 
     serving: Serving
     caller: Caller
     request: Request
     body: Any = None
+    query: Any = None
+    headers: Any = None
 
     @property
     def service(self) -> Service:
@@ -69,7 +71,16 @@ class Endpoint:
     gives: type[BaseModel] | None = None
     events: type[BaseModel] | None = None  # the data of an event, where the answer can come as a stream
     status: int = 200
+    last_data: str = ""  # of the last event, where that is no JSON
     when: str = ""  # a header that a request must have; those without it go to another endpoint of the same path
+    query: type[BaseModel] | None = None  # what the address may say after its question mark
+    headers: type[BaseModel] | None = None  # headers that mean something here, by their names as aliases
+    path_words: Mapping[str, str] = field(default_factory=dict)  # what the parts in braces of the path are
+    also: Mapping[int, type[BaseModel]] = field(default_factory=dict)  # answers with another status than `status`
+
+
+class AnyError(BaseModel):
+    """An error of an API that says nothing more of its shape."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,7 @@ class Api:
     name: str
     endpoints: tuple[Endpoint, ...]
     refuse: Callable[[Failure], Response]
+    error: type[BaseModel] = AnyError  # the shape of what `refuse` says
 
 
 def routes_of(apis: Sequence[Api], serving: Serving) -> list[Route]:
@@ -116,9 +128,10 @@ class Answering:
         request, sent = Request(scope, receive), Sent(send)
         try:
             body = await self._body(request)
+            query, headers = self._parsed(self.endpoint.query, dict(request.query_params)), self._headers(request)
             caller = Caller(scope.get("state", {}).get("tenant", ""), self._serving.activity, self._serving.files)
             with self._serving.activity.under_way():
-                response = await self._response(Asked(self._serving, caller, request, body))
+                response = await self._response(Asked(self._serving, caller, request, body, query, headers))
                 if response is not None:
                     await response(scope, receive, sent)
             return
@@ -140,7 +153,7 @@ class Answering:
             return None
         try:
             body = await self._whole_body(request)
-            given = json.loads(body)
+            given = json.loads(body or b"{}")
             if b"\\ud" in body.lower():  # half a character, which no text may have, is found where it is written
                 json.dumps(given, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
@@ -165,6 +178,15 @@ class Answering:
                 return bytes(body)
         raise TooLong(f"The body is longer than the {limit} bytes that one may have. Send less at once.")
 
+    def _headers(self, request: Request) -> BaseModel | None:
+        shape = self.endpoint.headers
+        names = [str(each.alias) for each in shape.model_fields.values()] if shape else []
+        return self._parsed(shape, {name: request.headers[name] for name in names if name in request.headers})
+
+    @staticmethod
+    def _parsed(shape: type[BaseModel] | None, given: Mapping[str, str]) -> BaseModel | None:
+        return None if shape is None else shape.model_validate(given)
+
     async def _response(self, asked: Asked) -> Response | None:
         """The response; None if the client left before it was there, which frees its row."""
         made: BaseModel | Response | None = None
@@ -182,7 +204,12 @@ class Answering:
                 watching.cancel()
         if made is None or isinstance(made, Response):
             return made
-        return JSONResponse(made.model_dump(mode="json", exclude_none=True), self.endpoint.status)
+        return answer(made, self.endpoint.status)
+
+
+def answer(made: BaseModel, status: int = 200) -> Response:
+    """A shape as a response; what is not there is left out."""
+    return JSONResponse(made.model_dump(mode="json", by_alias=True, exclude_none=True), status)
 
 
 class TooLong(Exception):
