@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from mcp.server.auth.routes import create_protected_resource_routes
@@ -14,9 +13,11 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Scope
 
 from mlx_mcp import __version__
+from mlx_mcp.api.anthropic import api as anthropic
 from mlx_mcp.api.http.app import http_app, plain
 from mlx_mcp.api.http.auth import Refuse
 from mlx_mcp.api.mcp.server import build_server
+from mlx_mcp.api.openai.api import OPENAI
 from mlx_mcp.api.sessions.endpoints import SESSIONS
 from mlx_mcp.api.web.endpoint import Answering, Api, Serving, routes_of
 from mlx_mcp.api.web.failure import Failure
@@ -27,7 +28,7 @@ from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.service import Service
 
-APIS: tuple[Api, ...] = (SESSIONS,)
+APIS: tuple[Api, ...] = (OPENAI, anthropic.API, SESSIONS)
 
 
 def web_app(service: Service, activity: Activity, config: Config, apis: Sequence[Api] | None = None) -> ASGIApp:
@@ -41,8 +42,25 @@ def web_app(service: Service, activity: Activity, config: Config, apis: Sequence
     mcp = build_server(service, files, activity, config.wait_s)
     serving = Serving(service, activity, files, config.max_request_bytes)
     routes, access = routes_of(apis, serving), access_of(config)
-    others = [Route("/openapi.json", show_openapi), *metadata_routes(config)]
-    return http_app(mcp, service, config, [*routes, *others], access, refusing(routes))
+    described = Route("/openapi.json", showing(apis))
+    return http_app(mcp, service, config, [*routes, described, *metadata_routes(config)], access, refusing(routes))
+
+
+def document(apis: Sequence[Api] = APIS) -> dict[str, Any]:
+    """The OpenAPI document of APIs."""
+    return openapi(tuple(apis), __version__)
+
+
+def showing(apis: Sequence[Api]) -> Callable[[Request], Awaitable[Response]]:
+    """What answers with the document, which is made for the first who asks."""
+    made: list[Response] = []
+
+    async def show(request: Request) -> Response:
+        if not made:
+            made.append(JSONResponse(document(apis)))
+        return made[0]
+
+    return show
 
 
 def metadata_routes(config: Config) -> list[Route]:
@@ -62,14 +80,3 @@ def refusing(routes: Sequence[Route]) -> Refuse:
         return found.api.refuse(Failure(status, told)) if isinstance(found, Answering) else plain(scope, status, told)
 
     return refuse
-
-
-async def show_openapi(request: Request) -> Response:
-    """The OpenAPI document."""
-    return JSONResponse(document())
-
-
-@cache
-def document() -> dict[str, Any]:
-    """The OpenAPI document of all APIs but MCP."""
-    return openapi(APIS, __version__)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,7 @@ class Serving:
     activity: Activity
     files: FileReader
     max_request_bytes: int = 4 << 20  # the longest body
+    ignored: Counter[str] = field(default_factory=Counter)  # what APIs were sent and do not look at, by name
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,15 @@ class Answering:
             raise ValueError(f"The body is not JSON: {error}. Send one JSON object.") from error
         return self.endpoint.takes.model_validate(given)
 
+    def _headers(self, request: Request) -> BaseModel | None:
+        shape = self.endpoint.headers
+        names = [str(each.alias) for each in shape.model_fields.values()] if shape else []
+        return self._parsed(shape, {name: request.headers[name] for name in names if name in request.headers})
+
+    @staticmethod
+    def _parsed(shape: type[BaseModel] | None, given: Mapping[str, str]) -> BaseModel | None:
+        return None if shape is None else shape.model_validate(given)
+
     async def _whole_body(self, request: Request) -> bytes:
         """The body, which is counted as it comes.
 
@@ -177,15 +188,6 @@ class Answering:
             else:
                 return bytes(body)
         raise TooLong(f"The body is longer than the {limit} bytes that one may have. Send less at once.")
-
-    def _headers(self, request: Request) -> BaseModel | None:
-        shape = self.endpoint.headers
-        names = [str(each.alias) for each in shape.model_fields.values()] if shape else []
-        return self._parsed(shape, {name: request.headers[name] for name in names if name in request.headers})
-
-    @staticmethod
-    def _parsed(shape: type[BaseModel] | None, given: Mapping[str, str]) -> BaseModel | None:
-        return None if shape is None else shape.model_validate(given)
 
     async def _response(self, asked: Asked) -> Response | None:
         """The response; None if the client left before it was there, which frees its row."""
