@@ -7,8 +7,10 @@ import contextlib
 import os
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 from tests.fakes import FakeLoader, fake_client
 
@@ -61,7 +63,10 @@ async def serve() -> None:
     from mlx_mcp.hosting.allowances import limiter_of
     from tests.api.http.routes import serving_all
 
-    engine = fake_client(FakeLoader(context_tokens=1 << 20))
+    loader = FakeLoader(context_tokens=1 << 20)
+    # A fake runner remembers every step, which would pass for a leak.
+    loader.runner.steps = cast(Any, deque(maxlen=4))
+    engine = fake_client(loader)
     async with serving_all(engine, limits=limiter_of(Config.load())) as address:
         print(address, flush=True)
         await asyncio.Event().wait()
