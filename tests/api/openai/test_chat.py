@@ -193,6 +193,14 @@ async def test_an_answer_that_is_cut_off_says_so(engine):
     assert (stopped.choices[0].message.content, stopped.choices[0].finish_reason) == ("he", "stop")
 
 
+async def test_an_answer_ends_where_the_context_does_and_not_before(engine):
+    engine.loader.runner.endless = True
+    async with client_of(engine) as client:
+        for asked in ({}, {"max_tokens": 32_000}):
+            made = await client.chat.completions.create(model="tiny", messages=user("hello"), **asked)
+            assert (made.choices[0].finish_reason, made.usage.total_tokens) == ("length", 100)
+
+
 async def test_a_turn_goes_on_with_a_session_and_a_fork_leaves_its_parent_as_it_was(engine):
     async with client_of(engine) as client:
 
