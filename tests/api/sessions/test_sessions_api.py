@@ -232,11 +232,14 @@ async def test_a_call_that_takes_longer_than_it_may_is_fetched_later(http, engin
 
 async def test_a_result_that_is_deleted_ends_its_call_and_leaves_the_session_as_it_was(http, engine):
     handle = await made(http)
-    engine.loader.runner.gate.clear()
+    runner = engine.loader.runner
+    runner.gate.clear()
+    steps = len(runner.steps)
     begun = (await post(http, f"/v1/sessions/{handle}/generate", {"prompt": "hello", "wait_s": 0})).json()
+    await until(lambda: len(runner.steps) > steps)
     ended = asyncio.create_task(http.delete(f"/v1/results/{begun['result_id']}"))
     await until(lambda: engine.thread._inbox)
-    engine.loader.runner.gate.set()
+    runner.gate.set()
     assert (await ended).json()["status"] == "cancelled"
     assert (await http.get("/v1/results")).json() == {"results": []}
     assert (await http.get(f"/v1/sessions/{handle}")).json()["tokens"] == 9
