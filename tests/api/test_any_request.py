@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks
 
-from mlx_mcp.hosting.faces import document
+from mlx_mcp.hosting.faces import APIS, document
 from mlx_mcp.models.registry import Registry
-from tests.api.serving import all_apis
+from tests.api.http.routes import serving_all
 from tests.effort import drawn
 from tests.fakes import FakeLoader, FakeStore, fake_client
 
@@ -52,7 +52,7 @@ def served():
     addresses, ready, end = [], threading.Event(), threading.Event()
 
     async def serve():
-        async with all_apis(engine, token="s3cret") as address:
+        async with serving_all(engine, APIS, token="s3cret") as address:
             addresses.append(address)
             ready.set()
             await asyncio.to_thread(end.wait)
