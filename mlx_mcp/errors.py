@@ -8,6 +8,7 @@
     │   ├── UnknownModel          no such model here
     │   ├── UnknownSession        no such session of this caller, or no more
     │   ├── UnknownResult         no such result of this caller, or no more
+    │   ├── UnknownReply          no stored answer of this caller, or no more
     │   ├── UnknownVersion        no version of that name of a session was persisted
     │   ├── OtherTokenizer        a session was kept with another tokenizer than its model has now
     │   ├── NotOnDisk             nothing of such a session is on disk
@@ -70,7 +71,7 @@ class RequestTooLarge(RequestError):
     """The keys and values of prompt and answer would not fit in memory if nothing else ran."""
 
     def __init__(self, prompt_tokens: int, need_bytes: int, limit_bytes: int, max_tokens: int) -> None:
-        self.need_bytes, self.limit_bytes = need_bytes, limit_bytes
+        self.need_bytes, self.limit_bytes, self.max_tokens = need_bytes, limit_bytes, max_tokens
         lower = f"Lower max_tokens to {max_tokens} or less (left out it is 512)"
         step = lower if max_tokens > 0 else "Shorten the prompt"
         super().__init__(
@@ -118,6 +119,17 @@ class UnknownResult(RequestError):
         super().__init__(
             f"Result not found: {result_id[:80]!r}. Results are kept for {kept_s} s after their end, and end with the "
             "server. get_result without a result_id lists yours; if it is gone, make the call again."
+        )
+
+
+class UnknownReply(RequestError):
+    """The caller has no stored answer of that id."""
+
+    def __init__(self, reply_id: str) -> None:
+        super().__init__(
+            f"Response not found: {reply_id[:80]!r}. It was deleted, was made with store=false, or has ended: a stored "
+            "response is a session, which ends when it is not used for session_ttl_s, when newer ones need its place, "
+            "and with the server. Send the whole conversation again."
         )
 
 

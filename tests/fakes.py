@@ -85,6 +85,9 @@ class FakeTokenizer:
         text = "".join(message.text for message in messages)
         return Prompt(tuple(map(ord, text if after == "user" else f"|{text}")))
 
+    def encode_raw(self, text: str, gone: Callable[[], bool] = never) -> Prompt:
+        return Prompt(tuple(map(ord, text)))
+
     def decode(self, ids: tuple[int, ...]) -> str:
         return "".join(map(chr, ids))
 
@@ -100,6 +103,7 @@ class FakeTokenizer:
         return chr(token_id)
 
     call_tokens = (ord("{"),)
+    control_ids: frozenset[int] = frozenset()
     knows_thoughts = False
 
     def hold(

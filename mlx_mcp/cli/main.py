@@ -13,6 +13,7 @@ from mlx_mcp import __version__
 from mlx_mcp.cli.completion import PROGRAM, Commands
 from mlx_mcp.cli.engine import engine
 from mlx_mcp.cli.install import install, uninstall
+from mlx_mcp.cli.launch import launch
 from mlx_mcp.cli.models import alias, models, pull, rm
 from mlx_mcp.cli.options import Json, Model, OpenBlas, sampling_flags, sampling_of
 from mlx_mcp.cli.output import show_json, show_marked
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.add_typer(engine, name="engine")
 app.add_typer(sessions, name="sessions")
 app.add_typer(token, name="token")
+app.add_typer(launch, name="launch")
 for command in (models, pull, rm, alias, install, uninstall):
     app.command()(command)
 

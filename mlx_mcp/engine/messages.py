@@ -178,7 +178,7 @@ class Turn:
     after: str = "assistant"  # the role that the prompt was encoded to come after
     keep: bool = False  # the session goes on with prompt and output; else it stays as it is
     queue: bool = False  # wait for another turn of the session, rather than fail
-    shorten: bool = False  # max_tokens was not asked for: it may be less if the session has grown
+    shorten: bool = False  # max_tokens may be less, if the session has grown or memory does not hold so many
     opens: SessionOptions | None = None  # a new session keeps prompt and output
     tools: tuple[dict[str, Any], ...] = ()  # of the new session
     context: str = ""  # nothing is generated: the session opens with the prompt, which ends in this role's message

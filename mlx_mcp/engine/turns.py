@@ -30,6 +30,7 @@ from mlx_mcp.errors import (
     MlxMcpError,
     OtherTokenizer,
     PromptTooLong,
+    RequestTooLarge,
     SessionBusy,
     UnknownSession,
 )
@@ -290,7 +291,13 @@ class Turns:
         if turn.opens is not None:
             sequence.ephemeral = turn.opens.ephemeral
             call.session = self.sessions.open(turn.tenant, command.model, turn.opens, turn.tools, call.call_id)
-        scheduler.add(sequence)
+        try:
+            scheduler.add(sequence)
+        except RequestTooLarge as error:
+            if not turn.shorten or error.max_tokens <= 0:
+                raise
+            sequence.params = replace(command.params, max_tokens=error.max_tokens)
+            scheduler.add(sequence)
         call.sequence, call.resident, call.since = sequence, resident, self.clock()
         if command.constraint is not None:
             resident.model.runner.constrain(call.call_id, command.constraint)

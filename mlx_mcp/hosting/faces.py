@@ -13,9 +13,11 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Scope
 
 from mlx_mcp import __version__
+from mlx_mcp.api.anthropic import api as anthropic
 from mlx_mcp.api.http.app import http_app, plain
 from mlx_mcp.api.http.auth import Refuse
 from mlx_mcp.api.mcp.server import build_server
+from mlx_mcp.api.openai.api import OPENAI
 from mlx_mcp.api.sessions.endpoints import SESSIONS
 from mlx_mcp.api.web.endpoint import Answering, Api, Serving, routes_of
 from mlx_mcp.api.web.failure import Failure
@@ -26,7 +28,7 @@ from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.service import Service
 
-APIS: tuple[Api, ...] = (SESSIONS,)
+APIS: tuple[Api, ...] = (OPENAI, anthropic.API, SESSIONS)
 
 
 def web_app(service: Service, activity: Activity, config: Config, apis: Sequence[Api] | None = None) -> ASGIApp:

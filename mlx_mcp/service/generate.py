@@ -26,7 +26,8 @@ class Options:
     """How a context is to be answered.
 
     With a `session` the last message is its next turn, and it goes on with the answer unless `keep` is False; without
-    one `keep` opens one. `queue` waits for a turn of the session that is under way.
+    one `keep` opens one, as `opening` says. `queue` waits for a turn of the session that is under way. Calls of one
+    `lane` share a turn. `shorten` lowers max_tokens to what context and memory leave.
     """
 
     model: str = ""
@@ -38,6 +39,9 @@ class Options:
     reasoning: Reasoning | None = None
     sampling: Sampling = field(default_factory=Sampling)
     tool_choice: str = AUTO
+    opening: SessionOptions = field(default_factory=SessionOptions)
+    lane: str = ""
+    shorten: bool = False
 
     @property
     def keeps(self) -> bool:
@@ -71,7 +75,7 @@ def request_of(caller: Caller, messages: tuple[Message, ...], options: Options, 
         messages,
         options.model or None,
         options.sampling,
-        lane=lane,
+        lane=lane or options.lane,
         grammar=options.grammar,
         tools=options.tools,
         tool_choice=options.tool_choice,
@@ -80,7 +84,8 @@ def request_of(caller: Caller, messages: tuple[Message, ...], options: Options, 
         session=options.session,
         keep=options.keeps,
         queue=options.queue,
-        opens=SessionOptions() if options.keeps and not options.session else None,
+        opens=options.opening if options.keeps and not options.session else None,
+        shorten=options.shorten,
     )
 
 

@@ -133,6 +133,12 @@ async def unload_model(service: Service, name: str) -> Freed:
     return Freed(spec.name, await service.engine.unload_model(spec.name))
 
 
+def name_of(service: Service, named: str) -> str:
+    """The name of the model that answers where this one was asked for, as far as is known without looking at disks."""
+    spec = service.registry.at_hand(named or None)
+    return named if spec is None else spec.name
+
+
 def model_of(entry: Entry, stats: EngineStats) -> Model:
     """What is told of a model."""
     name = entry.spec.name

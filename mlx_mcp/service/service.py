@@ -9,6 +9,7 @@ from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.jobs import Jobs
 from mlx_mcp.service.limits import Limiter
+from mlx_mcp.service.replies import Replies
 from mlx_mcp.service.warm import Warm
 
 
@@ -24,6 +25,7 @@ class Service:
     jobs: Jobs = field(default_factory=Jobs)
     warm: Warm = field(default_factory=Warm)
     limits: Limiter = field(default_factory=Limiter)
+    replies: Replies = field(default_factory=Replies)
 
 
 def known_sessions(service: Service) -> dict[str, SessionInfo]:

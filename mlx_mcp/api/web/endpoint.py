@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,7 @@ class Serving:
     activity: Activity
     files: FileReader
     max_request_bytes: int = 4 << 20  # the longest body
+    ignored: Counter[str] = field(default_factory=Counter)  # what APIs were sent and do not look at, by name
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,6 @@ class Endpoint:
     also: Mapping[int, type[BaseModel]] = field(default_factory=dict)  # answers with another status than `status`
 
 
-class AnyError(BaseModel):
-    """An error of an API that says nothing more of its shape."""
-
-
 @dataclass(frozen=True)
 class Api:
     """The endpoints of one protocol, and how it says that something went wrong."""
@@ -90,7 +88,7 @@ class Api:
     name: str
     endpoints: tuple[Endpoint, ...]
     refuse: Callable[[Failure], Response]
-    error: type[BaseModel] = AnyError  # the shape of what `refuse` says
+    error: type[BaseModel]  # the shape of what `refuse` says
 
 
 def routes_of(apis: Sequence[Api], serving: Serving) -> list[Route]:

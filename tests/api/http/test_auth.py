@@ -150,7 +150,7 @@ async def test_every_face_knows_a_caller_by_the_name_of_the_token(engine, tokens
     async with serving_all(engine, token="s3cret") as address, httpx2.AsyncClient() as http:
         for token in (ann, "s3cret"):
             response = await http.post(f"{address}/echo/x", json={"text": "hello"}, headers={"x-api-key": token})
-            assert response.json() == {"text": "hello"}
+            assert response.json()["text"] == "hello"
             for mode in ("auto", "legacy"):
                 async with client_of(address, token, mode) as client:
                     await generate(client)
