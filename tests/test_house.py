@@ -54,7 +54,7 @@ LAYERS = {
     "api": ((), ()),
     "api/mcp": (("api/web", "service", "chat", "errors", "__init__"), ("mcp", "mcp_types", "pydantic", "anyio")),
     "api/anthropic": (("service", "chat", "errors", "api/web"), ("pydantic", "starlette", "sse_starlette")),
-    "api/openai": (("service", "chat", "errors", "api/web"), ("pydantic", "starlette", "sse_starlette")),
+    "api/openai": (("api/web", "service", "chat", "errors"), ("pydantic", "starlette")),
     "api/sessions": (
         ("api/web", "service", "chat", "errors"),
         ("pydantic", "starlette", "sse_starlette"),

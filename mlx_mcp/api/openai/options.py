@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mlx_mcp.api.openai.shared_shapes import Effort, Json, SamplingTaken, TokenSampling
@@ -44,6 +45,30 @@ def function_of(tool: Json, nested: bool) -> dict[str, Any]:
     if isinstance(function, dict):
         function = {key: value for key, value in function.items() if value is not None}
     return {"type": "function", "function": function}
+
+
+def functions_of(tools: Sequence[Json]) -> tuple[dict[str, Any], ...]:
+    """The tools of a response as the service has them; those in a namespace are functions like the others.
+
+    Raises:
+        InvalidRequest: one of them is no function.
+    """
+    return tuple(function_of(tool, nested=False) for _, tool in with_namespaces(tools))
+
+
+def namespaces_of(tools: Sequence[Json]) -> dict[str, str]:
+    """The namespaces of functions, by the functions' names."""
+    return {str(tool.get("name")): namespace for namespace, tool in with_namespaces(tools) if namespace}
+
+
+def with_namespaces(tools: Sequence[Json]) -> Iterator[tuple[str, Json]]:
+    """Each tool with the namespace that it is in, which is empty for most."""
+    for tool in tools:
+        match tool:
+            case {"type": "namespace", "name": str(name), "tools": list(inner)}:
+                yield from ((name, each) for each in inner if isinstance(each, dict))
+            case _:
+                yield "", tool
 
 
 def choice_of(given: str | Json) -> str:

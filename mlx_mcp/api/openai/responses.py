@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, aclosing, suppress
 from starlette.responses import Response
 
 from mlx_mcp.api.openai.head import Head, head_of
+from mlx_mcp.api.openai.options import namespaces_of
 from mlx_mcp.api.openai.response_items import shown_items
 from mlx_mcp.api.openai.response_shapes import ResponseAnswer, ResponseEvent, ResponseRequest
 from mlx_mcp.api.openai.response_turn import Turn, turn_of
@@ -56,7 +57,8 @@ class Making:
     ) -> None:
         self._service, self._caller, self._body, self._turn = service, caller, body, turn
         self._note = note_of(service, turn.told.model)
-        self.writer = ResponseWriter(response_of(body, head, turn), body.parallel_tool_calls)
+        namespaces = namespaces_of(body.tools)
+        self.writer = ResponseWriter(response_of(body, head, turn), body.parallel_tool_calls, namespaces)
         self._reply = Reply(
             head.id,
             caller.tenant,

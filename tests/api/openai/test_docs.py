@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx2
 
-from mlx_mcp.api.openai.api import ENDPOINTS
+from mlx_mcp.api.openai.api import OPENAI
 from mlx_mcp.api.openai.errors import CODES, CODES_OF_STATUS
 from mlx_mcp.service.replies import MAX_BYTES, MAX_REPLIES
 from tests.api.openai.house import serving
@@ -45,10 +45,10 @@ async def test_the_program_that_is_shown_prints_what_it_says(embedded, capsys):
 
 
 def test_every_route_member_and_code_is_on_the_page():
-    words = {name for each in ENDPOINTS if each.takes for name in each.takes.model_fields}
+    words = {name for each in OPENAI.endpoints if each.takes for name in each.takes.model_fields}
     words |= {code for _, code, _ in CODES} | set(CODES_OF_STATUS.values())
     missing = [word for word in sorted(words) if not re.search(rf"`[^`\n]*\b{word}\b[^`\n]*`", PAGE)]
     assert missing == []
-    for each in ENDPOINTS:
+    for each in OPENAI.endpoints:
         assert re.sub(r"\{.*", "", each.path) in PAGE
     assert f"{MAX_REPLIES} of them, and {MAX_BYTES >> 20} MiB" in PAGE

@@ -6,7 +6,7 @@ import pytest
 
 from mlx_mcp.api.openai.chat_request import context_of, options_of, parent_of
 from mlx_mcp.api.openai.chat_shapes import ChatRequest
-from mlx_mcp.api.openai.options import choice_of, function_of, grammar_of
+from mlx_mcp.api.openai.options import choice_of, function_of, functions_of, grammar_of, namespaces_of
 from mlx_mcp.chat.message import Message
 from mlx_mcp.chat.prompt import Grammar, GrammarKind, Reasoning
 from mlx_mcp.errors import InvalidRequest
@@ -93,6 +93,17 @@ def test_tools_are_taken_without_what_is_null():
     given = {"type": "function", "function": {"name": "look", "description": None, "parameters": {}}}
     assert options(tools=[given]).tools == (LOOK,)
     assert function_of({"type": "function", "name": "look", "parameters": {}, "strict": None}, nested=False) == LOOK
+
+
+def test_functions_in_a_namespace_are_functions_like_the_others():
+    look, see = ({"type": "function", "name": name, "parameters": {}} for name in ("look", "see"))
+    tools = [look, {"type": "namespace", "name": "eyes", "tools": [see]}]
+    assert [tool["function"]["name"] for tool in functions_of(tools)] == ["look", "see"]
+    assert namespaces_of(tools) == {"see": "eyes"}
+    with pytest.raises(InvalidRequest, match="which this server does not run"):
+        functions_of([{"type": "namespace", "name": "eyes", "tools": [{"type": "web_search"}]}])
+    with pytest.raises(InvalidRequest, match="of type 'namespace'"):
+        functions_of([{"type": "namespace"}])
 
 
 @pytest.mark.parametrize("kind", ["custom", "web_search", "mcp", None])
