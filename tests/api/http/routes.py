@@ -31,6 +31,12 @@ from mlx_mcp.service.limits import Limiter
 from mlx_mcp.service.service import Service
 
 
+class Oops(BaseModel):
+    """An error."""
+
+    oops: str
+
+
 class Said(BaseModel):
     """A prompt, or an answer."""
 
@@ -75,6 +81,7 @@ ECHO = Api(
         Endpoint("POST", "/echo/{name}/events", echo_events, "Echo a text as it comes.", takes=Said),
     ),
     refuse,
+    Oops,
 )
 
 
