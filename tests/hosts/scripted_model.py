@@ -83,7 +83,8 @@ def change(path: Path, **values: Any) -> None:
 def write_weights(folder: Path, config: dict[str, Any], lines: list[list[int | None]]) -> None:
     """Write weights by which each token of a line is followed by the next, as far as no later line has another next."""
     mx.random.seed(7)
-    model = llama.Model(llama.ModelArgs.from_dict(config))
+    arguments: Any = llama.ModelArgs  # without types
+    model = llama.Model(arguments.from_dict(config))
     parameters: Any = tree_flatten(model.parameters())
     weights = {name: 0.1 * mx.random.normal(array.shape) for name, array in parameters}
     for name in weights:
