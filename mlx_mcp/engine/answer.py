@@ -33,8 +33,8 @@ class Answer:
         """`prompt` comes after `num_before` tokens of a session, which has these `tools`."""
         self._model = model
         # What a grammar holds is no call, and has no thoughts before it unless they were asked for.
-        is_plain = request.grammar is not None and request.reasoning in (None, Reasoning.OFF)
-        self._reader = model.tokenizer.reader(prompt, tools, plain=is_plain)
+        is_held = request.grammar is not None and request.reasoning in (None, Reasoning.OFF)
+        self._reader = model.tokenizer.reader(prompt, tools, plain=is_held or request.raw is not None)
         self._stop = StopStrings(request.sampling.stop)
         self._deltas: list[Delta] = []
         self._choices: list[TokenChoice] = []

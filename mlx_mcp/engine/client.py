@@ -197,6 +197,16 @@ class EngineClient:
         """
         return await self._ask(ListSessions(next(self.thread.ids), tenant))
 
+    async def held_bytes(self, tenant: str) -> int:
+        """The bytes of keys and values that the tenant's sessions hold in memory; what they share counts once.
+
+        Raises:
+            EngineDead: the engine thread has ended.
+        """
+        event = await self._answer(ListSessions(next(self.thread.ids), tenant, weigh=True))
+        assert isinstance(event, Sessions), f"{event} in answer to a question about sessions"
+        return event.held_bytes
+
     async def transcript(self, tenant: str, session: str) -> tuple[SessionInfo, str]:
         """A session, and its text as JSON: a list of control tokens, each in a list of its own, and texts between them.
 

@@ -44,6 +44,8 @@ def encode_texts(
     tokenizer: ChatTokenizer, request: GenerateRequest, session: SessionInfo | None, gone: Callable[[], bool]
 ) -> Prompt:
     """The same, with all texts as the tokenizer has them."""
+    if request.raw is not None:
+        return tokenizer.encode_raw(request.raw, gone)
     if request.grammar is not None and request.reasoning is None:
         # A grammar does without thoughts; nobody asked for a switch.
         quiet = encode_texts(tokenizer, replace(request, reasoning=Reasoning.OFF), session, gone)

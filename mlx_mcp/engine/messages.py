@@ -100,6 +100,7 @@ class Sessions:
     """The sessions that a command was about, as they are now."""
 
     infos: tuple[SessionInfo, ...]
+    held_bytes: int = 0  # of their keys and values in memory, if that was asked for; what they share counts once
 
 
 @dataclass(frozen=True)
@@ -265,10 +266,11 @@ class Close:
 
 @dataclass(frozen=True)
 class ListSessions:
-    """Ask for a tenant's sessions: `Sessions` comes back."""
+    """Ask for a tenant's sessions, and for what they hold if they are to be weighed: `Sessions` comes back."""
 
     call_id: int
     tenant: str
+    weigh: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from mlx_mcp.core.session import SessionInfo, SessionOptions
 from mlx_mcp.errors import InvalidRequest, PromptTooLong
 
 DEFAULT_MAX_TOKENS = 512
+EMPTY = "The prompt is empty. Say in `prompt` what the model should do."
 ALIKE = "At temperature 0 all n answers are the same. Give a temperature, say 0.8, or n=1."
 
 
@@ -44,6 +45,7 @@ class GenerateRequest:
     opens: SessionOptions | None = None  # keep prompt and answer in a new session
     drawn: bool = False  # one of several answers to the same prompt, which a greedy model would give alike
     context: bool = False  # no answer: the new session has the messages, the last of which stays open
+    raw: str | None = None  # the prompt as it is, in place of messages; no chat template is put around it
     shorten: bool = False  # lower max_tokens to what context and memory leave, rather than refuse
 
 
@@ -147,7 +149,12 @@ def check(request: GenerateRequest) -> None:
     """
     if any(message.images for message in request.messages):
         raise InvalidRequest("The models here cannot see: leave images out, and describe in `prompt` what they show.")
-    if request.context:
+    if request.raw is not None:
+        told = (request.messages, request.tools, request.session, request.opens)
+        assert not any(told), "a raw prompt is all that the model is given, and begins no session"
+        if not request.raw:
+            raise InvalidRequest(EMPTY)
+    elif request.context:
         if not any(message.text.strip() for message in request.messages):
             raise InvalidRequest("The context is empty. Give `system`, `files` or `messages`.")
     else:
@@ -179,7 +186,7 @@ def check_last(messages: tuple[Message, ...]) -> None:
     if last.role == "assistant":
         raise InvalidRequest("The last message is the model's own. Say in `prompt` what it should do now.")
     if last.role != "tool" and not any(message.text.strip() for message in messages if message.role != "system"):
-        raise InvalidRequest("The prompt is empty. Say in `prompt` what the model should do.")
+        raise InvalidRequest(EMPTY)
 
 
 def check_results(messages: tuple[Message, ...], goes_on: bool) -> None:

@@ -50,9 +50,10 @@ class Turns:
         swapping: Swapping,
         persistence: Persistence | None,
         clock: Callable[[], float],
+        share_prefixes: bool,
     ) -> None:
         self.calls, self.sessions, self.swapping = calls, sessions, swapping
-        self.persistence, self.clock = persistence, clock
+        self.persistence, self.clock, self.share_prefixes = persistence, clock, share_prefixes
         # Call id of a session's latest turn that ended → the session: its caller may want it shorter yet.
         self.latest: WeakValueDictionary[int, Session] = WeakValueDictionary()
         self.num_prompt = self.num_cached = 0
@@ -276,9 +277,10 @@ class Turns:
             command.params,
             resident.model.stop_ids,
             lane,
-            turn.tenant,
+            "" if self.share_prefixes else turn.tenant,
             num_kept,
             group=command.group,
+            principal=turn.tenant,
         )
         if scheduler.cache is None and (session is not None or turn.opens is not None):
             sequence.miss = Miss(MissReason.NOT_REUSABLE, 0, detail=resident.model.runner.layout.refused)

@@ -164,6 +164,21 @@ class ChatTokenizer:
         ids = self._encoder.encode_following(split.turn.pieces(), gone)
         return self._prompt(Prompt(tuple(ids), split.reasoning, split.notes), split.turn, reasoning, gone)
 
+    def encode_raw(self, text: str, gone: Callable[[], bool] = never) -> Prompt:
+        """The ids of a prompt without a chat template, as text that a model shall go on with.
+
+        Unlike in chats, control tokens in it are control tokens: whoever gives a raw prompt writes the template
+        themselves. The token that begins a text is put in front, as the tokenizer does it, unless it is there.
+
+        Raises:
+            InvalidRequest: the tokenizer cannot encode it, or nothing is left of it.
+        """
+        begins = bool(self._tokenizer.bos_token) and text.startswith(self._tokenizer.bos_token)
+        (ids,) = self._encoder.encode([text], gone, add_special_tokens=not begins)
+        if not ids:
+            raise InvalidRequest("The model's tokenizer leaves nothing of this prompt: give it some text.")
+        return Prompt(tuple(ids))
+
     def decode(self, ids: tuple[int, ...]) -> str:
         """The text of tokens, control tokens included."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -77,7 +77,9 @@ async def load_model(service: Service, caller: Caller, name: str, report: Report
         CapacityError: other models have had the room for too long.
         ModelError: it cannot be loaded; what had to go for it comes back if a user had that loaded.
         EngineDead: the engine thread has ended.
+        RateLimited: the caller's principal has made too many requests.
     """
+    service.limits.request(caller.tenant)
     meter, model = Meter(), None
     try:
         with caller.activity.watching(meter):

@@ -3,7 +3,7 @@
 from mlx_mcp.core.sampling import PARAMETERS, Parameter, Sampling
 from mlx_mcp.core.session import MAX_FORKS, SessionInfo, SessionOptions
 from mlx_mcp.engine.messages import Persisted
-from mlx_mcp.engine.requests import CacheMiss, Count, Delta, Progress, Result
+from mlx_mcp.engine.requests import CacheMiss, Count, Delta, Progress, Result, TokenChoice
 
 __all__ = [
     "MAX_FORKS",
@@ -18,4 +18,5 @@ __all__ = [
     "Sampling",
     "SessionInfo",
     "SessionOptions",
+    "TokenChoice",
 ]

@@ -12,7 +12,7 @@ from mlx_lm.utils import load_model
 
 from mlx_mcp.core.scheduler import Limits, Scheduler
 from mlx_mcp.core.sequence import SamplingParams, Sequence
-from mlx_mcp.core.slots import Ledger, SlotPool, capacity_for
+from mlx_mcp.core.slots import Ledger, SlotPool
 from mlx_mcp.errors import ModelError
 from mlx_mcp.mlx_backend import runner as runner_module
 from mlx_mcp.mlx_backend.runner import Runner
@@ -175,7 +175,8 @@ EVENTS = st.lists(
 def test_every_row_of_a_batch_is_bit_by_bit_what_it_is_alone(kind, alone, events, order, memory, seed):
     model, kv_bits, bound = kind
     rng = random.Random(seed)
-    longest = Runner(model, kv_bits).cost.row_bytes(capacity_for(200))
+    cost = Runner(model, kv_bits).cost
+    longest = cost.row_bytes(cost.slabs.capacity_for(200))
     machine = Machine(model, kv_bits, int(memory * longest))
     ready = [rows()[index] for index in order]
     joined, cancelled = [], []
@@ -296,6 +297,7 @@ def test_padded_rows_that_are_cancelled_take_nothing_while_others_read_their_pro
         machine.advance(ahead=False)
 
 
+@pytest.mark.usefixtures("cpu_ways")
 def test_a_move_that_fails_leaves_no_tensor_behind(llama, monkeypatch):
     machine, calls, copy = Machine(llama), [], FullLayer.copy
 
@@ -317,6 +319,7 @@ def address(array):
     return np.asarray(array).__array_interface__["data"][0]
 
 
+@pytest.mark.usefixtures("cpu_ways")
 @pytest.mark.parametrize("ahead", [False, True])
 def test_joining_and_leaving_copies_no_other_row(llama, ahead):
     machine = Machine(llama)
@@ -396,6 +399,7 @@ def test_a_row_whose_logits_are_no_numbers_fails_alone_and_poisons_no_later_row(
     assert list(machine.failed) == [9]
 
 
+@pytest.mark.usefixtures("cpu_ways")
 def test_a_row_that_moves_to_where_a_broken_one_was_is_as_it_is_alone(tmp_path):
     model = poisoned(make_model(tmp_path), token_id=299)
     limits = Limits(max_running=4, chunk_tokens=64, prefill_tokens_idle=256, prefill_tokens_busy=256)

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from sse_starlette import ServerSentEvent
 from starlette.responses import JSONResponse, Response
 
-from mlx_mcp.api.anthropic.answer_shapes import Answer, ModelInfo, ModelPage, TokenCount
+from mlx_mcp.api.anthropic.answer_shapes import Answer, ErrorBody, ModelInfo, ModelPage, TokenCount
 from mlx_mcp.api.anthropic.answer_shapes import Event as EventShape
 from mlx_mcp.api.anthropic.errors import REQUEST_ID, body, refuse, request_id
 from mlx_mcp.api.anthropic.shapes import CountRequest, MessagesRequest
@@ -186,4 +186,5 @@ API = Api(
         Endpoint("GET", "/v1/models/{model_id:path}", model, "Tell of one model.", gives=ModelInfo, when=VERSION),
     ),
     refuse,
+    ErrorBody,
 )

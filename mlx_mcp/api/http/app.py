@@ -4,25 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from mcp.server.mcpserver import MCPServer
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
+from mlx_mcp.api.http.auth import Auth, Refuse, Tokens
 from mlx_mcp.api.http.gate import Gate
 from mlx_mcp.api.http.messages import Messages
 from mlx_mcp.config import Config
 from mlx_mcp.service.health import health
 from mlx_mcp.service.service import Service
 
+# Paths that need no token: they say nothing but that the process lives, or how to get in.
+OPEN_PATHS = ("/health/live", "/")
 
-def http_app(server: MCPServer[Any], service: Service, config: Config, routes: Sequence[BaseRoute] = ()) -> ASGIApp:
+
+def http_app(
+    server: MCPServer[Any],
+    service: Service,
+    config: Config,
+    routes: Sequence[BaseRoute] = (),
+    tokens: Tokens | None = None,
+    refuse: Refuse | None = None,
+) -> ASGIApp:
     """The ASGI app of a server, with the routes of other APIs.
 
-    Every request passes the gate, those for /mcp the token, if there is one, and then what is said of messages.
+    Every request passes the gate, and then has to have one of the tokens, if there are any. `refuse` makes the answer
+    to one that is turned away before it reaches its API.
     """
 
     async def show_health(request: Request) -> JSONResponse:
@@ -53,4 +66,13 @@ def http_app(server: MCPServer[Any], service: Service, config: Config, routes: S
     app.router.routes.extend(routes)
     sessions: Any = server.session_manager
     sessions.asgi_app = Messages(sessions.asgi_app, config.max_request_bytes)
-    return Gate(app, config)
+    known: ASGIApp = app
+    if tokens is not None:
+        how_to_get_in = urlsplit(tokens.metadata_url).path
+        known = Auth(app, tokens, refuse or plain, (*OPEN_PATHS, how_to_get_in))
+    return Gate(known, config)
+
+
+def plain(scope: Scope, status: int, told: str) -> Response:
+    """The answer to a request that is for none of the APIs with a form of its own."""
+    return JSONResponse({"error": told}, status)
