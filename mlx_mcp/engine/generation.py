@@ -222,7 +222,7 @@ class Generation:
                 yield answer.result(reason, session)
                 return
             if not deltas:
-                yield replace(progress, num_prompt=answer.num_prompt)
+                yield replace(progress, num_prompt=answer.num_prompt, num_cached=answer.num_cached)
 
 
 def turn_of(request: GenerateRequest, session: SessionInfo | None) -> Turn:

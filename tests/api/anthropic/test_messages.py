@@ -196,6 +196,15 @@ async def test_a_stream_has_its_events_in_anthropics_order(engine):
     assert end["usage"] | {"output_tokens": 0} == start["usage"]
 
 
+async def test_a_streams_first_event_tells_what_was_there_already(engine):
+    async with serving(engine) as address:
+        for _ in range(2):
+            _, events = await raw(address, asked("x" * 80, stream=True))
+    start, end = events[0][1]["message"]["usage"], events[-2][1]["usage"]
+    assert start == end | {"output_tokens": 0}
+    assert start["cache_read_input_tokens"] >= 64
+
+
 async def test_the_sdks_own_helper_puts_a_stream_together_to_the_same_answer(engine):
     body = asked("[hm]I look{look}", tools=[LOOK], thinking=THINKING)
     async with asking(engine) as client:
@@ -236,6 +245,8 @@ async def test_pings_come_while_a_prompt_is_read_or_waits(engine, loader, monkey
     async with serving(engine) as address:
         _, events = await raw(address, asked("x" * 2000, max_tokens=1, stream=True))
     names = [name for name, _ in events]
+    assert events[0][1]["message"]["usage"]["input_tokens"] == 0, "what is computed of it is not known yet"
+    assert events[-2][1]["usage"]["input_tokens"] == 2000
     assert names[:2] == ["message_start", "ping"]
     assert names.index("content_block_start") > 2
 
