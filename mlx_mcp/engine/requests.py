@@ -50,7 +50,8 @@ class GenerateRequest:
 class Progress:
     """Where the call is: `phase` is loading, queued, prefill or decode; `done` of `total` once that is known.
 
-    `unit` is "bytes" while a model is fetched or its weights are read, else "tokens".
+    `unit` is "bytes" while a model is fetched or its weights are read, else "tokens". While the prompt is read,
+    `admitted_at` says since when, by time.monotonic.
     """
 
     phase: str
@@ -58,6 +59,7 @@ class Progress:
     done: int = 0
     total: int | None = None
     unit: str = "tokens"
+    admitted_at: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

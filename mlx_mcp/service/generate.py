@@ -126,7 +126,7 @@ async def updates_of(
     Awaits `report` while a warm context is computed.
     """
     try:
-        with caller.activity.watching(meter):
+        with caller.activity.watching(meter), service.observer.watch(request, meter, service.engine.group) as watch:
             meter.line = f"computing the context {request.session} first"
             await service.warm.ready(service, caller, request.session, report)
             meter.line = ""
@@ -138,6 +138,7 @@ async def updates_of(
                         service.warm.begin(service, caller, update.model)
                     else:
                         meter.take(update)
+                    watch(update)
                     yield update
     finally:
         meter.ended = True
