@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from platformdirs import user_config_path, user_data_path
 from pydantic import (
@@ -182,6 +182,18 @@ class Config(BaseSettings):
     step_timeout_s: float = Field(
         600.0, ge=10, le=86400, description="how long one step may take before the engine counts as hung and is ended"
     )
+    ready_step_s: float = Field(
+        30.0, gt=0, le=86400, description="how long one step may take before /health/ready says that the server is slow"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("warning", description="what is written to the log")
+    log_format: Literal["text", "json"] = Field("text", description="lines of key=value, or of JSON")
+    log_file: Path | None = Field(
+        None, description="where a server's log goes; unset: stderr, or engine.log in the engine's folder"
+    )
+    max_log_bytes: int = Field(
+        10 << 20, ge=4096, description="a log file this long is renamed; the three latest of those are kept"
+    )
+    traces: bool = Field(False, description="send traces where OTEL_* variables say; needs mlx-mcp[otel]")
     wait_s: float | None = Field(
         None, ge=0, le=86_400, description="when a call is answered with a handle if it still runs; unset: by the host"
     )
@@ -192,7 +204,7 @@ class Config(BaseSettings):
     @classmethod
     def no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse `true` in config.toml for a number, which would pass for 1."""
-        if isinstance(value, bool) and info.field_name not in ("openblas", "sampling_defaults"):
+        if isinstance(value, bool) and info.field_name not in ("openblas", "sampling_defaults", "traces"):
             raise ValueError(f"it cannot be {str(value).lower()}")
         return value
 

@@ -51,10 +51,13 @@ LAYERS = {
         ),
         ("anyio",),
     ),
+    # Traces are no protocol of a face: every face's requests have spans.
+    "service/tracing": (("service",), ("opentelemetry",)),
     "api": ((), ()),
     "api/mcp": (("service", "chat", "errors", "__init__"), ("mcp", "mcp_types", "pydantic", "anyio")),
     "api/web": (("service", "errors"), ("pydantic", "starlette", "sse_starlette", "anyio")),
     "api/http": (("service", "config"), ("mcp", "mcp_types", "pydantic", "starlette", "uvicorn", "h11")),
+    "api/http/metrics": (("service",), ("starlette", "prometheus_client")),
     "hosting": (
         (
             "api",

@@ -39,7 +39,8 @@ from mlx_mcp.hosting.warm import warm_of
 from mlx_mcp.process.environment import engine_settings
 from mlx_mcp.process.place import peer
 from mlx_mcp.service.jobs import Jobs
-from mlx_mcp.service.service import Service
+from mlx_mcp.service.observing import Observer
+from mlx_mcp.service.service import Lifecycle, Service
 from mlx_mcp.wiring import registry_of
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Connections:
         self._settings = engine_settings()
         self._session_files = SessionFiles(client, config)
         self._jobs, self._warm = Jobs(config.result_ttl_s), warm_of(config)
+        self._observer, self._lifecycle = Observer(), Lifecycle(config.ready_step_s)
         self._connections: dict[int, Connection] = {}
         self._named: dict[str, ModelSpec] = {}  # the windows' models; other windows may continue sessions of them
         self._http_servers: list[HttpServer] = []
@@ -72,6 +74,7 @@ class Connections:
         if not self._stopping.is_set():
             if self._reachable():
                 os.unlink(self._path)
+            self._lifecycle.draining = True
             self._stopping.set()
 
     async def serve(self, ending: Callable[[], None]) -> None:
@@ -272,4 +275,4 @@ class Connections:
                 "or serve with --standalone."
             )
         client = self._client.for_connection(registry, str(joined.number))
-        return config, Service(client, registry, self._jobs, self._warm)
+        return config, Service(client, registry, self._jobs, self._warm, self._observer, self._lifecycle)

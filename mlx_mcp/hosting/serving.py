@@ -121,18 +121,20 @@ def serve_http(config: Config, say: Say) -> None:
     from mlx_mcp.process.listener import listen
     from mlx_mcp.service.activity import Activity
     from mlx_mcp.service.jobs import Jobs
-    from mlx_mcp.service.service import Service
+    from mlx_mcp.service.service import Lifecycle, Service
     from mlx_mcp.wiring import wire
 
     listener = listen(config.host, config.port)
     client, registry = wire(config)
     activity = Activity()
-    service = Service(client, registry, Jobs(config.result_ttl_s), warm_of(config))
+    lifecycle = Lifecycle(config.ready_step_s)
+    service = Service(client, registry, Jobs(config.result_ttl_s), warm_of(config), lifecycle=lifecycle)
     server = HttpServer(web_app(service, activity, config), config)
     address = address_of(config.host, listener)
     say(f"mlx-mcp {__version__} serving {registry.resolve(None).name!r} at {address}/mcp")
 
     async def stop(_: anyio.CancelScope) -> None:
+        lifecycle.draining = True
         await drain_http(server, activity, config.shutdown_timeout_s)
 
     run(config, client, lambda: server.serve(sockets=[listener]), stop)

@@ -19,7 +19,7 @@ from mlx_mcp.errors import MlxMcpError
 from mlx_mcp.service.activity import Meter
 from mlx_mcp.stats import LONG_BOUNDS_S, STEP_BOUNDS_S, WAIT_BOUNDS_S, Distribution, Histogram
 
-__all__ = ["Distribution", "Histogram", "Observer", "Tally", "Watched"]
+__all__ = ["FAULT", "Distribution", "Histogram", "Observer", "Tally", "Watched"]
 
 MAX_LABELS = 100  # different names of one kind; what comes after these is counted as OTHER
 OTHER = "other"

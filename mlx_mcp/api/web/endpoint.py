@@ -110,6 +110,7 @@ class Answering:
         except ValueError as error:
             failure = Failure(400, str(error))
         except MlxMcpError as error:
+            self._serving.service.observer.failed(error)
             failure = failure_of(error)
         await self._api.refuse(failure)(scope, receive, send)
 
