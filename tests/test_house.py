@@ -75,6 +75,8 @@ LAYERS = {
         ),
         ("mcp", "mcp_types", "pydantic", "anyio", "starlette", "uvicorn"),
     ),
+    "hosting/logs": (("config", "errors", "service/observing"), ("structlog",)),
+    "hosting/traces": (("config", "__init__"), ("opentelemetry",)),
     "wiring": (("config", "core", "engine", "errors", "mlx_backend", "models", "stats", "storage"), ()),
     "doctor": (("chat", "config", "core", "engine", "errors", "mlx_backend", "models", "wiring", "__init__"), ("mlx",)),
     "cli": (None, ("typer", "rich", "anyio", "tomlkit")),

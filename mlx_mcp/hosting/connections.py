@@ -33,6 +33,7 @@ from mlx_mcp.hosting.connection import Connection, serve_listener, serve_window
 from mlx_mcp.hosting.hello import receive_hello, reply
 from mlx_mcp.hosting.http import HttpServer
 from mlx_mcp.hosting.lifetime import LAST_ANSWERS_S, drain
+from mlx_mcp.hosting.logs import log_generations
 from mlx_mcp.hosting.session_files import SessionFiles
 from mlx_mcp.hosting.status import status_of
 from mlx_mcp.hosting.warm import warm_of
@@ -60,6 +61,7 @@ class Connections:
         self._session_files = SessionFiles(client, config)
         self._jobs, self._warm = Jobs(config.result_ttl_s), warm_of(config)
         self._observer, self._lifecycle = Observer(), Lifecycle(config.ready_step_s)
+        log_generations(self._observer)
         self._connections: dict[int, Connection] = {}
         self._named: dict[str, ModelSpec] = {}  # the windows' models; other windows may continue sessions of them
         self._http_servers: list[HttpServer] = []

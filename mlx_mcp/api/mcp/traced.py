@@ -28,7 +28,7 @@ def trace_requests(middleware: list[ServerMiddleware[Any]], service: Service, to
 
 
 def traced(tools: Collection[str]) -> ServerMiddleware[Any]:
-    """Makes the span of each request; its parent is the caller's `traceparent` in `_meta`, or the HTTP request's span."""
+    """Makes the span of each request; its parent is `traceparent` in `_meta`, or the HTTP request's span."""
 
     async def handle(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
         method = ctx.method if ctx.method in METHODS else OTHER
