@@ -75,6 +75,7 @@ LAYERS = {
         ),
         ("mcp", "mcp_types", "pydantic", "anyio", "starlette", "uvicorn"),
     ),
+    "api/page": (("service",), ("starlette",)),
     "hosting/logs": (("config", "errors", "service/observing"), ("structlog",)),
     "hosting/traces": (("config", "__init__"), ("opentelemetry",)),
     "wiring": (("config", "core", "engine", "errors", "mlx_backend", "models", "stats", "storage"), ()),
