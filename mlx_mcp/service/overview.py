@@ -81,13 +81,20 @@ def call_of(watched: Watched, session: SessionInfo | None, tenant: str | None, n
         "session": "" if session is None else label(session, tenant),
         "runs": meter.phase in RUNS,
         "phase": meter.phase,
-        "does": meter.line or meter.phase if own(request.tenant, tenant) else meter.phase,
+        "does": words_of(watched) if own(request.tenant, tenant) else meter.phase,
         "done": meter.done,
         "total": meter.total,
         "tokens": watched.num_tokens,
         "tokens_per_s": (watched.num_tokens - 1) / seconds if seconds > 0 and watched.num_tokens > 1 else 0.0,
         "since_s": now - watched.began_at,
     }
+
+
+def words_of(watched: Watched) -> str:
+    """What a generation does or waits for, in words that are not its own."""
+    if watched.first_at is not None:
+        return f"generating: {watched.num_tokens} tokens"
+    return watched.meter.line or watched.meter.phase
 
 
 def sessions_of(infos: list[SessionInfo], tenant: str | None, now: float) -> list[dict[str, Any]]:
