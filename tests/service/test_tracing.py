@@ -37,6 +37,7 @@ def spans(monkeypatch):
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
     monkeypatch.setattr(tracing, "tracer", provider.get_tracer("test"))
+    monkeypatch.setattr("mcp.shared._otel._tracer", provider.get_tracer("sdk"))
     yield lambda: {span.name: span for span in exporter.get_finished_spans()}
     provider.shutdown()
 

@@ -1,32 +1,58 @@
-"""An app over fakes, asked without a socket."""
+"""An app over fakes, asked without a socket or on one, and its service."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx2
+from starlette.types import ASGIApp
 
 from mlx_mcp.api.web.endpoint import Api
 from mlx_mcp.config import Config
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.hosting import faces
+from mlx_mcp.hosting.http import HttpServer
 from mlx_mcp.models.registry import Registry
+from mlx_mcp.process.listener import listen
 from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.service import Service
+from tests.engine.test_client import until
+
+Watched = AsyncIterator[tuple[httpx2.AsyncClient, Service]]
 
 
-@contextlib.asynccontextmanager
-async def watched(
-    engine: EngineClient, apis: tuple[Api, ...] | None = None, **settings: Any
-) -> AsyncIterator[tuple[httpx2.AsyncClient, Service]]:
-    """A client of an app, and its service; the app has the product's own faces unless others are given."""
-    service = Service(engine, Registry(None))
+def app_of(service: Service, config: Config, apis: tuple[Api, ...] | None) -> ASGIApp:
+    """An app with the product's own faces, unless others are given."""
     before = faces.APIS
     faces.APIS = before if apis is None else apis
     try:
-        app = faces.web_app(service, Activity(), Config.load(**settings))
+        return faces.web_app(service, Activity(), config)
     finally:
         faces.APIS = before
-    transport = httpx2.ASGITransport(app=app)
+
+
+@contextlib.asynccontextmanager
+async def watched(engine: EngineClient, apis: tuple[Api, ...] | None = None, **settings: Any) -> Watched:
+    """A client of an app without a socket; what needs the app's lifespan, as MCP does, is not there."""
+    service = Service(engine, Registry(None))
+    transport = httpx2.ASGITransport(app=app_of(service, Config.load(**settings), apis))
     async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080", timeout=30) as http:
         yield http, service
+
+
+@contextlib.asynccontextmanager
+async def served(engine: EngineClient, apis: tuple[Api, ...] | None = None, **settings: Any) -> Watched:
+    """A client of an app on a free port of loopback."""
+    service, config = Service(engine, Registry(None)), Config.load(port=0, **settings)
+    listener = listen(config.host, config.port)
+    server = HttpServer(app_of(service, config, apis), config)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        await until(lambda: server.started)
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with httpx2.AsyncClient(base_url=address, timeout=30) as http:
+            yield http, service
+    finally:
+        server.hang_up()
+        await task
