@@ -18,6 +18,7 @@ from mlx_mcp.cli.options import Json, Model, OpenBlas, sampling_flags, sampling_
 from mlx_mcp.cli.output import show_json, show_marked
 from mlx_mcp.cli.reporting import NOTHING, never_fail_to_print, note, reporting_errors, say
 from mlx_mcp.cli.sessions import sessions
+from mlx_mcp.cli.top import top
 from mlx_mcp.errors import InvalidRequest, NoSharedEngine
 
 app = typer.Typer(
@@ -30,7 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(engine, name="engine")
 app.add_typer(sessions, name="sessions")
-for command in (models, pull, rm, alias, install, uninstall):
+for command in (models, pull, rm, alias, install, uninstall, top):
     app.command()(command)
 
 

@@ -35,7 +35,7 @@ from mlx_mcp.hosting.http import HttpServer
 from mlx_mcp.hosting.lifetime import LAST_ANSWERS_S, drain
 from mlx_mcp.hosting.logs import log_generations
 from mlx_mcp.hosting.session_files import SessionFiles
-from mlx_mcp.hosting.status import status_of
+from mlx_mcp.hosting.status import status_of, top_of
 from mlx_mcp.hosting.warm import warm_of
 from mlx_mcp.process.environment import engine_settings
 from mlx_mcp.process.place import peer
@@ -199,6 +199,8 @@ class Connections:
         if kind == "status":
             connections, began = self._connections.values(), self._began
             await reply(connection, status_of(self._client, connections, self._jobs, began, self._retiring))
+        elif kind == "top":
+            await reply(connection, top_of(self._service(self._client, self._client.registry), self._retiring))
         elif kind == "stop":
             self.stop()
             self._awaiting_exit.append(connection)
@@ -277,4 +279,8 @@ class Connections:
                 "or serve with --standalone."
             )
         client = self._client.for_connection(registry, str(joined.number))
-        return config, Service(client, registry, self._jobs, self._warm, self._observer, self._lifecycle)
+        return config, self._service(client, registry)
+
+    def _service(self, client: EngineClient, registry: Any) -> Service:
+        """The service for a client of the engine."""
+        return Service(client, registry, self._jobs, self._warm, self._observer, self._lifecycle)
