@@ -133,7 +133,8 @@ async def through_apis(http, apis):
                     endpoint.method, path, content=sent, params={"q": CANARY}, headers=headers
                 )
                 assert response.status_code != 500, f"{endpoint.path} {body}"
-            await http.request(endpoint.method, path, content=f'{{"{CANARY}', headers=headers)
+            broken = await http.request(endpoint.method, path, content=f'{{"{CANARY}', headers=headers)
+            assert api is not SMALL or "The body is not JSON" in broken.text
     for path in ("/mcp", f"/{CANARY}", "/", "/health", "/metrics"):
         for method in ("GET", "POST", "DELETE", CANARY.upper()):
             if (path, method) != ("/mcp", "GET"):

@@ -49,7 +49,7 @@ class RequestTrace:
         self.span.update_name(name)
         self.span.set_attributes({key.replace("__", "."): value for key, value in attributes.items()})
 
-    def fail(self, kind: str) -> None:
+    def note_error(self, kind: str) -> None:
         """Note that the request came to nothing, by the kind of its error."""
         self.span.set_attribute("error.type", kind)
         self.span.set_status(Status(StatusCode.ERROR))

@@ -54,7 +54,7 @@ class Observed:
                             if status.isdigit():
                                 span.span.set_attribute("http.response.status_code", int(status))
                             if status[0] == "5":
-                                span.fail(status)
+                                span.note_error(status)
             else:
                 await self._app(scope, receive, note)
         finally:

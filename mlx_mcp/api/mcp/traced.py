@@ -46,14 +46,14 @@ def traced(tools: Collection[str]) -> ServerMiddleware[Any]:
                 result = await call_next(ctx)
             except MCPError as error:
                 if span is not None:
-                    span.fail(str(error.error.code))
+                    span.note_error(str(error.error.code))
                 raise
             except Exception as error:
                 if span is not None:
-                    span.fail(type(error).__name__)
+                    span.note_error(type(error).__name__)
                 raise
             if span is not None and isinstance(result, CallToolResult) and result.is_error:
-                span.fail("tool_error")
+                span.note_error("tool_error")
             return result
 
     return handle
