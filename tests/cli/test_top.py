@@ -48,7 +48,7 @@ def test_at_80_by_24_there_is_something_of_everything(state):
     assert shown[0].startswith("mlx-mcp  ok  up ")
     assert shown[1].startswith("5 running  4 waiting  20 sessions")
     assert sum("generating: " in line for line in shown) == 5
-    assert any("queued behind 0 calls: waits for a" in line for line in shown)
+    assert any("queued" in line for line in shown)
     assert any(line.startswith("handbook") and line.endswith("pinned") for line in shown)
     assert any(line.startswith("  reviewer") for line in shown)
     assert shown[-1].endswith(" more")

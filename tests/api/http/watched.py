@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx2
@@ -17,7 +17,14 @@ from mlx_mcp.models.registry import Registry
 from mlx_mcp.process.listener import listen
 from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.service import Service
-from tests.engine.test_client import until
+
+
+async def until(happened: Callable[[], object]) -> None:
+    """Wait until something has happened that has no event."""
+    async with asyncio.timeout(20):
+        while not happened():
+            await asyncio.sleep(0.005)
+
 
 Watched = AsyncIterator[tuple[httpx2.AsyncClient, Service]]
 

@@ -21,7 +21,7 @@ from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.generate import Options, generate
 from mlx_mcp.service.service import Service
 from mlx_mcp.service.sessions import create_session, fork_session
-from tests.engine.test_client import until
+from tests.api.http.watched import until
 from tests.fakes import FakeFlight, FakeLoader, FakeRunner, fake_client
 from tests.service.house import asked, unheard
 
