@@ -38,6 +38,12 @@ if OPENBLAS and not (prefer_openblas() and uses_openblas()):
     pytest.exit(f"OpenBLAS cannot be put in front: {HINT}", 2)
 
 
+if os.environ.get("TEST_DEVICE") == "gpu":  # `make test-gpu-ways`: all that asks for the device takes a GPU's ways
+    from mlx_mcp.mlx_backend import device
+
+    device.on_cpu = lambda: False
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave slow tests out of all but thorough runs, and long ones out of `make test`."""
     marks = () if THOROUGH else ("slow",) if LONG else ("slow", "long")

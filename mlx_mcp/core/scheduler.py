@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from mlx_mcp.core.cache.manager import KvCacheManager
 from mlx_mcp.core.lanes import Lanes, PrefillOrder
 from mlx_mcp.core.layout import Payload
+from mlx_mcp.core.regrouping import regroup
 from mlx_mcp.core.sequence import Sequence
 from mlx_mcp.core.slots import HEADROOM_TOKENS, SlotPool
 from mlx_mcp.core.steps import Admission, Chunk, Cut, Decode, Move, Restore, Step
@@ -103,6 +104,9 @@ class Scheduler:
         changes = Changes()
         self._grow(changes)
         self._admit(changes)
+        if self.pool.cost.slabs.regrouped:
+            settled = (s for s in self.running if s not in changes.admitted and s not in changes.moves)
+            changes.moves.update(regroup(self.pool, settled))
         decoding = [sequence for sequence in self.running if sequence.decoding]
         chunks = self._chunks(busy=bool(decoding))
         return Step(

@@ -14,10 +14,34 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 HEADROOM_TOKENS = 64  # a row gets at least so much room to grow, so that it does not have to move soon
-SLAB_TOKENS = 1024  # the first slab of a class is about this long: eight slots of 128 tokens
 MAX_SLAB_SLOTS = 16
 MAX_SLAB_SHARE = 16  # a slab of several slots takes at most a sixteenth of all memory for keys and values
 MAX_SHARED_CAPACITY = 2048  # longer rows have a slab each: one call per row costs them nothing
+
+
+@dataclass(frozen=True)
+class SlabSizes:
+    """How many tokens slots have room for, and how many slots the first slab of a class has.
+
+    Each slab costs some operations a layer in each step. A CPU does more work where slots are longer than their rows,
+    and operations cost it little; of a GPU the reverse is true.
+    """
+
+    capacities: tuple[int, ...] = (128, 256, 512, 768, 1024, 1536, 2048)
+    slab_tokens: int = 1024  # the first slab of a class is about this long: eight slots of 128 tokens
+    regrouped: bool = False  # whether rows are moved so that a class has one slab, without gaps; see regrouping
+
+    def capacity_for(self, num_tokens: int) -> int:
+        """The capacity class for so many tokens. Long rows cost more, so that their classes are closer together."""
+        for capacity in self.capacities:
+            if num_tokens <= capacity:
+                return capacity
+        granule = max(512, 1 << (num_tokens.bit_length() - 4))
+        return -(-num_tokens // granule) * granule
+
+
+CPU_SLABS = SlabSizes()
+GPU_SLABS = SlabSizes((512, 1024, 2048), regrouped=True)
 
 
 @dataclass(frozen=True)
@@ -29,6 +53,7 @@ class KvCost:
     state_bytes: int = 0  # layers that keep a state of one size, and what is kept in reserve
     snapshot_bytes: int = 0  # a copy of such states for the cache
     padded: bool = False  # every row takes as much as the longest
+    slabs: SlabSizes = CPU_SLABS
 
     def row_bytes(self, capacity: int) -> int:
         """The most that a row with room for `capacity` tokens takes."""
@@ -126,16 +151,28 @@ class SlotPool:
 
     def take(self, num_tokens: int) -> Slot | None:
         """Take a slot for `num_tokens`, in the fullest slab of its class or in a new one; None if there is no room."""
-        capacity = capacity_for(num_tokens)
+        capacity = self.cost.slabs.capacity_for(num_tokens)
         shared = [i for i, slab in self.slabs.items() if slab.capacity == capacity and self.free[i]]
-        slab_id = min(shared, key=lambda i: (len(self.free[i]), i), default=None)
+        # Where rows are regrouped, the largest slab is the one that they will be in.
+        large = self.cost.slabs.regrouped
+        slab_id = min(shared, key=lambda i: (-self.slabs[i].num_slots * large, len(self.free[i]), i), default=None)
         if slab_id is None:
             slab_id = self._make(capacity)
         if slab_id is None:
             return None
-        index = min(self.free[slab_id])
-        self.free[slab_id].remove(index)
-        return Slot(self.slabs[slab_id], index)
+        return self.take_at(self.slabs[slab_id], min(self.free[slab_id]))
+
+    def take_at(self, slab: Slab, index: int) -> Slot:
+        """Take a free slot of a slab."""
+        self.free[slab.slab_id].remove(index)
+        return Slot(slab, index)
+
+    def take_together(self, capacity: int, num_rows: int) -> list[Slot] | None:
+        """Take the first slots of a new slab, which has some more; None if there is no room."""
+        sizes = {min(num_rows + num_rows // 2 + 1, MAX_SLAB_SLOTS), num_rows}
+        made = (self._add_slab(capacity, num_slots) for num_slots in sorted(sizes, reverse=True))
+        slab = next((slab for slab in made if slab is not None), None)
+        return None if slab is None else [self.take_at(slab, index) for index in range(num_rows)]
 
     def give_back(self, slot: Slot) -> None:
         """Free a slot, and its slab if no other row is in it."""
@@ -149,7 +186,7 @@ class SlotPool:
 
     def alone_bytes(self, num_tokens: int) -> int:
         """The bytes of one row of `num_tokens` if there is no other row."""
-        return self.cost.row_bytes(capacity_for(num_tokens))
+        return self.cost.row_bytes(self.cost.slabs.capacity_for(num_tokens))
 
     def check_integrity(self, held: list[Slot]) -> None:
         """Prove that the slots held are exactly those that are not free, and that the bytes add up."""
@@ -167,23 +204,21 @@ class SlotPool:
         if capacity <= MAX_SHARED_CAPACITY and not self.cost.padded:
             # Free slots must not take much of what others, or cached blocks, could use.
             most = self.ledger.limit_bytes // MAX_SLAB_SHARE // max(1, self.cost.row_bytes(capacity))
-            num_slots = max(1, min(MAX_SLAB_SLOTS, max(SLAB_TOKENS // capacity, in_class), most))
-        before, slab_id = self.used_bytes, self.num_made
+            num_slots = max(1, min(MAX_SLAB_SLOTS, max(self.cost.slabs.slab_tokens // capacity, in_class), most))
         while num_slots:
-            self.slabs[slab_id] = Slab(slab_id, capacity, num_slots)
-            if self.ledger.charge(self.used_bytes - before):
-                self.num_made += 1
-                self.free[slab_id] = set(range(num_slots))
-                return slab_id
-            del self.slabs[slab_id]
+            slab = self._add_slab(capacity, num_slots)
+            if slab is not None:
+                return slab.slab_id
             num_slots //= 2
         return None
 
-
-def capacity_for(num_tokens: int) -> int:
-    """The capacity class for so many tokens. Classes are closer together where rows are long, as these cost more."""
-    for capacity in (128, 256, 512, 768, 1024, 1536, 2048):
-        if num_tokens <= capacity:
-            return capacity
-    granule = max(512, 1 << (num_tokens.bit_length() - 4))
-    return -(-num_tokens // granule) * granule
+    def _add_slab(self, capacity: int, num_slots: int) -> Slab | None:
+        """Make a slab; None if it does not fit."""
+        before, slab = self.used_bytes, Slab(self.num_made, capacity, num_slots)
+        self.slabs[slab.slab_id] = slab
+        if not self.ledger.charge(self.used_bytes - before):
+            del self.slabs[slab.slab_id]
+            return None
+        self.num_made += 1
+        self.free[slab.slab_id] = set(range(num_slots))
+        return slab

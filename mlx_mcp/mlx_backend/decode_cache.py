@@ -30,6 +30,7 @@ class DecodeCache(AttendingCache):
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Handle, Handle]:
         """Append keys and values [rows, kv_heads, 1, head_dim], each at its row's own position."""
         new = self.layer.encode(keys), self.layer.encode(values)
+        heads = self.placement.all_heads(keys.shape[1])
         for run in self.placement.runs:
             slab = self.layer.planes(run.slab, new)
             for planes, tokens in zip(slab, new, strict=True):
@@ -37,7 +38,7 @@ class DecodeCache(AttendingCache):
                     if run.mask is None:  # one position for all: no scatter
                         plane[run.where, :, run.longest - 1 : run.longest] = x[run.rows]
                     else:
-                        plane[run.slots, :, run.positions] = x[run.rows, :, 0]
+                        plane[run.slots, heads, run.positions] = x[run.rows, :, 0]
         self.dtype = values.dtype
         return self.keys_and_values()
 

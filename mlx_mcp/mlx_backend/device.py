@@ -1,12 +1,14 @@
 """Says what the device needs: which arithmetic computes attention, and how memory is kept and copied.
 
-The arithmetic for CPUs is in `cpu/`; other modules use it only where a function here says so. Engine thread only.
+The arithmetic for CPUs is in `cpu/`; other modules use it only where a function here says so. They call `on_cpu` by
+this module's name, so that a test can have all of them take the ways of a GPU. Engine thread only.
 """
 
 from __future__ import annotations
 
 import mlx.core as mx
 
+from mlx_mcp.core.slots import CPU_SLABS, GPU_SLABS, SlabSizes
 from mlx_mcp.mlx_backend import softmax
 from mlx_mcp.mlx_backend.cpu.decode_attention import exp2_attention, folded_attention
 from mlx_mcp.mlx_backend.cpu.exp2 import BASE_2
@@ -20,6 +22,11 @@ MIN_SCORES = 10_000  # attention of no more scores takes too little time for the
 def on_cpu() -> bool:
     """Whether MLX computes on a CPU, so that numpy can read and write the memory of arrays."""
     return bool(mx.default_device() == mx.cpu)
+
+
+def slab_sizes() -> SlabSizes:
+    """How rows are laid out in slots; see SlabSizes."""
+    return CPU_SLABS if on_cpu() else GPU_SLABS
 
 
 def uses_cpu_attention(num_scores: int, dtype: mx.Dtype) -> bool:

@@ -22,7 +22,7 @@ from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
 
 from mlx_mcp.core.layout import CacheKind, Form, LayerCache, Layout, Part, Tensor
 from mlx_mcp.core.ports import StoredBlock
-from mlx_mcp.mlx_backend.device import on_cpu
+from mlx_mcp.mlx_backend import device
 from mlx_mcp.mlx_backend.slabs import FullLayer, KvBits
 
 DTYPES = {  # by the names that safetensors files have for them
@@ -107,7 +107,7 @@ class Codec:
         windows = tuple(sorted({stack.window for stack in self.windows}))
         sharing = sharing and bool(self.full)
         # Measured on CPUs (docs/log.md). Nobody has measured it on a GPU: there, a setting says it.
-        rows = 2 if on_cpu() else 0
+        rows = 2 if device.on_cpu() else 0
         self.layout = Layout(windows, bool(self.states), sharing, rows if sharing else 0)
         if refused:
             self.layout = Layout(refused=refused)

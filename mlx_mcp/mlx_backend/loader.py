@@ -24,7 +24,8 @@ from mlx_lm.utils import load_adapters, load_model
 from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelSpec, PreparedModel, Report
 from mlx_mcp.core.sampling import defaults_of
 from mlx_mcp.errors import MlxMcpError, ModelError
-from mlx_mcp.mlx_backend.device import SPARE_BYTES, on_cpu
+from mlx_mcp.mlx_backend import device
+from mlx_mcp.mlx_backend.device import SPARE_BYTES
 from mlx_mcp.mlx_backend.runner import Runner
 from mlx_mcp.mlx_backend.streams import clear_streams
 from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
@@ -64,7 +65,7 @@ class MlxLoader:
             raise ModelError(
                 f"The tokenizer in {folder} cannot be read: {error}. Download the model again, or choose another."
             ) from error
-        if on_cpu() and not is_quantized(config):
+        if device.on_cpu() and not is_quantized(config):
             weights_bytes *= 2  # halves become singles, see materialise
         adapter = spec.options.adapter
         if adapter:
@@ -90,7 +91,7 @@ class MlxLoader:
         options = prepared.options
         if options.adapter:
             put_adapter(model, options.adapter)
-        if on_cpu():
+        if device.on_cpu():
             model.set_dtype(mx.float32)
             mx.set_cache_limit(SPARE_BYTES)  # there MLX keeps 32 MB, less than a row of some thousand tokens
         weights = list(dict(tree_flatten(model.parameters())).values())
@@ -236,7 +237,7 @@ def fingerprint(folder: Path, kv_bits: int | None, adapter: str = "") -> bytes:
 
 def kept_dtype() -> str | None:
     """What keys and values are here, as safetensors files name it; None where that is what the model's weights are."""
-    return "F32" if on_cpu() else None
+    return "F32" if device.on_cpu() else None
 
 
 def is_quantized(config: dict[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import mlx.core as mx
@@ -25,8 +25,8 @@ class Run:
     rows: slice  # where they are in the batch
     where: slice  # where they are in the slab
     longest: int  # tokens of a slot to attend to, this step's included
-    slots: mx.array  # [n]
-    positions: mx.array  # [n]: where in its slot each row's token of this step goes
+    slots: mx.array  # [n, 1]
+    positions: mx.array  # [n, 1]: where in its slot each row's token of this step goes
     mask: mx.array | None  # [n, 1, 1, longest]: each row's own tokens in its slot; None where all are equally long
 
     @property
@@ -39,7 +39,7 @@ class Run:
         shared = num_shared(self.prefix)
         if window is None:
             return [None, self.mask] if shared else [self.mask]
-        tokens, last = mx.arange(-shared, self.longest), self.positions[:, None]
+        tokens, last = mx.arange(-shared, self.longest), self.positions
         mask = ((tokens <= last) & (tokens > last - window))[:, None, None]
         return [mask[..., :shared], mask[..., shared:]] if shared else [mask]
 
@@ -51,6 +51,13 @@ class Placement:
     runs: list[Run]
     by_prefix: dict[SharedPrefix | None, list[Run]]
     offsets: mx.array  # [rows]: the position of each row's token
+    heads: dict[int, mx.array] = field(default_factory=dict)  # by their number, [1, kv_heads]: 0, 1, 2 …
+
+    def all_heads(self, kv_heads: int) -> mx.array:
+        """An index of all heads, [1, kv_heads]: made once a step, for a scatter that needs no other operation."""
+        if kv_heads not in self.heads:
+            self.heads[kv_heads] = mx.array([list(range(kv_heads))])
+        return self.heads[kv_heads]
 
 
 def place(rows: list[tuple[Slot, int, SharedPrefix | None]]) -> Placement:
@@ -63,12 +70,12 @@ def place(rows: list[tuple[Slot, int, SharedPrefix | None]]) -> Placement:
         members = list(group)
         row, (slot, _, _) = members[0]
         n, lengths = len(members), [length - num_shared(prefix) for _, (_, length, _) in members]
-        positions, longest = mx.array(lengths), max(lengths) + 1
+        positions, longest = mx.array([[length] for length in lengths]), max(lengths) + 1
         mask = None
         if min(lengths) + 1 < longest:
-            mask = (mx.arange(longest) <= positions[:, None])[:, None, None]
+            mask = (mx.arange(longest) <= positions)[:, None, None]
         where = slice(slot.index, slot.index + n)
-        slots = mx.arange(where.start, where.stop)
+        slots = mx.array([[i] for i in range(where.start, where.stop)])
         runs.append(Run(slab, prefix, slice(row, row + n), where, longest, slots, positions, mask))
         by_prefix.setdefault(prefix, []).append(runs[-1])
     return Placement(runs, by_prefix, mx.array([length for _, length, _ in rows]))

@@ -17,8 +17,9 @@ from mlx_mcp.core.ports import StepResult, StoredBlock
 from mlx_mcp.core.sequence import Constraint, SamplingParams, TokenLogprobs
 from mlx_mcp.core.slots import KvCost
 from mlx_mcp.core.steps import Admission, Chunk, Cut, Step
+from mlx_mcp.mlx_backend import device
 from mlx_mcp.mlx_backend.cpu.memory import keep_freed_memory
-from mlx_mcp.mlx_backend.device import SPARE_BYTES, on_cpu
+from mlx_mcp.mlx_backend.device import SPARE_BYTES
 from mlx_mcp.mlx_backend.head import Head
 from mlx_mcp.mlx_backend.make_rows import make_rows
 from mlx_mcp.mlx_backend.sampler import Choice, Drawn, Row, draw, on_host
@@ -117,7 +118,7 @@ class Runner:
     """A model and the keys and values of its live rows."""
 
     def __init__(self, model: Any, kv_bits: int | None = None, chunk_tokens: int = 128) -> None:
-        if on_cpu():
+        if device.on_cpu():
             keep_freed_memory(SPARE_BYTES)
         self.model = model
         self.rows = make_rows(model, kv_bits, chunk_tokens)

@@ -17,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_mcp.core.sequence import SamplingParams, TokenLogprobs
+from mlx_mcp.mlx_backend import device
 
 _BLOCK = 128  # divides most vocabularies
 _ALMOST_1 = 1 - 2**-24  # the largest float32 below 1
@@ -90,7 +91,7 @@ def draw(logits: mx.array, rows: Sequence[Row]) -> Drawn:
     if warm:
         chosen = adjusted[mx.array(warm)]
         # On a CPU numpy sorts and exponentiates about 30 times as fast as mlx; on a GPU everything stays there, lazily.
-        x, xp = (np.asarray(chosen), np) if _on_cpu() else (chosen, mx)
+        x, xp = (np.asarray(chosen), np) if device.on_cpu() else (chosen, mx)
         with np.errstate(invalid="ignore", over="ignore"):  # rows that read() will find broken
             drawn = mx.array(sample(x, [rows[i] for i in warm], xp), dtype=mx.uint32)
         if len(warm) == len(rows):
@@ -106,7 +107,7 @@ def on_host(params: SamplingParams) -> bool:
     A row with a constraint always does: its mask follows from the latest token.
     """
     penalised = params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
-    return penalised or (params.temperature > 0 and _on_cpu())
+    return penalised or (params.temperature > 0 and device.on_cpu())
 
 
 def uniform(seed: int, index: int) -> float:
@@ -185,10 +186,6 @@ def _first_above(weights: Any, fraction: Any, xp: Any) -> Any:
 
 def _column(values: list[float], xp: Any) -> Any:
     return xp.array(values, dtype=xp.float32)[:, None]
-
-
-def _on_cpu() -> bool:
-    return bool(mx.default_device() == mx.cpu)
 
 
 def _adjust(logits: mx.array, rows: Sequence[Row]) -> mx.array:

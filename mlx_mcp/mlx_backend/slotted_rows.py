@@ -9,10 +9,10 @@ from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache, make_prom
 
 from mlx_mcp.core.slots import KvCost, SharedPrefix, Slab, Slot
 from mlx_mcp.core.steps import Admission, Chunk, Move, Restore
+from mlx_mcp.mlx_backend import device
 from mlx_mcp.mlx_backend.cache_tree import leaves, regroup
 from mlx_mcp.mlx_backend.cpu.memory import copy_tokens
 from mlx_mcp.mlx_backend.decode_cache import DecodeCache
-from mlx_mcp.mlx_backend.device import on_cpu
 from mlx_mcp.mlx_backend.layers import Codec
 from mlx_mcp.mlx_backend.placement import place
 from mlx_mcp.mlx_backend.prefill_cache import PrefillBatchCache, PrefillCache
@@ -114,12 +114,14 @@ class SlottedRows(Rows):
         return [*super().arrays(sequence_ids), *full, *self.states.arrays]
 
     def move(self, move: Move) -> None:
-        """Copy a row to its new slot."""
+        """Copy a row to its new slot, if it has begun."""
         sequence_id = move.sequence_id
         self.slots[sequence_id] = move.new
+        length = self.lengths.get(sequence_id, 0) - num_shared(self.prefixes[sequence_id])
         for layer in self.layers.values():
-            layer.zero(move.new)
-            layer.copy(move.old, move.new, self.lengths[sequence_id] - num_shared(self.prefixes[sequence_id]))
+            if length > 0:
+                layer.zero(move.new)
+                layer.copy(move.old, move.new, length)
         self._drop_unused()
 
     def release(self, sequence_id: int) -> bool:
@@ -144,7 +146,7 @@ class SlottedRows(Rows):
 
     def _write(self, slot: Slot, restore: Restore, first: int, last: int) -> None:
         """Write tokens [first, last) to a slot, from its beginning on."""
-        if on_cpu():
+        if device.on_cpu():
             like = self.codec.tokens(restore.parts, 0, 1)
             slabs = {i: self.layers[i].planes(slot.slab, halves(planes)) for i, planes in like.items()}
             mx.eval(list(slabs.values()))

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_mcp.core.slots import KvCost, Ledger, SlotPool, capacity_for
+from mlx_mcp.core.slots import CPU_SLABS, KvCost, Ledger, SlotPool
 
 
 def pool(limit_bytes=1 << 30, **cost):
@@ -15,14 +15,26 @@ def place(slot):
 
 def test_capacities_grow_with_the_row_and_waste_little_of_a_long_one():
     wanted = [1, 128, 129, 512, 513, 2048, 2049, 4096, 8192, 8193, 100_000]
-    assert [capacity_for(n) for n in wanted] == [128, 128, 256, 512, 768, 2048, 2560, 4096, 8192, 9216, 106_496]
+    assert [CPU_SLABS.capacity_for(n) for n in wanted] == [
+        128,
+        128,
+        256,
+        512,
+        768,
+        2048,
+        2560,
+        4096,
+        8192,
+        9216,
+        106_496,
+    ]
 
 
 @given(st.integers(1, 1 << 20))
 def test_a_capacity_is_enough_and_its_own_class(num_tokens):
-    capacity = capacity_for(num_tokens)
+    capacity = CPU_SLABS.capacity_for(num_tokens)
     assert num_tokens <= capacity <= max(128, 2 * num_tokens)
-    assert capacity_for(capacity) == capacity
+    assert CPU_SLABS.capacity_for(capacity) == capacity
 
 
 def test_rows_of_one_class_share_a_slab_and_others_do_not():

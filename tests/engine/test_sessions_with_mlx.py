@@ -18,7 +18,7 @@ from mlx_lm.utils import load_model
 from mlx_mcp.core.cache.prefixes import usable
 from mlx_mcp.core.layout import Part
 from mlx_mcp.core.ports import LoadedModel, PreparedModel
-from mlx_mcp.core.slots import capacity_for
+from mlx_mcp.core.slots import CPU_SLABS
 from mlx_mcp.mlx_backend.cache_tree import leaves
 from mlx_mcp.mlx_backend.layers import read
 from mlx_mcp.mlx_backend.runner import Runner
@@ -93,7 +93,7 @@ def make_machine(models, bound, tight):
 
     class Machine(SessionMachine):
         seen: ClassVar = Counter()
-        max_kv_bytes = int(2.2 * cost.row_bytes(capacity_for(256))) if tight else 1 << 30
+        max_kv_bytes = int(2.2 * cost.row_bytes(CPU_SLABS.capacity_for(256))) if tight else 1 << 30
 
         def __init__(self):
             store = FakeStore()

@@ -1,7 +1,9 @@
 """Grammars of calls, by what templates show, in the ways in which families write them."""
 
 import json
+import math
 import random
+import re
 
 import jsonschema
 import pytest
@@ -143,7 +145,7 @@ def test_a_call_that_does_not_obey_cannot_be_written(family, call):
 def test_whatever_can_be_written_is_read_as_a_call_that_obeys(family, seed):
     draw, held = random.Random(seed), required(family)
     reader = family.reader(Prompt(()), TOOLS)
-    closers = set(map(ord, '"<}]\\n')) if seed % 2 else set()
+    closers, ids = set(map(ord, '"<}]\\n')) if seed % 2 else set(), []
     for _ in range(2000):
         if not held.awake:
             break
@@ -153,9 +155,14 @@ def test_whatever_can_be_written_is_read_as_a_call_that_obeys(family, seed):
         token_id = draw.choice(likely if likely and draw.random() < 0.6 else allowed)
         held.accept(token_id)
         reader.add(token_id)
+        ids.append(token_id)
     if held.awake:  # texts have no bounds here
         return
     reader.finish()
+    if any("is too large" in note for note in reader.notes):  # JSON's grammar has such, and nobody can hold them
+        written = "".join(map(family.token_text, ids))
+        assert any(math.isinf(float(number)) for number in re.findall(r"\d+[eE]\+?\d+", written))
+        return
     assert reader.notes == ()
     for call in reader.tool_calls:
         jsonschema.validate(call.arguments, SCHEMAS[call.name])

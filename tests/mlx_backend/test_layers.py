@@ -16,9 +16,9 @@ from mlx_mcp.core.scheduler import admission
 from mlx_mcp.core.sequence import SamplingParams, Sequence
 from mlx_mcp.core.slots import Ledger, SharedPrefix, SlotPool
 from mlx_mcp.core.steps import Chunk, Cut, Decode, Move, Restore, Step
+from mlx_mcp.mlx_backend import device
 from mlx_mcp.mlx_backend import rows as rows_module
 from mlx_mcp.mlx_backend import runner as runner_module
-from mlx_mcp.mlx_backend import slotted_rows
 from mlx_mcp.mlx_backend.layers import joined
 from mlx_mcp.mlx_backend.runner import Runner
 from tests.effort import rare_ones_slow
@@ -446,7 +446,7 @@ def test_nothing_is_kept_of_a_row_that_failed(tmp_path):
 
 @pytest.mark.parametrize("architecture", ["llama", "deepseek_v3", "gemma2"])
 def test_long_restores_are_laid_out_piece_by_piece(architecture, llama, monkeypatch):
-    monkeypatch.setattr(slotted_rows, "on_cpu", lambda: False)  # as on a GPU
+    monkeypatch.setattr(device, "on_cpu", lambda: False)  # as on a GPU
     monkeypatch.setattr(rows_module, "SPAN_TOKENS", 37)
     model = llama if architecture == "llama" else build(architecture)
     row, table = whole(model, None), Table(model)

@@ -12,7 +12,7 @@ from mlx_lm.utils import load_model
 
 from mlx_mcp.core.scheduler import Limits, Scheduler
 from mlx_mcp.core.sequence import SamplingParams, Sequence
-from mlx_mcp.core.slots import Ledger, SlotPool, capacity_for
+from mlx_mcp.core.slots import Ledger, SlotPool
 from mlx_mcp.errors import ModelError
 from mlx_mcp.mlx_backend import runner as runner_module
 from mlx_mcp.mlx_backend.runner import Runner
@@ -175,7 +175,8 @@ EVENTS = st.lists(
 def test_every_row_of_a_batch_is_bit_by_bit_what_it_is_alone(kind, alone, events, order, memory, seed):
     model, kv_bits, bound = kind
     rng = random.Random(seed)
-    longest = Runner(model, kv_bits).cost.row_bytes(capacity_for(200))
+    cost = Runner(model, kv_bits).cost
+    longest = cost.row_bytes(cost.slabs.capacity_for(200))
     machine = Machine(model, kv_bits, int(memory * longest))
     ready = [rows()[index] for index in order]
     joined, cancelled = [], []
