@@ -121,7 +121,8 @@ class Observer:
             self.errors[FAULT] += 1
             raise
         finally:
-            watched.error = watched.error or CANCELLED
+            if watched.result is None:
+                watched.error = watched.error or CANCELLED
             self._end(watched)
 
     def failed(self, error: MlxMcpError) -> None:

@@ -129,4 +129,32 @@ MUTANTS = [
         "            except ValueError:\n",
         "test_jobs.py::test_everybody_who_waits_hears_of_progress_and_one_who_fails_stops_nobody",
     ),
+    fault(
+        "an error counted by each that it passes",
+        "service/observing.py",
+        "            self._told.add(error)\n",
+        "            pass\n",
+        "test_observing.py::test_an_error_that_comes_by_twice_is_counted_once",
+    ),
+    fault(
+        "labels without end",
+        "service/observing.py",
+        "            if len(self._labels) >= MAX_LABELS:\n",
+        "            if False:\n",
+        "test_observing.py::test_names_beyond_the_first_hundred_are_one_label",
+    ),
+    fault(
+        "spans without the caller's as their parent",
+        "service/tracing.py",
+        "    span = tracer.start_span(name, parent, SpanKind.SERVER)\n",
+        "    span = tracer.start_span(name, None, SpanKind.SERVER)\n",
+        "test_tracing.py::test_a_request_over_http_has_the_caller_s_span_as_its_parent",
+    ),
+    fault(
+        "engine that hangs called ready",
+        "service/health.py",
+        "    if step_s > most_s:\n",
+        "    if False:\n",
+        "test_observing.py::test_an_engine_that_hangs_is_not_ready",
+    ),
 ]

@@ -11,7 +11,6 @@ from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.errors import UnknownModel
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.generate import Options, generate
-from mlx_mcp.service.observing import MAX_LABELS, OTHER, Observer
 from mlx_mcp.service.service import Service
 from tests.api.http.watched import watched
 from tests.fakes import FakeLoader, fake_client
@@ -98,14 +97,6 @@ async def test_a_call_of_a_tool_is_counted_once_with_its_error(engine):
         ("generate_batch", "UnknownModel"): 1,
     }
     assert service.observer.errors == {"UnknownSession": 1, "UnknownModel": 2}  # each branch's own
-
-
-def test_names_beyond_the_first_hundred_are_one_label():
-    observer = Observer()
-    labels = {observer.label(f"model {i}") for i in range(3 * MAX_LABELS)}
-    assert len(labels) == MAX_LABELS + 1
-    assert OTHER in labels
-    assert observer.label("model 5") == "model 5"
 
 
 async def test_openmetrics_is_given_to_those_who_ask_for_it(engine):
