@@ -20,12 +20,12 @@ COMPUTING := tests/mlx_backend/test_runner.py tests/mlx_backend/test_architectur
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := ci
-.PHONY: ci demo demo-real test test-page test-long test-all test-openblas test-real test-claude-code coverage lint types smoke conformance \
+.PHONY: ci demo demo-real test test-page test-long test-all test-openblas test-gpu-ways test-real test-claude-code coverage lint types smoke conformance \
   hosts hosts-short mcpb campaign mutants formats surface bench-engine bench-sharing bench-peers bench-persistence bench-calls \
   train evaluate lock wheel-smoke docs docs-made clean
 
 # What CI runs.
-ci: lint types test smoke test-openblas docs conformance test-claude-code
+ci: lint types test smoke test-openblas test-gpu-ways docs conformance test-claude-code
 
 # Set up, and have the embedded model answer through a real MCP client.
 demo: $(VENV)/installed
@@ -53,6 +53,10 @@ test-openblas: $(VENV)/installed-dev
 test-page: $(VENV)/installed-dev
 	$(call install,$(VENV),playwright)
 	TEST_PAGE=1 $(BIN)/python -m pytest -q tests/api/page
+
+# What asks for the device, with the ways of a GPU on this machine's CPU: layout, fused attention, sampling, no numpy.
+test-gpu-ways: $(VENV)/installed-dev
+	TEST_DEVICE=gpu $(PYTEST) tests/mlx_backend tests/engine tests/api/mcp
 
 # What of the package the tests run, in every process that they start; fails under the floor in pyproject.toml.
 coverage: $(VENV)/installed-dev
@@ -111,7 +115,7 @@ test-claude-code: $(VENV)/installed-dev
 
 # Conformance, MCP Inspector, client libraries and Claude Code against this tree. hosts-short is without Claude Code, and
 # has Inspector look at the schemas alone.
-HOSTS := $(addprefix build/hosts/,fastmcp langchain openai_agents pydantic_ai)
+HOSTS := $(addprefix build/hosts/,fastmcp langchain litellm llm openai_agents pydantic_ai)
 hosts hosts-short: $(VENV)/installed $(HOSTS:%=%/installed)
 	$(BIN)/python -m benchmarks.hosts $(if $(filter %-short,$@),--short)
 
@@ -129,7 +133,7 @@ campaign: $(VENV)/installed-dev
 	  tests/core/test_scheduler.py tests/mlx_backend/test_runner.py \
 	  tests/engine/test_sessions_any_order.py tests/engine/test_sessions_with_mlx.py \
 	  tests/storage/test_kills.py tests/storage/test_power_cuts.py tests/storage/test_store_any_order.py \
-	  tests/process/test_one_engine.py
+	  tests/process/test_one_engine.py tests/api/test_any_request.py
 
 # Plants faults one at a time in a copy of the tree, each of which the tests of its own layer must catch; minutes.
 mutants: $(VENV)/installed-dev

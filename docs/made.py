@@ -1,8 +1,8 @@
 """Makes the pages and pictures of the documentation that show what the code says: `make docs-made`.
 
-`tools.md` comes from the tools' schemas, `cli.md` from the command line, and a table in `watching.md` from the metrics;
-tests/test_docs.py compares them. The pictures are what real commands print, run one after the other in a home of their
-own, on an engine of their own.
+`tools.md` comes from the tools' schemas, `cli.md` from the command line, `http-api.md` from the OpenAPI document, and a
+table in `watching.md` from the metrics; tests/test_docs.py compares them. The pictures are what real commands print,
+run one after the other in a home of their own, on an engine of their own.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typer import Context
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
+from docs.http_page import http_page
 from mlx_mcp.api.http.metrics import ServiceCollector
 from mlx_mcp.api.mcp.tools import make_tools
 from mlx_mcp.cli.main import app
@@ -150,6 +151,7 @@ def main() -> None:
     """Write the pages, and with `--pictures` the pictures too."""
     (DOCS / "tools.md").write_text(tools_page())
     (DOCS / "cli.md").write_text(cli_page())
+    (DOCS / "http-api.md").write_text(http_page())
     (DOCS / "watching.md").write_text(watching_page())
     if "--pictures" in sys.argv:
         for name, svg in pictures():

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from platformdirs import user_config_path, user_data_path
 from pydantic import (
@@ -15,6 +16,7 @@ from pydantic import (
     ConfigDict,
     DirectoryPath,
     Field,
+    FilePath,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -34,6 +36,7 @@ from mlx_mcp.errors import ConfigError, nearest
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PREFIX = "MLX_MCP_"
+FLAGS = frozenset(("openblas", "sampling_defaults", "share_prefixes", "traces"))  # the settings that are yes or no
 # What the environment may say beside settings: where things are, and what the tests of this package set.
 PLACES = frozenset(("MLX_MCP_CONFIG", "MLX_MCP_STATE_DIR"))
 FOR_TESTS = frozenset(("MLX_MCP_TEST_MODE", "MLX_MCP_FAULT"))
@@ -98,6 +101,20 @@ class WarmConfig(BaseModel):
         return self
 
 
+class LimitsConfig(BaseModel):
+    """What one principal may use; what is unset has no limit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    requests_per_minute: int | None = Field(None, ge=1, description="requests a minute")
+    tokens_per_minute: int | None = Field(None, ge=1, description="tokens computed a minute: of prompts and answers")
+    calls_at_once: int | None = Field(None, ge=1, description="generations under way at once")
+    waiting: int | None = Field(None, ge=1, description="of these, generations for which nothing was computed yet")
+    sessions: int | None = Field(None, ge=0, description="sessions")
+    session_bytes: int | None = Field(None, ge=0, description="memory that its sessions hold")
+    disk_bytes: int | None = Field(None, ge=0, description="disk that its persisted sessions take")
+
+
 class Config(BaseSettings):
     """What a user can set. `load` is the way to make one: it turns every fault into a ConfigError."""
 
@@ -106,12 +123,36 @@ class Config(BaseSettings):
     model: str | None = Field(None, description="`embedded`, a folder, or a hub id; the embedded model if unset")
     host: str = Field("127.0.0.1", description="address for --http; any but loopback needs a token")
     port: int = Field(8080, ge=0, le=65535, description="port for --http; 0 takes a free one")
-    token: SecretStr | None = Field(None, description="bearer token that --http callers must send")
+    token: SecretStr | None = Field(None, description="a token that --http callers may send, beside named ones")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)] = Field(
         (), description="names that --http is called by, beside this machine's own; `*` for any"
     )
     allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)] = Field(
         (), description="origins whose pages may call --http, beside this machine's own, as https://name:port"
+    )
+    limits: LimitsConfig = Field(
+        default_factory=lambda: LimitsConfig.model_validate({"calls_at_once": 256, "sessions": 1024}),
+        description="what each principal that calls with a token may use; `mlx-mcp token add` gives one others",
+    )
+    window_limits: LimitsConfig = Field(
+        default_factory=lambda: LimitsConfig.model_validate({}),
+        description="what the callers without a token may use, all windows together",
+    )
+    share_prefixes: bool = Field(
+        False, description="principals share cached beginnings of prompts, so that one can tell what others asked"
+    )
+    tls_cert: FilePath | None = Field(None, description="certificate chain for HTTPS, a PEM file")
+    tls_key: FilePath | None = Field(
+        None, description="its private key, a PEM file; in the file of the certificate if unset"
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)] = Field(
+        (), description="addresses or networks of proxies whose X-Forwarded headers are believed; `*` for any"
+    )
+    oauth_issuer: str | None = Field(None, description="authorization server whose access tokens let callers in, a URL")
+    oauth_audience: str | None = Field(None, description="this server as such tokens name it, its URL from outside")
+    oauth_jwks_url: str | None = Field(None, description="where its public keys are; found at the issuer if unset")
+    oauth_scopes: Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)] = Field(
+        (), description="scopes that each such token must have"
     )
     request_timeout_s: float = Field(30.0, gt=0, le=3600, description="how long an HTTP request may take to arrive")
     openblas: bool = Field(True, description="put an installed OpenBLAS in front on Linux CPUs")
@@ -204,7 +245,7 @@ class Config(BaseSettings):
     @classmethod
     def no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse `true` in config.toml for a number, which would pass for 1."""
-        if isinstance(value, bool) and info.field_name not in ("openblas", "sampling_defaults", "traces"):
+        if isinstance(value, bool) and info.field_name not in FLAGS:
             raise ValueError(f"it cannot be {str(value).lower()}")
         return value
 
@@ -272,12 +313,31 @@ class Config(BaseSettings):
             )
         if config.token is not None and not config.token.get_secret_value().isascii():
             raise ConfigError("MLX_MCP_TOKEN must be ASCII: HTTP headers carry nothing else reliably.")
-        if config.host not in LOOPBACK and config.token is None:
-            raise ConfigError(
-                f"Serving on {config.host} lets others in, so it needs a token: set MLX_MCP_TOKEN, and have clients "
-                "send it as `Authorization: Bearer …`. Without one, serve on 127.0.0.1."
-            )
+        check_serving(config)
         return config
+
+
+def check_serving(config: Config) -> None:
+    """Check that the settings for HTTP work together.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if config.tls_key is not None and config.tls_cert is None:
+        raise ConfigError(
+            "tls_key is set and tls_cert is not: set both, or only tls_cert where its file has the key too."
+        )
+    if (config.oauth_issuer is None) != (config.oauth_audience is None):
+        raise ConfigError(
+            "oauth_issuer and oauth_audience belong together: set both, or unset both. The audience is what tokens "
+            "name this server by, so that one for another server lets nobody in here."
+        )
+    for name in ("oauth_issuer", "oauth_audience", "oauth_jwks_url"):
+        url = urlsplit(getattr(config, name) or "https://x")
+        if url.scheme not in ("http", "https") or not url.hostname or url.fragment:
+            raise ConfigError(f"{name} must be a URL, as https://auth.example.com; it is {getattr(config, name)!r}.")
+        if url.scheme == "http" and url.hostname not in LOOPBACK and name != "oauth_audience":
+            raise ConfigError(f"{name} must be an https URL: keys that come over http could be anybody's.")
 
 
 def refuse_unknown(names: Iterable[str]) -> None:
@@ -297,7 +357,12 @@ def known_beside(at: tuple[int | str, ...]) -> Iterable[str]:
     """The settings that there are where an unknown one stands."""
     if len(at) == 1:
         return Config.model_fields
-    tables: dict[int | str, type[BaseModel]] = {"models": ModelConfig, "warm": WarmConfig}
+    tables: dict[int | str, type[BaseModel]] = {
+        "models": ModelConfig,
+        "warm": WarmConfig,
+        "limits": LimitsConfig,
+        "window_limits": LimitsConfig,
+    }
     return tables.get(at[0], ModelDefaults).model_fields
 
 

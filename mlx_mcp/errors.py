@@ -8,12 +8,14 @@
     │   ├── UnknownModel          no such model here
     │   ├── UnknownSession        no such session of this caller, or no more
     │   ├── UnknownResult         no such result of this caller, or no more
+    │   ├── UnknownReply          no stored answer of this caller, or no more
     │   ├── UnknownVersion        no version of that name of a session was persisted
     │   ├── OtherTokenizer        a session was kept with another tokenizer than its model has now
     │   ├── NotOnDisk             nothing of such a session is on disk
     │   ├── ModelBusy             a model that calls use is not unloaded
     │   └── SessionBusy           another turn goes on with this session
     ├── CapacityError             full for now; retry after `retry_after_s`
+    │   └── RateLimited           this principal has used what it may for now
     ├── ModelError                a model cannot be served: broken files, unsupported, too large
     ├── GenerationFailed          this generation broke; the engine goes on
     ├── StorageError              what should be kept on disk cannot be now: full, read-only, failing
@@ -69,7 +71,7 @@ class RequestTooLarge(RequestError):
     """The keys and values of prompt and answer would not fit in memory if nothing else ran."""
 
     def __init__(self, prompt_tokens: int, need_bytes: int, limit_bytes: int, max_tokens: int) -> None:
-        self.need_bytes, self.limit_bytes = need_bytes, limit_bytes
+        self.need_bytes, self.limit_bytes, self.max_tokens = need_bytes, limit_bytes, max_tokens
         lower = f"Lower max_tokens to {max_tokens} or less (left out it is 512)"
         step = lower if max_tokens > 0 else "Shorten the prompt"
         super().__init__(
@@ -117,6 +119,17 @@ class UnknownResult(RequestError):
         super().__init__(
             f"Result not found: {result_id[:80]!r}. Results are kept for {kept_s} s after their end, and end with the "
             "server. get_result without a result_id lists yours; if it is gone, make the call again."
+        )
+
+
+class UnknownReply(RequestError):
+    """The caller has no stored answer of that id."""
+
+    def __init__(self, reply_id: str) -> None:
+        super().__init__(
+            f"Response not found: {reply_id[:80]!r}. It was deleted, was made with store=false, or has ended: a stored "
+            "response is a session, which ends when it is not used for session_ttl_s, when newer ones need its place, "
+            "and with the server. Send the whole conversation again."
         )
 
 
@@ -183,6 +196,10 @@ class CapacityError(MlxMcpError):
     def __init__(self, why: str, retry_after_s: float) -> None:
         self.retry_after_s = retry_after_s
         super().__init__(f"{why} Retry in {retry_after_s:g} s.")
+
+
+class RateLimited(CapacityError):
+    """A principal has used as much as it may; the text names the limit and what is used."""
 
 
 class ModelError(MlxMcpError):

@@ -119,6 +119,7 @@ def wire(config: Config) -> tuple[EngineClient, Registry]:
         config.max_wait_s,
         config.model_turn_s,
         config.model_ttl_s,
+        config.share_prefixes,
     )
     weights_bytes = max_weights_bytes(config)
     # Together three quarters of it: about what Metal lets a process hold.

@@ -38,9 +38,10 @@ if OPENBLAS and not (prefer_openblas() and uses_openblas()):
     pytest.exit(f"OpenBLAS cannot be put in front: {HINT}", 2)
 
 
-if os.environ.get("TEST_DEVICE") == "gpu":  # `make test-gpu-ways`: all that asks for the device takes a GPU's ways
-    from mlx_mcp.mlx_backend import device
+# Only now: it imports mlx, which must find OpenBLAS in front of its own.
+from mlx_mcp.mlx_backend import device  # noqa: E402
 
+if os.environ.get("TEST_DEVICE") == "gpu":  # `make test-gpu-ways`: all that asks for the device takes a GPU's ways
     device.on_cpu = lambda: False
 
 
@@ -56,3 +57,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_sessionfinish() -> None:
     stop(user_place(), 30)
     shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture
+def cpu_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a test that is about the ways of a CPU take these, whatever the other tests take."""
+    monkeypatch.setattr(device, "on_cpu", lambda: True)

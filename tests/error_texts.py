@@ -26,7 +26,7 @@ MOST = 64  # forms of one text
 
 # Errors of ours whose text is their argument; the others make a text around theirs, which is looked at by itself.
 TREE = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind)}
-OURS = {name for name, kind in TREE.items() if "__init__" not in vars(kind)}
+OURS = {name for name, kind in TREE.items() if "__init__" not in vars(kind)} | {"TooLong"}
 # Makers of texts that stand by themselves: errors of the protocols, and answers that refuse.
 PROTOCOL = set(
     "ToolError MCPError ResourceError ResourceNotFoundError PlainTextResponse BadLine".split()

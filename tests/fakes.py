@@ -39,6 +39,8 @@ from mlx_mcp.core.slots import KvCost, SharedPrefix
 from mlx_mcp.core.steps import Restore, Step
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.engine import Engine, EngineOptions
+from mlx_mcp.engine.io_thread import IoThread
+from mlx_mcp.engine.persistence import PersistenceOptions, Persisting
 from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.errors import InvalidRequest, StorageError, UnknownModel
 from mlx_mcp.storage.memory_tier import MemoryTier
@@ -83,6 +85,9 @@ class FakeTokenizer:
         text = "".join(message.text for message in messages)
         return Prompt(tuple(map(ord, text if after == "user" else f"|{text}")))
 
+    def encode_raw(self, text: str, gone: Callable[[], bool] = never) -> Prompt:
+        return Prompt(tuple(map(ord, text)))
+
     def decode(self, ids: tuple[int, ...]) -> str:
         return "".join(map(chr, ids))
 
@@ -98,6 +103,7 @@ class FakeTokenizer:
         return chr(token_id)
 
     call_tokens = (ord("{"),)
+    control_ids: frozenset[int] = frozenset()
     knows_thoughts = False
 
     def hold(
@@ -150,9 +156,12 @@ class FakeConstraint:
         pass
 
 
-def letters_of(num_tokens: int) -> Form:
-    """What a fake's bytes are."""
-    return Form((LayerCache(CacheKind.FULL),), (Tensor("letters", "U8", (num_tokens,)),))
+def letters_of(num_tokens: int, wide: bool = False) -> Form:
+    """What a fake's bytes are: one for each letter, or four if there are others than Latin ones."""
+    return Form((LayerCache(CacheKind.FULL),), (Tensor("letters", "U32" if wide else "U8", (num_tokens,)),))
+
+
+ENCODINGS = {False: "latin-1", True: "utf-32-le"}
 
 
 @dataclass(frozen=True)
@@ -168,7 +177,9 @@ class FakePayload:
         return len(self.tokens)
 
     def pack(self) -> tuple[Form, tuple[memoryview, ...]]:
-        return letters_of(len(self.tokens)), (memoryview("".join(map(chr, self.tokens)).encode("latin-1")),)
+        wide = max(self.tokens, default=0) > 255
+        data = "".join(map(chr, self.tokens)).encode(ENCODINGS[wide])
+        return letters_of(len(self.tokens), wide), (memoryview(data),)
 
 
 @dataclass(frozen=True)
@@ -308,9 +319,10 @@ class FakeRunner:
         return FakePayload(tokens, min(kept, end), state or not self.layout.states)
 
     def unpack(self, stored: StoredBlock) -> Callable[[], Payload]:
-        if stored.form != letters_of(stored.nbytes):
+        wide = stored.form == letters_of(stored.nbytes // 4, True)
+        if not wide and stored.form != letters_of(stored.nbytes):
             raise ValueError("no letters")
-        tokens = tuple(map(ord, b"".join(stored.data).decode("latin-1")))
+        tokens = tuple(map(ord, b"".join(stored.data).decode(ENCODINGS[wide])))
         return lambda: FakePayload(tokens, stored.window_start, stored.has_state)
 
     def release(self, sequence_id: int) -> None:
@@ -430,11 +442,24 @@ def fake_client(
     limits: Limits | None = None,
     max_weights_bytes: int = 1000,
     max_kv_bytes: int = 1 << 30,
+    open_store: Callable[[], Store] | None = None,
     **keeping: Any,
 ) -> EngineClient:
-    """A client on a real engine thread over fakes; `keeping` are the fields of EngineOptions."""
+    """A client on a real engine thread over fakes, which keeps nothing on disk without a store.
+
+    `keeping` are the fields of EngineOptions.
+    """
     its_loader, its_keeping = loader or FakeLoader(), EngineOptions(**keeping)
-    thread = EngineThread(lambda: Engine(its_loader, limits or Limits(), max_weights_bytes, max_kv_bytes, its_keeping))
+
+    def make_engine() -> Engine:
+        persisting = None
+        if open_store is not None:
+            persisting = Persisting(open_store, IoThread(thread.send), PersistenceOptions())
+        return Engine(
+            its_loader, limits or Limits(), max_weights_bytes, max_kv_bytes, its_keeping, persisting=persisting
+        )
+
+    thread = EngineThread(make_engine)
     return EngineClient(thread, FakeRegistry(), its_loader)
 
 

@@ -23,6 +23,7 @@ from mlx_mcp.hosting.logs import configure_logs, log_generations
 from mlx_mcp.service import tracing
 from tests.api.http.small_api import SMALL
 from tests.api.http.watched import served
+from tests.effort import THOROUGH
 from tests.fakes import FakeLoader, fake_client
 
 CANARY = "canary7f3a"
@@ -68,10 +69,10 @@ def spans(monkeypatch):
 
 
 def wrongly(usual, names):
-    """The usual arguments, with each of the names in turn given something that may be wrong."""
+    """The usual arguments, with each of the names in turn given something that may be wrong; all of that if thorough."""
     yield usual
-    for name in [*names, CANARY]:
-        for value in WRONG:
+    for i, name in enumerate([*names, CANARY]):
+        for value in WRONG if THOROUGH else [WRONG[i % len(WRONG)]]:
             yield usual | {name: value}
 
 
@@ -159,7 +160,7 @@ async def test_nothing_that_a_caller_writes_is_seen_by_those_who_watch(log, span
     engine.close()
     printed = capfd.readouterr()
     seen |= {"spans": spans(), "log": log.read_text(), "stdout": printed.out, "stderr": printed.err}
-    assert calls > 200
+    assert calls > 100
     assert seen["log"].count("event=generation") > 20
     assert "a step failed" in seen["log"]
     assert "chat tiny" in seen["spans"]

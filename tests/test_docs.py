@@ -1,16 +1,25 @@
 """What the documents show is what the code does."""
 
+import asyncio
 import html
+import json
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from docs import made
+from docs.http_page import http_page
 from mlx_mcp.api.mcp.server import build_server
+from mlx_mcp.config import Config
 from mlx_mcp.engine.messages import Close
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.service import Service
+from mlx_mcp.wiring import wire
+from tests.api.serving import all_apis
 from tests.engine.house import House
 from tests.fakes import fake_client
 
@@ -84,7 +93,13 @@ async def test_every_resource_and_prompt_with_its_arguments_is_in_the_guide():
 
 
 @pytest.mark.parametrize(
-    ("name", "make"), [("tools.md", made.tools_page), ("cli.md", made.cli_page), ("watching.md", made.watching_page)]
+    ("name", "make"),
+    [
+        ("tools.md", made.tools_page),
+        ("cli.md", made.cli_page),
+        ("http-api.md", http_page),
+        ("watching.md", made.watching_page),
+    ],
 )
 def test_the_reference_is_what_the_code_says(name, make):
     assert (made.DOCS / name).read_text() == make(), "run `make docs-made`"
@@ -100,3 +115,23 @@ def test_the_site_has_every_page_and_every_picture_that_it_shows():
         drawn = html.unescape(re.sub(r"<[^>]*>", "", (made.DOCS / "pictures" / f"{name}.svg").read_text()))
         for command in commands:
             assert "".join(command.split()) in "".join(drawn.split()), f"run `make docs-made` for {name}.svg"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+async def test_the_worked_example_of_the_http_api_answers_what_it_shows():
+    engine, _ = wire(Config.load())
+    async with all_apis(engine) as address:
+        ran = await asyncio.create_subprocess_exec(
+            "sh", str(made.DOCS / "http_sessions.sh"), stdout=subprocess.PIPE, env=os.environ | {"SERVER": address}
+        )
+        told, _ = await ran.communicate()
+    engine.close()
+    assert ran.returncode == 0
+    answers = [json.loads(line.removeprefix("data: ")) for line in told.decode().splitlines() if "{" in line]
+    answers = [each for each in answers if each.get("type") not in ("progress", "delta")]
+    steps = (made.DOCS / "http_sessions.sh").read_text().split("\nask ")[1:]
+    assert len(answers) == len(steps)
+    for step, answer in zip(steps, answers, strict=True):
+        for shown in re.findall(r"# → (.*)", step):
+            assert answer | json.loads(shown) == answer
+    assert answers[4]["results"][0]["text"] == "4096"

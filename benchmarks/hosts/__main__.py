@@ -3,8 +3,9 @@
 Run with `make hosts`, or `python -m benchmarks.hosts [--short]` once that has installed the libraries in build/hosts;
 `make conformance` is the suite alone, which CI runs. The conformance suite asks for everything that two revisions of
 the protocol require; MCP Inspector looks for faults in the tools' schemas; client libraries and Inspector list and call
-the tools over stdio and HTTP; Claude Code connects; and four hosts are registered with and left again. All but the
-suite's server are windows on one engine process, which is not the user's and ends with the checks.
+the tools over stdio and HTTP; clients of OpenAI's API have a streamed answer with a tool; Claude Code connects; and
+four hosts are registered with and left again. All but the suite's server are windows on one engine process, which is
+not the user's and ends with the checks.
 
 Prints a line for each check, does them all, and ends with 1 if one failed. `--short` leaves out the hosts and all of
 Inspector but the schemas. Where PyPI or npm's registry cannot be reached, one line says what is skipped.
@@ -25,7 +26,7 @@ from typing import Any, TextIO
 
 from benchmarks.hosts import claude_code, conformance, registering
 from benchmarks.hosts.inspector import Inspector
-from benchmarks.hosts.libraries import PYTHON, tells
+from benchmarks.hosts.libraries import CHATTING, PYTHON, chats, tells
 from benchmarks.hosts.packages import Unreachable, install
 from benchmarks.hosts.place import SERVE, TOKEN, WORK, move_in, served
 from mlx_mcp.errors import EngineUnavailable
@@ -54,6 +55,8 @@ def checks(url: str, guarded: str, suite: str, short: bool) -> Iterator[Check]:
     for library in [*PYTHON, "typescript"]:
         for transport, entry in entries.items():
             yield f"{library}, {transport}", partial(tells, library, entry)
+    for client in [*CHATTING, "ai_sdk"]:
+        yield f"{client}, a chat with a tool", partial(chats, client, f"{guarded.removesuffix('/mcp')}/v1", TOKEN)
     if not short:
         yield "Claude Code", partial(claude_code.connects, url, guarded)
         yield "Claude Code, two at once", claude_code.two_at_once

@@ -11,7 +11,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar
 
 from mcp import MCPError
 from mcp.server.mcpserver import Context, MCPServer
@@ -41,6 +41,7 @@ from pydantic import BaseModel, Field, JsonValue
 
 import mlx_mcp.api.mcp.server
 from mlx_mcp.api.mcp.calls import tenant
+from mlx_mcp.api.mcp.results import reply
 from mlx_mcp.api.mcp.server import Server
 from mlx_mcp.api.mcp.waiting import takes_tasks
 from mlx_mcp.errors import EngineDead, InvalidRequest
@@ -315,6 +316,12 @@ def add_states(server: MCPServer[Any]) -> None:
         return needs(input_requests=asked, request_state="capability-gated")
 
 
+class Computed(BaseModel):
+    """What a job of these returns."""
+
+    text: str
+
+
 def add_tasks(server: MCPServer[Any]) -> None:
     """Tools that go on as jobs of the server's own, and so become tasks for clients that take them."""
     assert isinstance(server, Server), "fixtures come beside our own tools"
@@ -326,7 +333,7 @@ def add_tasks(server: MCPServer[Any]) -> None:
         if takes_tasks(ctx.request_context):
             return CallToolResult(content=[], structured_content={"status": "running", "result_id": job.result_id})
         await job.wait(TASK_S)
-        return cast(CallToolResult, job.result())
+        return reply(job.result())
 
     @fixture(server.tool)
     def greet(name: str) -> str:
@@ -334,15 +341,15 @@ def add_tasks(server: MCPServer[Any]) -> None:
 
     @fixture(server.tool)
     async def slow_compute(ctx: Context, seconds: float = 0, label: str = "") -> CallToolResult:
-        async def compute(report: Any) -> CallToolResult:
+        async def compute(report: Any) -> BaseModel:
             await asyncio.sleep(seconds)
-            return CallToolResult(content=[text(f"Computed {label} in {seconds:g} s.")])
+            return Computed(text=f"Computed {label} in {seconds:g} s.")
 
         return await answer(ctx, "slow_compute", compute)
 
     @fixture(server.tool)
     async def failing_job(ctx: Context) -> CallToolResult:
-        async def fail(report: Any) -> CallToolResult:
+        async def fail(report: Any) -> BaseModel:
             await asyncio.sleep(1)
             raise InvalidRequest("This job always fails.")
 
@@ -350,7 +357,7 @@ def add_tasks(server: MCPServer[Any]) -> None:
 
     @fixture(server.tool)
     async def protocol_error_job(ctx: Context) -> CallToolResult:
-        async def die(report: Any) -> CallToolResult:
+        async def die(report: Any) -> BaseModel:
             raise EngineDead("This job always ends the engine.")
 
         return await answer(ctx, "protocol_error_job", die)

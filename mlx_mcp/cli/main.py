@@ -13,11 +13,13 @@ from mlx_mcp import __version__
 from mlx_mcp.cli.completion import PROGRAM, Commands
 from mlx_mcp.cli.engine import engine
 from mlx_mcp.cli.install import install, uninstall
+from mlx_mcp.cli.launch import launch
 from mlx_mcp.cli.models import alias, models, pull, rm
 from mlx_mcp.cli.options import Json, Model, OpenBlas, sampling_flags, sampling_of
 from mlx_mcp.cli.output import show_json, show_marked
 from mlx_mcp.cli.reporting import NOTHING, never_fail_to_print, note, reporting_errors, say
 from mlx_mcp.cli.sessions import sessions
+from mlx_mcp.cli.tokens import token
 from mlx_mcp.cli.top import top
 from mlx_mcp.errors import InvalidRequest, NoSharedEngine
 
@@ -31,6 +33,8 @@ app = typer.Typer(
 )
 app.add_typer(engine, name="engine")
 app.add_typer(sessions, name="sessions")
+app.add_typer(token, name="token")
+app.add_typer(launch, name="launch")
 for command in (models, pull, rm, alias, install, uninstall, top):
     app.command()(command)
 
@@ -63,20 +67,25 @@ def serve(
     http: Annotated[bool, typer.Option("--http", help="Serve streamable HTTP at /mcp instead of stdio.")] = False,
     host: Annotated[str | None, typer.Option(help="Address for --http; 127.0.0.1 if not given.")] = None,
     port: Annotated[int | None, typer.Option(help="Port for --http; 8080 if not given, 0 for a free one.")] = None,
+    tls_cert: Annotated[
+        str | None, typer.Option(help="Certificate chain to serve HTTPS with, a PEM file; goes with --http.")
+    ] = None,
+    tls_key: Annotated[str | None, typer.Option(help="Its private key, if that is in a file of its own.")] = None,
     openblas: OpenBlas = None,
     standalone: Annotated[
         bool, typer.Option("--standalone", help="Keep the engine in this process, and share it with nobody.")
     ] = False,
 ) -> None:
     """Serve MCP over stdio (for hosts that start it) or HTTP (for hosts that connect), on one engine for all."""
-    if not http and (host or port is not None):
-        raise InvalidRequest("--host and --port go with --http: give it, or leave them out.")
+    own = {"host": host, "port": port, "tls_cert": tls_cert, "tls_key": tls_key}
+    if not http and any(value is not None for value in own.values()):
+        raise InvalidRequest("--host, --port, --tls-cert and --tls-key go with --http: give it, or leave them out.")
     if not standalone:
         try:
             if http:
                 from mlx_mcp.hosting.serving import share_http
 
-                share_http(model, host, port, openblas, say)
+                share_http(model, own, openblas, say)
             else:
                 from mlx_mcp.process.relay import serve
 
@@ -87,7 +96,7 @@ def serve(
     from mlx_mcp.config import Config
     from mlx_mcp.hosting.serving import serve_http, serve_stdio
 
-    config = Config.load(model=model, host=host, port=port, openblas=openblas)
+    config = Config.load(model=model, openblas=openblas, **own)
     if http:
         serve_http(config, say)
     else:

@@ -170,7 +170,7 @@ async def answer(client: EngineClient, request: GenerateRequest, as_json: bool) 
                         result = update
     assert result is not None, "a generation ends with a result or an error"
     if as_json:
-        from mlx_mcp.api.mcp.translate import generation
+        from mlx_mcp.api.web.translate import generation
 
         show_json(generation(result).model_dump(mode="json", exclude_none=True))
     else:

@@ -1,6 +1,7 @@
 """Who is served next: lanes of waiting sequences, and the order in which running lanes get prefill chunks.
 
-Groups of lanes are served round-robin, and so are the lanes of a group. Knows no memory and no steps.
+Principals are served round-robin, so are the groups of a principal, and so are the lanes of a group. A window is a
+group, a session is a lane. Knows no memory and no steps.
 """
 
 from __future__ import annotations
@@ -75,37 +76,33 @@ class Lanes:
         return position + before
 
     def choose_next(self, running: Seq[Sequence], must_wait: MustWait) -> str | None:
-        """The first lane that can begin, of the groups that run the fewest sequences; None if none can."""
-        counts = Counter(sequence.group for sequence in running)
-        for count in sorted({counts[queue[0].group] for queue in self.queues.values()}):
+        """The first lane that can begin, of the principals, and then groups, that run the fewest; None if none can."""
+        runs = Running(running)
+        for load in sorted({runs.load(queue[0]) for queue in self.queues.values()}):
             for lane, queue in self.queues.items():
-                if counts[queue[0].group] == count and not must_wait(queue[0]):
+                if runs.load(queue[0]) == load and not must_wait(queue[0]):
                     return lane
         return None
 
     def choose_victim(self, running: Seq[Sequence], must_wait: MustWait) -> tuple[str, Sequence] | None:
         """A lane that gets a place though there is none, and a sequence to preempt: the youngest where most run.
 
-        Groups that run nothing come before lanes that run nothing, and these take from no group that runs less than
-        theirs. No sequence is preempted twice for that: lanes that come and go could have it computed for ever.
+        Principals that run nothing come before groups that run nothing, and these before lanes that run nothing. None
+        takes from a principal that runs no more than its own, nor from a group of its principal that runs no more than
+        its own. No sequence is preempted twice for that: lanes that come and go could have it computed for ever.
         """
-        groups, lanes = Counter(s.group for s in running), Counter(s.lane for s in running)
+        runs = Running(running)
         may = [s for s in reversed(running) if not s.made_place]
-        victim = max(may, key=lambda s: groups[s.group], default=None)
-        if victim is not None and groups[victim.group] > 1:
-            for lane, queue in self.queues.items():
-                if not groups[queue[0].group] and not must_wait(queue[0]):
-                    return lane, victim
-        if all(count == 1 for count in lanes.values()):
-            return None
-        for lane, queue in self.queues.items():
-            if lanes[lane] or must_wait(queue[0]):
+        # Each level: what of a sequence must run nothing, and what of a victim must run more than once.
+        for count in (runs.of_principal, runs.of_group, runs.of_lane):
+            if all(count(s) == 1 for s in running):
                 continue
-            group = queue[0].group
-            of = [s for s in may if s.group == group or groups[s.group] > groups[group]]
-            victim = max(of, key=lambda s: lanes[s.lane], default=None)
-            if victim is not None and lanes[victim.lane] > 1:
-                return lane, victim
+            for lane, queue in self.queues.items():
+                if count(queue[0]) or must_wait(queue[0]):
+                    continue
+                victim = max((s for s in may if runs.may_take(queue[0], s)), key=count, default=None)
+                if victim is not None and count(victim) > 1:
+                    return lane, victim
         return None
 
     def check_integrity(self) -> None:
@@ -114,12 +111,49 @@ class Lanes:
         assert all(self.queues.values()), "an empty queue was kept"
 
 
+class Running:
+    """How many sequences run: of each principal, of each group, of each lane."""
+
+    def __init__(self, running: Seq[Sequence]) -> None:
+        self._principals = Counter(s.principal for s in running)
+        self._groups = Counter(group_of(s) for s in running)
+        self._lanes = Counter(s.lane for s in running)
+
+    def of_principal(self, sequence: Sequence) -> int:
+        """Those of a sequence's principal."""
+        return self._principals[sequence.principal]
+
+    def of_group(self, sequence: Sequence) -> int:
+        """Those of its group."""
+        return self._groups[group_of(sequence)]
+
+    def of_lane(self, sequence: Sequence) -> int:
+        """Those of its lane."""
+        return self._lanes[sequence.lane]
+
+    def load(self, sequence: Sequence) -> tuple[int, int]:
+        """The less of its principal, and then of its group, runs, the sooner it is its turn."""
+        return self.of_principal(sequence), self.of_group(sequence)
+
+    def may_take(self, sequence: Sequence, victim: Sequence) -> bool:
+        """Whether a sequence may take another's place: that of its own group, or of one that runs more."""
+        if sequence.principal != victim.principal:
+            return self.of_principal(victim) > self.of_principal(sequence)
+        return sequence.group == victim.group or self.of_group(victim) > self.of_group(sequence)
+
+
+def group_of(sequence: Sequence) -> tuple[str, str]:
+    """What tells its group from others: two principals may call by one connection."""
+    return sequence.principal, sequence.group
+
+
 class PrefillOrder:
-    """When each running lane, and each running group, was last served with a prefill chunk."""
+    """When each running lane, group and principal was last served with a prefill chunk."""
 
     def __init__(self) -> None:
         self.lanes: dict[str, int] = {}
-        self.groups: dict[str, int] = {}
+        self.groups: dict[tuple[str, str], int] = {}
+        self.principals: dict[str, int] = {}
         self._clock = 0
 
     def admit(self, sequence: Sequence) -> None:
@@ -127,25 +161,30 @@ class PrefillOrder:
         if sequence.lane not in self.lanes:
             self._clock += 1
             self.lanes[sequence.lane] = self._clock
-        self.groups.setdefault(sequence.group, self._clock)
+        self.groups.setdefault(group_of(sequence), self._clock)
+        self.principals.setdefault(sequence.principal, self._clock)
 
     def serve(self, sequence: Sequence) -> None:
         """Note that a sequence gets a chunk."""
         self._clock += 1
-        self.lanes[sequence.lane] = self.groups[sequence.group] = self._clock
+        self.lanes[sequence.lane] = self.groups[group_of(sequence)] = self._clock
+        self.principals[sequence.principal] = self._clock
 
-    def rank(self, sequence: Sequence) -> tuple[int, int]:
-        """The lower it is, the longer the sequence's group, and then its lane, has not been served."""
-        return self.groups[sequence.group], self.lanes[sequence.lane]
+    def rank(self, sequence: Sequence) -> tuple[int, int, int]:
+        """The lower it is, the longer its principal, then its group, and then its lane has not been served."""
+        return self.principals[sequence.principal], self.groups[group_of(sequence)], self.lanes[sequence.lane]
 
     def leave(self, sequence: Sequence, running: Seq[Sequence]) -> None:
-        """Forget the lane and the group of a sequence that has left, unless others of theirs run."""
+        """Forget the lane, the group and the principal of a sequence that has left, unless others of theirs run."""
         if all(other.lane != sequence.lane for other in running):
             del self.lanes[sequence.lane]
-        if all(other.group != sequence.group for other in running):
-            del self.groups[sequence.group]
+        if all(group_of(other) != group_of(sequence) for other in running):
+            del self.groups[group_of(sequence)]
+        if all(other.principal != sequence.principal for other in running):
+            del self.principals[sequence.principal]
 
     def check_integrity(self, running: Seq[Sequence]) -> None:
-        """Prove that the lanes and groups are those that run."""
+        """Prove that the lanes, groups and principals are those that run."""
         assert set(self.lanes) == {s.lane for s in running}, "order of lanes that do not run"
-        assert set(self.groups) == {s.group for s in running}, "order of groups that do not run"
+        assert set(self.groups) == {group_of(s) for s in running}, "order of groups that do not run"
+        assert set(self.principals) == {s.principal for s in running}, "order of principals that do not run"

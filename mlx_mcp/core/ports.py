@@ -135,6 +135,13 @@ class ChatTokenizer(Protocol):
             InvalidRequest: the model's template does not let a chat be continued, or not by such messages.
         """
 
+    def encode_raw(self, text: str, gone: Callable[[], bool] = never) -> Prompt:
+        """The ids of a prompt without a chat template: control tokens in it are control tokens.
+
+        Raises:
+            InvalidRequest: the tokenizer cannot encode it, or nothing is left of it.
+        """
+
     def decode(self, ids: tuple[int, ...]) -> str:
         """The text of tokens, control tokens included."""
 
@@ -166,6 +173,10 @@ class ChatTokenizer(Protocol):
     @property
     def knows_thoughts(self) -> bool:
         """Whether the markers of the model's thoughts are known, so that thoughts can be ended."""
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """The control tokens, which no caller's text becomes: between them prompts and answers are text."""
 
     @property
     def call_tokens(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 
 from mlx_mcp.core.cache.manager import KvCacheManager
-from mlx_mcp.core.lanes import Lanes, PrefillOrder
+from mlx_mcp.core.lanes import Lanes, PrefillOrder, group_of
 from mlx_mcp.core.layout import Payload
 from mlx_mcp.core.regrouping import regroup
 from mlx_mcp.core.sequence import Sequence
@@ -80,7 +80,7 @@ class Scheduler:
 
         Raises:
             RequestTooLarge: it would not fit in memory if it were alone.
-            CapacityError: every place is taken, and `max_waiting` sequences of its group wait for one.
+            CapacityError: every place is taken, and `max_waiting` sequences of its principal's group wait for one.
         """
         limit_bytes, need_bytes = self.pool.ledger.limit_bytes, self.pool.alone_bytes(sequence.max_length)
         if need_bytes > limit_bytes:
@@ -88,7 +88,7 @@ class Scheduler:
             most = bisect_right(range(sequence.max_length), limit_bytes, key=self.pool.alone_bytes) - 1
             raise RequestTooLarge(prompt, need_bytes, limit_bytes, most - prompt)
         # By group: one that fills its own queue shuts nobody else out.
-        waiting = sum(s.group == sequence.group for s in self.waiting)
+        waiting = sum(group_of(s) == group_of(sequence) for s in self.waiting)
         if waiting + len(self.running) >= self.limits.max_running + self.limits.max_waiting:
             raise CapacityError(
                 f"{len(self.running)} calls are running and {waiting} waiting, as many as are allowed.",
@@ -243,10 +243,11 @@ class Scheduler:
     def _admit(self, changes: Changes) -> None:
         """Admit the first sequence of one lane after another, as long as there are places and memory.
 
-        The group that runs the fewest sequences is served first. If the lane that is served next does not fit, the
-        others wait with it: small sequences, of this model or another, must not overtake it for ever. A group that
-        runs nothing gets a place of the group that runs the most, and so does a lane. A lane that waits for something
-        other than a place is passed over, and stays where it is in the order.
+        The principal that runs the fewest sequences is served first, and of its groups the one that does. If the lane
+        that is served next does not fit, the others wait with it: small sequences, of this model or another, must not
+        overtake it for ever. A principal that runs nothing gets a place of the one that runs the most, and so does a
+        group, and a lane. A lane that waits for something other than a place is passed over, and stays where it is in
+        the order.
         """
         ledger = self.pool.ledger
         while self.waiting and (ledger.reserved_for is None or ledger.reserved_for is self.pool):

@@ -80,7 +80,8 @@ class Sequence:
     num_preemptions: int = 0  # times it gave up its slot and was computed again
     made_place: bool = False  # it was preempted for a lane that ran nothing, which happens to it at most once
     finish_reason: FinishReason | None = None
-    group: str = ""  # of lanes; groups are served round-robin
+    group: str = ""  # of lanes; groups of a principal are served round-robin
+    principal: str = ""  # of groups; principals are served round-robin
 
     @property
     def num_tokens(self) -> int:

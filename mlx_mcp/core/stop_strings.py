@@ -12,17 +12,22 @@ class StopStrings:
     def __init__(self, stops: tuple[str, ...]) -> None:
         self.stops = stops
         self.pending = ""  # the end of the text so far, while it may be the beginning of a stop string
-        self.met = False
+        self.found = ""  # the one that was met
+
+    @property
+    def met(self) -> bool:
+        """Whether one was met."""
+        return bool(self.found)
 
     def feed(self, piece: str) -> str:
         """Take the next piece, and return the text that can safely be shown; none after a stop string was met."""
         if self.met:
             return ""
         text, self.pending = self.pending + piece, ""
-        found = [(at + len(stop), at) for stop in self.stops if (at := text.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self.stops if (at := text.find(stop)) >= 0]
         if found:
-            self.met = True
-            return text[: min(found)[1]]
+            _, at, self.found = min(found)
+            return text[:at]
         longest = max((self._overlap(text, stop) for stop in self.stops), default=0)
         if longest:
             text, self.pending = text[:-longest], text[-longest:]

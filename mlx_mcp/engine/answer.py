@@ -33,15 +33,20 @@ class Answer:
         """`prompt` comes after `num_before` tokens of a session, which has these `tools`."""
         self._model = model
         # What a grammar holds is no call, and has no thoughts before it unless they were asked for.
-        is_plain = request.grammar is not None and request.reasoning in (None, Reasoning.OFF)
-        self._reader = model.tokenizer.reader(prompt, tools, plain=is_plain)
+        is_held = request.grammar is not None and request.reasoning in (None, Reasoning.OFF)
+        self._reader = model.tokenizer.reader(prompt, tools, plain=is_held or request.raw is not None)
         self._stop = StopStrings(request.sampling.stop)
         self._deltas: list[Delta] = []
         self._choices: list[TokenChoice] = []
         self._prefilled = Prefilled(0)
         self._notes = prompt.notes
         self.num_prompt = num_before + len(prompt.ids)
-        self.num_tokens = 0
+        self.ids: list[int] = []
+
+    @property
+    def num_tokens(self) -> int:
+        """The number of its tokens."""
+        return len(self.ids)
 
     @property
     def stopped(self) -> bool:
@@ -50,7 +55,7 @@ class Answer:
 
     def add(self, token: Token) -> list[Delta]:
         """Take the next token; returns what it lets be shown."""
-        self.num_tokens += 1
+        self.ids.append(token.token_id)
         if token.logprobs is not None:
             read = self._model.tokenizer.token_text
             top = tuple((token_id, read(token_id), logprob) for token_id, logprob in token.logprobs.top)
@@ -62,7 +67,7 @@ class Answer:
         self._prefilled = event
         self.num_prompt = max(self.num_prompt, event.num_tokens)  # the session went on before it was its turn
 
-    def finish(self, reason: FinishReason | None) -> list[Delta]:
+    def finish(self, reason: FinishReason) -> list[Delta]:
         """Take the end of the sequence, and why it ended; returns what was held back."""
         # A context ends at a length too, but has no answer that it could be cut off from.
         cut = reason is FinishReason.LENGTH and self.num_tokens > 0
@@ -71,15 +76,12 @@ class Answer:
         self._deltas.append(held)
         return [*shown, held] if held.text else shown
 
-    def result(self, reason: FinishReason | None, session: SessionInfo | None = None) -> Result:
-        """All of it; `reason` is why the sequence ended, None if it was a stop string that ended the answer.
-
-        `session` is the one that it is kept in.
-        """
+    def result(self, reason: FinishReason, session: SessionInfo | None = None) -> Result:
+        """All of it; `reason` is why the sequence ended, and `session` the one that it is kept in."""
         calls, text = self._reader.tool_calls, self._text(TextKind.ANSWER)
         thoughts = self._text(TextKind.REASONING)
         cut = not self.stopped and reason is FinishReason.LENGTH and bool(thoughts) and not text
-        if self.stopped or reason is None:
+        if self.stopped:
             reason = FinishReason.STOP
         elif reason is FinishReason.STOP and calls:
             reason = FinishReason.TOOL_CALLS
@@ -97,6 +99,7 @@ class Answer:
             miss=self._miss(),
             session=session,
             notes=(*self._notes, *self._reader.notes, *((ONLY_THOUGHTS,) if cut else ())),
+            stop_string=self._stop.found,
         )
 
     def _miss(self) -> CacheMiss | None:

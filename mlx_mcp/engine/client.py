@@ -39,6 +39,7 @@ from mlx_mcp.engine.messages import (
     Unloaded,
 )
 from mlx_mcp.engine.requests import Count, GenerateRequest, Progress, Update, check
+from mlx_mcp.engine.spellings import Spellings
 from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.errors import UnknownSession
 from mlx_mcp.stats import EngineStats
@@ -51,6 +52,7 @@ class EngineClient:
         self.thread, self.registry, self.loader = thread, registry, loader
         self.group = ""
         self._models = Models(thread, loader)
+        self._spellings = Spellings()
 
     @property
     def stats(self) -> EngineStats:
@@ -76,7 +78,7 @@ class EngineClient:
             EngineDead: the engine thread has ended.
         """
         check(request)
-        generation = Generation(self.thread, self.registry, self._models, self.session, request, self.group)
+        generation = self._generation(request)
         with Mailbox(self.thread, next(self.thread.ids)) as mailbox:
             # `aclosing`: a bare `async for` would leave the row running until the garbage collector comes.
             async with aclosing(generation.run(mailbox)) as updates:
@@ -124,7 +126,7 @@ class EngineClient:
             EngineDead: the engine thread has ended.
         """
         check(request)
-        generation = Generation(self.thread, self.registry, self._models, self.session, request, self.group)
+        generation = self._generation(request)
         with Hold(self.thread) as hold:
             async with aclosing(generation.encode(hold)) as steps:
                 async for step in steps:
@@ -195,6 +197,16 @@ class EngineClient:
         """
         return await self._ask(ListSessions(next(self.thread.ids), tenant))
 
+    async def held_bytes(self, tenant: str) -> int:
+        """The bytes of keys and values that the tenant's sessions hold in memory; what they share counts once.
+
+        Raises:
+            EngineDead: the engine thread has ended.
+        """
+        event = await self._answer(ListSessions(next(self.thread.ids), tenant, weigh=True))
+        assert isinstance(event, Sessions), f"{event} in answer to a question about sessions"
+        return event.held_bytes
+
     async def transcript(self, tenant: str, session: str) -> tuple[SessionInfo, str]:
         """A session, and its text as JSON: a list of control tokens, each in a list of its own, and texts between them.
 
@@ -234,6 +246,9 @@ class EngineClient:
     def close(self, timeout_s: float = 5.0) -> bool:
         """Fail every waiter and end the engine thread; returns whether it ended in time. Idempotent."""
         return self.thread.stop(timeout_s)
+
+    def _generation(self, request: GenerateRequest) -> Generation:
+        return Generation(self.thread, self.registry, self._models, self._spellings, self.session, request, self.group)
 
     async def _ask(self, command: AboutSessions) -> list[SessionInfo]:
         event = await self._answer(command)

@@ -11,25 +11,44 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from mlx_mcp.chat.prompt import AUTO, NO_OFF, NO_SWITCH, NONE, Holding, Prompt, Reasoning
-from mlx_mcp.core.ports import ChatTokenizer
+from mlx_mcp.core.ports import ChatTokenizer, LoadedModel
 from mlx_mcp.core.session import SessionInfo
 from mlx_mcp.engine.requests import GenerateRequest
+from mlx_mcp.engine.spellings import Spellings
 from mlx_mcp.errors import InvalidRequest
 
 T = TypeVar("T")
 
 
 def encode(
-    tokenizer: ChatTokenizer, request: GenerateRequest, session: SessionInfo | None, gone: Callable[[], bool]
+    model: LoadedModel,
+    request: GenerateRequest,
+    session: SessionInfo | None,
+    spellings: Spellings,
+    gone: Callable[[], bool],
 ) -> Prompt:
     """What a request adds to its session's tokens, or the whole prompt of one without.
+
+    In a whole prompt the answers of the model are as it wrote them; see spellings.
 
     Raises:
         InvalidRequest: the model's template cannot take it.
     """
+    prompt = encode_texts(model.tokenizer, request, session, gone)
+    if session is not None:
+        return prompt
+    return replace(prompt, ids=spellings.respelt(request.tenant, model, prompt.ids))
+
+
+def encode_texts(
+    tokenizer: ChatTokenizer, request: GenerateRequest, session: SessionInfo | None, gone: Callable[[], bool]
+) -> Prompt:
+    """The same, with all texts as the tokenizer has them."""
+    if request.raw is not None:
+        return tokenizer.encode_raw(request.raw, gone)
     if request.grammar is not None and request.reasoning is None:
         # A grammar does without thoughts; nobody asked for a switch.
-        quiet = encode(tokenizer, replace(request, reasoning=Reasoning.OFF), session, gone)
+        quiet = encode_texts(tokenizer, replace(request, reasoning=Reasoning.OFF), session, gone)
         return replace(quiet, notes=tuple(note for note in quiet.notes if note not in (NO_SWITCH, NO_OFF)))
     reasoning = request.reasoning
     if session is not None:

@@ -85,6 +85,7 @@ class EngineOptions:
     max_wait_s: float = 300.0  # how long a call waits for memory before it is told to try again
     model_turn_s: float = 10.0  # how long a model goes on to take calls while others wait for its room
     model_ttl_s: float | None = None  # how long a model stays without a call; None for as long as there is room
+    share_prefixes: bool = False  # whether prompts of all tenants share keys and values; sessions are never shared
 
 
 class Engine:
@@ -111,7 +112,7 @@ class Engine:
         self.persistence: Persistence | None = None
         if persisting is not None:
             self.persistence = Persistence(persisting, self.calls, self.cache, self.sessions, clock)
-        self.turns = Turns(self.calls, self.sessions, self.swapping, self.persistence, clock)
+        self.turns = Turns(self.calls, self.sessions, self.swapping, self.persistence, clock, its.share_prefixes)
         self.stepping = Stepping(self.calls, self.turns, self.persistence, clock)
         self.session_commands = SessionCommands(self.calls, self.sessions, self.turns, self.persistence)
         self.session_files = SessionFiles(self.calls, self.sessions, self.turns, self.persistence)

@@ -32,6 +32,7 @@ from mlx_mcp.engine.messages import (
     Waiting,
 )
 from mlx_mcp.engine.requests import Delta, GenerateRequest, Progress, Result, Update, sampling_params, without_tokens
+from mlx_mcp.engine.spellings import Spellings
 from mlx_mcp.engine.worker import EngineThread
 from mlx_mcp.errors import EngineDead
 
@@ -72,12 +73,13 @@ class Generation:
         thread: EngineThread,
         registry: ModelRegistry,
         models: Models,
+        spellings: Spellings,
         find_session: Callable[[str, str], Awaitable[SessionInfo]],
         request: GenerateRequest,
         group: str,
     ) -> None:
         self._thread, self._registry, self._models, self._find_session = thread, registry, models, find_session
-        self._request, self._group = request, group
+        self._spellings, self._request, self._group = spellings, request, group
         self._ended = True  # whether the engine has nothing of it
 
     async def run(self, mailbox: Mailbox) -> AsyncGenerator[Update, None]:
@@ -127,7 +129,7 @@ class Generation:
                     yield step
         assert model is not None, "loading ends with a model or an error"
         # On threads: templates and grammars may take long, and the loop serves everyone.
-        async with on_thread(encode, model.tokenizer, request, session) as encoding:
+        async with on_thread(encode, model, request, session, self._spellings) as encoding:
             while not (await asyncio.wait([encoding], timeout=CHECK_S))[0]:
                 yield Progress("queued", "encoding the prompt")
             prompt = encoding.result()
@@ -186,7 +188,6 @@ class Generation:
         num_prompt = answer.num_prompt
         total = num_prompt + ready.params.max_tokens
         progress = Progress("queued", "queued", 0, total)
-        kept = request.opens is not None or (request.keep and bool(request.session))
         session: SessionInfo | None = None
         reason: FinishReason | None
         while not self._ended:
@@ -203,7 +204,7 @@ class Generation:
                     deltas = answer.add(token)
                     done = answer.num_tokens
                     progress = Progress("decode", f"{done} tokens", num_prompt + done, total)
-                    if answer.stopped and kept:
+                    if answer.stopped:  # what was computed is kept for whoever goes on with it
                         self._thread.send(Finish(mailbox.call_id, answer.num_tokens))
                 case Finished(reason, session):
                     self._ended = True
@@ -216,11 +217,13 @@ class Generation:
                     progress = repeated(self._thread, progress)
             for delta in deltas:
                 yield delta
-            if reason is not None or (answer.stopped and not kept):
+            if reason is not None:
+                if ready.session is None:
+                    self._spellings.remember(request.tenant, ready.model, ready.prompt.ids, answer.ids)
                 yield answer.result(reason, session)
                 return
             if not deltas:
-                yield progress
+                yield replace(progress, num_prompt=answer.num_prompt)
 
 
 def turn_of(request: GenerateRequest, session: SessionInfo | None) -> Turn:
@@ -229,6 +232,6 @@ def turn_of(request: GenerateRequest, session: SessionInfo | None) -> Turn:
     if request.context:
         context = "assistant" if request.messages[-1].role == "assistant" else "user"
     if session is None:
-        return Turn(request.tenant, opens=request.opens, tools=request.tools, context=context)
-    shorten = request.sampling.max_tokens is None
+        return Turn(request.tenant, opens=request.opens, shorten=request.shorten, tools=request.tools, context=context)
+    shorten = request.shorten or request.sampling.max_tokens is None
     return Turn(request.tenant, session.session_id, session.after, request.keep, request.queue, shorten)

@@ -102,6 +102,7 @@ class Sessions:
     """The sessions that a command was about, as they are now."""
 
     infos: tuple[SessionInfo, ...]
+    held_bytes: int = 0  # of their keys and values in memory, if that was asked for; what they share counts once
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class Turn:
     after: str = "assistant"  # the role that the prompt was encoded to come after
     keep: bool = False  # the session goes on with prompt and output; else it stays as it is
     queue: bool = False  # wait for another turn of the session, rather than fail
-    shorten: bool = False  # max_tokens was not asked for: it may be less if the session has grown
+    shorten: bool = False  # max_tokens may be less, if the session has grown or memory does not hold so many
     opens: SessionOptions | None = None  # a new session keeps prompt and output
     tools: tuple[dict[str, Any], ...] = ()  # of the new session
     context: str = ""  # nothing is generated: the session opens with the prompt, which ends in this role's message
@@ -267,10 +268,11 @@ class Close:
 
 @dataclass(frozen=True)
 class ListSessions:
-    """Ask for a tenant's sessions: `Sessions` comes back."""
+    """Ask for a tenant's sessions, and for what they hold if they are to be weighed: `Sessions` comes back."""
 
     call_id: int
     tenant: str
+    weigh: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from mlx_mcp.core.session import SessionInfo, SessionOptions
 from mlx_mcp.errors import InvalidRequest, PromptTooLong
 
 DEFAULT_MAX_TOKENS = 512
+EMPTY = "The prompt is empty. Say in `prompt` what the model should do."
 ALIKE = "At temperature 0 all n answers are the same. Give a temperature, say 0.8, or n=1."
 
 
@@ -44,14 +45,17 @@ class GenerateRequest:
     opens: SessionOptions | None = None  # keep prompt and answer in a new session
     drawn: bool = False  # one of several answers to the same prompt, which a greedy model would give alike
     context: bool = False  # no answer: the new session has the messages, the last of which stays open
+    raw: str | None = None  # the prompt as it is, in place of messages; no chat template is put around it
+    shorten: bool = False  # lower max_tokens to what context and memory leave, rather than refuse
 
 
 @dataclass(frozen=True)
 class Progress:
     """Where the call is: `phase` is loading, queued, prefill or decode; `done` of `total` once that is known.
 
-    `unit` is "bytes" while a model is fetched or its weights are read, else "tokens". While the prompt is read,
-    `admitted_at` says since when, by time.monotonic.
+    `unit` is "bytes" while a model is fetched or its weights are read, else "tokens". `num_prompt` are the prompt's
+    tokens, those of its session included, once the engine has it. While the prompt is read, `admitted_at` says since
+    when, by time.monotonic.
     """
 
     phase: str
@@ -59,6 +63,7 @@ class Progress:
     done: int = 0
     total: int | None = None
     unit: str = "tokens"
+    num_prompt: int | None = None
     admitted_at: float | None = field(default=None, compare=False)
 
 
@@ -103,7 +108,8 @@ class Result:
 
     `text` is the answer without `reasoning` and `tool_calls`; `logprobs`, if asked for, are of every token of these. Of
     the prompt's tokens, those of its session included, `cached_tokens` were in memory, `restored_tokens` came from
-    disk, and the others were computed. `notes` are whole sentences for the caller, each once.
+    disk, and the others were computed. `stop_string` is the one that ended the answer, if one did. `notes` are whole
+    sentences for the caller, each once.
     """
 
     text: str
@@ -119,6 +125,7 @@ class Result:
     miss: CacheMiss | None = None
     session: SessionInfo | None = None  # that the answer is kept in
     notes: tuple[str, ...] = ()
+    stop_string: str = ""
 
 
 Update = Progress | Delta | Result
@@ -142,7 +149,12 @@ def check(request: GenerateRequest) -> None:
     """
     if any(message.images for message in request.messages):
         raise InvalidRequest("The models here cannot see: leave images out, and describe in `prompt` what they show.")
-    if request.context:
+    if request.raw is not None:
+        told = (request.messages, request.tools, request.session, request.opens)
+        assert not any(told), "a raw prompt is all that the model is given, and begins no session"
+        if not request.raw:
+            raise InvalidRequest(EMPTY)
+    elif request.context:
         if not any(message.text.strip() for message in request.messages):
             raise InvalidRequest("The context is empty. Give `system`, `files` or `messages`.")
     else:
@@ -174,7 +186,7 @@ def check_last(messages: tuple[Message, ...]) -> None:
     if last.role == "assistant":
         raise InvalidRequest("The last message is the model's own. Say in `prompt` what it should do now.")
     if last.role != "tool" and not any(message.text.strip() for message in messages if message.role != "system"):
-        raise InvalidRequest("The prompt is empty. Say in `prompt` what the model should do.")
+        raise InvalidRequest(EMPTY)
 
 
 def check_results(messages: tuple[Message, ...], goes_on: bool) -> None:
@@ -259,6 +271,8 @@ def sampling_params(request: GenerateRequest, num_prompt: int, model: LoadedMode
     sampling, room = request.sampling, model.context_tokens - num_prompt
     asked = None if request.context else sampling.max_tokens
     max_tokens = sampling.max_tokens or max(1, min(DEFAULT_MAX_TOKENS, room))
+    if request.shorten:
+        asked, max_tokens = None, min(max_tokens, max(1, room))
     if max_tokens > room:
         raise PromptTooLong(num_prompt, asked, model.context_tokens)
     for token_id, _ in sampling.logit_bias:

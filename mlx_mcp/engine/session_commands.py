@@ -5,6 +5,8 @@ Each time that a command has what it waited for, it is carried out from the begi
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mlx_mcp.core.session import Session, SessionStore
 from mlx_mcp.core.session_names import NAME
 from mlx_mcp.engine.awaited import SessionsRemoving, SessionWriting, VersionReading
@@ -49,8 +51,10 @@ class SessionCommands:
             MlxMcpError: the command cannot be carried out.
         """
         match call.request:
-            case ListSessions(_, tenant):
-                self.calls.answer(call, sessions_event(self._of(tenant)))
+            case ListSessions(_, tenant, weigh):
+                theirs = self._of(tenant)
+                event = sessions_event(theirs)
+                self.calls.answer(call, replace(event, held_bytes=held_bytes(theirs)) if weigh else event)
             case Fork() as command:
                 self._fork(call, command)
             case Persist() as command:
@@ -161,6 +165,19 @@ class SessionCommands:
             self.calls.wait(call, self.persistence.read(session))
         else:
             self.calls.wait(call, self.persistence.persist(session, command.version))
+
+
+def held_bytes(sessions: list[Session]) -> int:
+    """What sessions hold of keys and values in memory; a block that several of them begin with counts once."""
+    seen: set[int] = set()
+    total = 0
+    for session in sessions:
+        block = session.leaf
+        while block is not None and id(block) not in seen:
+            seen.add(id(block))
+            total += block.nbytes
+            block = block.parent
+    return total
 
 
 def sessions_event(sessions: list[Session]) -> Sessions:

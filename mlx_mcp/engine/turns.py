@@ -30,6 +30,7 @@ from mlx_mcp.errors import (
     MlxMcpError,
     OtherTokenizer,
     PromptTooLong,
+    RequestTooLarge,
     SessionBusy,
     UnknownSession,
 )
@@ -49,9 +50,10 @@ class Turns:
         swapping: Swapping,
         persistence: Persistence | None,
         clock: Callable[[], float],
+        share_prefixes: bool,
     ) -> None:
         self.calls, self.sessions, self.swapping = calls, sessions, swapping
-        self.persistence, self.clock = persistence, clock
+        self.persistence, self.clock, self.share_prefixes = persistence, clock, share_prefixes
         # Call id of a session's latest turn that ended → the session: its caller may want it shorter yet.
         self.latest: WeakValueDictionary[int, Session] = WeakValueDictionary()
         self.num_prompt = self.num_cached = self.num_restored = 0
@@ -276,9 +278,10 @@ class Turns:
             command.params,
             resident.model.stop_ids,
             lane,
-            turn.tenant,
+            "" if self.share_prefixes else turn.tenant,
             num_kept,
             group=command.group,
+            principal=turn.tenant,
         )
         if scheduler.cache is None and (session is not None or turn.opens is not None):
             sequence.miss = Miss(MissReason.NOT_REUSABLE, 0, detail=resident.model.runner.layout.refused)
@@ -289,7 +292,13 @@ class Turns:
         if turn.opens is not None:
             sequence.ephemeral = turn.opens.ephemeral
             call.session = self.sessions.open(turn.tenant, command.model, turn.opens, turn.tools, call.call_id)
-        scheduler.add(sequence)
+        try:
+            scheduler.add(sequence)
+        except RequestTooLarge as error:
+            if not turn.shorten or error.max_tokens <= 0:
+                raise
+            sequence.params = replace(command.params, max_tokens=error.max_tokens)
+            scheduler.add(sequence)
         call.sequence, call.resident, call.since = sequence, resident, self.clock()
         if command.constraint is not None:
             resident.model.runner.constrain(call.call_id, command.constraint)

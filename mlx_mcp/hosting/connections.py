@@ -29,6 +29,8 @@ from mlx_mcp.config import Config, refuse_unknown
 from mlx_mcp.core.ports import ModelSpec
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.errors import ConfigError, MlxMcpError
+from mlx_mcp.hosting.access import access_of
+from mlx_mcp.hosting.allowances import limiter_of
 from mlx_mcp.hosting.connection import Connection, serve_listener, serve_window
 from mlx_mcp.hosting.hello import receive_hello, reply
 from mlx_mcp.hosting.http import HttpServer
@@ -36,8 +38,9 @@ from mlx_mcp.hosting.lifetime import LAST_ANSWERS_S, drain
 from mlx_mcp.hosting.logs import log_generations
 from mlx_mcp.hosting.session_files import SessionFiles
 from mlx_mcp.hosting.status import status_of, top_of
+from mlx_mcp.hosting.tls import tls_context
 from mlx_mcp.hosting.warm import warm_of
-from mlx_mcp.process.environment import engine_settings
+from mlx_mcp.process.environment import OF_LISTENER, engine_settings
 from mlx_mcp.process.place import peer
 from mlx_mcp.service.jobs import Jobs
 from mlx_mcp.service.observing import Observer
@@ -59,7 +62,7 @@ class Connections:
         self._inode = os.stat(self._path).st_ino
         self._settings = engine_settings()
         self._session_files = SessionFiles(client, config)
-        self._jobs, self._warm = Jobs(config.result_ttl_s), warm_of(config)
+        self._jobs, self._warm, self._limits = Jobs(config.result_ttl_s), warm_of(config), limiter_of(config)
         self._observer, self._lifecycle = Observer(), Lifecycle(config.ready_step_s)
         log_generations(self._observer)
         self._connections: dict[int, Connection] = {}
@@ -268,8 +271,11 @@ class Connections:
         Raises:
             ConfigError: its settings are invalid, or its model's name means another model here.
         """
-        names = ("model", "file_roots", "wait_s", "host", "port", "token", "allowed_hosts", "allowed_origins")
+        names = ("model", "file_roots", "wait_s", *OF_LISTENER)
         config = Config.load(**{name: joined.hello.get(name) for name in names})
+        if joined.kind == "http":
+            access_of(config)  # which refuses to serve others without a token
+            tls_context(config)
         registry = registry_of(config, self._named)
         spec = registry.resolve(None)
         known = self._named.setdefault(spec.name, spec)
@@ -283,4 +289,5 @@ class Connections:
 
     def _service(self, client: EngineClient, registry: Any) -> Service:
         """The service for a client of the engine."""
-        return Service(client, registry, self._jobs, self._warm, self._observer, self._lifecycle)
+        jobs, warm, limits, observer = self._jobs, self._warm, self._limits, self._observer
+        return Service(client, registry, jobs, warm, limits, observer=observer, lifecycle=self._lifecycle)

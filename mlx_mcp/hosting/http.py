@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mlx_mcp.api.http.arrival import TimedProtocol
 from mlx_mcp.config import Config
 from mlx_mcp.hosting.lifetime import LAST_ANSWERS_S, drain
+from mlx_mcp.hosting.tls import tls_context
 from mlx_mcp.service.activity import Activity
 
 LINGER_S = 0.5
@@ -32,6 +33,7 @@ class HttpServer(uvicorn.Server):
         self._app = app
         self._num_open = 0
         self._ending_until = math.inf
+        tls = tls_context(config)
         graceful_s = math.ceil(config.shutdown_timeout_s + LAST_ANSWERS_S)
         super().__init__(
             uvicorn.Config(
@@ -43,6 +45,9 @@ class HttpServer(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 timeout_graceful_shutdown=graceful_s,
+                proxy_headers=bool(config.trusted_proxies),
+                forwarded_allow_ips=list(config.trusted_proxies),
+                ssl_context_factory=None if tls is None else lambda *_: tls,
             )
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlx_mcp import __version__
 
@@ -23,25 +23,31 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
-def share_http(model: str | None, host: str | None, port: int | None, openblas: bool | None, say: Say) -> None:
-    """Have the user's engine serve HTTP until a signal comes.
+def share_http(model: str | None, given: dict[str, Any], openblas: bool | None, say: Say) -> None:
+    """Have the user's engine serve HTTP until a signal comes; `given` are settings of the listener.
 
     Raises:
         NoSharedEngine: there can be no engine process here.
     """
     from mlx_mcp.config import Config
-    from mlx_mcp.process.environment import window_hello
+    from mlx_mcp.hosting.access import access_of
+    from mlx_mcp.hosting.tls import tls_context
+    from mlx_mcp.process.environment import OF_LISTENER, window_hello
     from mlx_mcp.process.listener import hold, listen
     from mlx_mcp.process.place import user_place
 
     if openblas is not None:
         os.environ["MLX_MCP_OPENBLAS"] = "1" if openblas else "0"
-    place, config = user_place(), Config.load(model=model, host=host, port=port)
+    place, config = user_place(), Config.load(model=model, **given)
+    access_of(config)
+    tls_context(config)
     listener = listen(config.host, config.port)
-    address = address_of(config.host, listener)
-    token = None if config.token is None else config.token.get_secret_value()
-    own = {name: getattr(config, name) for name in ("host", "port", "allowed_hosts", "allowed_origins")}
-    hello = window_hello("http", model) | own | {"token": token, "address": address}
+    address = address_of(config, listener)
+    own = {name: getattr(config, name) for name in OF_LISTENER}
+    own["token"] = None if config.token is None else config.token.get_secret_value()
+    for name in ("tls_cert", "tls_key"):  # the engine runs in another folder
+        own[name] = None if own[name] is None else str(own[name].absolute())
+    hello = window_hello("http", model) | own | {"address": address}
 
     def serving(reply: dict[str, object]) -> None:
         say(f"mlx-mcp {__version__} serving {reply['model']!r} at {address}/mcp")
@@ -49,9 +55,10 @@ def share_http(model: str | None, host: str | None, port: int | None, openblas: 
     hold(place, hello, listener, lambda text: say(f"mlx-mcp: {text}"), serving, end_s(config))
 
 
-def address_of(host: str, listener: socket.socket) -> str:
+def address_of(config: Config, listener: socket.socket) -> str:
     """The URL of a listener."""
-    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    host, scheme = config.host, "http" if config.tls_cert is None else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
 
 def end_s(config: Config) -> float:
@@ -90,6 +97,7 @@ def serve_stdio(config: Config) -> None:
     wire_in, wire_out = take_stdio()
 
     from mlx_mcp.api.mcp.server import build_server
+    from mlx_mcp.hosting.allowances import limiter_of
     from mlx_mcp.hosting.lifetime import drain
     from mlx_mcp.hosting.logs import configure_logs, log_generations
     from mlx_mcp.hosting.traces import export_traces
@@ -106,7 +114,7 @@ def serve_stdio(config: Config) -> None:
     client, registry = wire(config)
     files = FileReader.of_window(config.file_roots, project_folder(), config.max_file_bytes, config.max_files_bytes)
     activity, requests = Activity(), OpenRequests()
-    service = Service(client, registry, Jobs(config.result_ttl_s), warm_of(config))
+    service = Service(client, registry, Jobs(config.result_ttl_s), warm_of(config), limiter_of(config))
     log_generations(service.observer)
     server = build_server(service, files, activity, config.wait_s)
 
@@ -120,6 +128,8 @@ def serve_stdio(config: Config) -> None:
 
 def serve_http(config: Config, say: Say) -> None:
     """Serve any number of hosts over HTTP in this process until a signal comes."""
+    from mlx_mcp.hosting.access import access_of
+    from mlx_mcp.hosting.allowances import limiter_of
     from mlx_mcp.hosting.faces import web_app
     from mlx_mcp.hosting.http import HttpServer, drain_http
     from mlx_mcp.hosting.logs import configure_logs, log_generations
@@ -131,16 +141,18 @@ def serve_http(config: Config, say: Say) -> None:
     from mlx_mcp.service.service import Lifecycle, Service
     from mlx_mcp.wiring import wire
 
+    access_of(config)
     configure_logs(config)
     export_traces(config)
     listener = listen(config.host, config.port)
     client, registry = wire(config)
     activity = Activity()
     lifecycle = Lifecycle(config.ready_step_s)
-    service = Service(client, registry, Jobs(config.result_ttl_s), warm_of(config), lifecycle=lifecycle)
+    jobs, limits = Jobs(config.result_ttl_s), limiter_of(config)
+    service = Service(client, registry, jobs, warm_of(config), limits, lifecycle=lifecycle)
     log_generations(service.observer)
     server = HttpServer(web_app(service, activity, config), config)
-    address = address_of(config.host, listener)
+    address = address_of(config, listener)
     say(f"mlx-mcp {__version__} serving {registry.resolve(None).name!r} at {address}/mcp")
 
     async def stop(_: anyio.CancelScope) -> None:

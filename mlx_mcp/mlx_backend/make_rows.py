@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import ArraysCache, ChunkedKVCache, KVCache, RotatingKVCache, make_prompt_cache
 
-from mlx_mcp.core.slots import KvCost
+from mlx_mcp.core.slots import CPU_SLABS, KvCost
 from mlx_mcp.mlx_backend import device
 from mlx_mcp.mlx_backend.architectures import architecture, is_allowed, must_run_alone, reuse_refusal
 from mlx_mcp.mlx_backend.cache_tree import leaves
@@ -74,4 +74,5 @@ def kv_cost(caches: list[Any], quantized: KvBits | None, rows: type[Rows], chunk
             snapshot_bytes += cache.nbytes
         else:  # a model's own: it may keep as much of every token
             token_bytes += cache.nbytes
-    return KvCost(token_bytes, tuple(windows), state_bytes, snapshot_bytes, rows is PaddedRows, device.slab_sizes())
+    slabs = device.slab_sizes() if rows is SlottedRows else CPU_SLABS  # others keep a row where they like
+    return KvCost(token_bytes, tuple(windows), state_bytes, snapshot_bytes, rows is PaddedRows, slabs)

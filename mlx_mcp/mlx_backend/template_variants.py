@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
+LATER_AS_USER = "The model's chat template takes no system messages amid a chat, so those are in messages of the user."
 FOLDED = "The model's chat template has no system role, so the system prompt is in the first message of the user."
 CALLS_AS_TEXT = "The model's chat template does not take calls of tools, so they are text in the model's messages."
 RESULTS_AS_TEXT = "The model's chat template does not take results of tools, so they are text in messages of the user."
@@ -43,7 +44,7 @@ def variants(
         [(0, None), (5, with_calls_as_text)] if calls else [],
         [(0, None), (10, with_results_of_user)] if "tool" in roles else [],
         [(0, None), (20, lambda variant: told(variant, notation()))] if tools else [],
-        [(0, None), (2.5, with_folded_system)] if "system" in roles or tools else [],
+        [(0, None), *of_systems(messages)] if "system" in roles or tools else [],
         [(0, None), (1, without_empty_content)] if calls else [],
         [(0, None), (1, with_kimis_ids), (1, with_mistrals_ids)] if calls else [],
         [(0, None), (1, with_text_arguments)] if calls else [],
@@ -212,6 +213,33 @@ def without_empty_content(variant: Variant) -> Variant:
         for message in variant.messages
     ]
     return replace(variant, messages=messages)
+
+
+def of_systems(messages: list[dict[str, Any]]) -> list[tuple[float, Change | None]]:
+    """What can be done with system messages, with its price; those amid a chat stay where they are."""
+    if not any(message["role"] == "system" for message in messages[1:]):
+        return [(2.5, with_folded_system)]
+    return [(2, with_later_systems_of_user), (2.5, lambda each: with_folded_system(with_later_systems_of_user(each)))]
+
+
+def with_later_systems_of_user(variant: Variant) -> Variant:
+    """For templates that take a system message at the beginning only: later ones join the user's message beside them.
+
+    It is the one before, if there is one, so that a chat that goes on begins as it did.
+    """
+    messages: list[dict[str, Any]] = []
+    turned = False  # whether the last of these was a system message
+    for i, message in enumerate(variant.messages):
+        later = i > 0 and message["role"] == "system"
+        if later:
+            message = {"role": "user", "content": message["content"]}
+        if (later or turned) and messages and message["role"] == messages[-1]["role"] == "user":
+            joined = BREAK.join([messages[-1]["content"], message["content"]])
+            messages[-1] = messages[-1] | {"content": joined}
+        else:
+            messages.append(message)
+        turned = later or (turned and message["role"] == "user")
+    return replace(variant, messages=messages, notes=(*variant.notes, LATER_AS_USER))
 
 
 def with_folded_system(variant: Variant) -> Variant:

@@ -51,6 +51,7 @@ class ChatTokenizer:
         renderer = Renderer(self._tokenizer, self._processes, lock, folder)
         self._answers = answer_format(self._tokenizer, renderer.all_text)
         self._controls = ControlTokens(self._tokenizer)
+        self._control_ids = frozenset(self._controls.texts)
         vocabulary = json.dumps(sorted(self._tokenizer.get_vocab().items()))
         self._digest = blake2b(vocabulary.encode(), digest_size=32).digest()
         self._letter = self._tokenizer.encode("a", add_special_tokens=False)
@@ -163,6 +164,21 @@ class ChatTokenizer:
         ids = self._encoder.encode_following(split.turn.pieces(), gone)
         return self._prompt(Prompt(tuple(ids), split.reasoning, split.notes), split.turn, reasoning, gone)
 
+    def encode_raw(self, text: str, gone: Callable[[], bool] = never) -> Prompt:
+        """The ids of a prompt without a chat template, as text that a model shall go on with.
+
+        Unlike in chats, control tokens in it are control tokens: whoever gives a raw prompt writes the template
+        themselves. The token that begins a text is put in front, as the tokenizer does it, unless it is there.
+
+        Raises:
+            InvalidRequest: the tokenizer cannot encode it, or nothing is left of it.
+        """
+        begins = bool(self._tokenizer.bos_token) and text.startswith(self._tokenizer.bos_token)
+        (ids,) = self._encoder.encode([text], gone, add_special_tokens=not begins)
+        if not ids:
+            raise InvalidRequest("The model's tokenizer leaves nothing of this prompt: give it some text.")
+        return Prompt(tuple(ids))
+
     def decode(self, ids: tuple[int, ...]) -> str:
         """The text of tokens, control tokens included."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -210,6 +226,11 @@ class ChatTokenizer:
     def knows_thoughts(self) -> bool:
         """Whether the markers of the model's thoughts are known, so that thoughts can be ended."""
         return bool(self._answers.form.thoughts) or is_harmony(self._answers.form)
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """The control tokens, which no caller's text becomes."""
+        return self._control_ids
 
     @property
     def call_tokens(self) -> tuple[int, ...]:

@@ -27,11 +27,12 @@ HANDED_ON_PREFIXES = (
 
 OWN_FOLDER = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-# Settings that belong to a window or a listener; all others belong to the engine.
-PER_WINDOW = frozenset(
-    f"MLX_MCP_{name}"
-    for name in ("MODEL", "FILE_ROOTS", "WAIT_S", "HOST", "PORT", "TOKEN", "ALLOWED_HOSTS", "ALLOWED_ORIGINS")
+# The settings of a listener, and those that belong to a window or a listener; all others belong to the engine.
+OF_LISTENER = (
+    *("host", "port", "token", "allowed_hosts", "allowed_origins", "tls_cert", "tls_key", "trusted_proxies"),
+    *("oauth_issuer", "oauth_audience", "oauth_jwks_url", "oauth_scopes"),
 )
+PER_WINDOW = frozenset(f"MLX_MCP_{name.upper()}" for name in ("model", "file_roots", "wait_s", *OF_LISTENER))
 PLACES = frozenset(("MLX_MCP_CONFIG", "MLX_MCP_STATE_DIR"))
 HUB = frozenset(("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"))
 

@@ -58,6 +58,17 @@ class Meter:
                 self.read = update.done
 
 
+def progress_line(meters: Sequence[Meter]) -> str:
+    """How far generations are, in words."""
+    if not meters:
+        return "started"
+    first = meters[0]
+    if len(meters) == 1:
+        return first.end or first.line
+    line = f"{sum(meter.ended for meter in meters)} of {len(meters)} done"
+    return f"{line}; {first.line}" if first.total is None and not first.ended else line  # it loads the model
+
+
 # Awaited whenever something has come of a call, with how far each of its generations is, or its load.
 Report = Callable[[Sequence[Meter]], Awaitable[None]]
 

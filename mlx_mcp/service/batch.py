@@ -13,7 +13,7 @@ import anyio
 
 from mlx_mcp.chat.message import Message
 from mlx_mcp.core.sampling import Sampling
-from mlx_mcp.core.session import MAX_FORKS
+from mlx_mcp.core.session import MAX_FORKS, SessionInfo
 from mlx_mcp.engine.requests import ALIKE, GenerateRequest, Result
 from mlx_mcp.errors import EngineDead, InvalidRequest, MlxMcpError
 from mlx_mcp.service.activity import Meter, Report
@@ -21,7 +21,7 @@ from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.context import Context, laid_out, read
 from mlx_mcp.service.generate import Options, request_of, run
 from mlx_mcp.service.models import note_of
-from mlx_mcp.service.service import Service
+from mlx_mcp.service.service import Service, known_sessions
 
 MAX_BRANCHES = MAX_FORKS
 Outcome = Result | MlxMcpError
@@ -59,12 +59,13 @@ async def generate_batch(
     chats = [laid_out(context.system, files, (*context.messages, Message("user", prompt))) for prompt in prompts]
     requests = requests_of(caller, chats, n, options)
     meters = [Meter() for _ in requests]
-
-    async def follow(index: int, request: GenerateRequest) -> Result:
-        return await run(service, caller, request, meters[index], partial(report, meters))
-
     forked = options.keeps and bool(options.session)
-    outcomes = await (run_on_forks(service, requests, follow) if forked else run_all(requests, follow))
+    with service.limits.calls(caller.tenant, len(requests)) as admitted:
+
+        async def follow(index: int, request: GenerateRequest) -> Result:
+            return await run(service, caller, request, meters[index], partial(report, meters), admitted[index])
+
+        outcomes = await (run_on_forks(service, requests, follow) if forked else run_all(requests, follow))
     answered = [outcome for outcome in outcomes if isinstance(outcome, Result)]
     if not answered:
         raise next(outcome for outcome in outcomes if isinstance(outcome, MlxMcpError))
@@ -116,7 +117,12 @@ async def run_all(requests: Sequence[GenerateRequest], follow: Follow) -> list[O
 async def run_on_forks(service: Service, requests: Sequence[GenerateRequest], follow: Follow) -> list[Outcome]:
     """Run requests of one session at once, each on a fork of its own; forks that come to nothing are closed."""
     owner, session = requests[0].tenant, requests[0].session
-    forking = asyncio.create_task(service.engine.fork(owner, session, len(requests)))
+
+    async def fork() -> list[SessionInfo]:
+        with service.limits.opening(owner, len(requests), known_sessions(service).values()):
+            return await service.engine.fork(owner, session, len(requests))
+
+    forking = asyncio.create_task(fork())
     kept: set[str] = set()
     try:
         forks = await asyncio.shield(forking)  # a call that is cancelled meanwhile must know what to close

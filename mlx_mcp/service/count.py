@@ -17,8 +17,9 @@ async def count_tokens(service: Service, caller: Caller, context: Context, optio
     """Count the tokens of a context, and of the session that it goes on with. The model is loaded if it is not.
 
     Raises:
-        MlxMcpError: see EngineClient.count; and InvalidRequest for files that cannot be read.
+        MlxMcpError: see EngineClient.count; InvalidRequest for files that cannot be read; and RateLimited.
     """
+    service.limits.request(caller.tenant)
     request = request_of(caller, await chat(caller, context), options)
     meter = Meter()
     tell = partial(report, [meter])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,8 +16,9 @@ from mlx_mcp.engine.requests import Delta, GenerateRequest, Progress, Result, Up
 from mlx_mcp.service.activity import Meter, Report
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.context import Context, chat
+from mlx_mcp.service.limits import AdmittedCall
 from mlx_mcp.service.models import note_of
-from mlx_mcp.service.service import Service
+from mlx_mcp.service.service import Service, known_sessions
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Options:
     """How a context is to be answered.
 
     With a `session` the last message is its next turn, and it goes on with the answer unless `keep` is False; without
-    one `keep` opens one. `queue` waits for a turn of the session that is under way.
+    one `keep` opens one, as `opening` says. `queue` waits for a turn of the session that is under way. Calls of one
+    `lane` share a turn. `shorten` lowers max_tokens to what context and memory leave.
     """
 
     model: str = ""
@@ -37,6 +39,9 @@ class Options:
     reasoning: Reasoning | None = None
     sampling: Sampling = field(default_factory=Sampling)
     tool_choice: str = AUTO
+    opening: SessionOptions = field(default_factory=SessionOptions)
+    lane: str = ""
+    shorten: bool = False
 
     @property
     def keeps(self) -> bool:
@@ -70,7 +75,7 @@ def request_of(caller: Caller, messages: tuple[Message, ...], options: Options, 
         messages,
         options.model or None,
         options.sampling,
-        lane=lane,
+        lane=lane or options.lane,
         grammar=options.grammar,
         tools=options.tools,
         tool_choice=options.tool_choice,
@@ -79,7 +84,8 @@ def request_of(caller: Caller, messages: tuple[Message, ...], options: Options, 
         session=options.session,
         keep=options.keeps,
         queue=options.queue,
-        opens=SessionOptions() if options.keeps and not options.session else None,
+        opens=options.opening if options.keeps and not options.session else None,
+        shorten=options.shorten,
     )
 
 
@@ -103,10 +109,15 @@ async def stream(
 
 
 async def run(
-    service: Service, caller: Caller, request: GenerateRequest, meter: Meter, report: Callable[[], Awaitable[None]]
+    service: Service,
+    caller: Caller,
+    request: GenerateRequest,
+    meter: Meter,
+    report: Callable[[], Awaitable[None]],
+    admitted: AdmittedCall | None = None,
 ) -> Result:
     """Run a request to its end; a cancelled caller frees the row."""
-    async with aclosing(updates_of(service, caller, request, meter, report)) as updates:
+    async with aclosing(updates_of(service, caller, request, meter, report, admitted)) as updates:
         async for update in updates:
             if isinstance(update, Result):
                 return update
@@ -120,18 +131,37 @@ async def updates_of(
     request: GenerateRequest,
     meter: Meter,
     report: Callable[[], Awaitable[None]] | None = None,
+    admitted: AdmittedCall | None = None,
 ) -> AsyncGenerator[Update, None]:
     """What comes of a request, noted in the meter, up to the result.
 
-    Awaits `report` while a warm context is computed.
+    Awaits `report` while a warm context is computed. A request that was not `admitted` with others is admitted here.
+
+    Raises:
+        RateLimited: the caller's principal may not make it now.
+        MlxMcpError: see EngineClient.generate.
     """
+    limits = service.limits
     try:
-        with caller.activity.watching(meter), service.observer.watch(request, meter, service.engine.group) as watch:
+        with (
+            ExitStack() as holding,
+            caller.activity.watching(meter),
+            service.observer.watch(request, meter, service.engine.group) as watch,
+        ):
             meter.line = f"computing the context {request.session} first"
             await service.warm.ready(service, caller, request.session, report)
             meter.line = ""
+            if admitted is None:
+                [admitted] = holding.enter_context(limits.calls(request.tenant))
+            if request.opens is not None:
+                holding.enter_context(limits.opening(request.tenant, 1, known_sessions(service).values()))
+            if limits.weighs_memory(request.tenant) and (
+                request.opens is not None or (request.session and request.keep)
+            ):
+                limits.check_memory(request.tenant, await service.engine.held_bytes(request.tenant))
             async with aclosing(service.engine.generate(request)) as updates:
                 async for update in updates:
+                    admitted.take(update)
                     if isinstance(update, Result):
                         if update.session is not None:
                             caller.activity.sessions.add(update.session.session_id)

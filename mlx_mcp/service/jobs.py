@@ -6,6 +6,9 @@ the process. Knows no protocol: an outcome is whatever the work returned.
 
 All of it runs on one event loop. An owner never sees another owner's jobs: a foreign handle and a missing one give the
 same error.
+
+A caller that may lose an answer gives its call a key. The work of a key is done once: a repeat of the call gets the
+outcome of the first, for as long as that is kept. Work that fails has changed nothing, so its key is free again.
 """
 
 from __future__ import annotations
@@ -13,14 +16,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from typing import Any
 
-from mlx_mcp.errors import GenerationFailed, UnknownResult
+from mlx_mcp.errors import GenerationFailed, InvalidRequest, UnknownResult
 from mlx_mcp.service.activity import Activity, Meter, Report
 
 RESULT_TTL_S = 3600.0
@@ -29,6 +32,14 @@ MAX_KEPT = 256  # outcomes of one owner
 CANCELLED = "The call was cancelled. A turn that was cut off leaves its session as it was; call again if it is needed."
 
 Work = Callable[[Report], Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a caller names a call by, to repeat it; `asked` tells whether it is the same call that is repeated."""
+
+    text: str
+    asked: str
 
 
 class JobState(Enum):
@@ -54,8 +65,10 @@ class Job:
     outcome: Any = None
     error: BaseException | None = None
     cancelled: bool = False
+    key: Key | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     reports: set[Report] = field(default_factory=set)  # of the calls that wait for it now
+    watchers: set[asyncio.Event] = field(default_factory=set)  # set when something has come of it
 
     @property
     def state(self) -> JobState:
@@ -78,12 +91,32 @@ class Job:
 
     async def report(self, meters: Sequence[Meter]) -> None:
         """Note how far the work is, and tell the calls that wait for it."""
-        self.meters, self.changed_at = meters, time.time()
+        self.meters = meters
+        self.note_change()
         for report in tuple(self.reports):
             try:
                 await report(meters)
             except Exception:  # its caller is gone, which must not end the work for others
                 self.reports.discard(report)
+
+    def note_change(self) -> None:
+        """Tell those that follow it."""
+        self.changed_at = time.time()
+        for watcher in self.watchers:
+            watcher.set()
+
+    async def changes(self) -> AsyncGenerator[Sequence[Meter], None]:
+        """Yield how far its generations are whenever something has come of them, until it has ended."""
+        watcher = asyncio.Event()
+        self.watchers.add(watcher)
+        try:
+            while not self.ended.is_set():
+                if self.meters:
+                    yield self.meters
+                await watcher.wait()
+                watcher.clear()
+        finally:
+            self.watchers.remove(watcher)
 
     async def wait(self, timeout_s: float, report: Report | None = None) -> bool:
         """Wait for the end, and have `report` told of progress meanwhile; returns whether it has ended.
@@ -117,6 +150,7 @@ class Jobs:
         self.activity = Activity()  # of the jobs themselves, to be cut off when the process ends
         self._jobs: dict[str, Job] = {}  # by handle, once that was given out
         self._tasks: dict[Job, asyncio.Task[Any]] = {}
+        self._keyed: dict[tuple[str, str], Job] = {}  # by owner and key
 
     @property
     def busy(self) -> bool:
@@ -140,6 +174,25 @@ class Jobs:
         task.add_done_callback(partial(self._end, job))  # a task that is cancelled at once never runs
         return job
 
+    def once(self, owner: str, tool: str, key: Key, work: Work) -> Job:
+        """The work of a key: started, unless it was before. It goes on whoever leaves, and its outcome is kept.
+
+        Raises:
+            InvalidRequest: the owner has used the key for another call.
+        """
+        known = self._keyed.get((owner, key.text))
+        if known is not None:
+            if known.key != key:
+                raise InvalidRequest(
+                    f"The key {key.text[:80]!r} was used for another call. Give each call a key of its own, and the "
+                    "same key only to a repeat of the same call."
+                )
+            return known
+        job = self._keyed[owner, key.text] = self.start(owner, tool, work)
+        job.key = key
+        self.hand_over(job)
+        return job
+
     async def _run(self, job: Job, work: Work) -> Any:
         with self.activity.under_way():
             return await work(job.report)
@@ -147,11 +200,14 @@ class Jobs:
     def _end(self, job: Job, task: asyncio.Task[Any]) -> None:
         """Take the outcome of a task that has ended."""
         del self._tasks[job]
-        job.changed_at, job.cancelled = time.time(), task.cancelled()
+        job.cancelled = task.cancelled()
         job.error = GenerationFailed(CANCELLED) if job.cancelled else task.exception()
         if job.error is None:
             job.outcome = task.result()
+        else:
+            self._free_key(job)
         job.ended.set()
+        job.note_change()
         if job.result_id in self._jobs:
             self._keep(job)
 
@@ -162,13 +218,30 @@ class Jobs:
             if job.ended.is_set():
                 self._keep(job)
 
+    def is_known(self, job: Job) -> bool:
+        """Whether its handle was given out, so that somebody may ask for its outcome."""
+        return self._jobs.get(job.result_id) is job
+
     def _keep(self, job: Job) -> None:
         """Keep an outcome for `ttl_s`, in place of others of the owner's if there are too many."""
-        asyncio.get_running_loop().call_later(self.ttl_s, self._jobs.pop, job.result_id, None)
+        asyncio.get_running_loop().call_later(self.ttl_s, self._forget, job)
         kept = [each for each in self.of(job.owner) if each.ended.is_set()]
         kept.sort(key=lambda each: (each.fetched, -each.changed_at))  # what goes first is last
         for each in kept[MAX_KEPT:]:
-            del self._jobs[each.result_id]
+            self._forget(each)
+
+    def _forget(self, job: Job) -> None:
+        self._jobs.pop(job.result_id, None)
+        self._free_key(job)
+
+    def _free_key(self, job: Job) -> None:
+        if job.key is not None and self._keyed.get((job.owner, job.key.text)) is job:
+            del self._keyed[job.owner, job.key.text]
+
+    def drop(self, job: Job) -> None:
+        """End a job, and keep nothing of it: its handle and its key are unknown from now on."""
+        self.cancel(job)
+        self._forget(job)
 
     def cancel(self, job: Job) -> None:
         """End a job; nothing is done if it has ended."""

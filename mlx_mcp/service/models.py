@@ -77,7 +77,9 @@ async def load_model(service: Service, caller: Caller, name: str, report: Report
         CapacityError: other models have had the room for too long.
         ModelError: it cannot be loaded; what had to go for it comes back if a user had that loaded.
         EngineDead: the engine thread has ended.
+        RateLimited: the caller's principal has made too many requests.
     """
+    service.limits.request(caller.tenant)
     meter, model = Meter(), None
     try:
         with caller.activity.watching(meter):
@@ -129,6 +131,12 @@ async def unload_model(service: Service, name: str) -> Freed:
     """
     spec = await asyncio.to_thread(service.registry.resolve, name or None)
     return Freed(spec.name, await service.engine.unload_model(spec.name))
+
+
+def name_of(service: Service, named: str) -> str:
+    """The name of the model that answers where this one was asked for, as far as is known without looking at disks."""
+    spec = service.registry.at_hand(named or None)
+    return named if spec is None else spec.name
 
 
 def model_of(entry: Entry, stats: EngineStats) -> Model:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mlx_mcp.core.session import SessionInfo
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.jobs import Jobs
+from mlx_mcp.service.limits import Limiter
 from mlx_mcp.service.observing import Observer
+from mlx_mcp.service.replies import Replies
 from mlx_mcp.service.warm import Warm
 
 
@@ -30,5 +33,15 @@ class Service:
     registry: Registry
     jobs: Jobs = field(default_factory=Jobs)
     warm: Warm = field(default_factory=Warm)
+    limits: Limiter = field(default_factory=Limiter)
+    replies: Replies = field(default_factory=Replies)
     observer: Observer = field(default_factory=Observer)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
+
+
+def known_sessions(service: Service) -> dict[str, SessionInfo]:
+    """The sessions of all tenants by handle, as of the engine's latest step; to look up, not to change.
+
+    Asks nobody and starts nothing: those on disk are known once the engine has begun.
+    """
+    return service.engine.thread.sessions

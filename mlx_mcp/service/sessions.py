@@ -16,7 +16,7 @@ from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.context import BREAK, Context, chat, with_text
 from mlx_mcp.service.generate import Answered, run
 from mlx_mcp.service.models import note_of
-from mlx_mcp.service.service import Service
+from mlx_mcp.service.service import Service, known_sessions
 
 UNPINNED_NOTE = (
     "It is not pinned: pinned sessions may take half of the memory for keys and values. Close some of them, or have "
@@ -65,10 +65,13 @@ async def fork_session(
     """New sessions that go on from another one: as many as were asked for, or one for each name, or one.
 
     Raises:
-        MlxMcpError: see EngineClient.fork.
+        MlxMcpError: see EngineClient.fork; and RateLimited.
     """
-    await service.warm.ready(service, caller, session)
-    forks = await service.engine.fork(caller.tenant, session, count or len(names) or 1, names, version)
+    num, limits = count or len(names) or 1, service.limits
+    with limits.opening(caller.tenant, num, known_sessions(service).values()):
+        limits.request(caller.tenant)
+        await service.warm.ready(service, caller, session)
+        forks = await service.engine.fork(caller.tenant, session, num, names, version)
     caller.activity.sessions.update(fork.session_id for fork in forks)
     return forks
 
@@ -77,8 +80,15 @@ async def persist_session(service: Service, caller: Caller, session: str, versio
     """Make a session durable.
 
     Raises:
-        MlxMcpError: see EngineClient.persist.
+        MlxMcpError: see EngineClient.persist; and RateLimited.
     """
+    if service.limits.weighs_disk(caller.tenant):
+        info = await service.engine.session(caller.tenant, session)
+        mine = [each for each in known_sessions(service).values() if each.tenant == caller.tenant]
+        again = info.persisted if not version else version in info.versions
+        more = 0 if again else token_bytes(service, info) * info.num_tokens
+        service.limits.check_disk(caller.tenant, sum(stored_bytes(service, each) for each in mine), more)
+    service.limits.request(caller.tenant)
     return await service.engine.persist(caller.tenant, session, version)
 
 
@@ -119,9 +129,12 @@ async def close_sessions(
     return await service.engine.close_sessions(caller.tenant, sessions)
 
 
-def known_sessions(service: Service) -> dict[str, SessionInfo]:
-    """The sessions of all tenants by handle, as of the engine's latest step; to look up, not to change.
+def stored_bytes(service: Service, info: SessionInfo) -> int:
+    """What a session takes on disk, about: it and each of its versions as if they shared no block."""
+    return (info.persisted + len(info.versions)) * info.num_tokens * token_bytes(service, info)
 
-    Asks nobody and starts nothing: those on disk are known once the engine has begun.
-    """
-    return service.engine.thread.sessions
+
+def token_bytes(service: Service, info: SessionInfo) -> int:
+    """What a token of a session takes; 0 if that is not known, since its model is not in memory."""
+    model = service.engine.stats.of_models.get(info.model)
+    return 0 if model is None else model.kv_token_bytes

@@ -147,15 +147,11 @@ def phases(watched: Watched) -> Iterator[tuple[str, float, float]]:
 def attributes_of(watched: Watched) -> dict[str, Any]:
     """The attributes of a generation's span, by OpenTelemetry's conventions for generative AI."""
     sampling, result = watched.request.sampling, watched.result
-    told: dict[str, Any] = {
-        "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": PROVIDER,
-        "gen_ai.request.max_tokens": sampling.max_tokens,
-        "gen_ai.request.temperature": sampling.temperature,
-        "gen_ai.request.top_p": sampling.top_p,
-    }
-    if result is not None:
+    told: dict[str, Any] = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": PROVIDER}
+    if result is not None:  # else its numbers may be anything that a caller wrote
         told |= {
+            "gen_ai.request.temperature": sampling.temperature,
+            "gen_ai.request.top_p": sampling.top_p,
             "gen_ai.request.model": result.model,
             "gen_ai.response.model": result.model,
             "gen_ai.response.finish_reasons": [str(result.finish_reason)],

@@ -3,17 +3,20 @@
 from mlx_mcp.core.sampling import PARAMETERS, Parameter, Sampling
 from mlx_mcp.core.session import MAX_FORKS, SessionInfo, SessionOptions
 from mlx_mcp.engine.messages import Persisted
-from mlx_mcp.engine.requests import CacheMiss, Count, Result
+from mlx_mcp.engine.requests import CacheMiss, Count, Delta, Progress, Result, TokenChoice
 
 __all__ = [
     "MAX_FORKS",
     "PARAMETERS",
     "CacheMiss",
     "Count",
+    "Delta",
     "Parameter",
     "Persisted",
+    "Progress",
     "Result",
     "Sampling",
     "SessionInfo",
     "SessionOptions",
+    "TokenChoice",
 ]

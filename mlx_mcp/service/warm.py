@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mlx_mcp.core.session import SessionOptions
@@ -19,6 +19,7 @@ from mlx_mcp.service.activity import Meter
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.context import Context
 from mlx_mcp.service.files import FileReader
+from mlx_mcp.service.limits import Limiter
 
 if TYPE_CHECKING:
     from mlx_mcp.service.service import Service
@@ -93,7 +94,10 @@ class Warm:
         assert self.create is not None, "contexts come with what makes sessions of them"
         if not self._is_there(service, caller, warm.name):
             options = SessionOptions(warm.name, pinned=warm.pinned)
-            await self.create(service, caller, warm.context, warm.model, (), options, unheard)
+            # The operator wants it there, so it is not counted to whoever calls first.
+            await self.create(
+                replace(service, limits=Limiter()), caller, warm.context, warm.model, (), options, unheard
+            )
 
 
 def log_failure(task: asyncio.Task[None]) -> None:

@@ -45,3 +45,9 @@ def test_messages_that_ask_nothing_are_refused(messages):
         check(GenerateRequest(messages))
     with pytest.raises(InvalidRequest, match="model's own"):
         check(GenerateRequest((HI, *messages, Message("assistant", "a"))))
+
+
+def test_a_raw_prompt_stands_in_place_of_messages():
+    check(GenerateRequest((), raw="hi"))
+    with pytest.raises(InvalidRequest, match="prompt is empty"):
+        check(GenerateRequest((), raw=""))

@@ -18,7 +18,6 @@ from mlx_lm.utils import load_model
 from mlx_mcp.core.cache.prefixes import usable
 from mlx_mcp.core.layout import Part
 from mlx_mcp.core.ports import LoadedModel, PreparedModel
-from mlx_mcp.core.slots import CPU_SLABS
 from mlx_mcp.mlx_backend.cache_tree import leaves
 from mlx_mcp.mlx_backend.layers import read
 from mlx_mcp.mlx_backend.runner import Runner
@@ -93,7 +92,7 @@ def make_machine(models, bound, tight):
 
     class Machine(SessionMachine):
         seen: ClassVar = Counter()
-        max_kv_bytes = int(2.2 * cost.row_bytes(CPU_SLABS.capacity_for(256))) if tight else 1 << 30
+        max_kv_bytes = int(2.2 * cost.row_bytes(cost.slabs.capacity_for(256))) if tight else 1 << 30
 
         def __init__(self):
             store = FakeStore()
@@ -139,6 +138,7 @@ def make_machine(models, bound, tight):
     return Machine, events
 
 
+@pytest.mark.usefixtures("cpu_ways")  # what happens in the story follows from the sizes of slots
 @pytest.mark.parametrize("tight", [pytest.param(False, marks=pytest.mark.long), True], ids=["roomy", "tight"])
 def test_what_is_kept_after_each_event_is_what_a_cold_run_computes(kind, tight):
     machine, events = make_machine(*kind, tight)

@@ -8,7 +8,7 @@ from mlx_mcp.chat.message import Message, ToolCall
 from mlx_mcp.chat.prompt import NO_EFFORTS, NO_OFF, NO_SWITCH, Reasoning
 from mlx_mcp.errors import InvalidRequest
 from mlx_mcp.mlx_backend.chat_template import NO_TEMPLATE
-from mlx_mcp.mlx_backend.template_variants import CALLS_AS_TEXT, FOLDED, RESULTS_AS_TEXT, TOLD
+from mlx_mcp.mlx_backend.template_variants import CALLS_AS_TEXT, FOLDED, LATER_AS_USER, RESULTS_AS_TEXT, TOLD
 from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
 from tests.mlx_backend.tokenizers_made import (
     ANSWERED,
@@ -141,6 +141,33 @@ def test_a_system_prompt_is_folded_into_the_first_message_where_there_is_no_role
     turn = tokenizer.encode_turn(HI, "user")
     assert decoded(tokenizer, context.ids + turn.ids) == f"<|im_start|>user\nbe brief\n\nhi<|im_end|>\n{ASSISTANT}"
     assert (context.notes, turn.notes) == ((FOLDED,), ())
+
+
+ONLY_FIRST = (
+    "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('not at the beginning') }}"
+    "{% endif %}{% if not loop.first and m.role == messages[loop.index0 - 1].role %}{{ raise_exception('twice') }}"
+    "{% endif %}{% endfor %}" + TEMPLATE
+)
+AMID = Message("system", "it rains")
+
+
+@pytest.mark.parametrize(
+    ("template", "begun"),
+    [(ONLY_FIRST, "system\nbe brief<|im_end|>\n<|im_start|>user\n"), (NO_SYSTEM["drops"], "user\nbe brief\n\n")],
+)
+def test_a_system_message_amid_a_chat_stays_where_it_is(tmp_path, template, begun):
+    (tmp_path / "all").mkdir()
+    tokenizer = make_tokenizer(tmp_path, template)
+    messages = [SYSTEM, ASKED, AMID]
+    text, notes = said(tokenizer, messages)
+    assert text == f"<|im_start|>{begun}the agent\n\nit rains<|im_end|>\n{ASSISTANT}"
+    assert LATER_AS_USER in notes
+    longer, _ = said(tokenizer, [*messages, ANSWERED, AMID, *HI])
+    assert longer.startswith(text)
+    assert "it rains\n\nhi" in longer
+    plain, notes = said(make_tokenizer(tmp_path / "all", TEMPLATE), messages)
+    assert plain.endswith(f"<|im_start|>system\nit rains<|im_end|>\n{ASSISTANT}")
+    assert notes == ()
 
 
 ARGUMENTS = {

@@ -513,6 +513,7 @@ def test_rows_that_share_a_prefix_hold_it_once_and_go_on_as_if_they_did_not(kind
     assert table.runner.kv_bytes == 0
 
 
+@pytest.mark.usefixtures("cpu_ways")
 def test_a_row_that_shares_a_prefix_moves_with_what_is_its_own(llama):
     row, table = whole(llama, None), Table(llama)
     s, restore = go_on(table, row, 160, prefix=SharedPrefix(3, 2 * CHUNK))

@@ -49,6 +49,7 @@ def test_the_models_own_end_of_turn_stops(folder):
     assert model.stop_ids == {2}
 
 
+@pytest.mark.usefixtures("cpu_ways")
 def test_half_precision_weights_become_single_on_a_cpu(tmp_path):
     prepared = prepare(make_model(tmp_path, dtype=mx.bfloat16))
     model, _ = materialise(prepared)

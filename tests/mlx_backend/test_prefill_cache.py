@@ -26,6 +26,7 @@ def test_a_chunk_of_a_row_that_shares_its_prefix_is_bit_by_bit_what_it_is_whole(
     assert (outs[0] == outs[1]).all()
 
 
+@pytest.mark.usefixtures("cpu_ways")
 @pytest.mark.parametrize("window", [None, 20])
 def test_a_chunk_on_a_cpu_reads_a_shared_prefix_where_it_lies(monkeypatch, window):
     prefix, slot = SharedPrefix(1, 4096), Slot(Slab(0, 64, 1), 0)

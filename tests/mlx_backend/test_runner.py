@@ -297,6 +297,7 @@ def test_padded_rows_that_are_cancelled_take_nothing_while_others_read_their_pro
         machine.advance(ahead=False)
 
 
+@pytest.mark.usefixtures("cpu_ways")
 def test_a_move_that_fails_leaves_no_tensor_behind(llama, monkeypatch):
     machine, calls, copy = Machine(llama), [], FullLayer.copy
 
@@ -318,6 +319,7 @@ def address(array):
     return np.asarray(array).__array_interface__["data"][0]
 
 
+@pytest.mark.usefixtures("cpu_ways")
 @pytest.mark.parametrize("ahead", [False, True])
 def test_joining_and_leaving_copies_no_other_row(llama, ahead):
     machine = Machine(llama)
@@ -397,6 +399,7 @@ def test_a_row_whose_logits_are_no_numbers_fails_alone_and_poisons_no_later_row(
     assert list(machine.failed) == [9]
 
 
+@pytest.mark.usefixtures("cpu_ways")
 def test_a_row_that_moves_to_where_a_broken_one_was_is_as_it_is_alone(tmp_path):
     model = poisoned(make_model(tmp_path), token_id=299)
     limits = Limits(max_running=4, chunk_tokens=64, prefill_tokens_idle=256, prefill_tokens_busy=256)

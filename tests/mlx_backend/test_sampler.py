@@ -404,6 +404,7 @@ def test_of_equal_logprobs_the_lower_id_comes_first():
 # Running ahead
 
 
+@pytest.mark.usefixtures("cpu_ways")
 def test_only_what_needs_the_host_keeps_a_step_from_running_ahead():
     assert not on_host(SamplingParams(1))
     assert not on_host(SamplingParams(1, logit_bias=((1, 2.0),), logprobs=5, top_p=0.5))

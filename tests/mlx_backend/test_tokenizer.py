@@ -1,14 +1,17 @@
 """Chats, contexts and turns as a model's template and tokenizer have them."""
 
+import json
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, normalizers, processors
 
 from mlx_mcp.chat.message import Message, ToolCall
 from mlx_mcp.chat.prompt import Grammar, GrammarKind, Holding, Prompt, Reasoning
 from mlx_mcp.errors import InvalidRequest
+from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
 from tests.mlx_backend.tokenizers_made import (
     ANSWERED,
     ASKED,
@@ -410,3 +413,36 @@ def test_reasoning_reaches_a_template_that_shows_it(tmp_path):
     tokenizer = make_tokenizer(tmp_path, template)
     prompt = tokenizer.encode_chat([Message("assistant", "yes", reasoning="so"), *HI])
     assert tokenizer.decode(prompt.ids) == "assistant:so:yes|user:-:hi|"
+
+
+def test_control_tokens_in_a_raw_prompt_are_control_tokens(qwen):
+    rendered = decoded(qwen, qwen.encode_chat(HI).ids)
+    assert rendered.startswith("<|im_start|>user\nhi<|im_end|>")
+    assert qwen.encode_raw(rendered) == Prompt(qwen.encode_chat(HI).ids)
+
+
+def test_a_raw_prompt_begins_with_the_token_that_begins_a_text_once(tmp_path):
+    make_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    begins = Tokenizer.from_file(str(path))
+    bos = "<|endoftext|>", begins.token_to_id("<|endoftext|>")
+    begins.post_processor = processors.TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    begins.save(str(path))
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"bos_token": bos[0]}))
+    tokenizer = ChatTokenizer(tmp_path, None)
+    ids = tokenizer.encode_raw("the agent").ids
+    assert decoded(tokenizer, ids) == f"{bos[0]}the agent"
+    assert tokenizer.encode_raw(f"{bos[0]}the agent").ids == ids
+
+
+def test_a_raw_prompt_of_which_nothing_is_left_is_refused(tmp_path):
+    make_tokenizer(tmp_path)
+    path = str(tmp_path / "tokenizer.json")
+    strips = Tokenizer.from_file(path)
+    strips.normalizer = normalizers.Strip()
+    strips.save(path)
+    tokenizer = ChatTokenizer(tmp_path, None)
+    assert tokenizer.encode_raw(" a ").ids
+    with pytest.raises(InvalidRequest, match="leaves nothing of this prompt"):
+        tokenizer.encode_raw(" ")

@@ -157,4 +157,25 @@ MUTANTS = [
         "    if False:\n",
         "test_observing.py::test_an_engine_that_hangs_is_not_ready",
     ),
+    fault(
+        "stored answers of others shown",
+        "service/replies.py",
+        "reply = self._of.get(tenant, {}).get(reply_id)",
+        "reply = next((of[reply_id] for of in self._of.values() if reply_id in of), None)",
+        "test_replies.py::test_a_reply_is_there_for_its_tenant_alone",
+    ),
+    fault(
+        "fork left behind by an answer that failed",
+        "service/several.py",
+        "            await service.engine.close_sessions(caller.tenant, (fork.session_id,))\n",
+        "            pass\n",
+        "test_several.py::test_a_fork_is_closed_if_its_answer_fails_or_nobody_waits",
+    ),
+    fault(
+        "rows go on where another answer of theirs failed",
+        "service/several.py",
+        "        for task in tasks:\n            task.cancel()\n",
+        "",
+        "test_several.py::test_the_first_answer_that_fails_ends_all",
+    ),
 ]

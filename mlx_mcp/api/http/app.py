@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from mcp.server.mcpserver import MCPServer
 from mcp.server.transport_security import TransportSecuritySettings
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
+from mlx_mcp.api.http.auth import Auth, Refuse, Tokens
 from mlx_mcp.api.http.gate import Gate
 from mlx_mcp.api.http.health import health_routes
 from mlx_mcp.api.http.messages import Messages
@@ -18,11 +21,22 @@ from mlx_mcp.api.http.observed import Observed
 from mlx_mcp.config import Config
 from mlx_mcp.service.service import Service
 
+# Paths that need no token: they say nothing but that the process lives, or how to get in.
+OPEN_PATHS = ("/health/live", "/")
 
-def http_app(server: MCPServer[Any], service: Service, config: Config, routes: Sequence[BaseRoute] = ()) -> ASGIApp:
+
+def http_app(
+    server: MCPServer[Any],
+    service: Service,
+    config: Config,
+    routes: Sequence[BaseRoute] = (),
+    tokens: Tokens | None = None,
+    refuse: Refuse | None = None,
+) -> ASGIApp:
     """The ASGI app of a server, with the routes of other APIs.
 
-    Every request passes the gate, those for /mcp the token, if there is one, and then what is said of messages.
+    Every request passes the gate, and then has to have one of the tokens, if there are any. `refuse` makes the answer
+    to one that is turned away before it reaches its API.
     """
     app = server.streamable_http_app(
         host=config.host,
@@ -32,4 +46,13 @@ def http_app(server: MCPServer[Any], service: Service, config: Config, routes: S
     app.router.routes.extend([*health_routes(service), metrics_route(service), *routes])
     sessions: Any = server.session_manager
     sessions.asgi_app = Messages(sessions.asgi_app, config.max_request_bytes)
-    return Observed(Gate(app, config), service, app.router.routes)
+    known: ASGIApp = app
+    if tokens is not None:
+        how_to_get_in = urlsplit(tokens.metadata_url).path
+        known = Auth(app, tokens, refuse or plain, (*OPEN_PATHS, how_to_get_in))
+    return Observed(Gate(known, config), service, app.router.routes)
+
+
+def plain(scope: Scope, status: int, told: str) -> Response:
+    """The answer to a request that is for none of the APIs with a form of its own."""
+    return JSONResponse({"error": told}, status)

@@ -22,15 +22,21 @@ ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[^\[\]:/@\s]+)(?::\d+)?")
 METHODS = "DELETE, GET, POST"
 REQUEST_HEADERS = (
     "accept",
+    "anthropic-beta",
+    "anthropic-version",
     "authorization",
     "content-type",
+    "idempotency-key",
     "last-event-id",
     "mcp-method",
     "mcp-name",
     "mcp-protocol-version",
     "mcp-session-id",
+    "traceparent",
+    "tracestate",
+    "x-api-key",
 )
-RESPONSE_HEADERS = "mcp-protocol-version, mcp-session-id, www-authenticate"
+RESPONSE_HEADERS = "mcp-protocol-version, mcp-session-id, retry-after, www-authenticate"
 PREFLIGHT_S = 600  # how long a browser need not ask again
 
 

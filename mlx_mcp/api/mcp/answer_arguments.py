@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from mlx_mcp.api.mcp.arguments import ContextArguments, EarlierMessage, Functions, chosen, option, switch
-from mlx_mcp.api.mcp.sampling_arguments import DAILY, sampling_of, with_sampling
+from mlx_mcp.api.mcp.sampling_arguments import DAILY, with_sampling
+from mlx_mcp.api.web.given import one_grammar
+from mlx_mcp.api.web.sampling import sampling_of
 from mlx_mcp.chat.message import Message
-from mlx_mcp.chat.prompt import AUTO, Grammar, GrammarKind, Reasoning
-from mlx_mcp.errors import InvalidRequest
+from mlx_mcp.chat.prompt import AUTO, Grammar, Reasoning
 from mlx_mcp.service.batch import MAX_BRANCHES
 from mlx_mcp.service.context import Context
 from mlx_mcp.service.generate import Options
@@ -33,21 +33,13 @@ class AnswerArguments(ContextArguments):
         """What is asked for in place of the model's default."""
         return Reasoning(self.reasoning) if self.reasoning else None
 
-    def one_grammar(self) -> Grammar | None:
+    def held_to(self) -> Grammar | None:
         """The grammar that the answer obeys.
 
         Raises:
             InvalidRequest: there are several.
         """
-        grammars = {
-            GrammarKind.JSON_SCHEMA: "" if self.json_schema is None else json.dumps(self.json_schema),
-            GrammarKind.REGEX: self.regex,
-            GrammarKind.LARK: self.grammar,
-        }
-        wanted = [Grammar(kind, source) for kind, source in grammars.items() if source]
-        if len(wanted) > 1:
-            raise InvalidRequest("Give one of json_schema, regex and grammar, not several.")
-        return wanted[0] if wanted else None
+        return one_grammar(self.json_schema, self.regex, self.grammar)
 
 
 @with_sampling()
@@ -90,7 +82,7 @@ class GenerateArguments(AnswerArguments):
             self.keep,
             self.queue,
             tuple(self.tools or ()),
-            self.one_grammar(),
+            self.held_to(),
             self.asked_reasoning(),
             sampling_of(self),
             self.tool_choice or AUTO,
@@ -121,7 +113,7 @@ class BatchArguments(AnswerArguments):
         Raises:
             InvalidRequest: there are several grammars.
         """
-        grammar, sampling = self.one_grammar(), sampling_of(self)
+        grammar, sampling = self.held_to(), sampling_of(self)
         return Options(
             self.model, self.session, self.keep, grammar=grammar, reasoning=self.asked_reasoning(), sampling=sampling
         )

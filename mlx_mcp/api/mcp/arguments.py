@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from mlx_mcp.api.mcp.as_sent import AsSent, from_json
-from mlx_mcp.chat.message import Message, ToolCall
-from mlx_mcp.errors import InvalidRequest
+from mlx_mcp.api.web.given import GivenMessage
 from mlx_mcp.service.files import MAX_FILES
 
 
@@ -78,44 +75,8 @@ class Arguments(AsSent, ArgModelBase):
         return {"given": self}
 
 
-class EarlierMessage(AsSent):
+class EarlierMessage(AsSent, GivenMessage):
     """A message of the context."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    role: Literal["user", "assistant", "tool"]
-    content: str = ""
-    tool_calls: list[dict[str, Any]] | None = None
-    name: str = ""
-    call_id: str = ""
-
-    def to_message(self) -> Message:
-        """The message as the engine has it.
-
-        Raises:
-            InvalidRequest: a call is none.
-        """
-        calls = tuple(map(called, self.tool_calls or ()))
-        return Message(self.role, self.content, tool_calls=calls, call_id=self.call_id, name=self.name)
-
-
-def called(given: dict[str, Any]) -> ToolCall:
-    """A call as results have it, or in OpenAI's form.
-
-    Raises:
-        InvalidRequest: it is none.
-    """
-    function = given.get("function", given)
-    match function:
-        case {"name": str(name), "arguments": dict() | str() as arguments} if name:
-            with suppress(ValueError):
-                arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-            if isinstance(arguments, dict):
-                return ToolCall(name, arguments, str(given.get("id") or ""))
-    raise InvalidRequest(
-        f"This is no call: {json.dumps(given, ensure_ascii=False)[:80]}; write it as it came in `tool_calls`: "
-        '{"name": …, "arguments": {…}}, with its "id" if it had one.'
-    )
 
 
 def chosen(given: Any) -> Any:

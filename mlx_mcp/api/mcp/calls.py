@@ -17,11 +17,11 @@ from mcp_types import INTERNAL_ERROR, CallToolResult, InputRequiredResult
 
 from mlx_mcp.api.mcp.arguments import LongArguments
 from mlx_mcp.api.mcp.consent import Asking, can_ask, may_fetch
-from mlx_mcp.api.mcp.long_results import part, progress_line, running
+from mlx_mcp.api.mcp.long_results import part, running
 from mlx_mcp.api.mcp.results import compact, reply
 from mlx_mcp.api.mcp.waiting import max_chars, wait_s
 from mlx_mcp.errors import EngineDead, MlxMcpError, ModelError
-from mlx_mcp.service.activity import Activity, Meter, Report
+from mlx_mcp.service.activity import Activity, Meter, Report, progress_line
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.jobs import Job, Work
@@ -131,7 +131,7 @@ class ToolSet:
     async def _long(
         self, context: ToolContext, given: LongArguments, tool: str, work: Work, model: str | None = None
     ) -> CallToolResult:
-        """The result of work, or a handle if it is not there by the time that the call is to be answered.
+        """The result of work, which returns a shape, or a handle if it is not there by the time to answer.
 
         Until the handle is given out, the end of the call is the end of the work. If the work uses a `model` that has
         to be downloaded, the user is asked first.
@@ -162,7 +162,7 @@ class ToolSet:
 
     def _ended(self, context: ToolContext, job: Job, offset: int = 0) -> CallToolResult:
         """The result of a job that has ended, from a character on if it is too long for the host."""
-        result: CallToolResult = job.result()
+        result = reply(job.result())
         job.fetched = True
         limit = max_chars(context)
         if not offset and len(compact(result.structured_content)) <= limit:

@@ -29,8 +29,7 @@ from mcp_types import INVALID_PARAMS, EmptyResult, SubscribeRequestParams, Unsub
 from mlx_mcp.api.mcp.calls import tenant
 from mlx_mcp.api.mcp.resources import MODELS, SESSION, SESSIONS, STATS
 from mlx_mcp.errors import MlxMcpError
-from mlx_mcp.service.service import Service
-from mlx_mcp.service.sessions import known_sessions
+from mlx_mcp.service.service import Service, known_sessions
 from mlx_mcp.service.values import SessionInfo
 
 CHANGES_S = 1.0

@@ -10,8 +10,7 @@ from mcp_types import Completion, CompletionArgument, CompletionContext, PromptR
 from mlx_mcp.api.mcp.calls import tenant
 from mlx_mcp.api.mcp.resources import SESSION
 from mlx_mcp.service.models import list_models
-from mlx_mcp.service.service import Service
-from mlx_mcp.service.sessions import known_sessions
+from mlx_mcp.service.service import Service, known_sessions
 
 MAX_VALUES = 100  # as the protocol has it
 

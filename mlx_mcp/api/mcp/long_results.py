@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-
 from mcp_types import CallToolResult, ResourceLink, TextContent
 
-from mlx_mcp.api.mcp.results import CancelledCall, Part, ResultEntry, ResultList, Running, compact
-from mlx_mcp.service.activity import Meter
-from mlx_mcp.service.jobs import Job, JobState
+from mlx_mcp.api.mcp.results import Part, Running, compact
+from mlx_mcp.service.activity import progress_line
+from mlx_mcp.service.jobs import Job
 
 RESULT_URI = "mlx://results/{}"
-
-
-def progress_line(meters: Sequence[Meter]) -> str:
-    """How far generations are, in words."""
-    if not meters:
-        return "started"
-    first = meters[0]
-    if len(meters) == 1:
-        return first.end or first.line
-    line = f"{sum(meter.ended for meter in meters)} of {len(meters)} done"
-    return f"{line}; {first.line}" if first.total is None and not first.ended else line  # it loads the model
 
 
 def running(job: Job) -> Running:
@@ -62,26 +48,3 @@ def part(result_id: str, result: CallToolResult, offset: int, limit: int) -> Cal
     link = ResourceLink(type="resource_link", uri=uri, name=result_id, mime_type="application/json")
     texts = [TextContent(type="text", text=each) for each in (made.text, compact(rest))]
     return CallToolResult(content=[*texts, link], structured_content=structured)
-
-
-def result_list(jobs: Sequence[Job]) -> ResultList:
-    """The jobs that a caller has the handles of."""
-    now = time.time()
-    return ResultList(
-        results=[
-            ResultEntry(
-                result_id=job.result_id,
-                tool=job.tool,
-                status=job.state.value,
-                age_s=round(now - job.began_at),
-                progress=progress_line(job.meters) if job.state is JobState.RUNNING else None,
-                fetched=job.fetched or None,
-            )
-            for job in jobs
-        ]
-    )
-
-
-def cancelled(job: Job) -> CancelledCall:
-    """Where a job is that was to be cancelled."""
-    return CancelledCall(result_id=job.result_id, status=job.state.value)

@@ -6,12 +6,13 @@ from typing import Annotated
 
 from mcp.server.mcpserver import Context as ToolContext
 from mcp_types import CallToolResult
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from mlx_mcp.api.mcp.arguments import Arguments, LongArguments
 from mlx_mcp.api.mcp.calls import ToolSet, translated
-from mlx_mcp.api.mcp.results import ModelEntry, ModelList, UnloadedModel, reply
-from mlx_mcp.api.mcp.translate import model_entry, model_list, unloaded_model
+from mlx_mcp.api.mcp.results import reply
+from mlx_mcp.api.web.results import ModelEntry, ModelList, UnloadedModel
+from mlx_mcp.api.web.translate import model_entry, model_list, unloaded_model
 from mlx_mcp.service.activity import Report
 from mlx_mcp.service.models import list_models, load_model, unload_model
 
@@ -47,8 +48,8 @@ class ModelTools(ToolSet):
         idle models go, and busy ones get their turn first. Returns the model as list_models has it.
         """
 
-        async def work(report: Report) -> CallToolResult:
-            return reply(model_entry(await load_model(self._service, self._caller(), given.model, report)))
+        async def work(report: Report) -> BaseModel:
+            return model_entry(await load_model(self._service, self._caller(), given.model, report))
 
         return await self._long(ctx, given, "load_model", work, given.model)
 

@@ -11,19 +11,19 @@ from typing import Any, ParamSpec, TypeVar
 from mcp import MCPError
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
-from mcp_types import INTERNAL_ERROR, CallToolResult, Resource
+from mcp_types import INTERNAL_ERROR, Resource
 
 from mlx_mcp.api.mcp.calls import tenant
 from mlx_mcp.api.mcp.icon import ICONS
 from mlx_mcp.api.mcp.long_results import RESULT_URI
-from mlx_mcp.api.mcp.results import compact
-from mlx_mcp.api.mcp.translate import model_list, session_list
+from mlx_mcp.api.mcp.results import compact, reply
+from mlx_mcp.api.web.translate import model_list, session_list
 from mlx_mcp.errors import EngineDead, MlxMcpError, UnknownResult, UnknownSession
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.jobs import JobState
 from mlx_mcp.service.models import list_models
-from mlx_mcp.service.service import Service
-from mlx_mcp.service.sessions import known_sessions, list_sessions
+from mlx_mcp.service.service import Service, known_sessions
+from mlx_mcp.service.sessions import list_sessions
 from mlx_mcp.service.transcripts import Transcript, transcript
 
 RESULT = RESULT_URI.format("{id}")
@@ -65,7 +65,7 @@ def add_resources(server: MCPServer[Any], service: Service) -> None:
         job = service.jobs.get(tenant(), id)
         if job.state is JobState.RUNNING:
             raise ResourceError("The call still runs. get_result waits for it; then read this again.")
-        outcome: CallToolResult = job.result()
+        outcome = reply(job.result())
         job.fetched = True
         return compact(outcome.structured_content)
 

@@ -1,20 +1,15 @@
-"""The arguments that tools have of the table of sampling parameters."""
+"""The arguments that tools have of the table of sampling parameters, and which of them are options."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel
 
-from mlx_mcp.service.values import PARAMETERS, Parameter, Sampling
+from mlx_mcp.api.web.sampling import with_sampling as with_fields
 
 A = TypeVar("A", bound=BaseModel)
-# The types and defaults of arguments for what the table has as tuples.
-AS_ARGUMENTS: dict[Any, tuple[Any, Any]] = {
-    tuple[str, ...]: (list[str] | None, None),
-    tuple[tuple[int, float], ...]: (dict[int, float] | None, None),
-}
 
 DAILY = ("max_tokens", "temperature")  # the others are options
 OPTIONS = {
@@ -27,35 +22,9 @@ OPTIONS = {
 
 def with_sampling(without: tuple[str, ...] = ()) -> Callable[[type[A]], type[A]]:
     """Give a tool's arguments those of the table of sampling parameters, `without` some."""
-
-    def give(arguments: type[A]) -> type[A]:
-        made: dict[str, Any] = {name: argument(name, each) for name, each in PARAMETERS.items() if name not in without}
-        return create_model(arguments.__name__, __base__=arguments, __module__=__name__, **made)
-
-    return give
+    return with_fields(without, shown)
 
 
-def argument(name: str, parameter: Parameter) -> tuple[Any, Any]:
-    """A sampling parameter as an argument: its type and its default."""
-    type_, default = AS_ARGUMENTS.get(parameter.type, (parameter.type, parameter.default))
-    said: dict[str, Any] = {} if name in DAILY else {"json_schema_extra": {"option": OPTIONS.get(name, name)}}
-    said |= {bound: value for bound, value in vars(parameter.asked).items() if value is not None}
-    if type_ in (int, int | None):
-        said["strict"] = True
-    return Annotated[type_, Field(description=parameter.about, **said)], default
-
-
-def as_tuple(given: Any) -> Any:
-    """An argument as the table has it."""
-    match given:
-        case dict():
-            return tuple(given.items())
-        case list():
-            return tuple(given)
-    return given
-
-
-def sampling_of(given: BaseModel) -> Sampling:
-    """How arguments have an answer drawn."""
-    values = {name: getattr(given, name) for name in PARAMETERS if getattr(given, name, None) is not None}
-    return Sampling(**{name: as_tuple(value) for name, value in values.items()})
+def shown(name: str) -> dict[str, Any]:
+    """How a parameter is shown: among the options, unless it is needed daily."""
+    return {} if name in DAILY else {"json_schema_extra": {"option": OPTIONS.get(name, name)}}

@@ -6,13 +6,15 @@ from typing import Annotated
 
 from mcp.server.mcpserver import Context as ToolContext
 from mcp_types import CallToolResult
+from pydantic import BaseModel
 
 from mlx_mcp.api.mcp.arguments import Arguments
 from mlx_mcp.api.mcp.calls import ToolSet, translated
 from mlx_mcp.api.mcp.consent import may_remove
-from mlx_mcp.api.mcp.results import Closed, Forks, NewSession, PersistedSession, SessionList, reply
+from mlx_mcp.api.mcp.results import reply
 from mlx_mcp.api.mcp.session_arguments import CloseArguments, CreateArguments, ForkArguments, PersistArguments
-from mlx_mcp.api.mcp.translate import closed_list, forks, new_session, persisted, session_list
+from mlx_mcp.api.web.results import Closed, Forks, NewSession, PersistedSession, SessionList
+from mlx_mcp.api.web.translate import closed_list, forks, new_session, persisted, session_list
 from mlx_mcp.errors import InvalidRequest
 from mlx_mcp.service.activity import Report
 from mlx_mcp.service.sessions import (
@@ -39,12 +41,12 @@ class SessionTools(ToolSet):
         A session ends when it is closed, when it is not used for ttl_s, or, unless persisted, with the server.
         """
 
-        async def work(report: Report) -> CallToolResult:
+        async def work(report: Report) -> BaseModel:
             tools = tuple(given.tools or ())
             made = await create_session(
                 self._service, self._caller(), given.context(), given.model, tools, given.how(), report
             )
-            return reply(new_session(made))
+            return new_session(made)
 
         return await self._long(ctx, given, "create_session", work, given.model)
 
@@ -73,9 +75,9 @@ class SessionTools(ToolSet):
         not be computed again.
         """
 
-        async def work(report: Report) -> CallToolResult:
+        async def work(report: Report) -> BaseModel:
             made = await persist_session(self._service, self._caller(), given.session, given.version)
-            return reply(persisted(made))
+            return persisted(made)
 
         return await self._long(ctx, given, "persist_session", work)
 

@@ -18,9 +18,10 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import Field
 
 from mlx_mcp.api.mcp.calls import tenant
-from mlx_mcp.api.mcp.long_results import progress_line
+from mlx_mcp.api.mcp.results import reply
 from mlx_mcp.api.mcp.waiting import TASKS, takes_tasks
 from mlx_mcp.errors import EngineDead, MlxMcpError, UnknownResult
+from mlx_mcp.service.activity import progress_line
 from mlx_mcp.service.jobs import Job, Jobs, JobState
 
 POLL_MS = 1000
@@ -122,8 +123,9 @@ def outcome(job: Job) -> dict[str, Any]:
     job.fetched = True
     if isinstance(job.error, EngineDead):
         return {"error": {"code": INTERNAL_ERROR, "message": str(job.error)}}
-    result = job.outcome
-    if job.error is not None:
+    if job.error is None:
+        result = reply(job.outcome)
+    else:
         said = str(job.error) if isinstance(job.error, MlxMcpError) else f"The call failed: {job.error!r}."
         result = CallToolResult(content=[TextContent(type="text", text=said)], is_error=True)
     return {"result": result.model_dump(mode="json", by_alias=True, exclude_none=True)}

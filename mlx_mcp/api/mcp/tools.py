@@ -7,16 +7,18 @@ from typing import Annotated
 from mcp.server.mcpserver import Context as ToolContext
 from mcp.server.mcpserver.tools import Tool
 from mcp_types import CallToolResult
+from pydantic import BaseModel
 
 from mlx_mcp.api.mcp.answer_arguments import BatchArguments, CountArguments, GenerateArguments
 from mlx_mcp.api.mcp.calls import ToolSet, progress_reporter, translated, while_connected
-from mlx_mcp.api.mcp.long_results import cancelled, result_list, running
+from mlx_mcp.api.mcp.long_results import running
 from mlx_mcp.api.mcp.model_tools import ModelTools
 from mlx_mcp.api.mcp.result_arguments import CancelArguments, GetResultArguments
-from mlx_mcp.api.mcp.results import Batch, CancelledCall, Generation, TokenCount, reply
+from mlx_mcp.api.mcp.results import reply
 from mlx_mcp.api.mcp.session_tools import SessionTools
 from mlx_mcp.api.mcp.strict_tool import StrictTool
-from mlx_mcp.api.mcp.translate import batch, generation, token_count
+from mlx_mcp.api.web.results import Batch, CancelledCall, Generation, TokenCount
+from mlx_mcp.api.web.translate import batch, cancelled, generation, result_list, token_count
 from mlx_mcp.service.activity import Activity, Report
 from mlx_mcp.service.batch import generate_batch
 from mlx_mcp.service.count import count_tokens
@@ -75,9 +77,9 @@ class AnswerTools(ToolSet):
         fails leaves its session as it was.
         """
 
-        async def work(report: Report) -> CallToolResult:
+        async def work(report: Report) -> BaseModel:
             answered = await generate(self._service, self._caller(), given.context(), given.how(), report)
-            return reply(generation(answered.result, answered.note))
+            return generation(answered.result, answered.note)
 
         return await self._long(ctx, given, "generate", work, None if given.session else given.model)
 
@@ -92,11 +94,11 @@ class AnswerTools(ToolSet):
         fails has {error} alone. Long ones return a result_id, as generate does.
         """
 
-        async def work(report: Report) -> CallToolResult:
+        async def work(report: Report) -> BaseModel:
             made = await generate_batch(
                 self._service, self._caller(), given.context(), given.prompts, given.n, given.how(), report
             )
-            return reply(batch(made))
+            return batch(made)
 
         return await self._long(ctx, given, "generate_batch", work, None if given.session else given.model)
 
@@ -137,8 +139,8 @@ class AnswerTools(ToolSet):
         Returns {tokens, model, context_tokens, left_tokens}, the tokens of the `session` included.
         """
 
-        async def work(report: Report) -> CallToolResult:
+        async def work(report: Report) -> BaseModel:
             counted = await count_tokens(self._service, self._caller(), given.context(), given.how(), report)
-            return reply(token_count(counted))
+            return token_count(counted)
 
         return await self._long(ctx, given, "count_tokens", work, None if given.session else given.model)

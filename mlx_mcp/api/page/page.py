@@ -36,8 +36,8 @@ def page_routes(service: Service) -> list[Route]:
     return [Route("/", show, methods=["GET"]), Route("/page/state", state, methods=["GET"])]
 
 
-def page(status: int = 200) -> Response:
-    """The page; with the status 401 for a browser that has no token yet, for which the page asks then."""
+def page() -> Response:
+    """The page."""
     text, policy = text_and_policy()
     headers = {
         "cache-control": "no-cache",
@@ -46,7 +46,7 @@ def page(status: int = 200) -> Response:
         "x-content-type-options": "nosniff",
         "x-frame-options": "DENY",
     }
-    return HTMLResponse(text, status, headers)
+    return HTMLResponse(text, headers=headers)
 
 
 @cache

@@ -11,11 +11,14 @@ PING_S = 15  # a comment so often keeps proxies and clients from taking a silent
 STALL_S = 30  # a client that reads nothing for so long is cut off
 
 
-async def stream(events: AsyncGenerator[ServerSentEvent]) -> Response:
-    """A response of these events. The first is awaited before: until then an error has a status of its own."""
+async def stream(events: AsyncGenerator[ServerSentEvent | bytes]) -> Response:
+    """A response of these events; bytes are events that are encoded already.
+
+    The first is awaited before: until then an error has a status of its own.
+    """
     first = await anext(events)
 
-    async def all_of_them() -> AsyncGenerator[ServerSentEvent]:
+    async def all_of_them() -> AsyncGenerator[ServerSentEvent | bytes]:
         try:
             yield first
             async for event in events:

@@ -152,8 +152,9 @@ class KvCacheManager:
         sequence.num_cached = match.num_tokens
         sequence.num_restored = self.tier_reads.num_restored(sequence, match.num_tokens)
         passed_over = sequence in self.tier_reads.computing
+        whose = track.root, sequence.principal
         sequence.miss = self.misses.explain(
-            track.root, sequence.prompt_ids, match, sequence.num_kept, sequence.other_model, passed_over
+            whose, sequence.prompt_ids, match, sequence.num_kept, sequence.other_model, passed_over
         )
 
     # Tiers

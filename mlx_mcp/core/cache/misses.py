@@ -41,7 +41,7 @@ class Miss:
 
 
 class Recent:
-    """The latest prompts of one model and tenant."""
+    """The latest prompts of one model and principal."""
 
     def __init__(self) -> None:
         self._prompts: deque[bytes] = deque(maxlen=RECENT)
@@ -77,15 +77,18 @@ class Recent:
 
 
 class Misses:
-    """The latest prompts of one model, by the root of their tenant's trees."""
+    """The latest prompts of one model, by the root of their trees and their principal.
+
+    What is told of a miss has words of an earlier prompt: it must be the same principal's, even where trees are shared.
+    """
 
     def __init__(self, block_tokens: int) -> None:
         self.block_tokens = block_tokens
-        self.recent: dict[Block, Recent] = {}
+        self.recent: dict[tuple[Block, str], Recent] = {}
 
     def explain(
         self,
-        root: Block,
+        whose: tuple[Block, str],
         prompt: Tokens,
         match: Match,
         num_kept: int,
@@ -98,7 +101,7 @@ class Misses:
         computed by another model, and `passed_over` that a tier has more than `match`, and computing is faster than
         reading it. A prompt without a session is remembered, unless an earlier one explains it.
         """
-        recent = self.recent.setdefault(root, Recent())
+        recent = self.recent.setdefault(whose, Recent())
         got, most, size = match.num_tokens, len(prompt) - 1, self.block_tokens
         kept = min(num_kept, most)
         if not num_kept and got + size <= most:

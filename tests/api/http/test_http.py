@@ -16,11 +16,11 @@ from mcp.server.auth.provider import AccessToken
 from mcp_types import ResourceListChangedNotification
 
 from mlx_mcp.api.http.app import http_app
-from mlx_mcp.api.http.token import auth_settings
 from mlx_mcp.api.mcp import changes
 from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.config import Config
 from mlx_mcp.errors import ConfigError
+from mlx_mcp.hosting.access import access_of
 from mlx_mcp.hosting.http import HttpServer
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.process.listener import listen
@@ -37,10 +37,8 @@ async def serving(engine, verifier=None, **settings):
     """A server on a free port of loopback; yields its address. `verifier` knows who has which token."""
     config = Config.load(port=0, **settings)
     listener = listen(config.host, config.port)
-    auth = auth_settings(config) | ({"token_verifier": verifier} if verifier else {})
     service = Service(engine, Registry(None))
-    mcp = build_server(service, **auth)
-    server = HttpServer(http_app(mcp, service, config), config)
+    server = HttpServer(http_app(build_server(service), service, config, tokens=verifier or access_of(config)), config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await until(lambda: server.started)
@@ -195,6 +193,8 @@ async def test_with_a_token_only_those_who_have_it_get_in(engine):
 class Callers:
     """Takes every token for the name of who sends it."""
 
+    required, scopes, metadata_url = True, (), ""
+
     async def verify_token(self, token):
         return AccessToken(token=token, client_id=token, scopes=[], expires_at=None)
 
@@ -207,7 +207,7 @@ async def test_sessions_and_cached_prompts_are_their_callers_alone(engine, mode)
             Client(streamable_http_client(f"{address}/mcp", http_client=http), mode=mode)
         )
 
-    async with serving(engine, Callers(), token="s3cret") as address, contextlib.AsyncExitStack() as stack:
+    async with serving(engine, Callers()) as address, contextlib.AsyncExitStack() as stack:
         ann, bob = await caller("ann"), await caller("bob")
         prompt = "x" * 40
         session = (await generate(ann, prompt, keep=True)).structured_content["session"]
@@ -225,12 +225,6 @@ async def test_a_message_longer_than_the_limit_is_refused_and_the_server_goes_on
         assert response.status_code == 413
         async with Client(f"{address}/mcp") as client:
             assert (await generate(client)).structured_content["text"] == "hello"
-
-
-def test_serving_others_without_a_token_is_refused():
-    with pytest.raises(ConfigError, match="MLX_MCP_TOKEN"):
-        Config.load(host="0.0.0.0")
-    assert Config.load(host="0.0.0.0", token="x").host == "0.0.0.0"
 
 
 def test_a_port_that_is_taken_says_so():

@@ -6,12 +6,11 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx2
-from starlette.types import ASGIApp
 
 from mlx_mcp.api.web.endpoint import Api
 from mlx_mcp.config import Config
 from mlx_mcp.engine.client import EngineClient
-from mlx_mcp.hosting import faces
+from mlx_mcp.hosting.faces import web_app
 from mlx_mcp.hosting.http import HttpServer
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.process.listener import listen
@@ -29,21 +28,11 @@ async def until(happened: Callable[[], object]) -> None:
 Watched = AsyncIterator[tuple[httpx2.AsyncClient, Service]]
 
 
-def app_of(service: Service, config: Config, apis: tuple[Api, ...] | None) -> ASGIApp:
-    """An app with the product's own faces, unless others are given."""
-    before = faces.APIS
-    faces.APIS = before if apis is None else apis
-    try:
-        return faces.web_app(service, Activity(), config)
-    finally:
-        faces.APIS = before
-
-
 @contextlib.asynccontextmanager
 async def watched(engine: EngineClient, apis: tuple[Api, ...] | None = None, **settings: Any) -> Watched:
-    """A client of an app without a socket; what needs the app's lifespan, as MCP does, is not there."""
+    """A client of an app without a socket, with the product's own APIs unless others are given; MCP needs a socket."""
     service = Service(engine, Registry(None))
-    transport = httpx2.ASGITransport(app=app_of(service, Config.load(**settings), apis))
+    transport = httpx2.ASGITransport(app=web_app(service, Activity(), Config.load(**settings), apis))
     async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080", timeout=30) as http:
         yield http, service
 
@@ -53,7 +42,7 @@ async def served(engine: EngineClient, apis: tuple[Api, ...] | None = None, **se
     """A client of an app on a free port of loopback."""
     service, config = Service(engine, Registry(None)), Config.load(port=0, **settings)
     listener = listen(config.host, config.port)
-    server = HttpServer(app_of(service, config, apis), config)
+    server = HttpServer(web_app(service, Activity(), config, apis), config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await until(lambda: server.started)

@@ -1,4 +1,4 @@
-"""What the service returns, as the tools return it."""
+"""What the service returns → the shapes that every face answers with."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from mlx_mcp.api.mcp.results import (
+from mlx_mcp.api.web.results import (
     Batch,
     Branch,
     CalledTool,
+    CancelledCall,
     Closed,
     Forks,
     Generation,
@@ -20,12 +21,16 @@ from mlx_mcp.api.mcp.results import (
     ModelList,
     NewSession,
     PersistedSession,
+    ResultEntry,
+    ResultList,
     SessionList,
     TokenCount,
     UnloadedModel,
 )
+from mlx_mcp.service.activity import progress_line
 from mlx_mcp.service.batch import Batch as Answers
 from mlx_mcp.service.generate import Answered
+from mlx_mcp.service.jobs import Job, JobState
 from mlx_mcp.service.models import Freed, Model
 from mlx_mcp.service.values import CacheMiss, Count, Persisted, Result, SessionInfo
 
@@ -143,28 +148,30 @@ def forks(made: list[SessionInfo], named: bool) -> Forks:
     )
 
 
+def kept_session(info: SessionInfo, now: float) -> KeptSession:
+    """What is told of a session, at a time of the engine's clock."""
+    return KeptSession(
+        session=info.session_id,
+        name=info.name or None,
+        model=info.model,
+        tokens=info.num_tokens,
+        cached_tokens=info.num_cached,
+        busy=info.busy,
+        pinned=info.pinned,
+        ephemeral=info.ephemeral,
+        idle_s=round(now - info.used_at),
+        expires_in_s=max(0, round(info.used_at + info.ttl_s - now)),
+        parent=info.parent_id or None,
+        persisted=info.persisted,
+        versions=list(info.versions) or None,
+    )
+
+
 def session_list(infos: list[SessionInfo]) -> SessionList:
     """The sessions in their order, no more than a host takes."""
     now = time.monotonic()  # the engine's clock
     return SessionList(
-        sessions=[
-            KeptSession(
-                session=info.session_id,
-                name=info.name or None,
-                model=info.model,
-                tokens=info.num_tokens,
-                cached_tokens=info.num_cached,
-                busy=info.busy,
-                pinned=info.pinned,
-                ephemeral=info.ephemeral,
-                idle_s=round(now - info.used_at),
-                expires_in_s=max(0, round(info.used_at + info.ttl_s - now)),
-                parent=info.parent_id or None,
-                persisted=info.persisted,
-                versions=list(info.versions) or None,
-            )
-            for info in infos[:MAX_LISTED]
-        ],
+        sessions=[kept_session(info, now) for info in infos[:MAX_LISTED]],
         not_shown=len(infos[MAX_LISTED:]) or None,
     )
 
@@ -234,3 +241,26 @@ def model_list(models: list[Model]) -> ModelList:
 def unloaded_model(freed: Freed) -> UnloadedModel:
     """What went from memory."""
     return UnloadedModel(model=freed.name, freed_mb=round(freed.num_bytes / 1e6, 1))
+
+
+def result_list(jobs: Sequence[Job]) -> ResultList:
+    """The jobs that a caller has the handles of."""
+    now = time.time()
+    return ResultList(
+        results=[
+            ResultEntry(
+                result_id=job.result_id,
+                tool=job.tool,
+                status=job.state.value,
+                age_s=round(now - job.began_at),
+                progress=progress_line(job.meters) if job.state is JobState.RUNNING else None,
+                fetched=job.fetched or None,
+            )
+            for job in jobs
+        ]
+    )
+
+
+def cancelled(job: Job) -> CancelledCall:
+    """Where a job is that was to be cancelled."""
+    return CancelledCall(result_id=job.result_id, status=job.state.value)

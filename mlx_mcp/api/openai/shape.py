@@ -1,0 +1,74 @@
+"""What all shapes have in common: how a body is read, and what of an answer is sent."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from starlette.responses import Response
+
+
+class Taken(BaseModel):
+    """A part of a request. What is null counts as left out, and what nobody knows is ignored."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_nulls(cls, given: Any) -> Any:
+        """The members that are not null."""
+        return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
+
+
+class Given(BaseModel):
+    """A part of an answer.
+
+    Sent are the members that were set, null among them, and those whose default is not null. A member that is null by
+    default is left out unless it was set.
+    """
+
+    always: ClassVar[frozenset[str]] = frozenset()  # the members whose default is not null
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Note what is always sent: at each token of a stream there is no time to look."""
+        cls.always = frozenset(name for name, field in cls.model_fields.items() if field.default is not None)
+
+    def model_post_init(self, context: Any) -> None:
+        """Count what is always sent as set."""
+        self.model_fields_set.update(self.always)
+
+    def sent(self) -> dict[str, Any]:
+        """The members that are sent."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+def answer(given: Given, status: int = 200) -> Response:
+    """A response with a shape as its body."""
+    return Response(given.model_dump_json(exclude_unset=True), status, media_type="application/json")
+
+
+def event(given: Given, name: str = "") -> bytes:
+    """An event with a shape as its data, as it is sent."""
+    return encoded(given.model_dump_json(exclude_unset=True), name)
+
+
+def encoded(data: str, name: str = "") -> bytes:
+    """An event, as it is sent; the data is one line."""
+    return (f"event: {name}\ndata: {data}\n\n" if name else f"data: {data}\n\n").encode()
+
+
+MARK = "\0"  # the text of a template, which is filled in
+
+
+class Template:
+    """Events that differ in one text: made anew at each token, they would cost several times as much."""
+
+    def __init__(self, given: Given) -> None:
+        """The shape has MARK wherever the text belongs."""
+        self._parts = given.model_dump_json(exclude_unset=True).split('"\\u0000"')
+
+    def event(self, text: str) -> bytes:
+        """The event with this text."""
+        return encoded(json.dumps(text, ensure_ascii=False).join(self._parts))
