@@ -5,10 +5,31 @@ from tests.mutants.mutant import fault
 MUTANTS = [
     fault(
         "token check left out",
-        "api/http/token.py",
-        "        if not hmac.compare_digest(digest(token), self._digest):\n",
-        "        if False:\n",
-        "http/test_http.py::test_with_a_token_only_those_who_have_it_get_in",
+        "api/http/auth.py",
+        "        if found is None:\n            response, error",
+        "        if found is None and not token:\n            response, error",
+        "http/test_auth.py::test_every_route_refuses_whoever_has_no_valid_token",
+    ),
+    fault(
+        "token in the query taken",
+        "api/http/auth.py",
+        "            told = QUERY_TOKEN\n",
+        "            found = await self._tokens.verify_token(token)\n",
+        "http/test_auth.py::test_every_route_refuses_whoever_has_no_valid_token",
+    ),
+    fault(
+        "audience of tokens not looked at",
+        "api/http/oauth.py",
+        'options={"require": ["exp", "iss", "aud", "sub"]},',
+        'options={"require": ["exp", "iss", "aud", "sub"], "verify_aud": False},',
+        "http/test_oauth.py::test_every_other_token_lets_nobody_in",
+    ),
+    fault(
+        "readers that do not read kept",
+        "api/http/arrival.py",
+        "        self._stalled = self.loop.call_later(STALL_S, self.transport.abort)\n",
+        "",
+        "http/test_edges.py::test_an_answer_that_nobody_reads_does_not_keep_its_connection",
     ),
     fault(
         "callers over HTTP taken for one",

@@ -150,4 +150,18 @@ MUTANTS = [
         "",
         "test_several.py::test_the_first_answer_that_fails_ends_all",
     ),
+    fault(
+        "stored answers fill the places of their principal",
+        "service/storing.py",
+        "    if limits.sessions is not None:\n",
+        "    if False:\n",
+        "test_storing.py::test_half_of_a_principals_sessions_are_left_for_others_than_answers",
+    ),
+    fault(
+        "stored answers fill the memory of their principal",
+        "service/storing.py",
+        "await service.engine.held_bytes(tenant) >= limits.session_bytes",
+        "False",
+        "test_storing.py::test_answers_go_until_the_others_fit_into_memory",
+    ),
 ]

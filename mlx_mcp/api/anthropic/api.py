@@ -163,7 +163,7 @@ async def untold(_: Sequence[Meter]) -> None:
 
 
 API = Api(
-    "anthropic",
+    "Anthropic",
     (
         Endpoint(
             "POST",

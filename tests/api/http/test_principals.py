@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 
 import httpx2
 import pytest
@@ -9,10 +10,11 @@ from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
 
 from mlx_mcp.api.mcp.tools import make_tools
+from mlx_mcp.hosting.faces import APIS
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.service import Service
 from tests.api.http.routes import serving_all
-from tests.api.http.test_auth import bearer, tokens
+from tests.api.http.test_auth import bearer, client_of, tokens
 from tests.api.mcp.test_tools import generate
 from tests.fakes import FakeLoader, fake_client
 
@@ -94,7 +96,7 @@ async def test_a_foreign_handle_and_a_missing_one_are_answered_with_the_same_byt
 
 async def test_two_principals_never_share_a_cached_token(engine, tokens):
     async with two_callers(engine, tokens) as (ann, bob):
-        for i in range(20):
+        for i in range(6):
             prompt = chr(ord("a") + i) * 40
             await generate(ann, prompt, keep=True)
             assert (await generate(ann, prompt)).structured_content["cached_tokens"] > 0
@@ -119,3 +121,29 @@ async def test_where_the_operator_says_so_principals_share_prefixes_and_nothing_
                 assert ("SECRET" in result.model_dump_json()) == told
     finally:
         engine.close()
+
+
+# What is sent to a path with a handle in it, so that nothing but the handle is wrong; the others take no body.
+BODIES = {"/generate": {"prompt": "y"}, "/fork": {}, "/persist": {}}
+NO_HANDLES = ("/v1/models/", "/echo/")  # paths whose parameter is no handle
+
+
+async def test_over_plain_http_too_a_foreign_handle_and_a_missing_one_are_answered_with_the_same_bytes(engine, tokens):
+    ends = [each for api in APIS for each in api.endpoints if "{" in each.path and not each.path.startswith(NO_HANDLES)]
+    assert len(ends) >= 5
+    async with serving_all(engine) as address, httpx2.AsyncClient(headers=bearer(tokens.add("bob"))) as bob:
+        async with client_of(address, tokens.add("ann")) as ann:
+            session = (await generate(ann, PROMPT, keep=True)).structured_content["session"]
+            await ann.call_tool("create_session", {"system": "s", "name": "some-notes", "model": "tiny"})
+            running = await ann.call_tool("generate", {"prompt": "hello", "model": "tiny", "wait_s": 0})
+            for end in ends:
+                body = next((body for path, body in BODIES.items() if end.path.endswith(path)), None)
+                for handle in (session, "some-notes", running.structured_content["result_id"]):
+                    said = []
+                    for each in (handle, handle[:-4] + "zzzz"):
+                        path = re.sub(r"\{[^}]*\}", each, end.path)
+                        response = await bob.request(end.method, address + path, json=body)
+                        said.append((response.status_code, response.text.replace(each, "H")))
+                    assert said[0] == said[1], end.path
+                    assert said[0][0] == 404, (end.path, said[0])
+            assert len((await ann.call_tool("list_sessions", {})).structured_content["sessions"]) == 2
