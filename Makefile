@@ -20,7 +20,7 @@ COMPUTING := tests/mlx_backend/test_runner.py tests/mlx_backend/test_architectur
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := ci
-.PHONY: ci demo demo-real test test-long test-all test-openblas test-gpu-ways test-real test-claude-code coverage lint types smoke conformance \
+.PHONY: ci demo demo-real test test-page test-long test-all test-openblas test-gpu-ways test-real test-claude-code coverage lint types smoke conformance \
   hosts hosts-short mcpb campaign mutants formats surface bench-engine bench-sharing bench-peers bench-persistence bench-calls bench-streams \
   train evaluate lock wheel-smoke docs docs-made clean
 
@@ -48,6 +48,11 @@ test-openblas: $(VENV)/installed-dev
 	@if $(BIN)/python -c 'from mlx_mcp.mlx_backend.cpu.openblas import find_openblas; raise SystemExit(not find_openblas())'; \
 	  then TEST_BLAS=openblas $(PYTEST) $(COMPUTING); \
 	  else echo 'Skipped: there is no OpenBLAS. On Debian and Ubuntu: apt-get install libopenblas0'; fi
+
+# The page in a real browser, with pictures of its states in build/page to be looked at; skipped where no Chromium is.
+test-page: $(VENV)/installed-dev
+	$(call install,$(VENV),playwright)
+	TEST_PAGE=1 $(BIN)/python -m pytest -q tests/api/page
 
 # What asks for the device, with the ways of a GPU on this machine's CPU: layout, fused attention, sampling, no numpy.
 test-gpu-ways: $(VENV)/installed-dev

@@ -147,6 +147,7 @@ class Answering:
         except ValueError as error:
             failure = Failure(400, str(error))
         except MlxMcpError as error:
+            self._serving.service.observer.failed(error)
             failure = failure_of(error)
         refusal = self._api.refuse(failure)
         await (sent.end_with(refusal) if sent.begun else refusal(scope, receive, send))
