@@ -21,7 +21,7 @@ from mlx_mcp.hosting.access import access_of
 from mlx_mcp.hosting.http import HttpServer
 from mlx_mcp.hosting.tls import tls_context
 from mlx_mcp.process.listener import listen
-from tests.api.http.routes import paths_with_bodies, serving_all
+from tests.api.http.routes import paths_with_bodies, routes, serving_all
 from tests.api.http.test_arrival import connected, said, trickle
 from tests.engine.test_client import until
 from tests.fakes import FakeLoader, fake_client
@@ -58,6 +58,14 @@ async def test_every_route_refuses_a_body_that_is_too_long_in_its_own_form(engin
         assert "The body is longer than the 5000 bytes that one may have" in response.json()["oops"]
         fits = await http.post(f"{address}/echo/x", json={"text": "a" * 4900})
         assert fits.status_code == 200
+
+
+async def test_every_route_refuses_foreign_names_and_pages_before_it_looks_at_tokens(engine):
+    async with serving_all(engine, token="s3cret") as address, httpx2.AsyncClient() as http:
+        for method, path in [*routes(), ("GET", "/"), ("GET", "/health/live")]:
+            for headers, status in (({"host": "evil.example"}, 421), ({"origin": "http://evil.example"}, 403)):
+                response = await http.request(method, address + path, headers=headers)
+                assert (method, path, response.status_code) == (method, path, status)
 
 
 @pytest.mark.parametrize("path", POSTS)
