@@ -87,9 +87,9 @@ def parts(config: Config, effort: Effort, report: Report, say: Callable[[str], N
 def loaded_rows(config: Config, effort: Effort, report: Report) -> Rows:
     """The model in this thread, for both sides."""
     from mlx_mcp.bench.sides import Subject
-    from mlx_mcp.models.hub import fetch
     from mlx_mcp.mlx_backend.loader import MlxLoader
     from mlx_mcp.mlx_backend.runner import Runner
+    from mlx_mcp.models.hub import fetch
 
     spec = registry_of(config).resolve(None)
     if spec.source == "hub":

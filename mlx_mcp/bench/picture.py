@@ -1,4 +1,4 @@
-"""A report as an SVG picture: one bar a figure, on a light ground. Written by hand, so that nothing is needed for it."""
+"""A report as an SVG picture: bars with labels on a light ground. Written by hand, so that it needs no package."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def bars_and_words(figures: list[Figure]) -> tuple[list[Figure], str]:
     if figures[0].section == "fan-out":
         words = ", ".join(f"{f.name}: {spelled(f.value, f.unit)}" for f in figures if f.unit == "s")
         return [f for f in figures if f.unit != "s"], words
-    notes = list(dict.fromkeys(f.note for f in figures if f.value is not None and f.mlx_lm is not None))
+    if figures[0].section == "first token":
+        return figures, figures[0].note
+    notes = list(dict.fromkeys(f.note for f in figures if f.value is not None))
     return figures, "; ".join(notes)
 
 

@@ -67,7 +67,7 @@ class Rows:
             yield self._decode(name, [equal] * num_rows, f"prompts of {equal} tokens")
         for num_rows in MIXED_ROWS:
             lengths = [20 + (longest - 20) * i // (num_rows - 1) for i in range(num_rows)]
-            yield self._decode(f"{num_rows} rows, mixed", lengths, f"prompts of 20 to {longest} tokens")
+            yield self._decode(f"{num_rows} rows, mixed", lengths, f"mixed: 20 to {longest} tokens")
 
     def _decode(self, name: str, lengths: list[int], note: str) -> Figure:
         # BatchGenerator gives each row the room of the longest.

@@ -1,4 +1,4 @@
-"""The same rows on two sides, in one thread: on this engine, and on mlx_lm's BatchGenerator. No row ends before it is closed."""
+"""The same rows on two sides in one thread: on this engine, and on mlx_lm's BatchGenerator. No row ends by itself."""
 
 from __future__ import annotations
 
