@@ -41,37 +41,42 @@ class Rows:
 
     def __init__(self, subject: Subject, effort: Effort, context_tokens: int) -> None:
         self.subject, self.effort, self.context_tokens = subject, effort, context_tokens
-        self.tokens_per_s: float | None = None  # the slower side's speed of reading, which tells what a line will take
+        self.tokens_per_s = 1e9  # the slower side's speed of reading, which tells what a line will take
         self._random = random.Random(0)
 
     def prefill(self) -> Iterator[Figure]:
         """Read a prompt in passes of each length: tokens a second until the first token is there."""
-        num_tokens = min(self.effort.prompt_tokens, self.context_tokens - BLOCK)
-        self._once(128, min(128, num_tokens))  # kernels are compiled, buffers grow
+        wished = min(self.effort.prompt_tokens, self.context_tokens - BLOCK)
+        for _ in range(2):  # the first time kernels are compiled and buffers grow
+            self._once(128, min(128, wished))
         for pass_tokens in PASSES:
             name = f"passes of {pass_tokens}"
-            why = self._why_not(num_tokens * self.effort.prefills * 2, num_tokens + ROOM)
+            affordable = self._affordable()
+            num_tokens = min(wished, max(128, affordable))
+            why = self._why_not(num_tokens, num_tokens + ROOM)
             if why:
                 yield Figure("prefill", name, None, "tokens/s", note=why)
                 continue
-            taken = [self._once(pass_tokens, num_tokens) for _ in range(self.effort.prefills)]
+            rounds = max(1, min(self.effort.prefills, affordable // num_tokens))
+            taken = [self._once(pass_tokens, num_tokens) for _ in range(rounds)]
             ours, theirs = (num_tokens / median(times) for times in zip(*taken, strict=True))
             yield Figure("prefill", name, ours, "tokens/s", theirs, f"a prompt of {num_tokens} tokens")
 
     def decode(self) -> Iterator[Figure]:
         """Rows of one length, and of many: tokens a second, all rows together."""
         equal = min(EQUAL_TOKENS, self.context_tokens // 2)
-        longest = min(self.effort.longest_row, self.context_tokens * 3 // 4)
         for num_rows in EQUAL_ROWS:
             name = "1 row" if num_rows == 1 else f"{num_rows} rows"
             yield self._decode(name, [equal] * num_rows, f"prompts of {equal} tokens")
         for num_rows in MIXED_ROWS:
+            longest = min(self.effort.longest_row, self.context_tokens * 3 // 4)
+            longest = min(longest, max(64, 2 * self._affordable() // num_rows))  # rows are half as long on average
             lengths = [20 + (longest - 20) * i // (num_rows - 1) for i in range(num_rows)]
             yield self._decode(f"{num_rows} rows, mixed", lengths, f"mixed: 20 to {longest} tokens")
 
     def _decode(self, name: str, lengths: list[int], note: str) -> Figure:
         # BatchGenerator gives each row the room of the longest.
-        why = self._why_not(sum(lengths) * 2, len(lengths) * (max(lengths) + ROOM))
+        why = self._why_not(sum(lengths), len(lengths) * (max(lengths) + ROOM))
         if why:
             return Figure("decode", name, None, "tokens/s", note=why)
         ours, theirs = Ours(self.subject, 128), Theirs(self.subject, 2048)
@@ -124,9 +129,13 @@ class Rows:
             side.step()
 
     def _why_not(self, num_read: int, num_kept: int) -> str:
-        """Why a line is left out that reads so many tokens, and keeps so many on either side; empty where it is not."""
+        """Why a line is left out that reads and keeps so many tokens on either side; empty where it is not."""
         needed = 2 * num_kept * self.subject.loaded.runner.cost.token_bytes
         if needed > self.subject.max_kv_bytes:
             return f"it needs {needed / 1e9:.1f} GB for keys and values of {self.subject.max_kv_bytes / 1e9:.1f} GB"
-        taken = num_read / self.tokens_per_s if self.tokens_per_s else 0.0
-        return f"it would take {taken:.0f} s" if taken > self.effort.most_s else ""
+        taken = self.effort.most_s * num_read / self._affordable()
+        return f"it would take {taken:.0f} s" if taken > 2 * self.effort.most_s else ""
+
+    def _affordable(self) -> int:
+        """How many tokens both sides can read in the time of one line."""
+        return max(1, int(self.effort.most_s * self.tokens_per_s / 2))
