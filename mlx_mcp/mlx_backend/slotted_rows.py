@@ -16,7 +16,7 @@ from mlx_mcp.mlx_backend.decode_cache import DecodeCache
 from mlx_mcp.mlx_backend.layers import Codec
 from mlx_mcp.mlx_backend.placement import place
 from mlx_mcp.mlx_backend.prefill_cache import PrefillBatchCache, PrefillCache
-from mlx_mcp.mlx_backend.rows import Batch, Rows, spans
+from mlx_mcp.mlx_backend.rows import Batch, Rows, settle, spans
 from mlx_mcp.mlx_backend.slabs import FullLayer, KvBits, Planes, num_shared
 from mlx_mcp.mlx_backend.states import JoinedStates
 from mlx_mcp.mlx_backend.window_cache import WindowCache
@@ -153,10 +153,10 @@ class SlottedRows(Rows):
             both = {i: [*keys, *values] for i, (keys, values) in slabs.items()}
             copy_tokens(self.codec.full, restore.parts, first, last, both, slot.index)
             return
-        for start, end in spans(first, last):
+        for number, (start, end) in enumerate(spans(first, last), 1):
             for i, planes in self.codec.tokens(restore.parts, start, end).items():
                 self.layers[i].write(slot, start - first, *halves(planes))
-            mx.eval([layer.slabs[slot.slab.slab_id] for layer in self.layers.values()])
+            settle([layer.slabs[slot.slab.slab_id] for layer in self.layers.values()], number)
 
     def _read(self, sequence_id: int, i: int, start: int, end: int) -> list[mx.array]:
         """See Rows._read."""
