@@ -268,9 +268,7 @@ class Runner:
             latest = latest[mx.array([order.index(sequence_id) for sequence_id in sequence_ids])]
         return latest[:, None]
 
-    def _draw(
-        self, flight: Flight, sequence_ids: list[int], logits: mx.array, latest: mx.array | None = None
-    ) -> None:
+    def _draw(self, flight: Flight, sequence_ids: list[int], logits: mx.array, latest: mx.array | None = None) -> None:
         """Draw each row's next token from logits [rows, vocab], and have all of it evaluated.
 
         `latest` [rows] are the tokens that were fed to a step that runs ahead, which nobody has read yet.
