@@ -239,7 +239,7 @@ class Runner:
                 mx.clear_cache()
 
     def _read(self, flight: Flight, chunks: list[Chunk]) -> None:
-        """Compute a chunk, or several of different rows that are the last of their prompts, in one pass."""
+        """Compute a chunk, or several of different rows, in one pass: all are the last of their prompts, or none."""
         sequence_ids, sizes = [chunk.sequence_id for chunk in chunks], [chunk.end - chunk.start for chunk in chunks]
         tokens = (self.live[chunk.sequence_id].tokens(chunk.start, chunk.end) for chunk in chunks)
         padded = [(*ids, *[0] * (max(sizes) - len(ids))) for ids in tokens]

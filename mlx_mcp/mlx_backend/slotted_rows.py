@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -44,10 +45,22 @@ class SlottedRows(Rows):
         return super().nbytes + full + self.states.nbytes
 
     def passes(self, chunks: tuple[Chunk, ...]) -> list[list[Chunk]]:
-        """See Rows.passes: last chunks of prompts go together where they are about equally long."""
+        """See Rows.passes: last chunks of prompts go together where they are about equally long.
+
+        On a GPU the chunks of one row go through the model as one, and those of several rows that are equally long
+        together: each pass reads all weights once. Where tokens are cut does not depend on it.
+        """
         if self.by_row:
             return super().passes(chunks)
-        passes = [[chunk] for chunk in chunks if not chunk.last]  # first: the last chunk of a prompt may follow
+        if device.on_cpu():
+            passes = [[chunk] for chunk in chunks if not chunk.last]  # first: the last chunk of a prompt may follow
+        else:
+            alike: dict[int, list[Chunk]] = {}
+            chunks = whole(chunks)
+            for chunk in chunks:
+                if not chunk.last:
+                    alike.setdefault(size(chunk), []).append(chunk)
+            passes = list(alike.values())
         ends: list[list[Chunk]] = []
         for chunk in (chunk for chunk in chunks if chunk.last):
             near = (end for end in ends if all(abs(size(chunk) - size(other)) <= PAD_TOKENS for other in end))
@@ -187,6 +200,15 @@ class SlottedRows(Rows):
                 del layer.slabs[slab_id]
             for prefix_id in layer.prefixes.keys() - prefixes:
                 del layer.prefixes[prefix_id]
+
+
+def whole(chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
+    """The chunks of each row as one, which ends where the last of them does."""
+    rows: dict[int, Chunk] = {}
+    for chunk in chunks:
+        first = rows.get(chunk.sequence_id, chunk)
+        rows[chunk.sequence_id] = replace(chunk, start=first.start)
+    return tuple(rows.values())
 
 
 def size(chunk: Chunk) -> int:
