@@ -104,7 +104,7 @@ MUTANTS = [
     fault(
         "result never forgotten",
         "service/jobs.py",
-        "        asyncio.get_running_loop().call_later(self.ttl_s, self._jobs.pop, job.result_id, None)\n",
+        "        asyncio.get_running_loop().call_later(self.ttl_s, self._forget, job)\n",
         "",
         "test_jobs.py::test_an_outcome_goes_after_its_time",
     ),
@@ -160,8 +160,8 @@ MUTANTS = [
     fault(
         "stored answers of others shown",
         "service/replies.py",
-        "reply = self._of.get(tenant, {}).get(reply_id)",
-        "reply = next((of[reply_id] for of in self._of.values() if reply_id in of), None)",
+        "        of = self._of.get(tenant, {})\n        reply = of.get(reply_id)",
+        "        of = next((of for of in self._of.values() if reply_id in of), {})\n        reply = of.get(reply_id)",
         "test_replies.py::test_a_reply_is_there_for_its_tenant_alone",
     ),
     fault(
