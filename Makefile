@@ -25,8 +25,8 @@ DEVICE_TESTS := tests/mlx_backend/test_device.py tests/mlx_backend/test_layers.p
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := ci
-.PHONY: ci demo demo-real test test-long test-all test-openblas test-gpu-ways test-real test-claude-code coverage coverage-device lint types smoke conformance \
-  hosts hosts-short mcpb campaign mutants formats surface bench-engine bench-sharing bench-peers bench-persistence bench-calls \
+.PHONY: ci demo demo-real test test-page test-long test-all test-openblas test-gpu-ways test-real test-claude-code coverage coverage-device \
+  lint types smoke conformance hosts hosts-short mcpb campaign mutants formats surface bench-engine bench-sharing bench-peers bench-persistence bench-calls bench-streams \
   train evaluate lock wheel-smoke docs docs-made clean
 
 # What CI runs.
@@ -53,6 +53,11 @@ test-openblas: $(VENV)/installed-dev
 	@if $(BIN)/python -c 'from mlx_mcp.mlx_backend.cpu.openblas import find_openblas; raise SystemExit(not find_openblas())'; \
 	  then TEST_BLAS=openblas $(PYTEST) $(COMPUTING); \
 	  else echo 'Skipped: there is no OpenBLAS. On Debian and Ubuntu: apt-get install libopenblas0'; fi
+
+# The page in a real browser, with pictures of its states in build/page to be looked at; skipped where no Chromium is.
+test-page: $(VENV)/installed-dev
+	$(call install,$(VENV),playwright)
+	TEST_PAGE=1 $(BIN)/python -m pytest -q tests/api/page
 
 # What asks for the device, with the ways of a GPU on this machine's CPU: layout, fused attention, sampling, no numpy.
 test-gpu-ways: $(VENV)/installed-dev
@@ -144,7 +149,7 @@ campaign: $(VENV)/installed-dev
 	  tests/core/test_scheduler.py tests/mlx_backend/test_runner.py \
 	  tests/engine/test_sessions_any_order.py tests/engine/test_sessions_with_mlx.py \
 	  tests/storage/test_kills.py tests/storage/test_power_cuts.py tests/storage/test_store_any_order.py \
-	  tests/process/test_one_engine.py tests/api/test_any_request.py
+	  tests/process/test_one_engine.py tests/api/test_any_request.py tests/campaigns
 
 # Plants faults one at a time in a copy of the tree, each of which the tests of its own layer must catch; minutes.
 mutants: $(VENV)/installed-dev
@@ -161,6 +166,10 @@ bench-sharing: $(VENV)/installed
 # What a call costs beside a tool that does nothing. Fails if that is more than 3 ms.
 bench-calls: $(VENV)/installed
 	$(BIN)/python benchmarks/calls.py
+
+# What streams over OpenAI's API cost beside the engine alone. Fails above 5 % of the tokens a second, or 3 ms to the first.
+bench-streams: $(VENV)/installed
+	$(BIN)/python benchmarks/streams.py
 
 # The same beside vllm-mlx and Rapid-MLX too; a quarter of an hour, and gigabytes of packages.
 bench-peers: $(VENV)/installed $(VENV)-vllm-mlx/installed $(VENV)-rapid-mlx/installed

@@ -16,7 +16,7 @@ from mlx_mcp.bench.rows import Effort, Rows
 from mlx_mcp.config import Config, available_memory_bytes
 from mlx_mcp.core.ports import LoadProgress
 from mlx_mcp.mlx_backend.cpu.openblas import prefer_openblas
-from mlx_mcp.wiring import registry_of, wire
+from mlx_mcp.wiring import prefill_options, registry_of, wire
 
 STORE_BYTES = 8 << 30
 KV_SHARE = 8  # of all memory, where the settings do not say what keys and values may take
@@ -97,7 +97,7 @@ def loaded_rows(config: Config, effort: Effort, report: Report) -> Rows:
 
         folder = fetch(spec.location, ignore, spec.may_fetch, config.fetch_stall_s)
         spec = replace(spec, source="folder", location=str(folder))
-    loader = MlxLoader(config.kv_bits, config.chunk_tokens, config.sampling_defaults)
+    loader = MlxLoader(config.kv_bits, prefill_options(config), config.sampling_defaults)
     steps = loader.materialise(loader.prepare(spec, ignore))
     while True:
         try:
