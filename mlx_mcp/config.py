@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from platformdirs import user_config_path, user_data_path
@@ -36,7 +36,7 @@ from mlx_mcp.errors import ConfigError, nearest
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PREFIX = "MLX_MCP_"
-FLAGS = frozenset(("openblas", "sampling_defaults", "share_prefixes"))  # the settings that are yes or no
+FLAGS = frozenset(("openblas", "sampling_defaults", "share_prefixes", "traces"))  # the settings that are yes or no
 # What the environment may say beside settings: where things are, and what the tests of this package set.
 PLACES = frozenset(("MLX_MCP_CONFIG", "MLX_MCP_STATE_DIR"))
 FOR_TESTS = frozenset(("MLX_MCP_TEST_MODE", "MLX_MCP_FAULT"))
@@ -238,6 +238,18 @@ class Config(BaseSettings):
     step_timeout_s: float = Field(
         600.0, ge=10, le=86400, description="how long one step may take before the engine counts as hung and is ended"
     )
+    ready_step_s: float = Field(
+        30.0, gt=0, le=86400, description="how long one step may take before /health/ready says that the server is slow"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("warning", description="what is written to the log")
+    log_format: Literal["text", "json"] = Field("text", description="lines of key=value, or of JSON")
+    log_file: Path | None = Field(
+        None, description="where a server's log goes; unset: stderr, or engine.log in the engine's folder"
+    )
+    max_log_bytes: int = Field(
+        10 << 20, ge=4096, description="a log file this long is renamed; the three latest of those are kept"
+    )
+    traces: bool = Field(False, description="send traces where OTEL_* variables say; needs mlx-mcp[otel]")
     wait_s: float | None = Field(
         None, ge=0, le=86_400, description="when a call is answered with a handle if it still runs; unset: by the host"
     )

@@ -244,4 +244,11 @@ MUTANTS = [
         "    if False:\n        digest.update(",
         "test_loader.py::test_an_adapter_changes_what_a_model_computes_and_shares_no_keys_and_values_with_it",
     ),
+    fault(
+        "raw prompt begun twice",
+        "mlx_backend/tokenizer.py",
+        "add_special_tokens=not begins",
+        "add_special_tokens=True",
+        "test_tokenizer.py::test_a_raw_prompt_begins_with_the_token_that_begins_a_text_once",
+    ),
 ]
