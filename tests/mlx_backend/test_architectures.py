@@ -16,7 +16,7 @@ from mlx_mcp.core.scheduler import Limits, Scheduler
 from mlx_mcp.core.sequence import SamplingParams, Sequence
 from mlx_mcp.core.slots import Ledger, SlotPool
 from mlx_mcp.errors import ModelError
-from mlx_mcp.mlx_backend import architectures
+from mlx_mcp.mlx_backend import architectures, device
 from mlx_mcp.mlx_backend import runner as runner_module
 from mlx_mcp.mlx_backend.architectures import ALLOWED, ALONE
 from mlx_mcp.mlx_backend.cache_tree import leaves, regroup
