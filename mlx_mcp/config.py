@@ -156,8 +156,23 @@ class Config(BaseSettings):
     )
     request_timeout_s: float = Field(30.0, gt=0, le=3600, description="how long an HTTP request may take to arrive")
     openblas: bool = Field(True, description="put an installed OpenBLAS in front on Linux CPUs")
-    max_weights_bytes: int | None = Field(None, gt=0, description="memory for weights; five eighths of it if unset")
-    max_kv_bytes: int | None = Field(None, gt=0, description="memory for keys and values; an eighth of it if unset")
+    max_memory_bytes: int | None = Field(
+        None,
+        ge=1 << 20,
+        description="memory for all of weights, keys and values, passes and MLX's cache; on a GPU if unset: what it "
+        "recommends; on a CPU if unset: no such limit",
+    )
+    max_weights_bytes: int | None = Field(
+        None, gt=0, description="memory for weights; if unset five eighths of it, on a GPU seven eighths of the above"
+    )
+    max_kv_bytes: int | None = Field(
+        None, gt=0, description="memory for keys and values; if unset an eighth of it, on a GPU what is left of it"
+    )
+    wired_bytes: int = Field(
+        0,
+        ge=0,
+        description="memory that macOS keeps resident for the GPU; 0: none, since panics were reported",
+    )
     kv_bits: int | None = Field(
         None, description="8 or 4: keep keys and values quantized; unset: as the model has them"
     )

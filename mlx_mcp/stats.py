@@ -42,6 +42,8 @@ class EngineStats:
     awaited: tuple[str, ...] = ()  # models that wait for room, the next one first
     weights_bytes: int = 0
     max_weights_bytes: int = 0
+    max_kv_bytes: int = 0  # where there is one ceiling for all memory, it follows loads and unloads
+    max_memory_bytes: int | None = None  # that ceiling; None where there is none
     storage: str = "off"  # "ok", or why nothing can be kept on disk now
     offloaded: int = 0  # evicted blocks that were written, since the start
     dropped: int = 0  # evicted blocks that were not, since too much was on its way

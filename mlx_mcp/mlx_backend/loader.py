@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Generator, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
@@ -21,11 +22,13 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_adapters, load_model
 
-from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelSpec, PreparedModel, Report
+from mlx_mcp.core.memory import MemorySettings, budget_for
+from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelOptions, ModelSpec, PreparedModel, Report
 from mlx_mcp.core.sampling import defaults_of
 from mlx_mcp.errors import MlxMcpError, ModelError
 from mlx_mcp.mlx_backend import device
 from mlx_mcp.mlx_backend.device import SPARE_BYTES
+from mlx_mcp.mlx_backend.device_memory import device_memory, limit_mlx, pass_bytes
 from mlx_mcp.mlx_backend.runner import Runner
 from mlx_mcp.mlx_backend.streams import clear_streams
 from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
@@ -40,11 +43,19 @@ class MlxLoader:
     """Loads models with mlx_lm.
 
     `kv_bits` (8, 4 or None) is what their keys and values are stored in, `chunk_tokens` the longest chunk of a prompt.
-    `sampling_defaults` says whether what a model's makers recommend for sampling holds.
+    `sampling_defaults` says whether what a model's makers recommend for sampling holds, and `memory` what a user has
+    set for it.
     """
 
-    def __init__(self, kv_bits: int | None = None, chunk_tokens: int = 128, sampling_defaults: bool = True) -> None:
+    def __init__(
+        self,
+        kv_bits: int | None = None,
+        chunk_tokens: int = 128,
+        sampling_defaults: bool = True,
+        memory: MemorySettings | None = None,
+    ) -> None:
         self.kv_bits, self.chunk_tokens, self.sampling_defaults = kv_bits, chunk_tokens, sampling_defaults
+        self.memory = memory
 
     def prepare(self, spec: ModelSpec, report: Report) -> PreparedModel:
         """Check the files in the folder that `spec` names, and read the tokenizer; see the port.
@@ -70,7 +81,11 @@ class MlxLoader:
         adapter = spec.options.adapter
         if adapter:
             weights_bytes += checked_size(Path(adapter) / ADAPTER_WEIGHTS)
-        return PreparedModel(spec.name, folder, config, tokenizer, weights_bytes, spec.options)
+        prepared = PreparedModel(spec.name, folder, config, tokenizer, weights_bytes, spec.options)
+        budget = None if self.memory is None else budget_for(self.memory, device_memory())
+        if budget is None or budget.ceiling_bytes is None:
+            return prepared
+        return replace(prepared, kv_bits=self._kv_bits(spec.options), pass_bytes=pass_bytes(config), budget=budget)
 
     def materialise(self, prepared: PreparedModel) -> Generator[LoadProgress, None, LoadedModel]:
         """Build the model and read its weights a slice at a time; yields the bytes done.
@@ -81,6 +96,8 @@ class MlxLoader:
             ModelError: architecture and weights do not fit, or the architecture is not supported.
         """
         mx.clear_cache()  # of what was unloaded for it
+        if prepared.budget is not None and self.memory is not None:
+            limit_mlx(prepared.budget, self.memory)
         try:
             model, _ = load_model(prepared.folder, lazy=True)
         except Exception as error:  # model code raises of every kind for a config or weights it does not expect
@@ -102,7 +119,7 @@ class MlxLoader:
             done += sum(array.nbytes for array in some)
             yield LoadProgress("reading", done, total)
         assert isinstance(prepared.tokenizer, ChatTokenizer)
-        kv_bits = self.kv_bits if options.kv_bits is None else options.kv_bits or None
+        kv_bits = self._kv_bits(options)
         context = context_tokens(prepared.config, prepared.tokenizer)
         recommended = defaults_of(read_generation_config(prepared.folder)) if self.sampling_defaults else {}
         return LoadedModel(
@@ -120,6 +137,9 @@ class MlxLoader:
     def close(self) -> None:
         """See ModelLoader.close."""
         clear_streams()
+
+    def _kv_bits(self, options: ModelOptions) -> int | None:
+        return self.kv_bits if options.kv_bits is None else options.kv_bits or None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
