@@ -80,7 +80,10 @@ LAYERS = {
         ("mcp", "mcp_types", "pydantic", "anyio", "starlette", "uvicorn"),
     ),
     "wiring": (("config", "core", "engine", "errors", "mlx_backend", "models", "stats", "storage"), ()),
-    "doctor": (("chat", "config", "core", "engine", "errors", "mlx_backend", "models", "wiring", "__init__"), ("mlx",)),
+    "doctor": (
+        ("chat", "config", "core", "engine", "errors", "mlx_backend", "models", "process", "wiring", "__init__"),
+        ("mlx",),
+    ),
     "cli": (None, ("typer", "rich", "anyio", "tomlkit")),
     "cli/sessions": (("cli", "config", "core", "errors", "storage"), ("typer", "rich")),
     "__main__": (("cli", "errors", "process"), ()),

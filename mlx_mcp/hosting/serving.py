@@ -7,6 +7,7 @@ whoever started the process. Imports little at the top: a host waits three secon
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +137,7 @@ def serve_http(config: Config, say: Say) -> None:
 
     access_of(config)
     listener = listen(config.host, config.port)
-    client, registry = wire(config)
+    client, registry = wire(config, say=lambda line: say(f"mlx-mcp: {line}"))
     activity = Activity()
     service = Service(client, registry, Jobs(config.result_ttl_s), warm_of(config), limiter_of(config))
     server = HttpServer(web_app(service, activity, config), config)
@@ -155,11 +156,19 @@ def serve_engine(config: Config, listener: socket.socket, ready_fd: int | None, 
 
     from mlx_mcp.hosting.connections import Connections
     from mlx_mcp.hosting.lifetime import exit_within
+    from mlx_mcp.process import endings
+    from mlx_mcp.process.place import user_place
     from mlx_mcp.wiring import wire
 
-    client, _ = wire(config)
-
+    place = user_place()
+    share = endings.begin(place)
+    client, _ = wire(config, share, lambda line: say(f"mlx-mcp: {line}"))
     connections = Connections(client, config, listener)
+    if share < 1:
+        say(f"mlx-mcp: {endings.told(place)}")
+        proof = threading.Timer(endings.PROVEN_S, endings.prove, (place,))
+        proof.daemon = True
+        proof.start()
 
     async def serve() -> None:
         say(f"mlx-mcp: process {os.getpid()} of version {__version__} listens at {listener.getsockname()}")
@@ -173,3 +182,4 @@ def serve_engine(config: Config, listener: socket.socket, ready_fd: int | None, 
         connections.stop()
 
     run(config, client, serve, stop)
+    endings.end(place)
