@@ -36,7 +36,7 @@ from mlx_mcp.errors import ConfigError, nearest
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PREFIX = "MLX_MCP_"
-FLAGS = frozenset(("openblas", "sampling_defaults", "share_prefixes"))  # the settings that are yes or no
+FLAGS = frozenset(("keep_awake", "openblas", "sampling_defaults", "share_prefixes"))  # the settings that are yes or no
 # What the environment may say beside settings: where things are, and what the tests of this package set.
 PLACES = frozenset(("MLX_MCP_CONFIG", "MLX_MCP_STATE_DIR"))
 FOR_TESTS = frozenset(("MLX_MCP_TEST_MODE", "MLX_MCP_FAULT"))
@@ -242,6 +242,9 @@ class Config(BaseSettings):
         None, ge=0, le=86_400, description="when a call is answered with a handle if it still runs; unset: by the host"
     )
     result_ttl_s: float = Field(3600.0, gt=0, le=86400, description="how long the result of such a call is kept")
+    keep_awake: bool | None = Field(
+        None, description="whether a Mac is kept from sleeping while calls run; unset: yes; elsewhere nothing is done"
+    )
     shutdown_timeout_s: float = Field(5.0, ge=0, le=300, description="how long running calls may take to end at exit")
 
     @field_validator("*", mode="before")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from mlx_mcp.config import Config
     from mlx_mcp.engine.client import EngineClient
+    from mlx_mcp.process.awake import KeepAwake
 
 Say = Callable[[str], None]
 
@@ -80,14 +81,40 @@ def run(
     import anyio
 
     from mlx_mcp.hosting.lifetime import exit_within, run_until_signal
+    from mlx_mcp.process.awake import KeepAwake, keeps_awake
 
     async def stop_in_time(scope: anyio.CancelScope) -> None:
         exit_within(end_s(config))
         await stop(scope)
 
-    anyio.run(run_until_signal, serve, stop_in_time)
+    awake = KeepAwake() if keeps_awake(config.keep_awake) else None
+
+    async def serve_awake() -> None:
+        async with anyio.create_task_group() as tasks:
+            if awake is not None:
+                tasks.start_soon(keep_awake, awake, client)
+            await serve()
+            tasks.cancel_scope.cancel()
+
+    try:
+        anyio.run(run_until_signal, serve_awake, stop_in_time)
+    finally:
+        if awake is not None:
+            awake.end()
     exit_within(end_s(config))
     client.close(config.shutdown_timeout_s)
+
+
+async def keep_awake(awake: KeepAwake, client: EngineClient) -> None:
+    """Keep the machine awake while calls run or wait, or weights are read; ends when it is cancelled."""
+    import anyio
+
+    from mlx_mcp.process.awake import LOOK_S
+
+    while True:
+        stats = client.stats
+        awake.look(bool(stats.running or stats.waiting or stats.loading))
+        await anyio.sleep(LOOK_S)
 
 
 def serve_stdio(config: Config) -> None:
