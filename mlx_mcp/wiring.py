@@ -14,6 +14,7 @@ from mlx_mcp.config import Config, ModelDefaults, available_memory_bytes, config
 from mlx_mcp.core.cache.shared_prefixes import Sharing
 from mlx_mcp.core.memory import MemorySettings, fixed_budget
 from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelLoader, ModelOptions, ModelSpec, PreparedModel, Report
+from mlx_mcp.core.prefill import PrefillOptions
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.engine import Engine, EngineOptions
@@ -71,7 +72,7 @@ class LateLoader:
             # a tenth of a second. Nothing of a model is there yet, which may go again.
             gc.freeze()
         its = self._config
-        return MlxLoader(its.kv_bits, its.chunk_tokens, its.sampling_defaults, self._memory)
+        return MlxLoader(its.kv_bits, prefill_options(its), its.sampling_defaults, self._memory)
 
 
 def registry_of(config: Config, named: dict[str, ModelSpec] | None = None) -> Registry:
@@ -98,6 +99,13 @@ def memory_settings(config: Config, share: float = 1.0) -> MemorySettings:
     return MemorySettings(*limits, share, config.wired_bytes)
 
 
+def prefill_options(config: Config) -> PrefillOptions:
+    """What the settings say of reading prompts; the rest is as the device likes it."""
+    return PrefillOptions(
+        config.chunk_tokens, config.prefill_tokens_idle, config.prefill_tokens_busy, config.prefill_wait_ms / 1000
+    )
+
+
 def options_of(own: ModelDefaults, where: str) -> ModelOptions:
     """What the settings say of a model, as the layers below know it.
 
@@ -121,13 +129,7 @@ def wire(
     """
     registry = registry_of(config)
     loader = LateLoader(config, memory_share, say)
-    limits = Limits(
-        config.max_running,
-        config.max_waiting,
-        config.chunk_tokens,
-        config.prefill_tokens_idle,
-        config.prefill_tokens_busy,
-    )
+    limits = Limits(config.max_running, config.max_waiting)  # how prompts are read is said with each model
     engine_options = EngineOptions(
         config.block_tokens,
         Sharing(config.shared_prefix_rows, config.shared_prefix_tokens),

@@ -16,10 +16,11 @@ from docs.http_page import http_page
 from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.config import Config
 from mlx_mcp.engine.messages import Close
+from mlx_mcp.hosting.faces import APIS
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.service import Service
 from mlx_mcp.wiring import wire
-from tests.api.serving import all_apis
+from tests.api.http.routes import serving_all
 from tests.engine.house import House
 from tests.fakes import fake_client
 
@@ -93,7 +94,13 @@ async def test_every_resource_and_prompt_with_its_arguments_is_in_the_guide():
 
 
 @pytest.mark.parametrize(
-    ("name", "make"), [("tools.md", made.tools_page), ("cli.md", made.cli_page), ("http-api.md", http_page)]
+    ("name", "make"),
+    [
+        ("tools.md", made.tools_page),
+        ("cli.md", made.cli_page),
+        ("http-api.md", http_page),
+        ("watching.md", made.watching_page),
+    ],
 )
 def test_the_reference_is_what_the_code_says(name, make):
     assert (made.DOCS / name).read_text() == make(), "run `make docs-made`"
@@ -114,7 +121,7 @@ def test_the_site_has_every_page_and_every_picture_that_it_shows():
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 async def test_the_worked_example_of_the_http_api_answers_what_it_shows():
     engine, _ = wire(Config.load())
-    async with all_apis(engine) as address:
+    async with serving_all(engine, APIS) as address:
         ran = await asyncio.create_subprocess_exec(
             "sh", str(made.DOCS / "http_sessions.sh"), stdout=subprocess.PIPE, env=os.environ | {"SERVER": address}
         )

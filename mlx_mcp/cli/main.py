@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mlx_mcp import __version__
+from mlx_mcp.cli.bench import bench
 from mlx_mcp.cli.completion import PROGRAM, Commands
 from mlx_mcp.cli.engine import engine
 from mlx_mcp.cli.install import install, uninstall
@@ -21,6 +22,7 @@ from mlx_mcp.cli.reporting import NOTHING, never_fail_to_print, note, reporting_
 from mlx_mcp.cli.service import service
 from mlx_mcp.cli.sessions import sessions
 from mlx_mcp.cli.tokens import token
+from mlx_mcp.cli.top import top
 from mlx_mcp.errors import InvalidRequest, NoSharedEngine
 
 app = typer.Typer(
@@ -36,7 +38,7 @@ app.add_typer(sessions, name="sessions")
 app.add_typer(token, name="token")
 app.add_typer(launch, name="launch")
 app.add_typer(service, name="service")
-for command in (models, pull, rm, alias, install, uninstall):
+for command in (models, pull, rm, alias, install, uninstall, bench, top):
     app.command()(command)
 
 

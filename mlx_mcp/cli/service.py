@@ -84,11 +84,11 @@ def run(commands: tuple[tuple[str, ...], ...], dry_run: bool = False, may_fail: 
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=60)
             failed = (done.stderr or done.stdout).strip() if done.returncode else ""
-            wrong = done.returncode != 0
+            status = done.returncode
         except (OSError, subprocess.TimeoutExpired) as error:
-            failed, wrong = str(error), True
-        if wrong and not may_fail:
+            failed, status = str(error), 1
+        if status and not may_fail:
             raise InstallError(
-                f"`{shlex.join(command)}` failed: {failed or 'it does not say why'}. The service's file is written: "
+                f"`{shlex.join(command)}` failed: {failed or f'status {status}'}. The service's file is written: "
                 "run this yourself where the user's service manager is at hand, or `mlx-mcp service uninstall`."
             )

@@ -24,11 +24,12 @@ from mlx_lm.utils import load_adapters, load_model
 
 from mlx_mcp.core.memory import MemorySettings, budget_for
 from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelOptions, ModelSpec, PreparedModel, Report
+from mlx_mcp.core.prefill import PrefillOptions
 from mlx_mcp.core.sampling import defaults_of
 from mlx_mcp.errors import MlxMcpError, ModelError
 from mlx_mcp.mlx_backend import device
 from mlx_mcp.mlx_backend.device import SPARE_BYTES
-from mlx_mcp.mlx_backend.device_memory import device_memory, limit_mlx, pass_bytes
+from mlx_mcp.mlx_backend.device_memory import PASS_TOKENS, device_memory, limit_mlx, pass_bytes
 from mlx_mcp.mlx_backend.runner import Runner
 from mlx_mcp.mlx_backend.streams import clear_streams
 from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
@@ -42,7 +43,7 @@ FALLBACK_CONTEXT_TOKENS = 4096  # where neither config nor tokenizer says
 class MlxLoader:
     """Loads models with mlx_lm.
 
-    `kv_bits` (8, 4 or None) is what their keys and values are stored in, `chunk_tokens` the longest chunk of a prompt.
+    `kv_bits` (8, 4 or None) is what their keys and values are stored in, `prefill` what is set for reading prompts.
     `sampling_defaults` says whether what a model's makers recommend for sampling holds, and `memory` what a user has
     set for it.
     """
@@ -50,12 +51,12 @@ class MlxLoader:
     def __init__(
         self,
         kv_bits: int | None = None,
-        chunk_tokens: int = 128,
+        prefill: PrefillOptions | None = None,
         sampling_defaults: bool = True,
         memory: MemorySettings | None = None,
     ) -> None:
-        self.kv_bits, self.chunk_tokens, self.sampling_defaults = kv_bits, chunk_tokens, sampling_defaults
-        self.memory = memory
+        self.kv_bits, self.sampling_defaults, self.memory = kv_bits, sampling_defaults, memory
+        self.prefill = prefill or PrefillOptions()
 
     def prepare(self, spec: ModelSpec, report: Report) -> PreparedModel:
         """Check the files in the folder that `spec` names, and read the tokenizer; see the port.
@@ -85,7 +86,8 @@ class MlxLoader:
         budget = None if self.memory is None else budget_for(self.memory, device_memory())
         if budget is None or budget.ceiling_bytes is None:
             return prepared
-        return replace(prepared, kv_bits=self._kv_bits(spec.options), pass_bytes=pass_bytes(config), budget=budget)
+        taken = pass_bytes(config, max(PASS_TOKENS, self.prefill.on(device.prefill()).idle_tokens))
+        return replace(prepared, kv_bits=self._kv_bits(spec.options), pass_bytes=taken, budget=budget)
 
     def materialise(self, prepared: PreparedModel) -> Generator[LoadProgress, None, LoadedModel]:
         """Build the model and read its weights a slice at a time; yields the bytes done.
@@ -121,10 +123,11 @@ class MlxLoader:
         assert isinstance(prepared.tokenizer, ChatTokenizer)
         kv_bits = self._kv_bits(options)
         context = context_tokens(prepared.config, prepared.tokenizer)
+        prefill = self.prefill.on(device.prefill())
         recommended = defaults_of(read_generation_config(prepared.folder)) if self.sampling_defaults else {}
         return LoadedModel(
             name=prepared.name,
-            runner=Runner(model, kv_bits, self.chunk_tokens),
+            runner=Runner(model, kv_bits, prefill.chunk_tokens),
             tokenizer=prepared.tokenizer,
             stop_ids=prepared.tokenizer.stop_ids,
             vocab_size=config_value(prepared.config, "vocab_size") or prepared.tokenizer.vocab_size,
@@ -132,6 +135,7 @@ class MlxLoader:
             weights_bytes=total,
             fingerprint=fingerprint(prepared.folder, kv_bits, options.adapter),
             defaults={**recommended, **options.sampling},
+            prefill=prefill,
         )
 
     def close(self) -> None:

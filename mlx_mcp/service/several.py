@@ -16,6 +16,7 @@ from mlx_mcp.service.batch import check_branches, requests_of
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.context import Context, chat
 from mlx_mcp.service.generate import Options, updates_of
+from mlx_mcp.service.limits import AdmittedCall
 from mlx_mcp.service.service import Service
 from mlx_mcp.service.sessions import fork_session
 
@@ -88,11 +89,22 @@ async def stream_requests(
             async for update in updates:
                 yield 0, update
         return
+    with service.limits.calls(caller.tenant, len(requests)) as admitted:
+        async with aclosing(merged(service, caller, requests, admitted)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+
+async def merged(
+    service: Service, caller: Caller, requests: Sequence[GenerateRequest], admitted: Sequence[AdmittedCall]
+) -> AsyncGenerator[Piece, None]:
+    """What comes of requests that were let in, as it comes."""
     came: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
 
     async def follow(index: int, request: GenerateRequest) -> None:
         try:
-            async with aclosing(updates_of(service, caller, request, Meter())) as updates:
+            running = updates_of(service, caller, request, Meter(), admitted=admitted[index])
+            async with aclosing(running) as updates:
                 async for update in updates:
                     came.put_nowait((index, update))
         except MlxMcpError as error:

@@ -64,6 +64,11 @@ async def test_text_comes_in_deltas_and_the_result_holds_all_of_it(client):
     assert updates[-1] == Result("hello", "stop", "tiny", 5, 5)
 
 
+async def test_a_raw_prompt_is_given_as_it_is_and_all_of_its_answer_is_text(client):
+    result = await answer(client, GenerateRequest((), raw="[hm]yes{look}"))
+    assert result == Result("[hm]yes{look}", "stop", "tiny", 13, 13)
+
+
 async def test_progress_is_told_in_every_phase(client):
     phases = [u.phase for u in await collect(client, asking("hello")) if isinstance(u, Progress)]
     assert list(dict.fromkeys(phases)) == ["loading", "queued", "prefill"]

@@ -246,4 +246,11 @@ MUTANTS = [
         "        with Mailbox(self._thread, hold.call_id) as answers:\n            self._thread.send(Load(",
         "test_client.py::test_a_load_has_another_id_than_the_question_before_it_which_the_engine_may_be_about_to_forget",
     ),
+    fault(
+        "calls read in the answer to a raw prompt",
+        "engine/answer.py",
+        "plain=is_held or request.raw is not None",
+        "plain=is_held",
+        "test_client.py::test_a_raw_prompt_is_given_as_it_is_and_all_of_its_answer_is_text",
+    ),
 ]

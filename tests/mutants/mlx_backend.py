@@ -6,7 +6,7 @@ MUTANTS = [
     fault(
         "NaN logits ignored",
         "mlx_backend/sampler.py",
-        "broken = {i for i in suspects if not np.isfinite(logits[i]).all()}",
+        "broken = {i for i in suspects if i not in self.places or not np.isfinite(self.numbers(i)).all()}",
         "broken: set[int] = set()",
         "test_sampler.py::test_a_row_with_nan_or_infinity_gets_no_token_and_the_others_do",
     ),
@@ -243,5 +243,12 @@ MUTANTS = [
         "    if adapter:\n        digest.update(",
         "    if False:\n        digest.update(",
         "test_loader.py::test_an_adapter_changes_what_a_model_computes_and_shares_no_keys_and_values_with_it",
+    ),
+    fault(
+        "raw prompt begun twice",
+        "mlx_backend/tokenizer.py",
+        "add_special_tokens=not begins",
+        "add_special_tokens=True",
+        "test_tokenizer.py::test_a_raw_prompt_begins_with_the_token_that_begins_a_text_once",
     ),
 ]

@@ -7,7 +7,7 @@ import pytest
 from mlx_mcp.errors import GenerationFailed, InvalidRequest, UnknownResult
 from mlx_mcp.service import jobs as module
 from mlx_mcp.service.activity import Meter
-from mlx_mcp.service.jobs import Jobs, JobState
+from mlx_mcp.service.jobs import Jobs, JobState, Key
 from tests.engine.test_client import until
 
 
@@ -194,3 +194,64 @@ async def test_what_is_kept_and_what_goes_on_is_counted(gate):
     assert (jobs.num_running, jobs.num_unfetched) == (0, 1)
     job.fetched = True
     assert jobs.num_unfetched == 0
+
+
+KEY = Key("k", "this")
+
+
+async def test_the_work_of_a_key_is_done_once_and_its_outcome_is_kept(gate):
+    jobs, begun = Jobs(), []
+
+    async def run(report):
+        begun.append(len(begun))
+        await gate.wait()
+        return begun[-1]
+
+    first, again = jobs.once("us", "generate", KEY, run), jobs.once("us", "generate", KEY, run)
+    other, theirs = jobs.once("us", "generate", Key("l", "this"), run), jobs.once("them", "generate", KEY, run)
+    assert again is first
+    assert len({first, other, theirs}) == 3
+    gate.set()
+    assert await first.wait(5)
+    assert jobs.once("us", "generate", KEY, run).result() == 0
+    assert jobs.get("us", first.result_id) is first
+    with pytest.raises(InvalidRequest, match="was used for another call"):
+        jobs.once("us", "generate", Key("k", "that"), run)
+
+
+async def test_a_key_is_free_again_when_its_work_has_failed_or_its_outcome_is_gone():
+    jobs = Jobs(ttl_s=0.01)
+    failed = jobs.once("us", "generate", KEY, work(outcome=InvalidRequest("no")))
+    assert await failed.wait(5)
+    done = jobs.once("us", "generate", KEY, work())
+    assert done is not failed
+    assert await done.wait(5)
+    await until(lambda: not jobs.of("us"))
+    assert jobs.once("us", "generate", KEY, work()) is not done
+    assert len(jobs._keyed) == 1
+
+
+async def test_a_job_that_is_dropped_ends_and_nothing_of_it_is_kept(gate):
+    jobs = Jobs()
+    job = jobs.once("us", "generate", KEY, work(gate))
+    await asyncio.sleep(0)
+    jobs.drop(job)
+    assert await job.wait(5)
+    assert job.state is JobState.CANCELLED
+    assert jobs.of("us") == []
+    assert not jobs._keyed
+    with pytest.raises(UnknownResult):
+        jobs.get("us", job.result_id)
+
+
+async def test_those_that_follow_a_job_see_what_comes_of_it_until_its_end(gate):
+    jobs = Jobs()
+    job = jobs.start("us", "generate", work(gate, told=["one", "two"]))
+    seen = []
+    async for meters in job.changes():
+        seen.append(meters[0].line)
+        gate.set()
+    assert seen[0] == "two"
+    assert job.state is JobState.DONE
+    assert not job.watchers
+    assert [meters async for meters in job.changes()] == []

@@ -6,11 +6,10 @@ from contextlib import aclosing
 import pytest
 
 from mlx_mcp.chat.prompt import Grammar, GrammarKind
-from mlx_mcp.errors import InvalidRequest, PromptTooLong, UnknownSession
+from mlx_mcp.errors import GenerationFailed, InvalidRequest, PromptTooLong, UnknownSession
 from mlx_mcp.service.generate import Options
 from mlx_mcp.service.several import closed_unless_whole, forked, stream_answers, stream_completions
-from mlx_mcp.service.values import Delta, Result, Sampling, SessionOptions
-from tests.engine.test_client import until
+from mlx_mcp.service.values import Delta, Progress, Result, Sampling, SessionOptions
 from tests.service.house import CALLER, asked, make_service, requests_of
 
 
@@ -52,10 +51,26 @@ async def test_seeds_count_up_over_the_answers(service, monkeypatch):
     assert len({request.lane for request in got}) == 1
 
 
-async def test_the_first_answer_that_fails_ends_all(service):
-    with pytest.raises(PromptTooLong):
-        await collect(stream_answers(service, CALLER, asked("x" * 2001), 2, options(sampling=Sampling(temperature=1))))
-    await until(lambda: service.engine.stats.rows == service.engine.stats.running == 0)
+async def test_the_first_answer_that_fails_ends_all(service, monkeypatch):
+    begun, ended = [], []
+
+    async def generate(request):
+        begun.append(request)
+        if len(begun) == 2:
+            raise GenerationFailed("It broke. Call again.")
+        try:
+            yield Progress("queued", "queued")
+            await asyncio.Event().wait()
+        finally:
+            ended.append(request)
+
+    monkeypatch.setattr(service.engine, "generate", generate)
+    failing = asyncio.create_task(
+        collect(stream_answers(service, CALLER, asked("hi"), 2, options(sampling=Sampling(temperature=1.0))))
+    )
+    await asyncio.wait([failing], timeout=5)
+    assert isinstance(failing.exception() if failing.done() else None, GenerationFailed)
+    assert ended == begun[:1]
 
 
 async def test_prompts_are_gone_on_with_in_order(service, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mlx_mcp.api.openai.shared_shapes import Effort, Json, SamplingTaken, TokenSampling
@@ -18,6 +19,8 @@ EFFORTS: dict[str, Reasoning] = {
     "high": Reasoning.HIGH,
     "xhigh": Reasoning.HIGH,
 }
+# What stands for no limit: it is lowered to what the context leaves.
+UNLIMITED_TOKENS = 1 << 24
 ANY_OBJECT: Json = {"type": "object"}
 
 
@@ -44,6 +47,30 @@ def function_of(tool: Json, nested: bool) -> dict[str, Any]:
     if isinstance(function, dict):
         function = {key: value for key, value in function.items() if value is not None}
     return {"type": "function", "function": function}
+
+
+def functions_of(tools: Sequence[Json]) -> tuple[dict[str, Any], ...]:
+    """The tools of a response as the service has them; those in a namespace are functions like the others.
+
+    Raises:
+        InvalidRequest: one of them is no function.
+    """
+    return tuple(function_of(tool, nested=False) for _, tool in with_namespaces(tools))
+
+
+def namespaces_of(tools: Sequence[Json]) -> dict[str, str]:
+    """The namespaces of functions, by the functions' names."""
+    return {str(tool.get("name")): namespace for namespace, tool in with_namespaces(tools) if namespace}
+
+
+def with_namespaces(tools: Sequence[Json]) -> Iterator[tuple[str, Json]]:
+    """Each tool with the namespace that it is in, which is empty for most."""
+    for tool in tools:
+        match tool:
+            case {"type": "namespace", "name": str(name), "tools": list(inner)}:
+                yield from ((name, each) for each in inner if isinstance(each, dict))
+            case _:
+                yield "", tool
 
 
 def choice_of(given: str | Json) -> str:
@@ -91,7 +118,7 @@ def grammar_of(form: Json, nested: bool) -> Grammar | None:
 
 
 def sampling_of(taken: SamplingTaken, max_tokens: int | None, logprobs: int | None = None) -> Sampling:
-    """How an answer is drawn."""
+    """How an answer is drawn. Without `max_tokens` it may take all of the context, as OpenAI has it."""
     more: dict[str, Any] = {}
     if isinstance(taken, TokenSampling):
         more = {
@@ -102,7 +129,7 @@ def sampling_of(taken: SamplingTaken, max_tokens: int | None, logprobs: int | No
             "stop": (taken.stop,) if isinstance(taken.stop, str) else tuple(taken.stop),
         }
     return Sampling(
-        max_tokens=max_tokens,
+        max_tokens=UNLIMITED_TOKENS if max_tokens is None else max_tokens,
         temperature=taken.temperature,
         top_p=taken.top_p,
         top_k=taken.top_k,

@@ -90,6 +90,7 @@ class CallItem(Given):
     id: str
     call_id: str
     name: str
+    namespace: str | None = None
     arguments: str
     status: ItemStatus
 
@@ -184,6 +185,14 @@ class ResponseEvent(Given):
     message: str | None = None
     param: str | None = None
     error: ErrorBody | None = None
+
+
+class ItemsQuery(Taken):
+    """Which of the items are listed."""
+
+    limit: Annotated[int, Field(ge=1, le=100, description="How many at most.")] = 20
+    order: Annotated[Literal["asc", "desc"], Field(description="desc: the latest first.")] = "desc"
+    after: Annotated[str, Field(description="List those that come after the item of this id.")] = ""
 
 
 class InputItems(Given):

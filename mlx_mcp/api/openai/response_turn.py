@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mlx_mcp.api.openai.options import choice_of, function_of, grammar_of, reasoning_of, sampling_of
+from mlx_mcp.api.openai.options import choice_of, functions_of, grammar_of, reasoning_of, sampling_of
 from mlx_mcp.api.openai.response_items import input_messages
 from mlx_mcp.api.openai.response_shapes import ResponseRequest
 from mlx_mcp.chat.message import Message
@@ -56,7 +56,7 @@ def turn_of(body: ResponseRequest, reply_id: str, previous: Reply | None) -> Tur
             "Conversations and prompts are not stored here: leave out `conversation` and `prompt`, send the text, and "
             "go on with `previous_response_id`."
         )
-    tools = tuple(function_of(tool, nested=False) for tool in body.tools)
+    tools = functions_of(body.tools)
     options = replace(options_of(body), tools=tools, opening=SessionOptions(reply_id, ephemeral=True))
     if previous is None:
         told = Told(body.model, body.instructions or "", tools)
@@ -100,4 +100,5 @@ def options_of(body: ResponseRequest) -> Options:
         reasoning=reasoning_of(body.reasoning.effort),
         sampling=sampling_of(body, body.max_output_tokens),
         tool_choice=choice_of(body.tool_choice),
+        shorten=True,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -61,9 +61,9 @@ class OpenItem:
 class ResponseWriter:
     """Writes one response. Its events need not be sent: whoever takes them all has the whole of it in `response`."""
 
-    def __init__(self, response: ResponseAnswer, parallel: bool) -> None:
-        """`response` has all but the answer."""
-        self.response, self._parallel = response, parallel
+    def __init__(self, response: ResponseAnswer, parallel: bool, namespaces: Mapping[str, str]) -> None:
+        """`response` has all but the answer; `namespaces` are those of functions, by name."""
+        self.response, self._parallel, self._namespaces = response, parallel, namespaces
         self.thinking = Thinking()
         self._open: OpenItem | None = None
         self._num_events = 0
@@ -158,6 +158,8 @@ class ResponseWriter:
     def _call(self, call: ToolCall) -> Iterator[ResponseEvent]:
         item_id, index, arguments = new_id("fc"), len(self.response.output), arguments_of(call)
         given: dict[str, Any] = {"id": item_id, "call_id": call.call_id, "name": call.name}
+        if call.name in self._namespaces:
+            given["namespace"] = self._namespaces[call.name]
         begun = CallItem(**given, arguments="", status="in_progress")
         done = CallItem(**given, arguments=arguments, status="completed")
         yield self._event("response.output_item.added", output_index=index, item=begun)

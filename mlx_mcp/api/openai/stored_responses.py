@@ -6,15 +6,13 @@ from typing import Any
 
 from starlette.responses import Response
 
-from mlx_mcp.api.openai.response_shapes import Deleted, InputItems
-from mlx_mcp.api.openai.responses import close
+from mlx_mcp.api.openai.response_shapes import Deleted, InputItems, ItemsQuery
 from mlx_mcp.api.openai.shape import answer
 from mlx_mcp.api.web.endpoint import Asked
 from mlx_mcp.errors import InvalidRequest
 from mlx_mcp.service.replies import Reply
 from mlx_mcp.service.service import known_sessions
-
-MAX_ITEMS = 100
+from mlx_mcp.service.storing import close
 
 
 def found(asked: Asked) -> Reply:
@@ -56,23 +54,11 @@ async def cancel_response(asked: Asked) -> Response:
 
 
 async def show_input_items(asked: Asked) -> Response:
-    """Show what was new in the request for a response, the latest first unless order=asc."""
-    asked_for = asked.request.query_params
+    """List what was new in the request for a response."""
+    query: ItemsQuery = asked.query
     items: list[dict[str, Any]] = found(asked).given
-    items = items if asked_for.get("order") == "asc" else items[::-1]
-    after = next((i + 1 for i, item in enumerate(items) if item["id"] == asked_for.get("after")), 0)
-    limit = number(asked_for.get("limit", "20"))
-    page = items[after : after + limit]
+    items = items if query.order == "asc" else items[::-1]
+    after = next((i + 1 for i, item in enumerate(items) if item["id"] == query.after), 0)
+    page = items[after : after + query.limit]
     first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
-    return answer(InputItems(data=page, first_id=first, last_id=last, has_more=len(items) > after + limit))
-
-
-def number(limit: str) -> int:
-    """How many items there may be on a page.
-
-    Raises:
-        InvalidRequest: it is no number of them.
-    """
-    if not limit.isdecimal() or not 1 <= int(limit[:9]) <= MAX_ITEMS:
-        raise InvalidRequest(f"limit is {limit[:20]!r}; it must be a number from 1 to {MAX_ITEMS} items.")
-    return int(limit)
+    return answer(InputItems(data=page, first_id=first, last_id=last, has_more=len(items) > after + query.limit))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +36,6 @@ class Serving:
     activity: Activity
     files: FileReader
     max_request_bytes: int = 4 << 20  # the longest body
-    ignored: Counter[str] = field(default_factory=Counter)  # what APIs were sent and do not look at, by name
 
 
 @dataclass(frozen=True)
@@ -80,9 +78,10 @@ class Endpoint:
     path_words: Mapping[str, str] = field(default_factory=dict)  # what the parts in braces of the path are
     also: Mapping[int, type[BaseModel]] = field(default_factory=dict)  # answers with another status than `status`
 
-
-class AnyError(BaseModel):
-    """An error of an API that says nothing more of its shape."""
+    @property
+    def needs_body(self) -> bool:
+        """Whether a call without a body is refused."""
+        return self.takes is not None and any(each.is_required() for each in self.takes.model_fields.values())
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Api:
     name: str
     endpoints: tuple[Endpoint, ...]
     refuse: Callable[[Failure], Response]
-    error: type[BaseModel] = AnyError  # the shape of what `refuse` says
+    error: type[BaseModel]  # the shape of what `refuse` says
 
 
 def routes_of(apis: Sequence[Api], serving: Serving) -> list[Route]:
@@ -146,16 +145,17 @@ class Answering:
         except ValueError as error:
             failure = Failure(400, str(error))
         except MlxMcpError as error:
+            self._serving.service.observer.failed(error)
             failure = failure_of(error)
         refusal = self._api.refuse(failure)
         await (sent.end_with(refusal) if sent.begun else refusal(scope, receive, send))
 
     async def _body(self, request: Request) -> BaseModel | None:
+        body = await self._whole_body(request)
         if self.endpoint.takes is None:
             return None
         try:
-            body = await self._whole_body(request)
-            given = json.loads(body or b"{}")
+            given = {} if not (body or self.endpoint.needs_body) else json.loads(body)
             if b"\\ud" in body.lower():  # half a character, which no text may have, is found where it is written
                 json.dumps(given, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:

@@ -140,14 +140,9 @@ def operation(path: str, ways: list[Way], refs: dict[type[BaseModel], dict[str, 
         made["parameters"].append(header)
     taken = [refs[each.takes] for _, each in ways if each.takes is not None]
     if taken:
-        needed = all(needs_body(each) for _, each in ways)
+        needed = all(each.needs_body for _, each in ways)
         made["requestBody"] = {"required": needed, "content": {JSON: {"schema": one_of(taken)}}}
     return made
-
-
-def needs_body(endpoint: Endpoint) -> bool:
-    """Whether a call without a body is refused."""
-    return endpoint.takes is not None and any(each.is_required() for each in endpoint.takes.model_fields.values())
 
 
 def path_parameters(path: str, endpoint: Endpoint) -> list[dict[str, Any]]:

@@ -31,6 +31,12 @@ from mlx_mcp.service.limits import Limiter
 from mlx_mcp.service.service import Service
 
 
+class Oops(BaseModel):
+    """An error."""
+
+    oops: str
+
+
 class Said(BaseModel):
     """A prompt, or an answer."""
 
@@ -75,14 +81,26 @@ ECHO = Api(
         Endpoint("POST", "/echo/{name}/events", echo_events, "Echo a text as it comes.", takes=Said),
     ),
     refuse,
+    Oops,
 )
 
 
 def routes(apis: Sequence[Api] = (*APIS, ECHO)) -> list[tuple[str, str]]:
     """Method and path of each route that needs a token where one is required."""
     own = [("GET", "/health"), ("POST", "/mcp"), ("GET", "/mcp"), ("DELETE", "/mcp"), ("GET", "/nowhere")]
-    theirs = [(each.method, re.sub(r"\{[^}]*\}", "x", each.path)) for api in apis for each in api.endpoints]
+    theirs = [(each.method, plain_path(each.path)) for api in apis for each in api.endpoints]
     return own + sorted(set(theirs))
+
+
+def paths_with_bodies(apis: Sequence[Api] = (*APIS, ECHO)) -> list[str]:
+    """The paths that a body is posted to."""
+    theirs = [plain_path(each.path) for api in apis for each in api.endpoints if each.method == "POST" and each.takes]
+    return ["/mcp", *sorted(set(theirs))]
+
+
+def plain_path(path: str) -> str:
+    """A path with something in place of its parameters."""
+    return re.sub(r"\{[^}]*\}", "x", path)
 
 
 @contextlib.asynccontextmanager

@@ -5,12 +5,10 @@ import json
 import re
 from pathlib import Path
 
-import httpx2
-
-from mlx_mcp.api.openai.api import ENDPOINTS
+from mlx_mcp.api.openai.api import OPENAI
 from mlx_mcp.api.openai.errors import CODES, CODES_OF_STATUS
 from mlx_mcp.service.replies import MAX_BYTES, MAX_REPLIES
-from tests.api.openai.house import serving
+from tests.api.openai.house import http_client, serving
 
 PAGE = (Path(__file__).parents[3] / "docs" / "openai.md").read_text()
 URL = "http://127.0.0.1:8080"
@@ -31,7 +29,7 @@ def alike(shown, real):
 
 async def test_the_answer_that_is_shown_is_the_one_that_comes(embedded):
     body = re.search(r"-d '(.*?)'", blocks("sh")[0])[1]
-    async with serving(embedded.engine, embedded) as address, httpx2.AsyncClient() as http:
+    async with serving(embedded.engine, embedded) as address, http_client() as http:
         response = await http.post(f"{address}/v1/chat/completions", content=body)
     [shown] = map(json.loads, blocks("json"))
     assert alike(shown, response.json()) == shown
@@ -45,10 +43,10 @@ async def test_the_program_that_is_shown_prints_what_it_says(embedded, capsys):
 
 
 def test_every_route_member_and_code_is_on_the_page():
-    words = {name for each in ENDPOINTS if each.takes for name in each.takes.model_fields}
+    words = {name for each in OPENAI.endpoints if each.takes for name in each.takes.model_fields}
     words |= {code for _, code, _ in CODES} | set(CODES_OF_STATUS.values())
     missing = [word for word in sorted(words) if not re.search(rf"`[^`\n]*\b{word}\b[^`\n]*`", PAGE)]
     assert missing == []
-    for each in ENDPOINTS:
+    for each in OPENAI.endpoints:
         assert re.sub(r"\{.*", "", each.path) in PAGE
     assert f"{MAX_REPLIES} of them, and {MAX_BYTES >> 20} MiB" in PAGE

@@ -3,15 +3,18 @@
 import asyncio
 import contextlib
 
+import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI
 
 from mlx_mcp.api.openai import streaming
+from mlx_mcp.api.openai.api import OPENAI
+from mlx_mcp.api.web.failure import Failure
 from mlx_mcp.errors import CapacityError, GenerationFailed
 from tests.api.mcp.test_tools import freed_within_a_step, held
 from tests.api.openai import house
-from tests.api.openai.house import client_of, pause_after, serving, user
+from tests.api.openai.house import client_of, http_client, pause_after, serving, user
 from tests.engine.test_client import until
 from tests.service.house import make_service
 
@@ -111,7 +114,10 @@ async def test_a_client_tries_again_when_the_server_says(engine, monkeypatch):
         return generate(request)
 
     monkeypatch.setattr(engine, "generate", full)
-    async with serving(engine) as address, Recording(base_url=f"{address}/v1", api_key="none") as client:
+    async with (
+        serving(engine) as address,
+        Recording(base_url=f"{address}/v1", api_key="none", http_client=http_client()) as client,
+    ):
         made = await chat(client)
         refused.clear()
         with pytest.raises(openai.InternalServerError, match="Full"):
@@ -257,3 +263,21 @@ async def test_there_are_no_embeddings(engine):
     async with client_of(engine) as client:
         with pytest.raises(openai.BadRequestError, match="No model here makes embeddings"):
             await client.embeddings.create(model="tiny", input="hi")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (401, openai.AuthenticationError),
+        (403, openai.PermissionDeniedError),
+        (429, openai.RateLimitError),
+        (503, openai.InternalServerError),
+    ],
+)
+async def test_a_refusal_by_status_is_the_clients_error_of_that_status(status, kind):
+    refusal = OPENAI.refuse(Failure(status, "Not now. Call later.", 2.0))
+    http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=refusal), verify=False)
+    async with AsyncOpenAI(base_url="http://x/v1", api_key="none", max_retries=0, http_client=http) as client:
+        with pytest.raises(kind, match="Not now") as caught:
+            await chat(client)
+    assert caught.value.response.headers["retry-after"] == "2"

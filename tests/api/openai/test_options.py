@@ -6,7 +6,7 @@ import pytest
 
 from mlx_mcp.api.openai.chat_request import context_of, options_of, parent_of
 from mlx_mcp.api.openai.chat_shapes import ChatRequest
-from mlx_mcp.api.openai.options import choice_of, function_of, grammar_of
+from mlx_mcp.api.openai.options import UNLIMITED_TOKENS, choice_of, function_of, functions_of, grammar_of, namespaces_of
 from mlx_mcp.chat.message import Message
 from mlx_mcp.chat.prompt import Grammar, GrammarKind, Reasoning
 from mlx_mcp.errors import InvalidRequest
@@ -24,8 +24,12 @@ def options(**members):
     return options_of(asked(**members))
 
 
-def test_nothing_is_asked_for_by_default():
-    assert options() == Options()
+# What is asked for where a request says nothing.
+DEFAULT = Options(sampling=Sampling(max_tokens=UNLIMITED_TOKENS), shorten=True)
+
+
+def test_an_answer_may_take_all_of_the_context_by_default():
+    assert options() == DEFAULT
     assert context_of(asked()).messages == (Message("user", "hi"),)
 
 
@@ -49,7 +53,7 @@ def test_every_sampling_parameter_reaches_the_engine():
 def test_null_counts_as_left_out():
     shown = ChatRequest.model_json_schema()["properties"]
     optional = dict.fromkeys(set(shown) - {"messages"})
-    assert options(**optional) == Options()
+    assert options(**optional) == DEFAULT
 
 
 def test_the_newer_name_of_max_tokens_counts():
@@ -93,6 +97,17 @@ def test_tools_are_taken_without_what_is_null():
     given = {"type": "function", "function": {"name": "look", "description": None, "parameters": {}}}
     assert options(tools=[given]).tools == (LOOK,)
     assert function_of({"type": "function", "name": "look", "parameters": {}, "strict": None}, nested=False) == LOOK
+
+
+def test_functions_in_a_namespace_are_functions_like_the_others():
+    look, see = ({"type": "function", "name": name, "parameters": {}} for name in ("look", "see"))
+    tools = [look, {"type": "namespace", "name": "eyes", "tools": [see]}]
+    assert [tool["function"]["name"] for tool in functions_of(tools)] == ["look", "see"]
+    assert namespaces_of(tools) == {"see": "eyes"}
+    with pytest.raises(InvalidRequest, match="which this server does not run"):
+        functions_of([{"type": "namespace", "name": "eyes", "tools": [{"type": "web_search"}]}])
+    with pytest.raises(InvalidRequest, match="of type 'namespace'"):
+        functions_of([{"type": "namespace"}])
 
 
 @pytest.mark.parametrize("kind", ["custom", "web_search", "mcp", None])
@@ -155,4 +170,4 @@ def test_a_turn_goes_on_with_a_session_or_a_fork_of_one():
 
 
 def test_what_nobody_knows_is_ignored():
-    assert options(user="ann", metadata={"a": "b"}, store=True, service_tier="flex", colour="red") == Options()
+    assert options(user="ann", metadata={"a": "b"}, store=True, service_tier="flex", colour="red") == DEFAULT

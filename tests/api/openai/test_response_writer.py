@@ -18,7 +18,9 @@ THOUGHT, SAID, CALL = TextKind.REASONING, TextKind.ANSWER, TextKind.TOOL_CALL
 
 def writer(parallel=True):
     body = ResponseRequest(input="hi", model="tiny")
-    return ResponseWriter(response_of(body, Head("resp_1", "tiny"), turn_of(body, "resp_1", None)), parallel)
+    return ResponseWriter(
+        response_of(body, Head("resp_1", "tiny"), turn_of(body, "resp_1", None)), parallel, {"y": "eyes"}
+    )
 
 
 def result(text="", reason=FinishReason.STOP, **more):
@@ -96,6 +98,7 @@ def test_the_message_of_an_answer_has_its_calls_with_the_ids_that_were_shown():
     _, made = written([(THOUGHT, "t"), (SAID, "a")], result("a", reasoning="t", tool_calls=calls))
     shown = [item.call_id for item in made.response.output if item.type == "function_call"]
     assert shown[1] == "own"
+    assert [item.sent().get("namespace") for item in made.response.output[2:]] == [None, "eyes"]
     assert made.message == Message("assistant", "a", "t", (ToolCall("x", {"a": 1}, shown[0]), calls[1]))
     _, one = written([], result(tool_calls=calls), parallel=False)
     assert len(one.response.output) == len(one.message.tool_calls) == 1

@@ -8,10 +8,14 @@ import httpx2
 import pytest
 
 from mlx_mcp.errors import EngineDead
+from mlx_mcp.hosting.faces import APIS
 from mlx_mcp.models.registry import Registry
-from tests.api.serving import all_apis
+from tests.api.http.routes import serving_all
+from tests.api.http.test_auth import bearer, tokens
 from tests.engine.test_client import until
 from tests.fakes import FakeStore, fake_client
+
+__all__ = ["tokens"]
 
 
 @pytest.fixture
@@ -23,8 +27,22 @@ async def engine():
 
 @pytest.fixture
 async def http(engine):
-    async with all_apis(engine) as address, httpx2.AsyncClient(base_url=address, timeout=20) as client:
+    async with serving_all(engine, APIS) as address, httpx2.AsyncClient(base_url=address, timeout=20) as client:
         yield client
+
+
+# Each operation that takes a handle, H in path and body.
+WITH_HANDLES = [
+    ("GET", "/v1/sessions/H", "{}"),
+    ("DELETE", "/v1/sessions/H", "{}"),
+    ("POST", "/v1/sessions/H/fork", "{}"),
+    ("POST", "/v1/sessions/H/generate", '{"prompt": "y"}'),
+    ("POST", "/v1/sessions/H/generate", '{"prompt": "y", "stream": true}'),
+    ("POST", "/v1/sessions/H/persist", "{}"),
+    ("POST", "/v1/batch", '{"prompts": ["y"], "session": "H"}'),
+    ("GET", "/v1/results/H", "{}"),
+    ("DELETE", "/v1/results/H", "{}"),
+]
 
 
 class Mine:
@@ -232,11 +250,14 @@ async def test_a_call_that_takes_longer_than_it_may_is_fetched_later(http, engin
 
 async def test_a_result_that_is_deleted_ends_its_call_and_leaves_the_session_as_it_was(http, engine):
     handle = await made(http)
-    engine.loader.runner.gate.clear()
+    runner = engine.loader.runner
+    runner.gate.clear()
+    steps = len(runner.steps)
     begun = (await post(http, f"/v1/sessions/{handle}/generate", {"prompt": "hello", "wait_s": 0})).json()
+    await until(lambda: len(runner.steps) > steps)
     ended = asyncio.create_task(http.delete(f"/v1/results/{begun['result_id']}"))
     await until(lambda: engine.thread._inbox)
-    engine.loader.runner.gate.set()
+    runner.gate.set()
     assert (await ended).json()["status"] == "cancelled"
     assert (await http.get("/v1/results")).json() == {"results": []}
     assert (await http.get(f"/v1/sessions/{handle}")).json()["tokens"] == 9
@@ -362,3 +383,36 @@ async def test_a_dead_engine_is_a_503_in_this_apis_form(http, engine):
     told = problem(await post(http, "/v1/sessions", {"system": "x"}))
     assert (told["status"], told["code"]) == (503, "engine_dead")
     assert str(EngineDead())[:20] in told["detail"]
+
+
+async def test_a_foreign_handle_and_a_missing_one_are_answered_with_the_same_bytes(engine, tokens):
+    async with (
+        serving_all(engine, APIS) as address,
+        httpx2.AsyncClient(base_url=address, headers=bearer(tokens.add("ann"))) as ann,
+        httpx2.AsyncClient(base_url=address, headers=bearer(tokens.add("bob"))) as bob,
+    ):
+        theirs = {"session": await made(ann, name="notes"), "name": "notes"}
+        begun = await post(ann, "/v1/sessions/notes/generate", {"prompt": "x", "wait_s": 0, "keep": False})
+        theirs["result"] = begun.json()["result_id"]
+        assert (await bob.get("/v1/sessions")).json() == {"sessions": []}
+        assert (await bob.get("/v1/results")).json() == {"results": []}
+        for what, handle in theirs.items():
+            missing = handle[:-4] + "zzzz" if len(handle) > 8 else "zotes"
+            for method, path, body in WITH_HANDLES:
+                if ("/results/" in path) == (what == "result"):
+                    foreign, none = [
+                        await bob.request(method, path.replace("H", each), json=json.loads(body.replace("H", each)))
+                        for each in (handle, missing)
+                    ]
+                    assert foreign.status_code == none.status_code == 404, (method, path)
+                    assert foreign.text.replace(handle, "H") == none.text.replace(missing, "H")
+        assert (await ann.get("/v1/sessions/notes")).json()["tokens"] == 9
+
+
+async def test_a_key_is_its_callers_own(engine, tokens):
+    async with serving_all(engine, APIS) as address, httpx2.AsyncClient(base_url=address) as http:
+        made = [
+            (await post(http, "/v1/sessions", {"system": "S"}, **bearer(tokens.add(name)) | {"idempotency-key": "k"}))
+            for name in ("ann", "bob")
+        ]
+        assert len({each.json()["session"] for each in made}) == 2

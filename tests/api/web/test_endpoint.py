@@ -24,7 +24,7 @@ def api(name, path, when=""):
     def refuse(failure):
         return JSONResponse({"refused by": name}, failure.status)
 
-    return Api(name, (Endpoint("GET", path, handle, "", gives=Name, when=when),), refuse)
+    return Api(name, (Endpoint("GET", path, handle, "", gives=Name, when=when),), refuse, Name)
 
 
 async def test_requests_with_a_certain_header_go_to_the_endpoint_that_asks_for_it():

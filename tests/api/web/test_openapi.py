@@ -11,7 +11,7 @@ from mlx_mcp import __version__
 from mlx_mcp.api.web.endpoint import Api, Endpoint
 from mlx_mcp.api.web.openapi import openapi, renamed, short
 from mlx_mcp.hosting.faces import APIS, document
-from tests.api.serving import all_apis
+from tests.api.http.routes import serving_all
 from tests.fakes import fake_client
 
 
@@ -38,7 +38,7 @@ def test_every_endpoint_is_in_the_document_with_its_parameters_described():
 
 async def test_the_server_gives_the_document_to_who_may_call_it():
     engine = fake_client()
-    async with all_apis(engine) as address, httpx2.AsyncClient() as http:
+    async with serving_all(engine, APIS) as address, httpx2.AsyncClient() as http:
         assert (await http.get(f"{address}/openapi.json")).json() == json.loads(json.dumps(document()))
     engine.close()
 
