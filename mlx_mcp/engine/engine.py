@@ -163,7 +163,6 @@ class Engine:
             awaited=tuple(self.swapping.line),
             weights_bytes=self.models.weights_bytes,
             max_weights_bytes=self.models.max_weights_bytes,
-            max_kv_bytes=self.ledger.limit_bytes + self.ledger.set_aside_bytes,
             max_memory_bytes=self.models.budget.ceiling_bytes,
             loads=self.swapping.num_loads,
             unloads=self.swapping.num_unloads,
