@@ -1,8 +1,8 @@
 """Makes the pages and pictures of the documentation that show what the code says: `make docs-made`.
 
-`tools.md` comes from the tools' schemas, `cli.md` from the command line, and `http-api.md` from the OpenAPI document;
-tests/test_docs.py compares them. The pictures are what real commands print, run one after the other in a home of their
-own, on an engine of their own.
+`tools.md` comes from the tools' schemas, `cli.md` from the command line, `http-api.md` from the OpenAPI document, and a
+table in `watching.md` from the metrics; tests/test_docs.py compares them. The pictures are what real commands print,
+run one after the other in a home of their own, on an engine of their own.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typer.cli import get_docs_for_click
 from typer.main import get_command
 
 from docs.http_page import http_page
+from mlx_mcp.api.http.metrics import ServiceCollector
 from mlx_mcp.api.mcp.tools import make_tools
 from mlx_mcp.cli.main import app
 from mlx_mcp.config import Config
@@ -32,6 +33,7 @@ from mlx_mcp.wiring import wire
 
 DOCS = Path(__file__).parent
 WIDTH = 110
+METRICS_BEGIN, METRICS_END = "<!-- metrics: made by docs/made.py -->", "<!-- end of metrics -->"
 # The steps of five-minutes.md, each with what is run for its picture.
 PICTURES = {
     "doctor": ["mlx-mcp doctor"],
@@ -87,6 +89,29 @@ def cli_page() -> str:
     return "\n".join(line.rstrip() for line in text.splitlines()).rstrip() + "\n"
 
 
+def metrics_table() -> str:
+    """The metrics that /metrics has, with their kinds and labels."""
+    engine, registry = wire(Config())
+    try:
+        families = list(ServiceCollector(Service(engine, registry)).collect())
+    finally:
+        engine.close()
+    rows = [
+        f"| `{family.name}{'_total' if family.type == 'counter' else ''}` | {family.type} "
+        f"| {', '.join(f'`{label}`' for label in family._labelnames)} | {family.documentation} |"
+        for family in families
+    ]
+    return "\n".join(["| metric | kind | labels | |", "|---|---|---|---|", *rows])
+
+
+def watching_page() -> str:
+    """The page about watching a server, with that table as it is now."""
+    page = (DOCS / "watching.md").read_text()
+    before, _, rest = page.partition(METRICS_BEGIN)
+    _, _, after = rest.partition(METRICS_END)
+    return f"{before}{METRICS_BEGIN}\n{metrics_table()}\n{METRICS_END}{after}"
+
+
 def picture(commands: list[str], folder: Path, env: dict[str, str]) -> str:
     """What commands print in a terminal, as an SVG."""
     with (folder / "nothing").open("w") as nothing:
@@ -127,6 +152,7 @@ def main() -> None:
     (DOCS / "tools.md").write_text(tools_page())
     (DOCS / "cli.md").write_text(cli_page())
     (DOCS / "http-api.md").write_text(http_page())
+    (DOCS / "watching.md").write_text(watching_page())
     if "--pictures" in sys.argv:
         for name, svg in pictures():
             (DOCS / "pictures" / f"{name}.svg").write_text(svg)

@@ -466,6 +466,12 @@ def fake_client(
 class FakeTier(MemoryTier):
     """Takes what is offloaded like everything else."""
 
+    num_evicted = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self._nbytes
+
     def put(self, blocks: Seq[StoredBlock], *, offload: bool = False) -> int:
         return super().put(blocks)
 

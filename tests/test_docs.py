@@ -94,7 +94,13 @@ async def test_every_resource_and_prompt_with_its_arguments_is_in_the_guide():
 
 
 @pytest.mark.parametrize(
-    ("name", "make"), [("tools.md", made.tools_page), ("cli.md", made.cli_page), ("http-api.md", http_page)]
+    ("name", "make"),
+    [
+        ("tools.md", made.tools_page),
+        ("cli.md", made.cli_page),
+        ("http-api.md", http_page),
+        ("watching.md", made.watching_page),
+    ],
 )
 def test_the_reference_is_what_the_code_says(name, make):
     assert (made.DOCS / name).read_text() == make(), "run `make docs-made`"

@@ -51,6 +51,8 @@ LAYERS = {
         ),
         ("anyio",),
     ),
+    # Traces are no protocol of a face: every face's requests have spans.
+    "service/tracing": (("service",), ("opentelemetry",)),
     "api": ((), ()),
     "api/mcp": (("api/web", "service", "chat", "errors", "__init__"), ("mcp", "mcp_types", "pydantic", "anyio")),
     "api/anthropic": (("service", "chat", "errors", "api/web"), ("pydantic", "starlette", "sse_starlette")),
@@ -61,6 +63,7 @@ LAYERS = {
     ),
     "api/web": (("service", "chat", "errors"), ("pydantic", "starlette", "sse_starlette", "anyio")),
     "api/http": (("service", "config"), ("mcp", "mcp_types", "pydantic", "starlette", "uvicorn", "h11", "jwt")),
+    "api/http/metrics": (("service",), ("starlette", "prometheus_client")),
     "hosting": (
         (
             "api",
@@ -79,7 +82,14 @@ LAYERS = {
         ),
         ("mcp", "mcp_types", "pydantic", "anyio", "starlette", "uvicorn"),
     ),
+    "api/page": (("service",), ("starlette",)),
+    "hosting/logs": (("config", "errors", "service/observing"), ("structlog",)),
+    "hosting/traces": (("config", "__init__"), ("opentelemetry",)),
     "wiring": (("config", "core", "engine", "errors", "mlx_backend", "models", "stats", "storage"), ()),
+    "bench": (
+        ("chat", "config", "core", "engine", "errors", "mlx_backend", "models", "wiring", "__init__"),
+        ("mlx", "mlx_lm"),
+    ),
     "doctor": (("chat", "config", "core", "engine", "errors", "mlx_backend", "models", "wiring", "__init__"), ("mlx",)),
     "cli": (None, ("typer", "rich", "anyio", "tomlkit")),
     "cli/sessions": (("cli", "config", "core", "errors", "storage"), ("typer", "rich")),
@@ -121,7 +131,7 @@ def test_every_line_of_the_table_is_a_layer():
 
 
 def test_a_face_imports_no_other_and_nothing_below_the_service_imports_what_is_above_it():
-    above = {"api", "hosting", "cli", "wiring", "doctor"}
+    above = {"api", "hosting", "cli", "wiring", "doctor", "bench"}
     common = "api/web"  # of all faces, and none itself
     below = {"chat", "core", "engine", "mlx_backend", "models", "storage", "process", "service"}
     for layer, (own, outside) in LAYERS.items():

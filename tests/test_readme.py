@@ -61,4 +61,4 @@ def test_every_command_that_a_stranger_copies_works(document, stranger):
 
 def okay(command):
     """The statuses with which a command ends where there is no engine, no session and no host."""
-    return {0, 1} if command.startswith(("mlx-mcp engine status", "mlx-mcp engine stop")) else {0}
+    return {0, 1} if command.startswith(("mlx-mcp engine status", "mlx-mcp engine stop", "mlx-mcp top")) else {0}

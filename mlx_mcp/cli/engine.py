@@ -140,4 +140,4 @@ def run_engine(
     except NoSharedEngine as error:
         note(str(error))
         raise typer.Exit(NO_SOCKETS) from error
-    serve_engine(config, listener, ready_fd, say)
+    serve_engine(config, listener, None if ready_fd is None else place.log, ready_fd, say)

@@ -204,8 +204,10 @@ def request_of(
 def generate(config: Config, request: GenerateRequest, as_json: bool) -> None:
     """Answer a request with an engine of this process, which ends with it."""
     from mlx_mcp.core.sequence import FinishReason
+    from mlx_mcp.hosting.logs import configure_logs
     from mlx_mcp.wiring import wire
 
+    configure_logs(config)
     client, _ = wire(config)
     try:
         result = asyncio.run(answer(client, request, as_json))

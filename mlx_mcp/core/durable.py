@@ -150,7 +150,15 @@ class Transfer:
 
 
 class OffloadTier(BlockTier, Protocol):
-    """A tier that also takes blocks that no session asked it to keep."""
+    """A tier that also takes blocks that no session asked it to keep. Any thread may read its counts."""
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes."""
+
+    @property
+    def num_evicted(self) -> int:
+        """Blocks that its quota has removed since it was opened."""
 
     def put(self, blocks: Seq[StoredBlock], *, offload: bool = False) -> int:
         """See BlockTier.put. If `offload` is set, it takes only what the quota and the daily budget allow."""
@@ -171,7 +179,8 @@ class SessionLog(Protocol):
 class Store(Protocol):
     """A tier that outlives the process, with the sessions that refer to its blocks.
 
-    One thread calls it; only `tier.find` may be called from any thread. When a call returns, what it did is durable.
+    One thread calls it; only `tier.find` and the counts of `tier` may be used from any thread. When a call returns,
+    what it did is durable.
     """
 
     @property

@@ -38,7 +38,7 @@ class Answer:
         self._stop = StopStrings(request.sampling.stop)
         self._deltas: list[Delta] = []
         self._choices: list[TokenChoice] = []
-        self._prefilled = Prefilled(0)
+        self._prefilled: Prefilled | None = None
         self._notes = prompt.notes
         self.num_prompt = num_before + len(prompt.ids)
         self.ids: list[int] = []
@@ -47,6 +47,11 @@ class Answer:
     def num_tokens(self) -> int:
         """The number of its tokens."""
         return len(self.ids)
+
+    @property
+    def num_cached(self) -> int | None:
+        """How many tokens of the prompt were there already; None before that is known."""
+        return None if self._prefilled is None else self._prefilled.num_cached
 
     @property
     def stopped(self) -> bool:
@@ -78,6 +83,7 @@ class Answer:
 
     def result(self, reason: FinishReason, session: SessionInfo | None = None) -> Result:
         """All of it; `reason` is why the sequence ended, and `session` the one that it is kept in."""
+        prefilled = self._prefilled or Prefilled(0)
         calls, text = self._reader.tool_calls, self._text(TextKind.ANSWER)
         thoughts = self._text(TextKind.REASONING)
         cut = not self.stopped and reason is FinishReason.LENGTH and bool(thoughts) and not text
@@ -94,8 +100,8 @@ class Answer:
             reasoning=thoughts,
             tool_calls=calls,
             logprobs=tuple(self._choices),
-            cached_tokens=self._prefilled.num_cached - self._prefilled.num_restored,
-            restored_tokens=self._prefilled.num_restored,
+            cached_tokens=prefilled.num_cached - prefilled.num_restored,
+            restored_tokens=prefilled.num_restored,
             miss=self._miss(),
             session=session,
             notes=(*self._notes, *self._reader.notes, *((ONLY_THOUGHTS,) if cut else ())),
@@ -103,7 +109,8 @@ class Answer:
         )
 
     def _miss(self) -> CacheMiss | None:
-        miss, read = self._prefilled.miss, self._model.tokenizer.decode
+        read = self._model.tokenizer.decode
+        miss = None if self._prefilled is None else self._prefilled.miss
         if miss is None:
             return None
         return CacheMiss(miss.reason, miss.index, read(miss.before), read(miss.after), read(miss.earlier), miss.detail)

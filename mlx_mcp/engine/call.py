@@ -25,6 +25,7 @@ class Call:
 
     request: Request
     since: float  # when it last made progress, or waited for something that makes progress
+    arrived_at: float
     awaits: Awaited | None = None  # what it waits for in the table; None also while it waits for the scheduler
     ended: bool = False
     # Of a generation:
@@ -33,6 +34,7 @@ class Call:
     session: Session | None = None  # the session whose turn it is
     uses: Resident | None = None  # the model that stays for it from its arrival on
     told: Awaited | None = None  # the latest reason to wait of which its caller was told
+    admitted_at: float | None = None  # when it first got a row
 
     @property
     def call_id(self) -> int:
@@ -96,7 +98,7 @@ class Calls:
     def add(self, request: Request, now: float) -> Call:
         """Add a call that has arrived."""
         assert request.call_id not in self.by_id, f"two calls have the id {request.call_id}"
-        call = self.by_id[request.call_id] = Call(request, now)
+        call = self.by_id[request.call_id] = Call(request, now, now)
         return call
 
     def wait(self, call: Call, awaited: Awaited) -> None:

@@ -198,7 +198,8 @@ class Generation:
                     progress = Progress("queued", queued(waiting), 0, total)
                 case Prefilled(done) as prefilled:
                     answer.prefilled(prefilled)
-                    progress = Progress("prefill", f"reading the prompt: {done} of {num_prompt} tokens", done, total)
+                    told = f"reading the prompt: {done} of {num_prompt} tokens"
+                    progress = Progress("prefill", told, done, total, admitted_at=prefilled.admitted_at)
                 case Token() as token if not answer.stopped:
                     deltas = answer.add(token)
                     done = answer.num_tokens
@@ -222,7 +223,7 @@ class Generation:
                 yield answer.result(reason, session)
                 return
             if not deltas:
-                yield replace(progress, num_prompt=answer.num_prompt)
+                yield replace(progress, num_prompt=answer.num_prompt, num_cached=answer.num_cached)
 
 
 def turn_of(request: GenerateRequest, session: SessionInfo | None) -> Turn:

@@ -6,7 +6,7 @@ of a call's events is known to the thread that owns the engine, so that commands
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_mcp.core.cache.misses import Miss
@@ -31,13 +31,15 @@ class Waiting:
 class Prefilled:
     """The prompt's first `num_tokens` tokens are there.
 
-    `num_cached` were before, of which a tier brought `num_restored`, and `miss` says why not more.
+    `num_cached` were before, of which a tier brought `num_restored`, and `miss` says why not more. The call got its row
+    at `admitted_at`, by the engine's clock.
     """
 
     num_tokens: int
     num_cached: int = 0
     num_restored: int = 0
     miss: Miss | None = None
+    admitted_at: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

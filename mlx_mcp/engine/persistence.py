@@ -39,6 +39,7 @@ from mlx_mcp.engine.results import (
     VersionRead,
 )
 from mlx_mcp.errors import MlxMcpError, StorageError, UnknownSession
+from mlx_mcp.stats import LONG_BOUNDS_S, Histogram
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class Writing:
     session: Session
     log: tuple[int, ...]  # its tokens when that began
     last_block: Block | None  # the last of its blocks in memory, which are not evicted meanwhile
+    began_at: float
 
 
 class Persistence:
@@ -94,7 +96,8 @@ class Persistence:
         self.opening = True
         self.reading: set[SessionReading] = set()  # the sessions that are being read
         self.writing: dict[int, Writing] = {}
-        self.num_writings = 0
+        self.num_writings = self.num_written = self.num_failed = 0
+        self.persist_s = Histogram(LONG_BOUNDS_S)
         self.engine_busy = False  # read on the thread that writes
         self.saved_at = clock()
         open_store = persisting.open_store
@@ -111,11 +114,19 @@ class Persistence:
     @property
     def counts(self) -> dict[str, Any]:
         """The fields of EngineStats about it."""
+        tier = None if self.store is None else self.store.tier
         return {
             "storage": "ok" if self.failure is None else str(self.failure),
             "offloaded": self.offload.num_offloaded,
             "dropped": self.offload.num_dropped,
             "restored": self.restoring.num_restored,
+            "opening": self.opening,
+            "pending_bytes": self.offload.queue_bytes,
+            "persists": self.num_written,
+            "persist_failures": self.num_failed,
+            "persist_s": self.persist_s.snapshot,
+            "disk_bytes": 0 if tier is None else tier.nbytes,
+            "disk_evictions": 0 if tier is None else tier.num_evicted,
         }
 
     @property
@@ -176,7 +187,7 @@ class Persistence:
         ttl_s = session.ttl_s if session.options.ttl_s is not None else max(session.ttl_s, self.options.unused_ttl_s)
         described = record_of(session, keys, num_kept, ttl_s, self.wall_clock())
         self.num_writings += 1
-        self.writing[self.num_writings] = Writing(session, log, last_block)
+        self.writing[self.num_writings] = Writing(session, log, last_block, self.clock())
         session.num_saving += 1
 
         def write() -> tuple[SessionRecord, int]:
@@ -201,6 +212,11 @@ class Persistence:
         session = writing.session
         session.num_saving -= 1
         self.failure = outcome if isinstance(outcome, MlxMcpError) else None
+        if self.failure is None:
+            self.num_written += 1
+            self.persist_s.observe(self.clock() - writing.began_at)
+        else:
+            self.num_failed += 1
         if writing.last_block is not None:
             self.cache.pool.release(writing.last_block)
         if not isinstance(outcome, MlxMcpError) and self.sessions.is_open(session):

@@ -54,7 +54,8 @@ class Progress:
     """Where the call is: `phase` is loading, queued, prefill or decode; `done` of `total` once that is known.
 
     `unit` is "bytes" while a model is fetched or its weights are read, else "tokens". `num_prompt` are the prompt's
-    tokens, those of its session included, once the engine has it.
+    tokens, those of its session included, once the engine has it, and `num_cached` those of them that were there
+    already, once that is known. While the prompt is read, `admitted_at` says since when, by time.monotonic.
     """
 
     phase: str
@@ -63,6 +64,8 @@ class Progress:
     total: int | None = None
     unit: str = "tokens"
     num_prompt: int | None = None
+    num_cached: int | None = None
+    admitted_at: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class Resident:
     prepared: PreparedModel  # what it was loaded from
     asked_for: bool = False  # whether a user had it loaded, rather than a call that needed it
     ttl_s: float | None = None  # how long it stays without a call; None for as long as others leave it room
+    began_at: float = 0.0  # when its weights began to be read
     since: float = 0.0  # when it was loaded
     used_at: float = 0.0
     closing: bool = False  # whether it takes no further calls, since another model's turn has come
@@ -74,6 +75,7 @@ class PendingLoad:
 
     prepared: PreparedModel
     slices: Generator[LoadProgress, None, LoadedModel]
+    began_at: float
     asked_for: bool = False
     unloaded: list[PreparedModel] = field(default_factory=list)  # went for it, though a user had asked for them
 
@@ -141,10 +143,10 @@ class Residents:
         pending = sum(load.prepared.weights_bytes for load in self.loads.values())
         return self.weights_bytes + pending + prepared.weights_bytes - self.max_weights_bytes
 
-    def begin_load(self, prepared: PreparedModel, asked_for: bool, unloaded: list[PreparedModel]) -> None:
+    def begin_load(self, prepared: PreparedModel, asked_for: bool, unloaded: list[PreparedModel], now: float) -> None:
         """Begin to read a model's weights, for which there is room."""
         slices = self.loader.materialise(prepared)
-        self.loads[prepared.name] = PendingLoad(prepared, slices, asked_for, unloaded)
+        self.loads[prepared.name] = PendingLoad(prepared, slices, now, asked_for, unloaded)
 
     def unload(self, name: str) -> None:
         """Forget a model that nobody uses; its weights go with the last reference to them."""
@@ -176,7 +178,8 @@ class Residents:
             model: LoadedModel = end.value
             own, prepared = pending.prepared.options.ttl_s, pending.prepared
             ttl_s = self.ttl_s if own is None else own
-            self.by_name[model.name] = Resident(model, self._scheduler(model), prepared, pending.asked_for, ttl_s)
+            resident = Resident(model, self._scheduler(model), prepared, pending.asked_for, ttl_s, pending.began_at)
+            self.by_name[model.name] = resident
             return Loaded(model)
         except MlxMcpError as error:
             return Failed(error)
@@ -188,7 +191,8 @@ class Residents:
     def _scheduler(self, model: LoadedModel) -> Scheduler:
         """Make a scheduler with the model's cache manager, or without one if nothing of the model can be reused."""
         slots, layout, cache = SlotPool(self.cache.pool.ledger, model.runner.cost), model.runner.layout, None
+        limits = self.limits.reading(model.prefill)
         if not layout.refused:
-            chunk_tokens = self.limits.chunk_tokens
+            chunk_tokens = limits.chunk_tokens
             cache = KvCacheManager(self.cache, slots, layout, model.fingerprint, chunk_tokens, self.sharing)
-        return Scheduler(self.limits, slots, cache)
+        return Scheduler(limits, slots, cache)

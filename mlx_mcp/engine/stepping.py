@@ -14,6 +14,7 @@ from mlx_mcp.engine.messages import Prefilled, Token, Waiting
 from mlx_mcp.engine.persistence import Persistence
 from mlx_mcp.engine.residents import Resident
 from mlx_mcp.engine.turns import Turns
+from mlx_mcp.stats import BATCH_BOUNDS, WAIT_BOUNDS_S, Histogram
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,8 @@ class Stepping:
 
     def __init__(self, calls: Calls, turns: Turns, persistence: Persistence | None, clock: Callable[[], float]) -> None:
         self.calls, self.turns, self.persistence, self.clock = calls, turns, persistence, clock
-        self.num_preemptions = 0
+        self.num_preemptions = self.num_computed = self.num_output = 0
+        self.batch_rows, self.queue_s = Histogram(BATCH_BOUNDS), Histogram(WAIT_BOUNDS_S)
 
     def run(self, resident: Resident) -> bool:
         """Collect the tokens of the step in flight, or of the next one. The step after it may already run meanwhile.
@@ -38,6 +40,7 @@ class Stepping:
             if step is None or flight is None:
                 step = scheduler.schedule()
                 self._tell_preempted(step.released)
+                self._note_admitted(step)
                 if not (step.rows or step.released):
                     return False
                 started = self.clock()
@@ -47,6 +50,8 @@ class Stepping:
             if resident.step is not None:
                 resident.flight = runner.launch(resident.step)
             result = flight.collect()
+            if started < math.inf:
+                scheduler.measure(step, self.clock() - started)
             if self.persistence is not None and step.prefill and not step.decode and resident.step is None:
                 self.persistence.restoring.measure_prefill(
                     sum(chunk.end - chunk.start for chunk in step.prefill), self.clock() - started
@@ -79,8 +84,18 @@ class Stepping:
             if sequence.slot is None:  # else it was admitted again already
                 self.turns.tell(call, Waiting(resident.scheduler.num_ahead(sequence)))
 
+    def _note_admitted(self, step: Step) -> None:
+        """Note which calls got their rows, and how long they had waited for them."""
+        for call in self._calls(admission.sequence_id for admission in step.admitted):
+            if call.admitted_at is None:
+                call.admitted_at = self.clock()
+                self.queue_s.observe(call.admitted_at - call.arrived_at)
+
     def _commit(self, resident: Resident, step: Step, result: StepResult) -> None:
         cache = resident.scheduler.cache
+        self.num_computed += sum(chunk.end - chunk.start for chunk in step.prefill)
+        self.num_output += len(result.tokens)
+        self.batch_rows.observe(len(step.rows))
         for call in self._calls(result.logits):
             if cache is not None and not call.submit.turn.context:
                 cache.remember(call.row[0], result.logits[call.call_id])
@@ -95,8 +110,8 @@ class Stepping:
         for call in self._calls(step.prompting):
             sequence = call.row[0]
             if not sequence.num_preemptions:  # else the caller has heard it
-                event = Prefilled(sequence.num_computed, sequence.num_cached, sequence.num_restored, sequence.miss)
-                self.turns.tell(call, event)
+                cached = sequence.num_cached, sequence.num_restored, sequence.miss
+                self.turns.tell(call, Prefilled(sequence.num_computed, *cached, call.admitted_at))
         for call in self._calls(step.drawing):
             sequence, drawn = call.row[0], call.call_id in result.tokens and not call.submit.turn.context
             if drawn and sequence.finish_reason is not FinishReason.STOP:

@@ -20,6 +20,7 @@ from mlx_mcp.engine.call import Call, Calls
 from mlx_mcp.engine.messages import Failed, Find, Load, Loaded, Loading, Unload, Unloaded, Waiting
 from mlx_mcp.engine.residents import Resident, Residents
 from mlx_mcp.errors import CapacityError, ModelBusy
+from mlx_mcp.stats import LONG_BOUNDS_S, Histogram
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ class Swapping:
     def __init__(self, calls: Calls, models: Residents, clock: Callable[[], float], turn_s: float) -> None:
         self.calls, self.models, self.clock, self.turn_s = calls, models, clock, turn_s
         self.line: dict[str, Wanted] = {}  # by name, in the order in which they came
+        self.num_loads = self.num_unloads = self.num_swaps = 0
+        self.load_s = Histogram(LONG_BOUNDS_S)
 
     # What is asked
 
@@ -87,7 +90,7 @@ class Swapping:
             return
         if self._in_use(resident):
             raise ModelBusy(name, "calls run or wait for it")
-        self.models.unload(name)
+        self._unload(name)
         self.calls.answer(call, Unloaded(resident.model.weights_bytes))
         self.advance()
 
@@ -114,6 +117,8 @@ class Swapping:
                 for call in self.calls.waiting_for(ModelLoading(name)):
                     self.calls.tell(call, event)
             elif isinstance(event, Loaded):
+                self.num_loads += 1
+                self.load_s.observe(self.clock() - self.models.by_name[name].began_at)
                 self._loaded(ModelLoading(name), self.models.by_name[name])
             else:
                 self._failed(name, event)
@@ -124,7 +129,7 @@ class Swapping:
             if self._in_use(resident):
                 resident.used_at = now
             elif resident.expires_at is not None and now >= resident.expires_at:
-                self.models.unload(resident.model.name)
+                self._unload(resident.model.name)
         if self.models.loads:  # whoever waits behind a load waits for something that makes progress
             for name in self.line:
                 for call in self.calls.waiting_for(ModelRoom(name)):
@@ -200,11 +205,12 @@ class Swapping:
                 close((r for r in residents.by_name.values() if r not in goes), lacking, now - self.turn_s)
             return False
         for resident in goes:
-            residents.unload(resident.model.name)
+            self._unload(resident.model.name)
+        self.num_swaps += len(goes)
         del self.line[name]
         calls = self.calls.wake(ModelRoom(name))
         asked_for = wanted.restore or any(isinstance(c.request, Load) and c.request.asked_for for c in calls)
-        residents.begin_load(wanted.prepared, asked_for, [r.prepared for r in goes if r.asked_for])
+        residents.begin_load(wanted.prepared, asked_for, [r.prepared for r in goes if r.asked_for], now)
         for call in calls:
             self.calls.wait(call, ModelLoading(name))
         return True
@@ -214,6 +220,10 @@ class Swapping:
         for call in self.calls.wake(awaited):
             assert isinstance(call.request, Load), f"{call.request} waits for a load"
             self._hand_over(call, resident, call.request.hold)
+
+    def _unload(self, name: str) -> None:
+        self.models.unload(name)
+        self.num_unloads += 1
 
     def _failed(self, name: str, event: Failed) -> None:
         """Tell those who wait for a model that it cannot be loaded, and look for room for what went for it."""

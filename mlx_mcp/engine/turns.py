@@ -56,7 +56,7 @@ class Turns:
         self.persistence, self.clock, self.share_prefixes = persistence, clock, share_prefixes
         # Call id of a session's latest turn that ended → the session: its caller may want it shorter yet.
         self.latest: WeakValueDictionary[int, Session] = WeakValueDictionary()
-        self.num_prompt = self.num_cached = 0
+        self.num_prompt = self.num_cached = self.num_restored = 0
 
     def begin(self, call: Call) -> None:
         """Give a generation to the scheduler, or have it wait for what it lacks.
@@ -149,6 +149,7 @@ class Turns:
         resident.model.runner.release(call.call_id)
         self.num_prompt += len(sequence.prompt_ids)
         self.num_cached += sequence.num_cached
+        self.num_restored += sequence.num_restored
         assert sequence.finish_reason is not None, "it has not finished"
         self.calls.tell(call, Finished(sequence.finish_reason, None if session is None else session.info))
         if session is not None:

@@ -35,14 +35,16 @@ from mlx_mcp.hosting.connection import Connection, serve_listener, serve_window
 from mlx_mcp.hosting.hello import receive_hello, reply
 from mlx_mcp.hosting.http import HttpServer
 from mlx_mcp.hosting.lifetime import LAST_ANSWERS_S, drain
+from mlx_mcp.hosting.logs import log_generations
 from mlx_mcp.hosting.session_files import SessionFiles
-from mlx_mcp.hosting.status import status_of
+from mlx_mcp.hosting.status import status_of, top_of
 from mlx_mcp.hosting.tls import tls_context
 from mlx_mcp.hosting.warm import warm_of
 from mlx_mcp.process.environment import OF_LISTENER, engine_settings
 from mlx_mcp.process.place import peer
 from mlx_mcp.service.jobs import Jobs
-from mlx_mcp.service.service import Service
+from mlx_mcp.service.observing import Observer
+from mlx_mcp.service.service import Lifecycle, Service
 from mlx_mcp.wiring import registry_of
 
 logger = logging.getLogger(__name__)
@@ -61,6 +63,8 @@ class Connections:
         self._settings = engine_settings()
         self._session_files = SessionFiles(client, config)
         self._jobs, self._warm, self._limits = Jobs(config.result_ttl_s), warm_of(config), limiter_of(config)
+        self._observer, self._lifecycle = Observer(), Lifecycle(config.ready_step_s)
+        log_generations(self._observer)
         self._connections: dict[int, Connection] = {}
         self._named: dict[str, ModelSpec] = {}  # the windows' models; other windows may continue sessions of them
         self._http_servers: list[HttpServer] = []
@@ -75,6 +79,7 @@ class Connections:
         if not self._stopping.is_set():
             if self._reachable():
                 os.unlink(self._path)
+            self._lifecycle.draining = True
             self._stopping.set()
 
     async def serve(self, ending: Callable[[], None]) -> None:
@@ -197,6 +202,8 @@ class Connections:
         if kind == "status":
             connections, began = self._connections.values(), self._began
             await reply(connection, status_of(self._client, connections, self._jobs, began, self._retiring))
+        elif kind == "top":
+            await reply(connection, top_of(self._service(self._client, self._client.registry), self._retiring))
         elif kind == "stop":
             self.stop()
             self._awaiting_exit.append(connection)
@@ -278,4 +285,9 @@ class Connections:
                 "or serve with --standalone."
             )
         client = self._client.for_connection(registry, str(joined.number))
-        return config, Service(client, registry, self._jobs, self._warm, self._limits)
+        return config, self._service(client, registry)
+
+    def _service(self, client: EngineClient, registry: Any) -> Service:
+        """The service for a client of the engine."""
+        jobs, warm, limits, observer = self._jobs, self._warm, self._limits, self._observer
+        return Service(client, registry, jobs, warm, limits, observer=observer, lifecycle=self._lifecycle)

@@ -18,6 +18,7 @@ from mlx_mcp.api.http.app import http_app, plain
 from mlx_mcp.api.http.auth import Refuse
 from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.api.openai.api import OPENAI
+from mlx_mcp.api.page.page import page_routes
 from mlx_mcp.api.sessions.endpoints import SESSIONS
 from mlx_mcp.api.web.endpoint import Answering, Api, Serving, routes_of
 from mlx_mcp.api.web.failure import Failure
@@ -43,7 +44,8 @@ def web_app(service: Service, activity: Activity, config: Config, apis: Sequence
     serving = Serving(service, activity, files, config.max_request_bytes)
     routes, access = routes_of(apis, serving), access_of(config)
     described = Route("/openapi.json", showing(apis))
-    return http_app(mcp, service, config, [*routes, described, *metadata_routes(config)], access, refusing(routes))
+    others = [*page_routes(service), described, *metadata_routes(config)]
+    return http_app(mcp, service, config, [*routes, *others], access, refusing(routes))
 
 
 def document(apis: Sequence[Api] = APIS) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class HttpServer(uvicorn.Server):
                 interface="asgi3",
                 http=cast(Any, partial(TimedProtocol, config.request_timeout_s)),
                 ws="none",
+                log_config=None,  # the process's own log takes what it says, without a caller's words
                 log_level="warning",
                 access_log=False,
                 timeout_graceful_shutdown=graceful_s,

@@ -99,6 +99,8 @@ def serve_stdio(config: Config) -> None:
     from mlx_mcp.api.mcp.server import build_server
     from mlx_mcp.hosting.allowances import limiter_of
     from mlx_mcp.hosting.lifetime import drain
+    from mlx_mcp.hosting.logs import configure_logs, log_generations
+    from mlx_mcp.hosting.traces import export_traces
     from mlx_mcp.hosting.warm import warm_of
     from mlx_mcp.process.place import project_folder
     from mlx_mcp.service.activity import Activity
@@ -107,10 +109,13 @@ def serve_stdio(config: Config) -> None:
     from mlx_mcp.service.service import Service
     from mlx_mcp.wiring import wire
 
+    configure_logs(config)
+    export_traces(config)
     client, registry = wire(config)
     files = FileReader.of_window(config.file_roots, project_folder(), config.max_file_bytes, config.max_files_bytes)
     activity, requests = Activity(), OpenRequests()
     service = Service(client, registry, Jobs(config.result_ttl_s), warm_of(config), limiter_of(config))
+    log_generations(service.observer)
     server = build_server(service, files, activity, config.wait_s)
 
     async def stop(scope: anyio.CancelScope) -> None:
@@ -127,36 +132,51 @@ def serve_http(config: Config, say: Say) -> None:
     from mlx_mcp.hosting.allowances import limiter_of
     from mlx_mcp.hosting.faces import web_app
     from mlx_mcp.hosting.http import HttpServer, drain_http
+    from mlx_mcp.hosting.logs import configure_logs, log_generations
+    from mlx_mcp.hosting.traces import export_traces
     from mlx_mcp.hosting.warm import warm_of
     from mlx_mcp.process.listener import listen
     from mlx_mcp.service.activity import Activity
     from mlx_mcp.service.jobs import Jobs
-    from mlx_mcp.service.service import Service
+    from mlx_mcp.service.service import Lifecycle, Service
     from mlx_mcp.wiring import wire
 
     access_of(config)
+    configure_logs(config)
+    export_traces(config)
     listener = listen(config.host, config.port)
     client, registry = wire(config)
     activity = Activity()
-    service = Service(client, registry, Jobs(config.result_ttl_s), warm_of(config), limiter_of(config))
+    lifecycle = Lifecycle(config.ready_step_s)
+    jobs, limits = Jobs(config.result_ttl_s), limiter_of(config)
+    service = Service(client, registry, jobs, warm_of(config), limits, lifecycle=lifecycle)
+    log_generations(service.observer)
     server = HttpServer(web_app(service, activity, config), config)
     address = address_of(config, listener)
     say(f"mlx-mcp {__version__} serving {registry.resolve(None).name!r} at {address}/mcp")
 
     async def stop(_: anyio.CancelScope) -> None:
+        lifecycle.draining = True
         await drain_http(server, activity, config.shutdown_timeout_s)
 
     run(config, client, lambda: server.serve(sockets=[listener]), stop)
 
 
-def serve_engine(config: Config, listener: socket.socket, ready_fd: int | None, say: Say) -> None:
-    """Serve all connections to the user's socket, until a signal comes or it was idle for long enough."""
+def serve_engine(config: Config, listener: socket.socket, log: str | None, ready_fd: int | None, say: Say) -> None:
+    """Serve all connections to the user's socket, until a signal comes or it was idle for long enough.
+
+    `log` is the file that stderr goes to, if it does.
+    """
     import contextlib
 
     from mlx_mcp.hosting.connections import Connections
     from mlx_mcp.hosting.lifetime import exit_within
+    from mlx_mcp.hosting.logs import configure_logs
+    from mlx_mcp.hosting.traces import export_traces
     from mlx_mcp.wiring import wire
 
+    configure_logs(config, log)
+    export_traces(config)
     client, _ = wire(config)
 
     connections = Connections(client, config, listener)

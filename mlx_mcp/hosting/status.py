@@ -1,4 +1,4 @@
-"""Collects what `mlx-mcp engine status` shows."""
+"""Collects what `mlx-mcp engine status` and `mlx-mcp top` show."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from mlx_mcp import __version__
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.hosting.connection import Connection
 from mlx_mcp.service.jobs import Jobs
+from mlx_mcp.service.overview import overview
+from mlx_mcp.service.service import Service
 
 
 def status_of(
@@ -38,6 +40,12 @@ def status_of(
         "results": jobs.num_unfetched,
         "connections": [connection_status(joined, client, now) for joined in connections],
     }
+
+
+def top_of(service: Service, retiring: str) -> dict[str, Any]:
+    """What `mlx-mcp top` shows of a process."""
+    own = {"pid": os.getpid(), "version": __version__, "retiring": retiring}
+    return own | overview(service)
 
 
 def connection_status(joined: Connection, client: EngineClient, now: float) -> dict[str, Any]:

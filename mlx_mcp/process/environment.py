@@ -74,6 +74,8 @@ def engine_environment(place: Place) -> dict[str, str]:
         for name, value in os.environ.items()
         if (name in HANDED_ON or name.startswith(HANDED_ON_PREFIXES)) and name not in PER_WINDOW
     }
+    if os.environ.get("MLX_MCP_TRACES"):  # else these are a host's, for its own traces
+        env |= {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
     # The engine runs in another folder, where relative paths would mean something else.
     env["MLX_MCP_STATE_DIR"] = place.folder
     if env.get("MLX_MCP_CONFIG"):

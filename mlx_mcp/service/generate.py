@@ -143,7 +143,11 @@ async def updates_of(
     """
     limits = service.limits
     try:
-        with ExitStack() as holding, caller.activity.watching(meter):
+        with (
+            ExitStack() as holding,
+            caller.activity.watching(meter),
+            service.observer.watch(request, meter, service.engine.group) as watch,
+        ):
             meter.line = f"computing the context {request.session} first"
             await service.warm.ready(service, caller, request.session, report)
             meter.line = ""
@@ -164,6 +168,7 @@ async def updates_of(
                         service.warm.begin(service, caller, update.model)
                     else:
                         meter.take(update)
+                    watch(update)
                     yield update
     finally:
         meter.ended = True

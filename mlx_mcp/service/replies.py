@@ -38,11 +38,11 @@ class Reply:
 
 
 class Replies:
-    """The stored answers of all tenants."""
+    """The stored answers of all tenants. Those that nobody has asked for the longest go first."""
 
     def __init__(self, max_replies: int = MAX_REPLIES, max_bytes: int = MAX_BYTES) -> None:
         self._max_replies, self._max_bytes = max_replies, max_bytes
-        self._of: dict[str, dict[str, Reply]] = {}  # by tenant and id, the oldest first
+        self._of: dict[str, dict[str, Reply]] = {}  # by tenant and id, used last last
 
     def keep(self, reply: Reply, sessions: Container[str]) -> list[Reply]:
         """Keep an answer; returns those that had to go for it, whose sessions are to be closed.
@@ -50,6 +50,7 @@ class Replies:
         `sessions` are the handles there are now: answers whose session has ended are forgotten.
         """
         of = self._of.setdefault(reply.tenant, {})
+        of.pop(reply.reply_id, None)
         of[reply.reply_id] = reply
         for each in list(of.values()):
             if not self._lives(each, sessions):
@@ -64,15 +65,27 @@ class Replies:
         return gone
 
     def get(self, tenant: str, reply_id: str, sessions: Container[str]) -> Reply:
-        """A tenant's answer.
+        """A tenant's answer, which is the last that has to go from then on.
 
         Raises:
             UnknownReply: there is none, no more, or it is another tenant's.
         """
-        reply = self._of.get(tenant, {}).get(reply_id)
+        of = self._of.get(tenant, {})
+        reply = of.get(reply_id)
         if reply is None or not self._lives(reply, sessions):
             raise UnknownReply(reply_id)
+        of[reply_id] = of.pop(reply_id)
         return reply
+
+    def shrink(self, tenant: str, most: int) -> list[Reply]:
+        """Keep no more than so many answers with sessions; returns those that have to go, which are to be closed."""
+        of = self._of.get(tenant, {})
+        held = [reply for reply in of.values() if reply.session_id]
+        return [of.pop(reply.reply_id) for reply in held[: max(0, len(held) - most)]]
+
+    def num_kept(self, tenant: str) -> int:
+        """How many of a tenant's answers have a session."""
+        return sum(bool(reply.session_id) for reply in self._of.get(tenant, {}).values())
 
     def forget(self, reply: Reply) -> None:
         """Keep an answer no longer; its session is to be closed."""

@@ -91,6 +91,16 @@ class SsdTier:
             self._old,
         )
 
+    @property
+    def nbytes(self) -> int:
+        """See OffloadTier.nbytes."""
+        return self._index.nbytes
+
+    @property
+    def num_evicted(self) -> int:
+        """See OffloadTier.num_evicted."""
+        return self._evicted
+
     def find(self, key: bytes) -> TierEntry | None:
         """See BlockTier.find."""
         found = self._index.find(key)

@@ -21,9 +21,10 @@ def make(limits=LIMITS, limit_bytes=1 << 30):
     return Scheduler(limits, SlotPool(Ledger(limit_bytes), KvCost(token_bytes=1)))
 
 
-def sequence(sequence_id, num_prompt, max_tokens=5, session=None, group=""):
+def sequence(sequence_id, num_prompt, max_tokens=5, session=None, group="", principal=""):
     prompt_ids, lane = tuple(range(1, num_prompt + 1)), session or str(sequence_id)
-    return Sequence(sequence_id, prompt_ids, SamplingParams(max_tokens), frozenset({0}), lane, group=group)
+    params = SamplingParams(max_tokens)
+    return Sequence(sequence_id, prompt_ids, params, frozenset({0}), lane, group=group, principal=principal)
 
 
 def chunks(step):
@@ -289,6 +290,93 @@ def test_a_group_that_fills_its_queue_shuts_no_other_out():
     scheduler.add(single := sequence(99, 2, group="other"))
     take(scheduler)
     assert single in scheduler.running
+
+
+# Principals
+
+
+def test_a_principal_with_thirty_windows_gives_a_place_to_one_with_one():
+    scheduler = make(Limits(max_running=4))
+    for i in range(30):
+        scheduler.add(sequence(i, 2, max_tokens=500, group=f"window {i}", principal="many"))
+    take(scheduler)
+    scheduler.add(single := sequence(99, 2, group="window 0", principal="one"))
+    step = take(scheduler)
+    assert single in scheduler.running
+    assert step.released == (3,)
+
+
+def test_a_free_place_goes_to_the_principal_that_runs_the_least_and_then_to_its_group_that_does():
+    scheduler = make(Limits(max_running=6))
+    for i in range(12):
+        scheduler.add(sequence(i, 2, max_tokens=50, group=f"window {i % 3}", principal="many"))
+    for i in range(20, 26):
+        scheduler.add(sequence(i, 2, max_tokens=50, group="x" if i < 25 else "y", principal="few"))
+    take(scheduler)
+    ran = [s.sequence_id for s in scheduler.running]
+    assert sum(i >= 20 for i in ran) == 3
+    assert 25 in ran  # its own window, beside one that has five calls
+    assert {scheduler.running[ran.index(i)].group for i in ran if i < 20} == {"window 0", "window 1", "window 2"}
+
+
+def test_windows_of_two_principals_are_not_one_group_because_they_have_one_name():
+    scheduler = make()
+    for i in range(4):
+        scheduler.add(sequence(i, 2, group="listener", principal="many"))
+    with pytest.raises(CapacityError):
+        scheduler.add(sequence(10, 2, group="listener", principal="many"))
+    scheduler.add(single := sequence(99, 2, group="listener", principal="one"))
+    take(scheduler)
+    assert single in scheduler.running
+
+
+def test_prefill_is_shared_evenly_by_principals_then_by_windows_then_by_sessions():
+    scheduler = make(Limits(max_running=8, chunk_tokens=4, prefill_tokens_idle=4, prefill_tokens_busy=4))
+    for i in range(4):
+        scheduler.add(sequence(i, 100, group="a" if i < 3 else "b", principal="many"))
+    scheduler.add(sequence(9, 100, principal="one"))
+    served = [chunks(take(scheduler))[0][0] for _ in range(24)]
+    assert served.count(9) == 12
+    assert [served.count(i) for i in range(4)] == [2, 2, 2, 6]
+
+
+def test_no_group_takes_a_place_of_a_principal_that_runs_less_than_its_own():
+    scheduler = make(Limits(max_running=6))
+    for i in range(4):
+        scheduler.add(sequence(i, 2, max_tokens=50, group=f"{i}", principal="many"))
+    for i in range(10, 12):
+        scheduler.add(sequence(i, 2, max_tokens=50, group="x", principal="few"))
+    take(scheduler)
+    scheduler.add(sequence(5, 2, max_tokens=50, group="new", principal="many"))
+    for _ in range(10):
+        assert not take(scheduler).released
+    assert sum(s.principal == "few" for s in scheduler.running) == 2
+
+
+@settings(max_examples=drawn(20), deadline=None)
+@given(st.integers(0, 1 << 32), st.integers(2, 6), st.sampled_from([1 << 30, 2000]))
+def test_however_a_principal_floods_the_calls_of_the_others_end_in_bounded_time(seed, max_running, limit_bytes):
+    rng, quiet = random.Random(seed), max_running - 1
+    limits = Limits(max_running, 40, chunk_tokens=16, prefill_tokens_idle=32, prefill_tokens_busy=16)
+    scheduler, number, waits = make(limits, limit_bytes), 100, {}
+    for step_number in range(500):
+        for _ in range(rng.randint(0, 3)):
+            number += 1
+            lane, window = rng.choice([None, "s1", "s2"]), f"w{rng.randint(0, 30)}"
+            flood = sequence(number, rng.randint(1, 60), rng.randint(1, 40), lane, window, "flood")
+            if sum(s.group == window for s in scheduler.waiting) < 2:
+                scheduler.add(flood)
+        for name in range(quiet):
+            if name not in waits and rng.random() < 0.05:
+                waits[name] = step_number
+                scheduler.add(sequence(name, 40, 10, principal=f"quiet {name}"))
+        step = scheduler.schedule()
+        for s in commit(scheduler, step, dict.fromkeys(step.drawing, 9)):
+            if s.sequence_id < 100:
+                del waits[s.sequence_id]
+        scheduler.check_integrity()
+        # At most each place ends a row of the flood first, and each chunk waits for one of each other principal.
+        assert all(step_number - since < 40 + 10 + 3 * (quiet + 1) + 100 for since in waits.values())
 
 
 # Memory
@@ -557,7 +645,8 @@ def test_whatever_comes_and_goes_every_sequence_gets_all_its_tokens_once(seed, l
     for _ in range(4000):
         if number < 12 and rng.random() < 0.2:
             number += 1
-            s = sequence(number, rng.randint(1, 200), rng.randint(1, 150), rng.choice("abc"), rng.choice("xxy"))
+            lane, group, principal = rng.choice("abc"), rng.choice("xxy"), rng.choice("ppq")
+            s = sequence(number, rng.randint(1, 200), rng.randint(1, 150), lane, group, principal)
             scheduler.add(s)
             alive[number] = s
         if alive and rng.random() < 0.02:

@@ -18,6 +18,7 @@ from mlx_mcp.hosting.connection import client_name
 from mlx_mcp.hosting.connections import CHECK_S, Connections
 from mlx_mcp.process.environment import window_hello
 from mlx_mcp.process.place import Place
+from mlx_mcp.service.health import readiness
 from tests.effort import drawn
 from tests.engine.test_client import until
 from tests.fakes import fake_client
@@ -184,6 +185,22 @@ async def test_status_says_what_each_connection_waits_for():
                 if (a["running"], b["waiting"], b["waits_for"][:12]) == (1, 2, "queued behin"):
                     break
         assert (a["folder"], b["folder"], a["host"]) == ("/first", "/second", "test 1")
+
+
+async def test_whoever_looks_sees_calls_of_all_connections_and_that_the_process_is_about_to_end():
+    async with serving(shutdown_timeout_s=0) as served:
+        one, other = await served.join(), await served.join()
+        await held(one, served.engine, session="", max_tokens=90)
+        await other.send(call(2, prompt="canary", max_tokens=90))
+        await until(lambda: len(served.connections._observer.active) == 2)
+        _, state = await served.greet(kind="top")
+        assert sorted(each["connection"] for each in state["calls"]) == ["1", "2"]
+        assert state["ready"]
+        assert state["pid"] == os.getpid()
+        assert "canary" not in json.dumps(state)
+        view = served.connections._service(served.engine, served.engine.registry)
+        served.connections.stop()
+        assert readiness(view).status == "draining"
 
 
 async def test_a_call_whose_place_another_window_got_is_shown_as_waiting():

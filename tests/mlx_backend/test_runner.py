@@ -99,9 +99,9 @@ class Machine:
     def launch(self, step):
         drawn, original = [], runner_module.draw
 
-        def draw(logits, rows):
+        def draw(logits, rows, *rest):
             drawn.append(logits)
-            return original(logits, rows)
+            return original(logits, rows, *rest)
 
         runner_module.draw = draw
         try:
@@ -183,6 +183,7 @@ def test_every_row_of_a_batch_is_bit_by_bit_what_it_is_alone(kind, alone, events
     for event in [*events, *["join"] * len(ready)]:
         if event == "join" and ready:
             joined.append(ready.pop())
+            joined[-1].principal, joined[-1].group = rng.choice("pq"), rng.choice("xy")  # whose turn changes no bit
             machine.scheduler.add(joined[-1])
         elif event == "cancel" and len(joined) > len(cancelled) + 1:
             cancelled.append(rng.choice([s for s in joined if s not in cancelled]))

@@ -67,6 +67,24 @@ def test_a_reply_that_is_forgotten_is_gone():
         replies.get("us", "a", SESSIONS)
 
 
+def test_what_was_asked_for_last_goes_last():
+    replies, kept = Replies(max_replies=2), [reply(name) for name in "abc"]
+    for each in kept[:2]:
+        replies.keep(each, SESSIONS)
+    replies.get("us", "a", SESSIONS)
+    assert replies.keep(kept[2], SESSIONS) == [kept[1]]
+
+
+def test_answers_without_sessions_are_in_nobodys_way():
+    replies, kept = Replies(), [reply(name) for name in "abc"]
+    for each in (*kept, reply("d", session_id="")):
+        replies.keep(each, SESSIONS)
+    assert (replies.num_kept("us"), replies.num_kept("them")) == (3, 0)
+    assert replies.shrink("us", 2) == kept[:1]
+    assert replies.shrink("us", 2) == replies.shrink("them", 0) == []
+    assert replies.get("us", "d", SESSIONS)
+
+
 def test_an_id_can_be_a_sessions_name():
     from mlx_mcp.core.session_names import SessionNames
 

@@ -55,7 +55,7 @@ async def create_message(asked: Asked) -> Response:
 async def events(asked: Asked, told: Told, name: str) -> AsyncGenerator[Event]:
     """The events of a message; an error before the first is raised, and a later one is the last event.
 
-    The message begins once the engine has taken the prompt, so that whatever refuses the prompt has a status.
+    The message begins once the engine reads the prompt, so that whatever refuses it has a status; or it waits for long.
     """
     writer, sent_at = Writer(told), time.monotonic()
     try:
@@ -76,12 +76,15 @@ def events_of(
     """The events that an update of a generation makes, where none was for `silent_s` before it."""
     match update:
         case Answered():
-            begun = [] if writer.started else writer.start(update.result.model, update.result.prompt_tokens)
+            begun = [] if writer.started else writer.start(update.result.model, 0, 0)
             return [*begun, *writer.finish(update)]
         case Delta():
             return writer.add(update)
         case Progress(num_prompt=int(num_prompt)) if not writer.started:
-            return writer.start(name_of(asked.service, told.options.model), num_prompt)
+            known = update.num_cached is not None
+            if known or silent_s >= PING_S:
+                model = name_of(asked.service, told.options.model)
+                return writer.start(model, num_prompt if known else 0, update.num_cached or 0)
     return [{"type": "ping"}] if writer.started and silent_s >= PING_S else []
 
 
@@ -152,7 +155,7 @@ def lane_of(asked: Asked) -> str:
 
 def count_ignored(asked: Asked, told: Told) -> None:
     """Count what of a request was ignored."""
-    asked.serving.ignored.update(told.ignored)
+    asked.service.observer.ignored.update(told.ignored)
 
 
 async def untold(_: Sequence[Meter]) -> None:

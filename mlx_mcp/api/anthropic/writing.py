@@ -44,10 +44,13 @@ class Writer:
         self._open = False  # whether the last block goes on
         self._held = ""  # blank text with which no block has begun yet
 
-    def start(self, model: str, num_prompt: int) -> list[Event]:
-        """Begin the message; how much of the prompt was there already is told at its end."""
+    def start(self, model: str, num_prompt: int, num_cached: int) -> list[Event]:
+        """Begin the message. Both numbers are 0 while they are not known, and are told at its end in any case.
+
+        Claude Code takes what is not 0 there for a correction, and adds it all up: neither may be too large.
+        """
         self.started = True
-        message = self._message(model, None, None, usage(num_prompt, 0, 0))
+        message = self._message(model, None, None, usage(num_prompt - num_cached, num_cached, 0))
         return [{"type": "message_start", "message": message | {"content": []}}]
 
     def add(self, delta: Delta) -> list[Event]:

@@ -1,4 +1,4 @@
-"""MCP over streamable HTTP at /mcp, and /health: how the app is put together."""
+"""MCP over streamable HTTP at /mcp, /health and /metrics, and the routes of others: how the app is put together."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from urllib.parse import urlsplit
 
 from mcp.server.mcpserver import MCPServer
 from mcp.server.transport_security import TransportSecuritySettings
-from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Scope
 
 from mlx_mcp.api.http.auth import Auth, Refuse, Tokens
 from mlx_mcp.api.http.gate import Gate
+from mlx_mcp.api.http.health import health_routes
 from mlx_mcp.api.http.messages import Messages
+from mlx_mcp.api.http.metrics import metrics_route
+from mlx_mcp.api.http.observed import Observed
 from mlx_mcp.config import Config
-from mlx_mcp.service.health import health
 from mlx_mcp.service.service import Service
 
 # Paths that need no token: they say nothing but that the process lives, or how to get in.
@@ -37,40 +38,19 @@ def http_app(
     Every request passes the gate, and then has to have one of the tokens, if there are any. `refuse` makes the answer
     to one that is turned away before it reaches its API.
     """
-
-    async def show_health(request: Request) -> JSONResponse:
-        stats, status = service.engine.stats, health(service)
-        body = {
-            "running": stats.running,
-            "waiting": stats.waiting,
-            "rows": stats.rows,
-            "kv_bytes": stats.kv_bytes,
-            "cache_bytes": stats.cache_bytes,
-            "sessions": stats.sessions,
-            "prompt_tokens": stats.prompt_tokens,
-            "cached_tokens": stats.cached_tokens,
-            "preemptions": stats.preemptions,
-            "storage": stats.storage,
-            "offloaded_blocks": stats.offloaded,
-            "restored_blocks": stats.restored,
-            "models": list(stats.models),
-        }
-        return JSONResponse({"status": status, **body}, status_code=503 if status == "dead" else 200)
-
-    server.custom_route("/health", methods=["GET"])(show_health)
     app = server.streamable_http_app(
         host=config.host,
         max_request_body_size=config.max_request_bytes,
         transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),  # the gate does more
     )
-    app.router.routes.extend(routes)
+    app.router.routes.extend([*health_routes(service), metrics_route(service), *routes])
     sessions: Any = server.session_manager
     sessions.asgi_app = Messages(sessions.asgi_app, config.max_request_bytes)
     known: ASGIApp = app
     if tokens is not None:
         how_to_get_in = urlsplit(tokens.metadata_url).path
         known = Auth(app, tokens, refuse or plain, (*OPEN_PATHS, how_to_get_in))
-    return Gate(known, config)
+    return Observed(Gate(known, config), service, app.router.routes)
 
 
 def plain(scope: Scope, status: int, told: str) -> Response:

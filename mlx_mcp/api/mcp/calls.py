@@ -26,6 +26,7 @@ from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.jobs import Job, Work
 from mlx_mcp.service.models import to_be_fetched
+from mlx_mcp.service.observing import FAULT, Observer
 from mlx_mcp.service.service import Service
 
 PROGRESS_INTERVAL_S = 0.1  # each notification costs about 0.5 ms of the event loop
@@ -39,23 +40,38 @@ class HasActivity(Protocol):
 
     activity: Activity
 
+    @property
+    def observer(self) -> Observer:
+        """Who counts calls."""
+
 
 def translated(
     tool: Callable[Concatenate[T, P], Coroutine[Any, Any, R]],
 ) -> Callable[Concatenate[T, P], Coroutine[Any, Any, R | InputRequiredResult]]:
-    """Note a call as under way, and turn this package's errors into the protocol's, here and nowhere else."""
+    """Note a call as under way, count it, and turn this package's errors into the protocol's, here and nowhere else."""
 
     @wraps(tool)
     async def run(self: T, /, *args: P.args, **kwargs: P.kwargs) -> R | InputRequiredResult:
+        began, outcome = time.monotonic(), "cancelled"
         try:
             with self.activity.under_way():
-                return await tool(self, *args, **kwargs)
+                result = await tool(self, *args, **kwargs)
+            outcome = "ok"
+            return result
         except Asking as question:
+            outcome = "asks"
             return question.result
-        except EngineDead as error:
-            raise MCPError(INTERNAL_ERROR, str(error)) from error  # no other arguments could help
         except MlxMcpError as error:
+            outcome = type(error).__name__
+            self.observer.failed(error)
+            if isinstance(error, EngineDead):
+                raise MCPError(INTERNAL_ERROR, str(error)) from error  # no other arguments could help
             raise ToolError(str(error)) from error
+        except Exception:
+            outcome = FAULT
+            raise
+        finally:
+            self.observer.tools.add(tool.__name__, outcome, seconds=time.monotonic() - began)
 
     return run
 
@@ -103,6 +119,11 @@ class ToolSet:
     ) -> None:
         self._service, self._files, self._wait_s = service, files or FileReader((), 0, 0), wait_s
         self.activity = activity or Activity()
+
+    @property
+    def observer(self) -> Observer:
+        """Who counts calls."""
+        return self._service.observer
 
     def _caller(self) -> Caller:
         return Caller(tenant(), self.activity, self._files)

@@ -20,6 +20,7 @@ from mlx_mcp.api.mcp.prompts import add_prompts
 from mlx_mcp.api.mcp.resources import add_resources, session_resources
 from mlx_mcp.api.mcp.tasks import Tasks
 from mlx_mcp.api.mcp.tools import make_tools
+from mlx_mcp.api.mcp.traced import trace_requests
 from mlx_mcp.errors import nearest
 from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.files import FileReader
@@ -111,6 +112,7 @@ def build_server(
     add_completions(server, service)
     changes.install(server)
     server.middleware.append(as_specified(server))
+    trace_requests(server.middleware, service, {tool.name for tool in tools})
     return server
 
 

@@ -41,6 +41,7 @@ def options_of(body: ChatRequest) -> Options:
         reasoning=reasoning_of(body.reasoning_effort),
         sampling=sampling_of(body, max_tokens, body.top_logprobs if body.logprobs else None),
         tool_choice=choice_of(body.tool_choice),
+        shorten=True,
     )
 
 

@@ -67,7 +67,7 @@ def options_of(body: CompletionRequest) -> Options:
         )
     if body.best_of not in (None, body.n):
         raise InvalidRequest("Answers are not ranked here: leave out `best_of`, and choose among n answers yourself.")
-    return Options(model=body.model, sampling=sampling_of(body, body.max_tokens, body.logprobs))
+    return Options(model=body.model, sampling=sampling_of(body, body.max_tokens, body.logprobs), shorten=True)
 
 
 class Completions:

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from mlx_mcp.api.web.endpoint import Asked
+from mlx_mcp.service.models import name_of
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,4 @@ class Head:
 
 def head_of(asked: Asked, prefix: str) -> Head:
     """A new one; a model that was not named is the default one."""
-    name: str = asked.body.model
-    default = asked.service.registry.at_hand(None) if not name else None
-    return Head(f"{prefix}{secrets.token_hex(16)}", default.name if default else name)
+    return Head(f"{prefix}{secrets.token_hex(16)}", name_of(asked.service, asked.body.model))

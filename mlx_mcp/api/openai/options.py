@@ -19,6 +19,8 @@ EFFORTS: dict[str, Reasoning] = {
     "high": Reasoning.HIGH,
     "xhigh": Reasoning.HIGH,
 }
+# What stands for no limit: it is lowered to what the context leaves.
+UNLIMITED_TOKENS = 1 << 24
 ANY_OBJECT: Json = {"type": "object"}
 
 
@@ -116,7 +118,7 @@ def grammar_of(form: Json, nested: bool) -> Grammar | None:
 
 
 def sampling_of(taken: SamplingTaken, max_tokens: int | None, logprobs: int | None = None) -> Sampling:
-    """How an answer is drawn."""
+    """How an answer is drawn. Without `max_tokens` it may take all of the context, as OpenAI has it."""
     more: dict[str, Any] = {}
     if isinstance(taken, TokenSampling):
         more = {
@@ -127,7 +129,7 @@ def sampling_of(taken: SamplingTaken, max_tokens: int | None, logprobs: int | No
             "stop": (taken.stop,) if isinstance(taken.stop, str) else tuple(taken.stop),
         }
     return Sampling(
-        max_tokens=max_tokens,
+        max_tokens=UNLIMITED_TOKENS if max_tokens is None else max_tokens,
         temperature=taken.temperature,
         top_p=taken.top_p,
         top_k=taken.top_k,

@@ -100,4 +100,5 @@ def options_of(body: ResponseRequest) -> Options:
         reasoning=reasoning_of(body.reasoning.effort),
         sampling=sampling_of(body, body.max_output_tokens),
         tool_choice=choice_of(body.tool_choice),
+        shorten=True,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import AsyncExitStack, aclosing
 
 from starlette.responses import Response
 
@@ -25,6 +25,7 @@ from mlx_mcp.service.models import note_of
 from mlx_mcp.service.replies import Reply
 from mlx_mcp.service.service import Service, known_sessions
 from mlx_mcp.service.several import Piece, closed_unless_whole, stream_answers
+from mlx_mcp.service.storing import keep, make_room
 from mlx_mcp.service.values import Delta, Result
 
 
@@ -56,6 +57,7 @@ class Making:
         self, service: Service, caller: Caller, body: ResponseRequest, head: Head, turn: Turn, previous: Reply | None
     ) -> None:
         self._service, self._caller, self._body, self._turn = service, caller, body, turn
+        self._previous = previous
         self._note = note_of(service, turn.told.model)
         namespaces = namespaces_of(body.tools)
         self.writer = ResponseWriter(response_of(body, head, turn), body.parallel_tool_calls, namespaces)
@@ -74,7 +76,7 @@ class Making:
         self.writer.response.status = "queued"
         begun = self.writer.response.model_copy(deep=True)
         self._reply.job = self._service.jobs.start(self._caller.tenant, "responses", self._in_background)
-        await self._keep()
+        await keep(self._service, self._reply)
         return begun
 
     async def run(self) -> None:
@@ -124,6 +126,7 @@ class Making:
         turn = self._turn
         async with AsyncExitStack() as stack:
             if self._body.store:
+                await make_room(self._service, self._caller.tenant, self._previous)
                 name = turn.options.opening.name
                 await stack.enter_async_context(closed_unless_whole(self._service, self._caller, name))
             answers = stream_answers(self._service, self._caller, turn.context, 1, turn.options, turn.parent)
@@ -146,18 +149,7 @@ class Making:
             self._reply.session_id = response.session_id
             self._reply.messages += (self.writer.message,)
             self._reply.num_bytes += len(response.model_dump_json()) + len(str(self._reply.given))
-            await self._keep()
-
-    async def _keep(self) -> None:
-        for gone in self._service.replies.keep(self._reply, known_sessions(self._service)):
-            await close(self._service, gone)
-
-
-async def close(service: Service, reply: Reply) -> None:
-    """Close the session of a response that is no longer kept, if it has one."""
-    if reply.session_id:
-        with suppress(MlxMcpError):
-            await service.engine.close_sessions(reply.tenant, (reply.session_id,))
+            await keep(self._service, self._reply)
 
 
 def response_of(body: ResponseRequest, head: Head, turn: Turn) -> ResponseAnswer:

@@ -7,12 +7,12 @@ from typing import Any
 from starlette.responses import Response
 
 from mlx_mcp.api.openai.response_shapes import Deleted, InputItems, ItemsQuery
-from mlx_mcp.api.openai.responses import close
 from mlx_mcp.api.openai.shape import answer
 from mlx_mcp.api.web.endpoint import Asked
 from mlx_mcp.errors import InvalidRequest
 from mlx_mcp.service.replies import Reply
 from mlx_mcp.service.service import known_sessions
+from mlx_mcp.service.storing import close
 
 
 def found(asked: Asked) -> Reply:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +36,6 @@ class Serving:
     activity: Activity
     files: FileReader
     max_request_bytes: int = 4 << 20  # the longest body
-    ignored: Counter[str] = field(default_factory=Counter)  # what APIs were sent and do not look at, by name
 
 
 @dataclass(frozen=True)
@@ -147,6 +145,7 @@ class Answering:
         except ValueError as error:
             failure = Failure(400, str(error))
         except MlxMcpError as error:
+            self._serving.service.observer.failed(error)
             failure = failure_of(error)
         refusal = self._api.refuse(failure)
         await (sent.end_with(refusal) if sent.begun else refusal(scope, receive, send))

@@ -152,12 +152,16 @@ async def test_blank_text_makes_no_block(engine):
 
 
 async def test_what_was_ignored_is_told_and_counted_and_refuses_nothing(engine):
-    async with asking(engine) as client:
+    async with serving(engine) as address, anthropic.AsyncAnthropic(base_url=address, api_key="none") as client:
         answer = await client.beta.messages.create(
             **asked("hi", metadata={"user_id": "x"}, context_management={"edits": []}, tools=[LOOK]),
             betas=["context-management-2025-06-27", "unheard-of-2030-01-01"],
             extra_body={"canary": "canary"},
         )
+        async with httpx2.AsyncClient() as other:
+            metrics = (await other.get(f"{address}/metrics")).text
+    assert 'mlx_mcp_ignored_total{part="context_management"} 1.0' in metrics
+    assert "canary" not in metrics
     assert answer.notes == ["Ignored: context_management, metadata, unknown fields."]
 
 
@@ -194,6 +198,15 @@ async def test_a_stream_has_its_events_in_anthropics_order(engine):
     assert (start["content"], start["stop_reason"], start["usage"]["input_tokens"]) == ([], None, 16)
     assert end["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
     assert end["usage"] | {"output_tokens": 0} == start["usage"]
+
+
+async def test_a_streams_first_event_tells_what_was_there_already(engine):
+    async with serving(engine) as address:
+        for _ in range(2):
+            _, events = await raw(address, asked("x" * 80, stream=True))
+    start, end = events[0][1]["message"]["usage"], events[-2][1]["usage"]
+    assert start == end | {"output_tokens": 0}
+    assert start["cache_read_input_tokens"] >= 64
 
 
 async def test_the_sdks_own_helper_puts_a_stream_together_to_the_same_answer(engine):
@@ -236,6 +249,8 @@ async def test_pings_come_while_a_prompt_is_read_or_waits(engine, loader, monkey
     async with serving(engine) as address:
         _, events = await raw(address, asked("x" * 2000, max_tokens=1, stream=True))
     names = [name for name, _ in events]
+    assert events[0][1]["message"]["usage"]["input_tokens"] == 0, "what is computed of it is not known yet"
+    assert events[-2][1]["usage"]["input_tokens"] == 2000
     assert names[:2] == ["message_start", "ping"]
     assert names.index("content_block_start") > 2
 

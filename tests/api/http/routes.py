@@ -88,8 +88,19 @@ ECHO = Api(
 def routes(apis: Sequence[Api] = (*APIS, ECHO)) -> list[tuple[str, str]]:
     """Method and path of each route that needs a token where one is required."""
     own = [("GET", "/health"), ("POST", "/mcp"), ("GET", "/mcp"), ("DELETE", "/mcp"), ("GET", "/nowhere")]
-    theirs = [(each.method, re.sub(r"\{[^}]*\}", "x", each.path)) for api in apis for each in api.endpoints]
+    theirs = [(each.method, plain_path(each.path)) for api in apis for each in api.endpoints]
     return own + sorted(set(theirs))
+
+
+def paths_with_bodies(apis: Sequence[Api] = (*APIS, ECHO)) -> list[str]:
+    """The paths that a body is posted to."""
+    theirs = [plain_path(each.path) for api in apis for each in api.endpoints if each.method == "POST" and each.takes]
+    return ["/mcp", *sorted(set(theirs))]
+
+
+def plain_path(path: str) -> str:
+    """A path with something in place of its parameters."""
+    return re.sub(r"\{[^}]*\}", "x", path)
 
 
 @contextlib.asynccontextmanager

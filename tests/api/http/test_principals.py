@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 
 import httpx2
 import pytest
@@ -9,6 +10,7 @@ from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
 
 from mlx_mcp.api.mcp.tools import make_tools
+from mlx_mcp.hosting.faces import APIS
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.service import Service
 from tests.api.http.routes import serving_all
@@ -94,7 +96,7 @@ async def test_a_foreign_handle_and_a_missing_one_are_answered_with_the_same_byt
 
 async def test_two_principals_never_share_a_cached_token(engine, tokens):
     async with two_callers(engine, tokens) as (ann, bob):
-        for i in range(20):
+        for i in range(6):
             prompt = chr(ord("a") + i) * 40
             await generate(ann, prompt, keep=True)
             assert (await generate(ann, prompt)).structured_content["cached_tokens"] > 0
@@ -119,3 +121,40 @@ async def test_where_the_operator_says_so_principals_share_prefixes_and_nothing_
                 assert ("SECRET" in result.model_dump_json()) == told
     finally:
         engine.close()
+
+
+# What is sent to a path with a handle in it, so that nothing but the handle is wrong; the others take no body.
+BODIES = {"/generate": {"prompt": "y"}, "/fork": {}, "/persist": {}}
+NO_HANDLES = ("/v1/models/", "/echo/")  # paths whose parameter is no handle
+
+
+async def made_by(http, address):
+    """A session's handle and name, a result's handle, and a stored response's, all of one caller."""
+    sessions = [
+        (await http.post(f"{address}/v1/sessions", json={"system": "s", "model": "tiny"} | more)).json()
+        for more in ({}, {"name": "some-notes"})
+    ]
+    result = await http.post(f"{address}/v1/batch", json={"prompts": ["a"], "model": "tiny", "wait_s": 0})
+    response = await http.post(f"{address}/v1/responses", json={"model": "tiny", "input": "hello"})
+    return sessions[0]["session"], "some-notes", result.json()["result_id"], response.json()["id"]
+
+
+async def test_over_plain_http_too_a_foreign_handle_and_a_missing_one_are_answered_with_the_same_bytes(engine, tokens):
+    ends = [each for api in APIS for each in api.endpoints if "{" in each.path and not each.path.startswith(NO_HANDLES)]
+    assert len(ends) >= 5
+    async with serving_all(engine) as address, httpx2.AsyncClient(headers=bearer(tokens.add("bob"))) as bob:
+        async with httpx2.AsyncClient(headers=bearer(tokens.add("ann"))) as ann:
+            handles = await made_by(ann, address)
+            before = (await ann.get(f"{address}/v1/sessions")).json()
+            for end in ends:
+                body = next((body for path, body in BODIES.items() if end.path.endswith(path)), None)
+                for handle in handles:
+                    said = []
+                    for each in (handle, handle[:-4] + "zzzz"):
+                        path = re.sub(r"\{[^}]*\}", each, end.path)
+                        response = await bob.request(end.method, address + path, json=body)
+                        said.append((response.status_code, response.text.replace(each, "H")))
+                    assert said[0] == said[1], end.path
+                    assert said[0][0] == 404, (end.path, said[0])
+            after = (await ann.get(f"{address}/v1/sessions")).json()
+            assert [each["session"] for each in after["sessions"]] == [each["session"] for each in before["sessions"]]

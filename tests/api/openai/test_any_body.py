@@ -55,7 +55,7 @@ def app():
 
 async def answered(app, method, path, content=b""):
     transport = httpx2.ASGITransport(app=app, raise_app_exceptions=True)
-    async with aclosing(httpx2.AsyncClient(transport=transport, base_url="http://x")) as http:
+    async with aclosing(httpx2.AsyncClient(transport=transport, base_url="http://x", verify=False)) as http:
         return await http.request(method, path, content=content)
 
 

@@ -9,7 +9,8 @@ from openai import OpenAI
 from pydantic import BaseModel
 
 from mlx_mcp.chat.message import Message, ToolCall
-from tests.api.openai.house import client_of, serving, user
+from tests.api.openai.house import client_of, http_client, serving, user
+from tests.api.serving import all_apis
 from tests.fakes import NO_EFFORTS
 from tests.service.house import make_service, requests_of
 
@@ -55,14 +56,15 @@ async def test_an_answer_has_all_that_openais_has(engine):
     }
 
 
-async def test_the_client_that_blocks_is_answered_too(engine):
+async def test_the_client_that_blocks_is_answered_by_the_whole_server_too(engine):
     def ask(address):
-        with OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
+        http = httpx2.Client(verify=False)
+        with OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, http_client=http) as client:
             whole = client.chat.completions.create(model="tiny", messages=user("hello"))
             parts = client.chat.completions.create(model="tiny", messages=user("hello"), stream=True)
             return whole.choices[0].message.content, "".join(part.choices[0].delta.content or "" for part in parts)
 
-    async with serving(engine) as address:
+    async with all_apis(engine) as address:
         assert await asyncio.to_thread(ask, address) == ("hello", "hello")
 
 
@@ -82,7 +84,7 @@ async def test_a_stream_begins_with_the_role_and_ends_with_the_reason_then_the_u
 
 
 async def test_the_bytes_of_a_stream_are_events_that_end_with_done(engine):
-    async with serving(engine) as address, httpx2.AsyncClient() as http:
+    async with serving(engine) as address, http_client() as http:
         body = {"model": "tiny", "messages": user("hi"), "stream": True}
         response = await http.post(f"{address}/v1/chat/completions", json=body)
     assert response.headers["content-type"].startswith("text/event-stream")
@@ -191,6 +193,14 @@ async def test_an_answer_that_is_cut_off_says_so(engine):
         stopped = await client.chat.completions.create(model="tiny", messages=user("hello"), stop="l")
     assert (made.choices[0].message.content, made.choices[0].finish_reason) == ("he", "length")
     assert (stopped.choices[0].message.content, stopped.choices[0].finish_reason) == ("he", "stop")
+
+
+async def test_an_answer_ends_where_the_context_does_and_not_before(engine):
+    engine.loader.runner.endless = True
+    async with client_of(engine) as client:
+        for asked in ({}, {"max_tokens": 32_000}):
+            made = await client.chat.completions.create(model="tiny", messages=user("hello"), **asked)
+            assert (made.choices[0].finish_reason, made.usage.total_tokens) == ("length", 100)
 
 
 async def test_a_turn_goes_on_with_a_session_and_a_fork_leaves_its_parent_as_it_was(engine):

@@ -5,12 +5,10 @@ import json
 import re
 from pathlib import Path
 
-import httpx2
-
 from mlx_mcp.api.openai.api import OPENAI
 from mlx_mcp.api.openai.errors import CODES, CODES_OF_STATUS
 from mlx_mcp.service.replies import MAX_BYTES, MAX_REPLIES
-from tests.api.openai.house import serving
+from tests.api.openai.house import http_client, serving
 
 PAGE = (Path(__file__).parents[3] / "docs" / "openai.md").read_text()
 URL = "http://127.0.0.1:8080"
@@ -31,7 +29,7 @@ def alike(shown, real):
 
 async def test_the_answer_that_is_shown_is_the_one_that_comes(embedded):
     body = re.search(r"-d '(.*?)'", blocks("sh")[0])[1]
-    async with serving(embedded.engine, embedded) as address, httpx2.AsyncClient() as http:
+    async with serving(embedded.engine, embedded) as address, http_client() as http:
         response = await http.post(f"{address}/v1/chat/completions", content=body)
     [shown] = map(json.loads, blocks("json"))
     assert alike(shown, response.json()) == shown

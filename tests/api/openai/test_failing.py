@@ -14,7 +14,7 @@ from mlx_mcp.api.web.failure import Failure
 from mlx_mcp.errors import CapacityError, GenerationFailed
 from tests.api.mcp.test_tools import freed_within_a_step, held
 from tests.api.openai import house
-from tests.api.openai.house import client_of, pause_after, serving, user
+from tests.api.openai.house import client_of, http_client, pause_after, serving, user
 from tests.engine.test_client import until
 from tests.service.house import make_service
 
@@ -114,7 +114,10 @@ async def test_a_client_tries_again_when_the_server_says(engine, monkeypatch):
         return generate(request)
 
     monkeypatch.setattr(engine, "generate", full)
-    async with serving(engine) as address, Recording(base_url=f"{address}/v1", api_key="none") as client:
+    async with (
+        serving(engine) as address,
+        Recording(base_url=f"{address}/v1", api_key="none", http_client=http_client()) as client,
+    ):
         made = await chat(client)
         refused.clear()
         with pytest.raises(openai.InternalServerError, match="Full"):
@@ -273,7 +276,7 @@ async def test_there_are_no_embeddings(engine):
 )
 async def test_a_refusal_by_status_is_the_clients_error_of_that_status(status, kind):
     refusal = OPENAI.refuse(Failure(status, "Not now. Call later.", 2.0))
-    http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=refusal))
+    http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=refusal), verify=False)
     async with AsyncOpenAI(base_url="http://x/v1", api_key="none", max_retries=0, http_client=http) as client:
         with pytest.raises(kind, match="Not now") as caught:
             await chat(client)

@@ -6,7 +6,7 @@ import pytest
 
 from mlx_mcp.api.openai.chat_request import context_of, options_of, parent_of
 from mlx_mcp.api.openai.chat_shapes import ChatRequest
-from mlx_mcp.api.openai.options import choice_of, function_of, functions_of, grammar_of, namespaces_of
+from mlx_mcp.api.openai.options import UNLIMITED_TOKENS, choice_of, function_of, functions_of, grammar_of, namespaces_of
 from mlx_mcp.chat.message import Message
 from mlx_mcp.chat.prompt import Grammar, GrammarKind, Reasoning
 from mlx_mcp.errors import InvalidRequest
@@ -24,8 +24,12 @@ def options(**members):
     return options_of(asked(**members))
 
 
-def test_nothing_is_asked_for_by_default():
-    assert options() == Options()
+# What is asked for where a request says nothing.
+DEFAULT = Options(sampling=Sampling(max_tokens=UNLIMITED_TOKENS), shorten=True)
+
+
+def test_an_answer_may_take_all_of_the_context_by_default():
+    assert options() == DEFAULT
     assert context_of(asked()).messages == (Message("user", "hi"),)
 
 
@@ -49,7 +53,7 @@ def test_every_sampling_parameter_reaches_the_engine():
 def test_null_counts_as_left_out():
     shown = ChatRequest.model_json_schema()["properties"]
     optional = dict.fromkeys(set(shown) - {"messages"})
-    assert options(**optional) == Options()
+    assert options(**optional) == DEFAULT
 
 
 def test_the_newer_name_of_max_tokens_counts():
@@ -166,4 +170,4 @@ def test_a_turn_goes_on_with_a_session_or_a_fork_of_one():
 
 
 def test_what_nobody_knows_is_ignored():
-    assert options(user="ann", metadata={"a": "b"}, store=True, service_tier="flex", colour="red") == Options()
+    assert options(user="ann", metadata={"a": "b"}, store=True, service_tier="flex", colour="red") == DEFAULT

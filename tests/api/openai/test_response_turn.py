@@ -27,6 +27,7 @@ def test_a_conversation_begins_with_its_instructions():
     assert made.context.messages == made.messages == (SYSTEM, Message("user", "two"))
     assert made.options.tools == (LOOK_OF_CHAT,)
     assert made.options.sampling == Sampling(temperature=0.5, max_tokens=7)
+    assert made.options.shorten
     assert (made.options.reasoning, made.options.model, made.parent) == (Reasoning.LOW, "tiny", "")
     assert made.told == Told("tiny", "Brief.", (LOOK_OF_CHAT,))
 

@@ -8,6 +8,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from mlx_mcp.service.limits import Limiter, Limits
 from mlx_mcp.service.replies import Replies
 from tests.api.openai.house import client_of, pause_after
 from tests.engine.test_client import until
@@ -245,6 +246,33 @@ async def test_too_many_responses_make_the_oldest_go_with_its_session(service):
             await client.responses.retrieve(made[0].id)
         assert (await client.responses.retrieve(made[1].id)).output_text == "two"
     assert set(service.engine.thread.sessions) == {response.session_id for response in made[1:]}
+
+
+@pytest.mark.parametrize("limits", [Limits(sessions=4), Limits(session_bytes=60)])
+async def test_responses_that_nobody_asked_to_store_are_in_nobodys_way(service, limits):
+    service = dataclasses.replace(service, limits=Limiter(lambda tenant: limits))
+    async with client_of(service.engine, service) as client:
+        first = await ask(client, "one" * 5)
+        for _ in range(3):
+            last = await ask(client, "two" * 5)
+            after = await ask(client, "six", previous_response_id=last.id)
+        assert after.output_text == "six"
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(first.id)
+    assert after.session_id in service.engine.thread.sessions
+
+
+async def test_limits_are_told_with_when_to_try_again(service):
+    service = dataclasses.replace(service, limits=Limiter(lambda tenant: Limits(requests_per_minute=2)))
+    async with client_of(service.engine, service) as client:
+        await client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "hi"}], n=2, temperature=1
+        )
+        with pytest.raises(openai.RateLimitError, match="You may make 2 requests a minute") as caught:
+            await ask(client, "hi")
+        with pytest.raises(openai.BadRequestError, match="These are 3 requests"):
+            await client.completions.create(model="tiny", prompt=["hi"] * 3)
+    assert (caught.value.code, caught.value.response.headers["retry-after"]) == ("rate_limit_exceeded", "30")
 
 
 async def test_another_tenants_response_is_as_if_it_were_not_there(service):
