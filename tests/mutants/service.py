@@ -179,6 +179,20 @@ MUTANTS = [
         "test_several.py::test_the_first_answer_that_fails_ends_all",
     ),
     fault(
+        "a key shared by callers",
+        "service/jobs.py",
+        "        known = self._keyed.get((owner, key.text))\n",
+        "        known = next((j for (_, text), j in self._keyed.items() if text == key.text), None)\n",
+        "test_jobs.py::test_the_work_of_a_key_is_done_once_and_its_outcome_is_kept",
+    ),
+    fault(
+        "the key of a call that failed kept",
+        "service/jobs.py",
+        "        else:\n            self._free_key(job)\n        job.ended.set()\n",
+        "        job.ended.set()\n",
+        "test_jobs.py::test_a_key_is_free_again_when_its_work_has_failed_or_its_outcome_is_gone",
+    ),
+    fault(
         "stored answers fill the places of their principal",
         "service/storing.py",
         "    if limits.sessions is not None:\n",
