@@ -104,7 +104,7 @@ MUTANTS = [
     fault(
         "result never forgotten",
         "service/jobs.py",
-        "        asyncio.get_running_loop().call_later(self.ttl_s, self._jobs.pop, job.result_id, None)\n",
+        "        asyncio.get_running_loop().call_later(self.ttl_s, self._forget, job)\n",
         "",
         "test_jobs.py::test_an_outcome_goes_after_its_time",
     ),
