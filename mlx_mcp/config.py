@@ -36,7 +36,8 @@ from mlx_mcp.errors import ConfigError, nearest
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PREFIX = "MLX_MCP_"
-FLAGS = frozenset(("openblas", "sampling_defaults", "share_prefixes", "traces"))  # the settings that are yes or no
+# The settings that are yes or no.
+FLAGS = frozenset(("keep_awake", "openblas", "sampling_defaults", "share_prefixes", "traces"))
 # What the environment may say beside settings: where things are, and what the tests of this package set.
 PLACES = frozenset(("MLX_MCP_CONFIG", "MLX_MCP_STATE_DIR"))
 FOR_TESTS = frozenset(("MLX_MCP_TEST_MODE", "MLX_MCP_FAULT"))
@@ -156,8 +157,23 @@ class Config(BaseSettings):
     )
     request_timeout_s: float = Field(30.0, gt=0, le=3600, description="how long an HTTP request may take to arrive")
     openblas: bool = Field(True, description="put an installed OpenBLAS in front on Linux CPUs")
-    max_weights_bytes: int | None = Field(None, gt=0, description="memory for weights; five eighths of it if unset")
-    max_kv_bytes: int | None = Field(None, gt=0, description="memory for keys and values; an eighth of it if unset")
+    max_memory_bytes: int | None = Field(
+        None,
+        ge=1 << 20,
+        description="memory for all of weights, keys and values, passes and MLX's cache; on a GPU if unset: what it "
+        "recommends; on a CPU if unset: no such limit",
+    )
+    max_weights_bytes: int | None = Field(
+        None, gt=0, description="memory for weights; if unset five eighths of it, on a GPU seven eighths of the above"
+    )
+    max_kv_bytes: int | None = Field(
+        None, gt=0, description="memory for keys and values; if unset an eighth of it, on a GPU what is left of it"
+    )
+    wired_bytes: int = Field(
+        0,
+        ge=0,
+        description="memory that macOS keeps resident for the GPU; 0: none, since panics were reported",
+    )
     kv_bits: int | None = Field(
         None, description="8 or 4: keep keys and values quantized; unset: as the model has them"
     )
@@ -254,6 +270,9 @@ class Config(BaseSettings):
         None, ge=0, le=86_400, description="when a call is answered with a handle if it still runs; unset: by the host"
     )
     result_ttl_s: float = Field(3600.0, gt=0, le=86400, description="how long the result of such a call is kept")
+    keep_awake: bool | None = Field(
+        None, description="whether a Mac is kept from sleeping while calls run; unset: yes; elsewhere nothing is done"
+    )
     shutdown_timeout_s: float = Field(5.0, ge=0, le=300, description="how long running calls may take to end at exit")
 
     @field_validator("*", mode="before")

@@ -15,13 +15,16 @@ from typing import Any, Literal
 from mlx_mcp import __version__
 from mlx_mcp.chat.message import Message
 from mlx_mcp.config import Config, available_memory_bytes, config_path
+from mlx_mcp.core.memory import budget_for
 from mlx_mcp.core.sampling import Sampling
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.requests import GenerateRequest, Result
 from mlx_mcp.errors import MlxMcpError
 from mlx_mcp.mlx_backend.cpu.openblas import HINT, find_openblas, prefer_openblas
 from mlx_mcp.models.registry import EMBEDDED
-from mlx_mcp.wiring import wire
+from mlx_mcp.process import endings
+from mlx_mcp.process.place import user_place
+from mlx_mcp.wiring import memory_settings, wire
 
 TESTED = {"mcp": "2.3", "mlx": "0.32", "mlx-lm": "0.32"}
 QUESTION = "Dana's badge is 482. The launch code is 9053. Rex has the color green. What is the launch code?"
@@ -50,6 +53,8 @@ def examine(config: Config) -> Iterator[Finding]:
     except ImportError as error:
         yield Finding("fault", f"mlx does not import: {error}. On Linux install `mlx[cpu]` or `mlx[cuda13]`.")
         return
+    if less := endings.told(user_place()):
+        yield Finding("hint", f"{less}.")
     client, registry = wire(config)
     for entry in registry.entries():
         size = "not downloaded yet" if entry.weights_bytes is None else f"{entry.weights_bytes / 1e6:,.1f} MB"
@@ -90,17 +95,14 @@ def device_findings(config: Config) -> Iterator[Finding]:
     """Which device computes, and on Linux CPUs with which BLAS."""
     import mlx.core as mx
 
+    from mlx_mcp.mlx_backend.device_memory import device_memory  # which imports mlx
+
     device = mx.default_device()
-    backends = [d.name for d in distributions() if d.name and d.name.startswith(("mlx-cpu", "mlx-cuda"))]
-    if len(set(backends)) > 1:
-        # Both wheels write mlx/lib/libmlx.so: whichever was installed last is in force.
-        cuda = next(name for name in backends if "cuda" in name)
-        yield Finding(
-            "hint",
-            f"{' and '.join(sorted(set(backends)))} overwrite each other. For the GPU: pip uninstall mlx-cpu, then "
-            f"pip install --force-reinstall --no-deps {cuda}=={version(cuda)}.",
-        )
-    yield Finding("ok", f"device {device}, {available_memory_bytes() / 1e9:.0f} GB of memory")
+    found = device_memory()
+    yield Finding("ok", f"backend {found.backend}, device {device}, {available_memory_bytes() / 1e9:.0f} GB of memory")
+    settings = memory_settings(config, endings.share_of(endings.read(endings.running(user_place()))))
+    yield Finding("ok", budget_for(settings, found).words)
+    yield from backend_findings(found.backend)
     if sys.platform.startswith("linux") and device == mx.cpu:
         path = find_openblas()
         if path is None:
@@ -109,6 +111,25 @@ def device_findings(config: Config) -> Iterator[Finding]:
             yield Finding("hint", f"OpenBLAS is installed ({path}) but switched off: --openblas is many times faster.")
         else:
             yield Finding("ok", f"OpenBLAS in front: {path}")
+
+
+def backend_findings(backend: str) -> Iterator[Finding]:
+    """Whether the backend in force is the one that this machine and what is installed let expect."""
+    wheels = sorted({d.name for d in distributions() if d.name and d.name.startswith(("mlx-cpu", "mlx-cuda"))})
+    cuda = next((name for name in wheels if "cuda" in name), None)
+    if cuda is not None and len(wheels) > 1:
+        # Both wheels write mlx/lib/libmlx.so: whichever was installed last is in force.
+        yield Finding(
+            "hint",
+            f"{' and '.join(wheels)} overwrite each other. For the GPU: pip uninstall -y mlx-cpu && "
+            f"pip install --force-reinstall --no-deps {cuda}=={version(cuda)}.",
+        )
+    if cuda is not None and backend != "cuda":
+        yield Finding("hint", f"{cuda} is installed and does not compute: look whether nvidia-smi shows a GPU.")
+    if backend == "cpu" and sys.platform == "darwin":
+        yield Finding(
+            "hint", "Metal is not in force: this needs an Apple chip, and a Python for arm64, not for x86_64."
+        )
 
 
 async def embedded_finding(client: EngineClient) -> Finding:

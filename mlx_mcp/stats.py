@@ -72,7 +72,7 @@ class EngineStats:
     rows: int = 0  # rows that hold keys and values
     kv_bytes: int = 0  # what these take
     kv_reserved_bytes: int = 0  # what is set aside for them; with cache_bytes never above max_kv_bytes
-    max_kv_bytes: int = 0
+    max_kv_bytes: int = 0  # where there is one ceiling for all memory, it follows loads and unloads
     cache_bytes: int = 0  # of cached blocks
     cache_pinned_bytes: int = 0  # of these cannot be evicted now
     cache_blocks: int = 0
@@ -93,6 +93,7 @@ class EngineStats:
     swaps: int = 0  # of these made room for another
     weights_bytes: int = 0
     max_weights_bytes: int = 0
+    max_memory_bytes: int | None = None  # that ceiling; None where there is none
     storage: str = "off"  # "ok", or why nothing can be kept on disk now
     opening: bool = False  # whether the sessions on disk are still being looked for
     pending_bytes: int = 0  # of evicted blocks that are being written

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
 from mlx_mcp.config import Config, ModelDefaults, available_memory_bytes, config_path
 from mlx_mcp.core.cache.shared_prefixes import Sharing
+from mlx_mcp.core.memory import MemorySettings, fixed_budget
 from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelLoader, ModelOptions, ModelSpec, PreparedModel, Report
 from mlx_mcp.core.prefill import PrefillOptions
 from mlx_mcp.core.scheduler import Limits
@@ -32,8 +33,8 @@ from mlx_mcp.storage.store import Store
 class LateLoader:
     """The MLX loader, imported at its first use: importing mlx_lm takes seconds that a handshake does not have."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, memory_share: float = 1.0, say: Callable[[str], None] | None = None) -> None:
+        self._config, self._memory, self._say = config, memory_settings(config, memory_share), say
 
     def prepare(self, spec: ModelSpec, report: Report) -> PreparedModel:
         """See ModelLoader.prepare; what has to be fetched is fetched before anything of MLX is imported."""
@@ -46,7 +47,11 @@ class LateLoader:
             report(LoadProgress("starting MLX"))
             if self._config.openblas:
                 prefer_openblas()
-            return self._loader().prepare(spec, report)
+            prepared = self._loader().prepare(spec, report)
+            say, self._say = self._say, None
+            if say is not None:  # once
+                say((prepared.budget or fixed_budget(self._memory, available_memory_bytes())).words)
+            return prepared
         finally:
             self.close()
 
@@ -66,7 +71,8 @@ class LateLoader:
             # Imported modules are for good: to look through them for garbage would now and then stop every stream for
             # a tenth of a second. Nothing of a model is there yet, which may go again.
             gc.freeze()
-        return MlxLoader(self._config.kv_bits, prefill_options(self._config), self._config.sampling_defaults)
+        its = self._config
+        return MlxLoader(its.kv_bits, prefill_options(its), its.sampling_defaults, self._memory)
 
 
 def registry_of(config: Config, named: dict[str, ModelSpec] | None = None) -> Registry:
@@ -83,8 +89,14 @@ def registry_of(config: Config, named: dict[str, ModelSpec] | None = None) -> Re
 
 
 def max_weights_bytes(config: Config) -> int:
-    """The memory that the weights of all models may take."""
-    return config.max_weights_bytes or available_memory_bytes() * 5 // 8
+    """The memory that the weights of all models may take, as far as that is known before the device is asked."""
+    return fixed_budget(memory_settings(config), available_memory_bytes()).max_weights_bytes
+
+
+def memory_settings(config: Config, share: float = 1.0) -> MemorySettings:
+    """What the settings say of memory; `share` is how much of the ceiling is taken."""
+    limits = (config.max_memory_bytes, config.max_weights_bytes, config.max_kv_bytes)
+    return MemorySettings(*limits, share, config.wired_bytes)
 
 
 def prefill_options(config: Config) -> PrefillOptions:
@@ -104,14 +116,19 @@ def options_of(own: ModelDefaults, where: str) -> ModelOptions:
     return ModelOptions(own.context_tokens, own.kv_bits, sampling, own.ttl_s, own.pinned)
 
 
-def wire(config: Config) -> tuple[EngineClient, Registry]:
+def wire(
+    config: Config, memory_share: float = 1.0, say: Callable[[str], None] | None = None
+) -> tuple[EngineClient, Registry]:
     """The engine client and the registry of a process; nothing heavy happens before the first generation.
+
+    `memory_share` is how much of the memory's ceiling is taken; see core.memory. `say` is told once, with the first
+    model, what may take how much.
 
     Raises:
         ConfigError: the configured model cannot be one.
     """
     registry = registry_of(config)
-    loader = LateLoader(config)
+    loader = LateLoader(config, memory_share, say)
     limits = Limits(config.max_running, config.max_waiting)  # how prompts are read is said with each model
     engine_options = EngineOptions(
         config.block_tokens,
@@ -123,9 +140,9 @@ def wire(config: Config) -> tuple[EngineClient, Registry]:
         config.model_ttl_s,
         config.share_prefixes,
     )
-    weights_bytes = max_weights_bytes(config)
-    # Together three quarters of it: about what Metal lets a process hold.
-    max_kv_bytes = config.max_kv_bytes or available_memory_bytes() // 8
+    # Where the device has a ceiling, its limits come with the first model: to ask it takes imports.
+    budget = fixed_budget(memory_settings(config), available_memory_bytes())
+    weights_bytes, max_kv_bytes = budget.max_weights_bytes, budget.kv_bytes(0)
     options = PersistenceOptions(bool(config.max_offload_bytes), config.autosave_s, config.persisted_ttl_s)
 
     def make_engine() -> Engine:

@@ -90,7 +90,10 @@ LAYERS = {
         ("chat", "config", "core", "engine", "errors", "mlx_backend", "models", "wiring", "__init__"),
         ("mlx", "mlx_lm"),
     ),
-    "doctor": (("chat", "config", "core", "engine", "errors", "mlx_backend", "models", "wiring", "__init__"), ("mlx",)),
+    "doctor": (
+        ("chat", "config", "core", "engine", "errors", "mlx_backend", "models", "process", "wiring", "__init__"),
+        ("mlx",),
+    ),
     "cli": (None, ("typer", "rich", "anyio", "tomlkit")),
     "cli/sessions": (("cli", "config", "core", "errors", "storage"), ("typer", "rich")),
     "__main__": (("cli", "errors", "process"), ()),

@@ -62,6 +62,7 @@ def stop(
 def status(as_json: Json = False) -> None:
     """Show the engine process: its models, memory and sessions, and of each connection what it does and waits for."""
     from mlx_mcp.process.daemon import ask
+    from mlx_mcp.process.endings import told
     from mlx_mcp.process.place import user_place
 
     place = user_place()
@@ -72,6 +73,8 @@ def status(as_json: Json = False) -> None:
         typer.echo(f"There is no engine process (at {place.socket}).")
     else:
         show_status(state)
+        if said := told(place):
+            typer.echo(f"Note: {said}.")
     if state is None:
         raise typer.Exit(NOTHING)
 
@@ -86,7 +89,9 @@ def show_status(state: dict[str, Any]) -> None:
         f"long calls: {state['long_calls']} go on, {state['results']} results wait to be fetched"
         if state["long_calls"] or state["results"]
         else "",
-        f"sessions: {state['sessions']}, {kept_bytes / 1e6:,.1f} MB of keys and values",
+        f"sessions: {state['sessions']}, {kept_bytes / 1e6:,.1f} MB of keys and values, of "
+        f"{state['max_kv_bytes'] / 1e6:,.1f} MB",
+        f"memory: {state['max_memory_bytes'] / 1e6:,.1f} MB in all at most" if state["max_memory_bytes"] else "",
         f"It ends when it is idle: {state['retiring']}." if state["retiring"] else "",
         f"Its current step has taken {state['step_s']:.0f} s." if state["step_s"] > SLOW_STEP_S else "",
     ):

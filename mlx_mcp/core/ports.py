@@ -16,6 +16,7 @@ from mlx_mcp.chat.answer import Piece
 from mlx_mcp.chat.message import Message, ToolCall
 from mlx_mcp.chat.prompt import Holding, Prompt, Reasoning
 from mlx_mcp.core.layout import Form, Layout, Logits, Payload
+from mlx_mcp.core.memory import Budget
 from mlx_mcp.core.prefill import Prefill
 from mlx_mcp.core.sequence import Constraint, TokenLogprobs
 from mlx_mcp.core.slots import KvCost
@@ -290,6 +291,9 @@ class PreparedModel:
     tokenizer: ChatTokenizer
     weights_bytes: int
     options: ModelOptions = ModelOptions()
+    kv_bits: int | None = None  # that its keys and values are stored in; None: as the model has them
+    pass_bytes: int = 0  # what a pass of it takes beside them, where that is counted
+    budget: Budget | None = None  # how the device's memory is divided; None: as it was
 
 
 @dataclass(frozen=True)

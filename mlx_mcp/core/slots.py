@@ -75,6 +75,7 @@ class Ledger:
 
     limit_bytes: int
     used_bytes: int = 0
+    set_aside_bytes: int = 0  # for blocks on their way to the disk; not within the limit
     # Evicts so many bytes of cached blocks; or evicts none, and returns False.
     reclaim: Callable[[int], bool] | None = field(default=None, repr=False, compare=False)
     # The pool whose model lacks memory to go on admitting. The others admit nothing meanwhile, or they could for ever

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from mlx_mcp.core.cache.blocks import BlockPool
 from mlx_mcp.core.cache.prefixes import PrefixCache
 from mlx_mcp.core.cache.shared_prefixes import Sharing
+from mlx_mcp.core.memory import Budget
 from mlx_mcp.core.ports import ModelLoader
 from mlx_mcp.core.scheduler import RETRY_AFTER_S, Limits
 from mlx_mcp.core.session import SessionStore
@@ -107,7 +108,8 @@ class Engine:
         self.sessions = SessionStore(self.cache.pool, clock, self.options.max_sessions, self.options.session_ttl_s)
         self.calls = Calls()
         its = self.options
-        self.models = Residents(loader, limits, max_weights_bytes, self.cache, its.sharing, its.model_ttl_s)
+        budget = Budget(max_weights_bytes, max_kv_bytes)
+        self.models = Residents(loader, limits, budget, self.cache, its.sharing, its.model_ttl_s)
         self.swapping = Swapping(self.calls, self.models, clock, its.model_turn_s)
         self.persistence: Persistence | None = None
         if persisting is not None:
@@ -161,6 +163,7 @@ class Engine:
             awaited=tuple(self.swapping.line),
             weights_bytes=self.models.weights_bytes,
             max_weights_bytes=self.models.max_weights_bytes,
+            max_memory_bytes=self.models.budget.ceiling_bytes,
             loads=self.swapping.num_loads,
             unloads=self.swapping.num_unloads,
             swaps=self.swapping.num_swaps,
@@ -216,6 +219,7 @@ class Engine:
         for resident in list(self.models.by_name.values()):
             if resident.has_work:
                 busy |= self.stepping.run(resident)
+        self.cache.pool.trim()
         self.swapping.advance()
         if self.persistence is not None:
             self.persistence.offload.flush()

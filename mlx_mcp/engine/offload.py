@@ -29,6 +29,7 @@ class Offload:
         self.max_queue_bytes = min(MAX_QUEUE_BYTES, pool.ledger.limit_bytes // QUEUE_SHARE)
         # Blocks that are being written still take memory, which is therefore taken off the limit once.
         pool.ledger.limit_bytes -= self.max_queue_bytes
+        pool.ledger.set_aside_bytes = self.max_queue_bytes
         self.num_offloaded = self.num_dropped = 0
         if enabled:
             pool.on_evict = self.take

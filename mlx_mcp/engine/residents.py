@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from mlx_mcp.core.cache.manager import KvCacheManager
 from mlx_mcp.core.cache.prefixes import PrefixCache
 from mlx_mcp.core.cache.shared_prefixes import Sharing
+from mlx_mcp.core.memory import Budget, fitting_weights, gb, lack_of_tokens
 from mlx_mcp.core.ports import Flight, LoadedModel, LoadProgress, ModelLoader, PreparedModel
 from mlx_mcp.core.scheduler import Limits, Scheduler
 from mlx_mcp.core.sequence import Sequence
@@ -44,6 +45,17 @@ class Resident:
     def expires_at(self) -> float | None:
         """When it is unloaded if nobody uses it until then."""
         return None if self.ttl_s is None else self.used_at + self.ttl_s
+
+    @property
+    def taken_bytes(self) -> int:
+        """What its weights take, and a pass where that is counted."""
+        return self.model.weights_bytes + self.prepared.pass_bytes
+
+    @property
+    def largest_call_bytes(self) -> int:
+        """What keys and values of one of its calls may take at most, if it is alone."""
+        calls = (*self.scheduler.running, *self.scheduler.waiting)
+        return max((self.scheduler.pool.alone_bytes(call.max_length) for call in calls), default=0)
 
     @property
     def has_work(self) -> bool:
@@ -86,7 +98,7 @@ class Residents:
 
     loader: ModelLoader
     limits: Limits
-    max_weights_bytes: int
+    budget: Budget
     cache: PrefixCache
     sharing: Sharing
     ttl_s: float | None = None  # of models that have none of their own
@@ -97,6 +109,17 @@ class Residents:
     def weights_bytes(self) -> int:
         """The bytes of the weights in memory."""
         return sum(resident.model.weights_bytes for resident in self.by_name.values())
+
+    @property
+    def max_weights_bytes(self) -> int:
+        """What the weights of all models may take."""
+        return self.budget.max_weights_bytes
+
+    @property
+    def taken_bytes(self) -> int:
+        """What all models take, those that are being read included: weights, and where it is counted a pass of each."""
+        residents = sum(resident.taken_bytes for resident in self.by_name.values())
+        return residents + sum(taken_bytes(load.prepared) for load in self.loads.values())
 
     @property
     def has_work(self) -> bool:
@@ -122,14 +145,19 @@ class Residents:
         Raises:
             ModelError: with the figures.
         """
-        need, limit, name = prepared.weights_bytes, self.max_weights_bytes, prepared.name
+        if prepared.budget is not None:
+            self.budget, self.cache.pool.max_blocks = prepared.budget, prepared.budget.max_blocks
+        need, limit, name = taken_bytes(prepared), self.max_weights_bytes, prepared.name
         if need > limit:
+            passes = f", with {gb(prepared.pass_bytes)} for a pass of a prompt" if prepared.pass_bytes else ""
+            room = limit - prepared.pass_bytes
             raise ModelError(
-                f"The weights of {name!r} take {need / 1e9:.1f} GB, more than the {limit / 1e9:.1f} GB that models may "
-                "use. Choose a smaller or more strongly quantized model, or raise max_weights_bytes."
+                f"The weights of {name!r} take {need / 1e9:.1f} GB{passes}, more than the {limit / 1e9:.1f} GB that "
+                f"models may use.{fitting_weights(prepared.weights_bytes, weight_bits(prepared), room)} Choose a "
+                "smaller or more strongly quantized model, or raise max_weights_bytes."
             )
         pinned = [resident for resident in self.by_name.values() if resident.pinned]
-        kept = sum(resident.model.weights_bytes for resident in pinned)
+        kept = sum(resident.taken_bytes for resident in pinned)
         if kept + need > limit:
             names = ", ".join(repr(resident.model.name) for resident in pinned)
             raise ModelError(
@@ -140,18 +168,44 @@ class Residents:
 
     def lacking_bytes(self, prepared: PreparedModel) -> int:
         """How many bytes of weights have to go before a model can be loaded; none or fewer if there is room."""
-        pending = sum(load.prepared.weights_bytes for load in self.loads.values())
-        return self.weights_bytes + pending + prepared.weights_bytes - self.max_weights_bytes
+        return self.taken_bytes + taken_bytes(prepared) - self.max_weights_bytes
+
+    def limit_kv(self, beside: PreparedModel | None = None, without: list[Resident] | None = None) -> int:
+        """Set what keys and values may take beside the weights, and beside those of a model that is to be loaded.
+
+        `without` are the models that go for it. Cached blocks are evicted for it. Rows are not, and while they have
+        more, nothing further is admitted. Returns how many bytes they have too many, or how many more one of the calls
+        under way may need; a model is loaded once there are none. Nothing is done where the limit is fixed.
+        """
+        if self.budget.ceiling_bytes is None:
+            return 0
+        pool, ledger, taken = self.cache.pool, self.cache.pool.ledger, self.taken_bytes
+        goal = now = max(0, self.budget.kv_bytes(taken) - ledger.set_aside_bytes)
+        if beside is not None:
+            taken += taken_bytes(beside) - sum(each.taken_bytes for each in without or ())
+            goal = max(0, self.budget.kv_bytes(taken) - ledger.set_aside_bytes)
+        elif ledger.limit_bytes == goal:
+            return 0
+        # What has been taken must be able to end: a call alone never needs more than the limit.
+        needed = max((each.largest_call_bytes for each in self.by_name.values()), default=0)
+        limit = max(min(goal, now), needed)
+        over = min(ledger.used_bytes - limit, pool.used_bytes - pool.protected_bytes)
+        if over > 0:
+            pool.reclaim(over)
+        ledger.limit_bytes = max(limit, ledger.used_bytes)
+        return max(0, ledger.limit_bytes - goal)
 
     def begin_load(self, prepared: PreparedModel, asked_for: bool, unloaded: list[PreparedModel], now: float) -> None:
         """Begin to read a model's weights, for which there is room."""
         slices = self.loader.materialise(prepared)
         self.loads[prepared.name] = PendingLoad(prepared, slices, now, asked_for, unloaded)
+        self.limit_kv()
 
     def unload(self, name: str) -> None:
         """Forget a model that nobody uses; its weights go with the last reference to them."""
         assert not self.by_name[name].has_work, f"{name!r} has work"
         del self.by_name[name]
+        self.limit_kv()
 
     def read_slices(self) -> list[tuple[str, Loading | Loaded | Failed]]:
         """Read one slice of every model that is being read; returns by name the event for those who wait for it.
@@ -173,10 +227,12 @@ class Residents:
 
     def _read_slice(self, pending: PendingLoad) -> Loading | Loaded | Failed:
         try:
-            return Loading(next(pending.slices))
-        except StopIteration as end:
-            model: LoadedModel = end.value
+            try:
+                return Loading(next(pending.slices))
+            except StopIteration as end:
+                model: LoadedModel = end.value
             own, prepared = pending.prepared.options.ttl_s, pending.prepared
+            self._check_tokens(model, prepared.kv_bits)
             ttl_s = self.ttl_s if own is None else own
             resident = Resident(model, self._scheduler(model), prepared, pending.asked_for, ttl_s, pending.began_at)
             self.by_name[model.name] = resident
@@ -188,6 +244,22 @@ class Residents:
             told = f"Loading {name!r} failed: {error!r}. Call again, or choose another model (list_models shows them)."
             return Failed(ModelError(told))
 
+    def _check_tokens(self, model: LoadedModel, kv_bits: int | None) -> None:
+        """Refuse a model whose weights leave too little for keys and values.
+
+        Raises:
+            ModelError: with the figures, and with what would help.
+        """
+        if self.budget.ceiling_bytes is None:
+            return
+        ledger, cost = self.cache.pool.ledger, model.runner.cost
+        lacking = lack_of_tokens(ledger.limit_bytes, cost.token_bytes, cost.row_bytes(0), kv_bits)
+        if lacking is not None:
+            raise ModelError(
+                f"{model.name!r} has no room for a prompt: {lacking}. Unload other models, choose a smaller or more "
+                "strongly quantized one, or set kv_bits."
+            )
+
     def _scheduler(self, model: LoadedModel) -> Scheduler:
         """Make a scheduler with the model's cache manager, or without one if nothing of the model can be reused."""
         slots, layout, cache = SlotPool(self.cache.pool.ledger, model.runner.cost), model.runner.layout, None
@@ -196,3 +268,15 @@ class Residents:
             chunk_tokens = limits.chunk_tokens
             cache = KvCacheManager(self.cache, slots, layout, model.fingerprint, chunk_tokens, self.sharing)
         return Scheduler(limits, slots, cache)
+
+
+def taken_bytes(prepared: PreparedModel) -> int:
+    """What a model takes once it is loaded: its weights, and a pass where that is counted."""
+    return prepared.weights_bytes + prepared.pass_bytes
+
+
+def weight_bits(prepared: PreparedModel) -> float:
+    """In how many bits a model's weights are stored, with scales and biases; 16 where its config says nothing."""
+    stored = prepared.config.get("quantization") or prepared.config.get("quantization_config") or {}
+    bits = stored.get("bits") if isinstance(stored, dict) else None
+    return bits + 0.5 if isinstance(bits, int) and bits < 16 else 16.0

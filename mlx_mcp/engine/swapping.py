@@ -100,6 +100,7 @@ class Swapping:
         """Let those first in line begin to load that there is room for; close models whose turn is over."""
         for resident in self.models.by_name.values():
             resident.closing = False
+        self.models.limit_kv()
         while self.line:
             name, wanted = next(iter(self.line.items()))
             if name in self.models.by_name:  # it was to go, and need not any more
@@ -200,6 +201,8 @@ class Swapping:
         if (lacking > 0 or goes) and not self.calls.num_waiting(ModelRoom(name)):
             del self.line[name]  # others have the room by now, and nobody calls it
             return True
+        if lacking <= 0:  # there is room for the weights, if keys and values leave it too
+            lacking = residents.limit_kv(wanted.prepared, goes)
         if lacking > 0:
             if now - wanted.since >= self.turn_s:
                 close((r for r in residents.by_name.values() if r not in goes), lacking, now - self.turn_s)

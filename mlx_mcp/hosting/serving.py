@@ -7,6 +7,7 @@ whoever started the process. Imports little at the top: a host waits three secon
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from mlx_mcp.config import Config
     from mlx_mcp.engine.client import EngineClient
+    from mlx_mcp.process.awake import KeepAwake
 
 Say = Callable[[str], None]
 
@@ -79,14 +81,40 @@ def run(
     import anyio
 
     from mlx_mcp.hosting.lifetime import exit_within, run_until_signal
+    from mlx_mcp.process.awake import KeepAwake, keeps_awake
 
     async def stop_in_time(scope: anyio.CancelScope) -> None:
         exit_within(end_s(config))
         await stop(scope)
 
-    anyio.run(run_until_signal, serve, stop_in_time)
+    awake = KeepAwake() if keeps_awake(config.keep_awake) else None
+
+    async def serve_awake() -> None:
+        async with anyio.create_task_group() as tasks:
+            if awake is not None:
+                tasks.start_soon(keep_awake, awake, client)
+            await serve()
+            tasks.cancel_scope.cancel()
+
+    try:
+        anyio.run(run_until_signal, serve_awake, stop_in_time)
+    finally:
+        if awake is not None:
+            awake.end()
     exit_within(end_s(config))
     client.close(config.shutdown_timeout_s)
+
+
+async def keep_awake(awake: KeepAwake, client: EngineClient) -> None:
+    """Keep the machine awake while calls run or wait, or weights are read; ends when it is cancelled."""
+    import anyio
+
+    from mlx_mcp.process.awake import LOOK_S
+
+    while True:
+        stats = client.stats
+        awake.look(bool(stats.running or stats.waiting or stats.loading))
+        await anyio.sleep(LOOK_S)
 
 
 def serve_stdio(config: Config) -> None:
@@ -145,7 +173,7 @@ def serve_http(config: Config, say: Say) -> None:
     configure_logs(config)
     export_traces(config)
     listener = listen(config.host, config.port)
-    client, registry = wire(config)
+    client, registry = wire(config, say=lambda line: say(f"mlx-mcp: {line}"))
     activity = Activity()
     lifecycle = Lifecycle(config.ready_step_s)
     jobs, limits = Jobs(config.result_ttl_s), limiter_of(config)
@@ -173,13 +201,21 @@ def serve_engine(config: Config, listener: socket.socket, log: str | None, ready
     from mlx_mcp.hosting.lifetime import exit_within
     from mlx_mcp.hosting.logs import configure_logs
     from mlx_mcp.hosting.traces import export_traces
+    from mlx_mcp.process import endings
+    from mlx_mcp.process.place import user_place
     from mlx_mcp.wiring import wire
 
     configure_logs(config, log)
     export_traces(config)
-    client, _ = wire(config)
-
+    place = user_place()
+    share = endings.begin(place)
+    client, _ = wire(config, share, lambda line: say(f"mlx-mcp: {line}"))
     connections = Connections(client, config, listener)
+    if share < 1:
+        say(f"mlx-mcp: {endings.told(place)}")
+        proof = threading.Timer(endings.PROVEN_S, endings.prove, (place,))
+        proof.daemon = True
+        proof.start()
 
     async def serve() -> None:
         say(f"mlx-mcp: process {os.getpid()} of version {__version__} listens at {listener.getsockname()}")
@@ -193,3 +229,4 @@ def serve_engine(config: Config, listener: socket.socket, log: str | None, ready
         connections.stop()
 
     run(config, client, serve, stop)
+    endings.end(place)

@@ -27,6 +27,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from mlx_mcp.chat.prompt import Grammar, GrammarKind
 from mlx_mcp.core.ports import never
 from mlx_mcp.errors import Abandoned, CapacityError, GenerationFailed, InvalidRequest
+from mlx_mcp.mlx_backend.memory_watch import MemoryWatch
 
 MAX_SOURCE_BYTES = 256 * 1024
 NOTHING_NEXT = "nothing can come next"
@@ -373,11 +374,11 @@ def try_in_process(source: str, gone: Callable[[], bool] = never) -> None:
         )
     except OSError as error:
         raise CapacityError(f"The grammar could not be tried: {error}.", 5) from error
-    ended = threading.Event()
+    ended, memory = threading.Event(), MemoryWatch(child.pid, TRIAL_BYTES)
 
     def watch() -> None:
         while not ended.wait(LOOK_S):
-            if gone():
+            if gone() or memory.look():
                 child.kill()
 
     threading.Thread(target=watch, daemon=True).start()

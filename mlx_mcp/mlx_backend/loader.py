@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Generator, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
@@ -21,12 +22,14 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_adapters, load_model
 
-from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelSpec, PreparedModel, Report
+from mlx_mcp.core.memory import MemorySettings, budget_for
+from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelOptions, ModelSpec, PreparedModel, Report
 from mlx_mcp.core.prefill import PrefillOptions
 from mlx_mcp.core.sampling import defaults_of
 from mlx_mcp.errors import MlxMcpError, ModelError
 from mlx_mcp.mlx_backend import device
 from mlx_mcp.mlx_backend.device import SPARE_BYTES
+from mlx_mcp.mlx_backend.device_memory import PASS_TOKENS, device_memory, limit_mlx, pass_bytes
 from mlx_mcp.mlx_backend.runner import Runner
 from mlx_mcp.mlx_backend.streams import clear_streams
 from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
@@ -41,7 +44,8 @@ class MlxLoader:
     """Loads models with mlx_lm.
 
     `kv_bits` (8, 4 or None) is what their keys and values are stored in, `prefill` what is set for reading prompts.
-    `sampling_defaults` says whether what a model's makers recommend for sampling holds.
+    `sampling_defaults` says whether what a model's makers recommend for sampling holds, and `memory` what a user has
+    set for it.
     """
 
     def __init__(
@@ -49,8 +53,9 @@ class MlxLoader:
         kv_bits: int | None = None,
         prefill: PrefillOptions | None = None,
         sampling_defaults: bool = True,
+        memory: MemorySettings | None = None,
     ) -> None:
-        self.kv_bits, self.sampling_defaults = kv_bits, sampling_defaults
+        self.kv_bits, self.sampling_defaults, self.memory = kv_bits, sampling_defaults, memory
         self.prefill = prefill or PrefillOptions()
 
     def prepare(self, spec: ModelSpec, report: Report) -> PreparedModel:
@@ -77,7 +82,12 @@ class MlxLoader:
         adapter = spec.options.adapter
         if adapter:
             weights_bytes += checked_size(Path(adapter) / ADAPTER_WEIGHTS)
-        return PreparedModel(spec.name, folder, config, tokenizer, weights_bytes, spec.options)
+        prepared = PreparedModel(spec.name, folder, config, tokenizer, weights_bytes, spec.options)
+        budget = None if self.memory is None else budget_for(self.memory, device_memory())
+        if budget is None or budget.ceiling_bytes is None:
+            return prepared
+        taken = pass_bytes(config, max(PASS_TOKENS, self.prefill.on(device.prefill()).idle_tokens))
+        return replace(prepared, kv_bits=self._kv_bits(spec.options), pass_bytes=taken, budget=budget)
 
     def materialise(self, prepared: PreparedModel) -> Generator[LoadProgress, None, LoadedModel]:
         """Build the model and read its weights a slice at a time; yields the bytes done.
@@ -88,6 +98,8 @@ class MlxLoader:
             ModelError: architecture and weights do not fit, or the architecture is not supported.
         """
         mx.clear_cache()  # of what was unloaded for it
+        if prepared.budget is not None and self.memory is not None:
+            limit_mlx(prepared.budget, self.memory)
         try:
             model, _ = load_model(prepared.folder, lazy=True)
         except Exception as error:  # model code raises of every kind for a config or weights it does not expect
@@ -109,7 +121,7 @@ class MlxLoader:
             done += sum(array.nbytes for array in some)
             yield LoadProgress("reading", done, total)
         assert isinstance(prepared.tokenizer, ChatTokenizer)
-        kv_bits = self.kv_bits if options.kv_bits is None else options.kv_bits or None
+        kv_bits = self._kv_bits(options)
         context = context_tokens(prepared.config, prepared.tokenizer)
         prefill = self.prefill.on(device.prefill())
         recommended = defaults_of(read_generation_config(prepared.folder)) if self.sampling_defaults else {}
@@ -129,6 +141,9 @@ class MlxLoader:
     def close(self) -> None:
         """See ModelLoader.close."""
         clear_streams()
+
+    def _kv_bits(self, options: ModelOptions) -> int | None:
+        return self.kv_bits if options.kv_bits is None else options.kv_bits or None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

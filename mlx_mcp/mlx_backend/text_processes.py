@@ -30,6 +30,7 @@ from typing import Any
 from mlx_mcp.core.ports import never
 from mlx_mcp.errors import Abandoned, CapacityError
 from mlx_mcp.mlx_backend import text_worker
+from mlx_mcp.mlx_backend.memory_watch import MemoryWatch
 from mlx_mcp.mlx_backend.template_proof import Proved
 
 MAX_PROCESSES = 4  # for one tokenizer
@@ -90,6 +91,7 @@ class TextProcess:
         text_worker.write(message, header | {"limit_s": limit_s}, blob)
         unsent, came = memoryview(message.getvalue()), bytearray()
         deadline, want = time.monotonic() + limit_s, 16
+        memory = MemoryWatch(self._child.pid, text_worker.MAX_BYTES)
         self.usable = False
         with selectors.DefaultSelector() as selector:
             selector.register(self._out, selectors.EVENT_READ)
@@ -99,6 +101,8 @@ class TextProcess:
                     raise Abandoned
                 if time.monotonic() >= deadline:
                     raise Overdue(limit_s)
+                if memory.look():
+                    raise Failed(f"it takes more than {text_worker.MAX_BYTES >> 30} GiB of memory")
                 for key, _ in selector.select(LOOK_S):
                     try:
                         if key.fd == self._in:

@@ -24,6 +24,7 @@ from collections.abc import Callable
 
 from mlx_mcp import __version__
 from mlx_mcp.errors import ConfigError, EngineUnavailable, NoSharedEngine
+from mlx_mcp.process import endings
 from mlx_mcp.process.environment import engine_environment
 from mlx_mcp.process.locks import POLL_S, life_lock_holder, try_lock
 from mlx_mcp.process.place import Place, peer
@@ -165,6 +166,7 @@ def kill(place: Place, timeout_s: float) -> int | None:
                 f"Process {pid} was killed and has not ended within {timeout_s:g} s. Wait, and try again."
             )
         time.sleep(POLL_S)
+    endings.end(place)
     return pid
 
 
@@ -281,7 +283,10 @@ def start(place: Place, deadline: float, say: Callable[[str], None]) -> None:
                 )
         if os.read(ready, 16):
             # If this process outlives the engine, it has to collect the engine's exit status from the system.
-            threading.Thread(target=engine.wait, name="engine's end", daemon=True).start()
+            def collect() -> None:
+                endings.note_end(place, engine.pid, engine.wait())
+
+            threading.Thread(target=collect, name="engine's end", daemon=True).start()
             return
         status = engine.wait()
     finally:

@@ -34,6 +34,7 @@ import threading
 
 from mlx_mcp.errors import EngineUnavailable, MlxMcpError, NoSharedEngine
 from mlx_mcp.process.daemon import join
+from mlx_mcp.process.endings import how_ended
 from mlx_mcp.process.environment import window_hello
 from mlx_mcp.process.front import OPENING_ID, Front, surface_digest
 from mlx_mcp.process.lines import BAD_ID, LISTENING, Envelope, Id, envelope, pieces
@@ -247,8 +248,9 @@ class Relay:
             return
         for id_ in link.asked:
             self._say({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id_}})
+        lost = LOST + how_ended(self._place, link.pid) if left else LOST
         for id_, request in left.items():
-            self._say(self._failure(id_, request.method, LOST))
+            self._say(self._failure(id_, request.method, lost))
         for line in again:  # no engine has carried these out, so they can be sent again
             with self._sending:
                 self._line(line)

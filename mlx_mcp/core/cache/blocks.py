@@ -75,6 +75,7 @@ class BlockPool:
         self.protected_bytes = 0  # of blocks with references: these cannot be reclaimed
         self.num_blocks = 0
         self.num_evictions = 0
+        self.max_blocks: int | None = None  # where a device can only have so many arrays
         # Called while the block is still there, to decide at once whether it goes to a tier. A list of evicted blocks
         # for later would hold memory that the ledger counts as free.
         self.on_evict: Callable[[Block], None] | None = None
@@ -175,12 +176,15 @@ class BlockPool:
             return False
         goal = self.used_bytes - num_bytes
         while self.used_bytes > goal:
-            block = self._next()
-            if self.on_evict is not None:
-                self.on_evict(block)
-            self.drop(block)
-            self.num_evictions += 1
+            self._evict()
         return True
+
+    def trim(self) -> None:
+        """Evict blocks until there are no more than `max_blocks`, or all others are in use."""
+        while self.max_blocks is not None and self.num_blocks > self.max_blocks:
+            if self.used_bytes == self.protected_bytes:
+                return
+            self._evict()
 
     def clear(self, root: Block) -> None:
         """Drop every block of a root that nothing refers to."""
@@ -229,6 +233,13 @@ class BlockPool:
             held = acquired[block] + sum(child.ref_count for child in block.children.values())
             assert block.ref_count == held, f"{block.ref_count} references to a block at {block.start}, {held} held"
             assert block.children or block.ref_count or block in offered, "a leaf that would never be evicted"
+
+    def _evict(self) -> None:
+        block = self._next()
+        if self.on_evict is not None:
+            self.on_evict(block)
+        self.drop(block)
+        self.num_evictions += 1
 
     def _resized(self, block: Block, old_bytes: int, charged: int) -> None:
         """Count a block's new size. The ledger has `charged` bytes for what is new, in addition to the old size."""
