@@ -10,6 +10,7 @@ from statistics import median
 
 from mlx_mcp.bench.report import Figure
 from mlx_mcp.bench.sides import ROOM, Ours, Side, Subject, Theirs, wait
+from mlx_mcp.core.prefill import CPU_PREFILL, Prefill
 
 PASSES = (128, 512, 2048)  # tokens
 EQUAL_ROWS = (1, 4, 16)
@@ -79,7 +80,7 @@ class Rows:
         why = self._why_not(sum(lengths), len(lengths) * (max(lengths) + ROOM))
         if why:
             return Figure("decode", name, None, "tokens/s", note=why)
-        ours, theirs = Ours(self.subject, 128), Theirs(self.subject, 2048)
+        ours, theirs = Ours(self.subject, self.subject.loaded.prefill or CPU_PREFILL), Theirs(self.subject, 2048)
         try:
             for side in (ours, theirs):
                 self._fill(side, lengths)
@@ -109,7 +110,8 @@ class Rows:
     def _once(self, pass_tokens: int, num_tokens: int) -> tuple[float, float]:
         """Seconds until the first token of a prompt, on each side."""
         taken = []
-        for side in (Ours(self.subject, pass_tokens), Theirs(self.subject, pass_tokens)):
+        prefill = Prefill(pass_tokens, max(CPU_PREFILL.idle_tokens, pass_tokens), pass_tokens)
+        for side in (Ours(self.subject, prefill), Theirs(self.subject, pass_tokens)):
             wait(side)
             start = time.perf_counter()
             try:

@@ -11,6 +11,7 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 
 from mlx_mcp.core.ports import LoadedModel, LoadProgress, PreparedModel
+from mlx_mcp.core.prefill import Prefill
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import SamplingParams
 from mlx_mcp.engine.engine import Engine
@@ -64,20 +65,24 @@ class Given:
 
 
 class Ours:
-    """Rows on the engine, which reads prompts in passes of `pass_tokens`.
+    """Rows on the engine, which reads prompts as `prefill` says.
 
     Raises:
         MlxMcpError: from `add` and `step`: a row cannot be computed.
     """
 
-    def __init__(self, subject: Subject, pass_tokens: int) -> None:
-        runner = Runner(subject.model, subject.kv_bits, pass_tokens)
-        endless = replace(subject.loaded, name=NAME, runner=runner, stop_ids=frozenset(), context_tokens=1 << 20)
-        loader: Any = Given(endless)
-        limits = Limits(
-            chunk_tokens=pass_tokens, prefill_tokens_idle=max(512, pass_tokens), prefill_tokens_busy=pass_tokens
+    def __init__(self, subject: Subject, prefill: Prefill) -> None:
+        self.runner = Runner(subject.model, subject.kv_bits, prefill.chunk_tokens)
+        endless = replace(
+            subject.loaded,
+            name=NAME,
+            runner=self.runner,
+            stop_ids=frozenset(),
+            context_tokens=1 << 20,
+            prefill=prefill,
         )
-        self.engine = Engine(loader, limits, endless.weights_bytes + 1, subject.max_kv_bytes)
+        loader: Any = Given(endless)
+        self.engine = Engine(loader, Limits(), endless.weights_bytes + 1, subject.max_kv_bytes)
         self.engine.tell(self._hear)
         self.rows = 0
         self._answered: set[int] = set()

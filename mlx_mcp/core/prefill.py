@@ -50,8 +50,8 @@ class PrefillOptions:
 class PrefillBudget:
     """How many tokens of prompts a step computes in which others decode, so that these wait for `wait_s` at most.
 
-    It follows the time that such steps take, between one chunk and `most_tokens`: at once to fewer, to more by doubling.
-    A single chunk may take longer than that; it is never split. Without `wait_s` it stays as it is.
+    It follows the time that such steps take, between one chunk and `most_tokens`: to fewer at once, to more by
+    doubling. A single chunk may take longer than that; it is never split. Without `wait_s` it stays as it is.
     """
 
     def __init__(self, tokens: int, chunk_tokens: int, most_tokens: int, wait_s: float | None) -> None:

@@ -8,7 +8,11 @@ from typer.testing import CliRunner
 
 from mlx_mcp.bench import measure
 from mlx_mcp.bench.report import SECTIONS, Figure
+from mlx_mcp.bench.rows import QUICK
+from mlx_mcp.bench.sides import Ours
 from mlx_mcp.cli.main import app
+from mlx_mcp.config import Config
+from mlx_mcp.core.prefill import Prefill
 from tests.models_made import make_model
 
 BESIDE_MLX_LM = [
@@ -55,6 +59,17 @@ def assert_all_measured(model, folder):
 
 def test_everything_is_measured_on_a_tiny_model(tiny, tmp_path):
     assert_all_measured(tiny, tmp_path)
+
+
+@pytest.mark.parametrize("pass_tokens", [128, 512])
+def test_prompts_are_read_in_passes_of_the_length_that_a_line_names(tiny, pass_tokens):
+    rows = measure.loaded_rows(Config.load(model=str(tiny)), QUICK, measure.new_report())
+    ours = Ours(rows.subject, Prefill(pass_tokens, 512, pass_tokens))
+    launch, passes = ours.runner.launch, []
+    ours.runner.launch = lambda step: passes.extend(c.end - c.start for c in step.prefill) or launch(step)
+    rows._fill(ours, [600])
+    ours.close()
+    assert max(passes) == pass_tokens
 
 
 @pytest.mark.long

@@ -16,7 +16,7 @@ from mlx_mcp.core.scheduler import Limits, Scheduler
 from mlx_mcp.core.sequence import SamplingParams, Sequence
 from mlx_mcp.core.slots import Ledger, SlotPool
 from mlx_mcp.errors import ModelError
-from mlx_mcp.mlx_backend import architectures
+from mlx_mcp.mlx_backend import architectures, device
 from mlx_mcp.mlx_backend import runner as runner_module
 from mlx_mcp.mlx_backend.architectures import ALLOWED, ALONE
 from mlx_mcp.mlx_backend.cache_tree import leaves, regroup
@@ -616,7 +616,9 @@ def test_the_ends_of_prompts_read_in_one_pass_are_what_they_are_alone(name, run,
     limits = Limits(chunk_tokens=16, prefill_tokens_idle=256, prefill_tokens_busy=256)
     rows = [(n, 3, 0) for n in ((5, 9, 16, 35, 1, 44, 60) if THOROUGH else (5, 16, 35, 1))]
     assert_right(model, runner, run, rows, BOUNDS.get(name, 0.0), limits=limits)
-    assert max(len(some) for step in passes for some in step) == (1 if runner.rows.by_row else len(rows))
+    # On a GPU a row's chunks are one, so the longer prompts are read by themselves.
+    alike = [n for n, *_ in rows if device.on_cpu() or n <= 16]
+    assert max(len(some) for step in passes for some in step) == (1 if runner.rows.by_row else len(alike))
 
 
 def test_the_lists_hold_what_is_proved_here_and_no_more():

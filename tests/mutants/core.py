@@ -111,7 +111,7 @@ MUTANTS = [
     fault(
         "two rows in one slot",
         "core/slots.py",
-        "        self.free[slab_id].remove(index)\n",
+        "        self.free[slab.slab_id].remove(index)\n",
         "",
         "test_slots.py::test_rows_of_one_class_share_a_slab_and_others_do_not",
     ),
@@ -379,8 +379,8 @@ MUTANTS = [
     fault(
         "stop string cut one late",
         "core/stop_strings.py",
-        "return text[: min(found)[1]]",
-        "return text[: min(found)[1] + 1]",
+        "return text[:at]",
+        "return text[: at + 1]",
         "test_stop_strings.py::test_a_stop_string_that_comes_in_pieces_is_never_shown_in_part",
     ),
     fault(

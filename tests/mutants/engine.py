@@ -101,8 +101,8 @@ MUTANTS = [
     fault(
         "tenant not handed on",
         "engine/turns.py",
-        "            turn.tenant,\n            num_kept,\n",
-        '            "",\n            num_kept,\n',
+        '"" if self.share_prefixes else turn.tenant',
+        '""',
         "test_sessions.py::test_two_tenants_share_nothing",
     ),
     fault(

@@ -120,8 +120,8 @@ MUTANTS = [
     fault(
         "rope offset one late after a restore",
         "mlx_backend/rows.py",
-        "        self.lengths[sequence_id] = num_tokens\n        mx.eval",
-        "        self.lengths[sequence_id] = num_tokens + 1\n        mx.eval",
+        "        self.lengths[sequence_id] = num_tokens\n        settle",
+        "        self.lengths[sequence_id] = num_tokens + 1\n        settle",
         "test_layers.py::test_many_rows_restored_at_once_go_on_in_one_batch[llama]",
     ),
     fault(
@@ -170,8 +170,8 @@ MUTANTS = [
     fault(
         "row moved without its last token",
         "mlx_backend/slotted_rows.py",
-        "layer.copy(move.old, move.new, self.lengths[sequence_id] - num_shared(self.prefixes[sequence_id]))",
-        "layer.copy(move.old, move.new, self.lengths[sequence_id] - num_shared(self.prefixes[sequence_id]) - 1)",
+        "layer.copy(move.old, move.new, length)",
+        "layer.copy(move.old, move.new, length - 1)",
         "test_layers.py::test_a_row_that_shares_a_prefix_moves_with_what_is_its_own",
     ),
     fault(

@@ -104,7 +104,7 @@ MUTANTS = [
     fault(
         "result never forgotten",
         "service/jobs.py",
-        "        asyncio.get_running_loop().call_later(self.ttl_s, self._jobs.pop, job.result_id, None)\n",
+        "        asyncio.get_running_loop().call_later(self.ttl_s, self._forget, job)\n",
         "",
         "test_jobs.py::test_an_outcome_goes_after_its_time",
     ),
@@ -160,8 +160,8 @@ MUTANTS = [
     fault(
         "stored answers of others shown",
         "service/replies.py",
-        "reply = self._of.get(tenant, {}).get(reply_id)",
-        "reply = next((of[reply_id] for of in self._of.values() if reply_id in of), None)",
+        "        of = self._of.get(tenant, {})\n        reply = of.get(reply_id)",
+        "        of = next((of for of in self._of.values() if reply_id in of), {})\n        reply = of.get(reply_id)",
         "test_replies.py::test_a_reply_is_there_for_its_tenant_alone",
     ),
     fault(
@@ -177,6 +177,20 @@ MUTANTS = [
         "        for task in tasks:\n            task.cancel()\n",
         "",
         "test_several.py::test_the_first_answer_that_fails_ends_all",
+    ),
+    fault(
+        "a key shared by callers",
+        "service/jobs.py",
+        "        known = self._keyed.get((owner, key.text))\n",
+        "        known = next((j for (_, text), j in self._keyed.items() if text == key.text), None)\n",
+        "test_jobs.py::test_the_work_of_a_key_is_done_once_and_its_outcome_is_kept",
+    ),
+    fault(
+        "the key of a call that failed kept",
+        "service/jobs.py",
+        "        else:\n            self._free_key(job)\n        job.ended.set()\n",
+        "        job.ended.set()\n",
+        "test_jobs.py::test_a_key_is_free_again_when_its_work_has_failed_or_its_outcome_is_gone",
     ),
     fault(
         "stored answers fill the places of their principal",

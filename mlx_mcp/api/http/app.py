@@ -48,8 +48,8 @@ def http_app(
     sessions.asgi_app = Messages(sessions.asgi_app, config.max_request_bytes)
     known: ASGIApp = app
     if tokens is not None:
-        how_to_get_in = urlsplit(tokens.metadata_url).path
-        known = Auth(app, tokens, refuse or plain, (*OPEN_PATHS, how_to_get_in))
+        how_to_get_in = [urlsplit(tokens.metadata_url).path] if tokens.metadata_url else []
+        known = Auth(app, tokens, refuse or plain, [*OPEN_PATHS, *how_to_get_in])
     return Observed(Gate(known, config), service, app.router.routes)
 
 

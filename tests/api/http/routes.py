@@ -87,7 +87,9 @@ ECHO = Api(
 
 def routes(apis: Sequence[Api] = (*APIS, ECHO)) -> list[tuple[str, str]]:
     """Method and path of each route that needs a token where one is required."""
-    own = [("GET", "/health"), ("POST", "/mcp"), ("GET", "/mcp"), ("DELETE", "/mcp"), ("GET", "/nowhere")]
+    own = [("POST", "/mcp"), ("GET", "/mcp"), ("DELETE", "/mcp"), ("GET", "/nowhere")]
+    own += [("GET", path) for path in ("/health", "/health/ready", "/health/startup", "/metrics", "/page/state")]
+    own += [("GET", "/openapi.json")]
     theirs = [(each.method, plain_path(each.path)) for api in apis for each in api.endpoints]
     return own + sorted(set(theirs))
 

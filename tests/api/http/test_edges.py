@@ -21,7 +21,7 @@ from mlx_mcp.hosting.access import access_of
 from mlx_mcp.hosting.http import HttpServer
 from mlx_mcp.hosting.tls import tls_context
 from mlx_mcp.process.listener import listen
-from tests.api.http.routes import paths_with_bodies, serving_all
+from tests.api.http.routes import paths_with_bodies, routes, serving_all
 from tests.api.http.test_arrival import connected, said, trickle
 from tests.engine.test_client import until
 from tests.fakes import FakeLoader, fake_client
@@ -60,13 +60,26 @@ async def test_every_route_refuses_a_body_that_is_too_long_in_its_own_form(engin
         assert fits.status_code == 200
 
 
-@pytest.mark.parametrize("path", POSTS)
-async def test_every_route_gives_up_a_body_that_comes_too_slowly(engine, path):
-    async with serving_all(engine, request_timeout_s=0.3) as address, connected(address) as (reader, writer):
-        writer.write(HEAD % path.encode() + b"content-length: 100000\r\n\r\n")
-        slow = asyncio.create_task(trickle(writer, b" " * 10_000))
-        assert (await said(reader)).startswith(b"HTTP/1.1 408")
-        slow.cancel()
+async def test_every_route_refuses_foreign_names_and_pages_before_it_looks_at_tokens(engine):
+    async with serving_all(engine, token="s3cret") as address, httpx2.AsyncClient() as http:
+        for method, path in [*routes(), ("GET", "/"), ("GET", "/health/live")]:
+            for headers, status in (({"host": "evil.example"}, 421), ({"origin": "http://evil.example"}, 403)):
+                response = await http.request(method, address + path, headers=headers)
+                assert (method, path, response.status_code) == (method, path, status)
+
+
+async def test_every_route_gives_up_a_body_that_comes_too_slowly(engine):
+    async def answer_to_a_slow_one(address, path):
+        async with connected(address) as (reader, writer):
+            writer.write(HEAD % path.encode() + b"content-length: 100000\r\n\r\n")
+            slow = asyncio.create_task(trickle(writer, b" " * 10_000))
+            heard = await said(reader)
+            slow.cancel()
+        return path, heard[:12]
+
+    async with serving_all(engine, request_timeout_s=0.5) as address:
+        heard = await asyncio.gather(*(answer_to_a_slow_one(address, path) for path in POSTS))
+    assert heard == [(path, b"HTTP/1.1 408") for path in POSTS]
 
 
 async def test_a_connection_serves_one_request_after_another(engine):
