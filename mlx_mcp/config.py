@@ -164,9 +164,24 @@ class Config(BaseSettings):
     sampling_defaults: bool = Field(True, description="sample as a model's makers recommend where a call says nothing")
     max_running: int = Field(16, ge=1, le=512, description="generations that run at once, per model")
     max_waiting: int = Field(1024, ge=0, description="calls that may wait for a place")
-    chunk_tokens: int = Field(128, ge=64, le=8192, multiple_of=64, description="tokens of a prompt computed at once")
-    prefill_tokens_busy: int = Field(128, ge=64, description="tokens of prompts a step while others decode")
-    prefill_tokens_idle: int = Field(512, ge=64, description="tokens of prompts a step while nobody does")
+    chunk_tokens: int | None = Field(
+        None,
+        ge=64,
+        le=8192,
+        multiple_of=64,
+        description="prompts are split at multiples of so many tokens; unset: 128 on a CPU, 512 on a GPU",
+    )
+    prefill_tokens_busy: int | None = Field(
+        None,
+        ge=64,
+        description="tokens of prompts a step while others decode; unset: 128 on a CPU, by prefill_wait_ms on a GPU",
+    )
+    prefill_tokens_idle: int | None = Field(
+        None, ge=64, description="tokens of prompts a step while nobody does; unset: 512 on a CPU, 2048 on a GPU"
+    )
+    prefill_wait_ms: float = Field(
+        150.0, ge=10, le=60_000, description="how long the tokens of others may wait for prompts, on a GPU"
+    )
     block_tokens: int = Field(64, ge=16, le=1024, description="tokens that are cached, found and evicted together")
     shared_prefix_rows: int | None = Field(
         None, ge=0, description="calls with one beginning that share one copy of it; 0: never; unset: as measured"
@@ -302,15 +317,15 @@ class Config(BaseSettings):
             raise ConfigError(f"The settings in {config_path()} cannot be read: {error}. Correct that file.") from error
         if config.kv_bits not in (None, 4, 8):
             raise ConfigError(f"kv_bits is {config.kv_bits}; it must be 8 or 4, or unset for full precision.")
-        if config.chunk_tokens % config.block_tokens:
+        chunk_tokens = config.chunk_tokens or 128  # a GPU's are a multiple of it
+        if chunk_tokens % config.block_tokens:
             raise ConfigError(
-                f"chunk_tokens ({config.chunk_tokens}) must be a multiple of block_tokens ({config.block_tokens})."
+                f"chunk_tokens ({chunk_tokens}) must be a multiple of block_tokens ({config.block_tokens})."
             )
-        if min(config.prefill_tokens_busy, config.prefill_tokens_idle) < config.chunk_tokens:
-            raise ConfigError(
-                f"prefill_tokens_busy ({config.prefill_tokens_busy}) and prefill_tokens_idle "
-                f"({config.prefill_tokens_idle}) must be at least chunk_tokens ({config.chunk_tokens})."
-            )
+        budgets = {"prefill_tokens_busy": config.prefill_tokens_busy, "prefill_tokens_idle": config.prefill_tokens_idle}
+        for name, tokens in budgets.items():
+            if tokens is not None and tokens < chunk_tokens:
+                raise ConfigError(f"{name} ({tokens}) must be at least chunk_tokens ({chunk_tokens}).")
         if config.token is not None and not config.token.get_secret_value().isascii():
             raise ConfigError("MLX_MCP_TOKEN must be ASCII: HTTP headers carry nothing else reliably.")
         check_serving(config)

@@ -13,6 +13,7 @@ from functools import partial
 from mlx_mcp.config import Config, ModelDefaults, available_memory_bytes, config_path
 from mlx_mcp.core.cache.shared_prefixes import Sharing
 from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelLoader, ModelOptions, ModelSpec, PreparedModel, Report
+from mlx_mcp.core.prefill import PrefillOptions
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.engine import Engine, EngineOptions
@@ -65,7 +66,7 @@ class LateLoader:
             # Imported modules are for good: to look through them for garbage would now and then stop every stream for
             # a tenth of a second. Nothing of a model is there yet, which may go again.
             gc.freeze()
-        return MlxLoader(self._config.kv_bits, self._config.chunk_tokens, self._config.sampling_defaults)
+        return MlxLoader(self._config.kv_bits, prefill_options(self._config), self._config.sampling_defaults)
 
 
 def registry_of(config: Config, named: dict[str, ModelSpec] | None = None) -> Registry:
@@ -86,6 +87,13 @@ def max_weights_bytes(config: Config) -> int:
     return config.max_weights_bytes or available_memory_bytes() * 5 // 8
 
 
+def prefill_options(config: Config) -> PrefillOptions:
+    """What the settings say of reading prompts; the rest is as the device likes it."""
+    return PrefillOptions(
+        config.chunk_tokens, config.prefill_tokens_idle, config.prefill_tokens_busy, config.prefill_wait_ms / 1000
+    )
+
+
 def options_of(own: ModelDefaults, where: str) -> ModelOptions:
     """What the settings say of a model, as the layers below know it.
 
@@ -104,13 +112,7 @@ def wire(config: Config) -> tuple[EngineClient, Registry]:
     """
     registry = registry_of(config)
     loader = LateLoader(config)
-    limits = Limits(
-        config.max_running,
-        config.max_waiting,
-        config.chunk_tokens,
-        config.prefill_tokens_idle,
-        config.prefill_tokens_busy,
-    )
+    limits = Limits(config.max_running, config.max_waiting)  # how prompts are read is said with each model
     engine_options = EngineOptions(
         config.block_tokens,
         Sharing(config.shared_prefix_rows, config.shared_prefix_tokens),

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,11 @@ from mlx_mcp.mlx_backend import device  # noqa: E402
 
 if os.environ.get("TEST_DEVICE") == "gpu":  # `make test-gpu-ways`: all that asks for the device takes a GPU's ways
     device.on_cpu = lambda: False
+ASKED = os.environ.get("TEST_DEVICE_ASKED")  # `make coverage-device`: a folder for what the device was asked
+if ASKED:
+    from tests.device_branches import listen
+
+    asked = listen()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -55,6 +61,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionfinish() -> None:
+    if ASKED:
+        asked.write(Path(ASKED))
     stop(user_place(), 30)
     shutil.rmtree(_HOME, ignore_errors=True)
 

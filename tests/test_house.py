@@ -86,6 +86,10 @@ LAYERS = {
     "hosting/logs": (("config", "errors", "service/observing"), ("structlog",)),
     "hosting/traces": (("config", "__init__"), ("opentelemetry",)),
     "wiring": (("config", "core", "engine", "errors", "mlx_backend", "models", "stats", "storage"), ()),
+    "bench": (
+        ("chat", "config", "core", "engine", "errors", "mlx_backend", "models", "wiring", "__init__"),
+        ("mlx", "mlx_lm"),
+    ),
     "doctor": (("chat", "config", "core", "engine", "errors", "mlx_backend", "models", "wiring", "__init__"), ("mlx",)),
     "cli": (None, ("typer", "rich", "anyio", "tomlkit")),
     "cli/sessions": (("cli", "config", "core", "errors", "storage"), ("typer", "rich")),
@@ -127,7 +131,7 @@ def test_every_line_of_the_table_is_a_layer():
 
 
 def test_a_face_imports_no_other_and_nothing_below_the_service_imports_what_is_above_it():
-    above = {"api", "hosting", "cli", "wiring", "doctor"}
+    above = {"api", "hosting", "cli", "wiring", "doctor", "bench"}
     common = "api/web"  # of all faces, and none itself
     below = {"chat", "core", "engine", "mlx_backend", "models", "storage", "process", "service"}
     for layer, (own, outside) in LAYERS.items():

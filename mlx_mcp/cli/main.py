@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mlx_mcp import __version__
+from mlx_mcp.cli.bench import bench
 from mlx_mcp.cli.completion import PROGRAM, Commands
 from mlx_mcp.cli.engine import engine
 from mlx_mcp.cli.install import install, uninstall
@@ -35,7 +36,7 @@ app.add_typer(engine, name="engine")
 app.add_typer(sessions, name="sessions")
 app.add_typer(token, name="token")
 app.add_typer(launch, name="launch")
-for command in (models, pull, rm, alias, install, uninstall, top):
+for command in (models, pull, rm, alias, install, uninstall, bench, top):
     app.command()(command)
 
 

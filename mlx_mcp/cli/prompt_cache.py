@@ -96,7 +96,9 @@ def write_export(
 ) -> None:
     """Write a prompt cache as an exported session."""
     from mlx_mcp.core.cache.prefixes import block_key, identity_of
+    from mlx_mcp.mlx_backend import device
     from mlx_mcp.mlx_backend.loader import fingerprint
+    from mlx_mcp.wiring import prefill_options
 
     own = own_record(cache)
     prepared = prepare(model or str(own.get("model", "")) or cache.metadata.get("model", ""), config)
@@ -109,7 +111,8 @@ def write_export(
     check_precision(cache, file, config)
     tokens, after = tokens_in(cache, own, prepared, file, prompt)
     kept = tokens[: cache.num_tokens]
-    root = block_key(identity_of(print_, config.block_tokens, config.chunk_tokens, ""), ())
+    chunk_tokens = prefill_options(config).on(device.prefill()).chunk_tokens
+    root = block_key(identity_of(print_, config.block_tokens, chunk_tokens, ""), ())
     known: list[Record] = []
     for block in cache.blocks(kept, config.block_tokens, root, block_key):
         known.append(record_of(block, 0, digest(block.data)))

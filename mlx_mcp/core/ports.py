@@ -16,6 +16,7 @@ from mlx_mcp.chat.answer import Piece
 from mlx_mcp.chat.message import Message, ToolCall
 from mlx_mcp.chat.prompt import Holding, Prompt, Reasoning
 from mlx_mcp.core.layout import Form, Layout, Logits, Payload
+from mlx_mcp.core.prefill import Prefill
 from mlx_mcp.core.sequence import Constraint, TokenLogprobs
 from mlx_mcp.core.slots import KvCost
 from mlx_mcp.core.steps import Cut, Step
@@ -262,6 +263,7 @@ class LoadedModel:
     weights_bytes: int
     fingerprint: bytes  # of all that its keys and values depend on: weights, tokenizer, their types
     defaults: dict[str, float] = field(default_factory=dict)  # sampling that its makers recommend; see core.sampling
+    prefill: Prefill | None = None  # how its prompts are read; None: as the engine's limits say
 
 
 class ModelRegistry(Protocol):

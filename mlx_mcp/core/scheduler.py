@@ -9,11 +9,12 @@ outgrows what is left, the youngest is preempted: it keeps its tokens, and is co
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mlx_mcp.core.cache.manager import KvCacheManager
 from mlx_mcp.core.lanes import Lanes, PrefillOrder, group_of
 from mlx_mcp.core.layout import Payload
+from mlx_mcp.core.prefill import Prefill, PrefillBudget
 from mlx_mcp.core.regrouping import regroup
 from mlx_mcp.core.sequence import Sequence
 from mlx_mcp.core.slots import HEADROOM_TOKENS, SlotPool
@@ -37,10 +38,23 @@ class Limits:
     chunk_tokens: int = 128
     prefill_tokens_idle: int = 512  # per step, while nothing decodes
     prefill_tokens_busy: int = 128  # per step, while something decodes or begins to
+    prefill_wait_s: float | None = None  # the budget while something decodes follows this; see PrefillBudget
 
     def __post_init__(self) -> None:
         """Refuse a budget that no chunk would ever fit."""
         assert min(self.prefill_tokens_idle, self.prefill_tokens_busy) >= self.chunk_tokens, "a budget below a chunk"
+
+    def reading(self, prefill: Prefill | None) -> Limits:
+        """The same limits, with prompts read in this way, if one is given."""
+        if prefill is None:
+            return self
+        return replace(
+            self,
+            chunk_tokens=prefill.chunk_tokens,
+            prefill_tokens_idle=prefill.idle_tokens,
+            prefill_tokens_busy=prefill.busy_tokens,
+            prefill_wait_s=prefill.wait_s,
+        )
 
 
 @dataclass
@@ -64,6 +78,13 @@ class Scheduler:
     prefill_order: PrefillOrder = field(default_factory=PrefillOrder)
     # Whether every place is taken and nobody gives one up, until a sequence leaves or comes.
     blocked: bool = False
+    busy: PrefillBudget = field(init=False)  # how many tokens of prompts a step computes while something decodes
+
+    def __post_init__(self) -> None:
+        """Begin with the budget of the limits."""
+        its = self.limits
+        most = max(its.prefill_tokens_idle, its.prefill_tokens_busy)
+        self.busy = PrefillBudget(its.prefill_tokens_busy, its.chunk_tokens, most, its.prefill_wait_s)
 
     @property
     def num_waiting(self) -> int:
@@ -137,6 +158,11 @@ class Scheduler:
         # Rows that get a token without a pass are no further after the step than they are known to be.
         ends = [(s.sequence_id, s.num_computed + 1 + (s.sequence_id not in repeating)) for s in going]
         return Step(decode=tuple(Decode(s.sequence_id, None) for s in going), cuts=self._cuts((), ends))
+
+    def measure(self, step: Step, seconds: float) -> None:
+        """Take the time of a step, for the budget of the next ones."""
+        if step.prefill and step.decode:
+            self.busy.measure(sum(chunk.end - chunk.start for chunk in step.prefill), seconds)
 
     def commit(self, step: Step, tokens: dict[int, int], payloads: dict[Cut, Payload] | None = None) -> tuple[int, ...]:
         """Take a step's new tokens, by sequence id, and the payloads of its cuts; returns the sequences that ended.
@@ -316,7 +342,7 @@ class Scheduler:
         A chunk that yields a first token makes the step a busy one, so that this token does not wait for the prompts
         of others.
         """
-        budget = self.limits.prefill_tokens_busy if busy else self.limits.prefill_tokens_idle
+        budget = self.busy.tokens if busy else self.limits.prefill_tokens_idle
         used = 0
         starts = {s: s.num_computed for s in self.running if not s.decoding and s.num_computed < s.num_tokens}
         chunks: list[Chunk] = []
@@ -335,7 +361,7 @@ class Scheduler:
             starts[sequence] = end
             if end == sequence.num_tokens:
                 del starts[sequence]
-                budget = self.limits.prefill_tokens_busy
+                budget = self.busy.tokens
         return tuple(chunks)
 
 

@@ -191,7 +191,8 @@ class Residents:
     def _scheduler(self, model: LoadedModel) -> Scheduler:
         """Make a scheduler with the model's cache manager, or without one if nothing of the model can be reused."""
         slots, layout, cache = SlotPool(self.cache.pool.ledger, model.runner.cost), model.runner.layout, None
+        limits = self.limits.reading(model.prefill)
         if not layout.refused:
-            chunk_tokens = self.limits.chunk_tokens
+            chunk_tokens = limits.chunk_tokens
             cache = KvCacheManager(self.cache, slots, layout, model.fingerprint, chunk_tokens, self.sharing)
-        return Scheduler(self.limits, slots, cache)
+        return Scheduler(limits, slots, cache)

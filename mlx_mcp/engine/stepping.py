@@ -50,6 +50,8 @@ class Stepping:
             if resident.step is not None:
                 resident.flight = runner.launch(resident.step)
             result = flight.collect()
+            if started < math.inf:
+                scheduler.measure(step, self.clock() - started)
             if self.persistence is not None and step.prefill and not step.decode and resident.step is None:
                 self.persistence.restoring.measure_prefill(
                     sum(chunk.end - chunk.start for chunk in step.prefill), self.clock() - started

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from mlx_mcp.core.prefill import CPU_PREFILL, GPU_PREFILL, Prefill
 from mlx_mcp.core.slots import CPU_SLABS, GPU_SLABS, SlabSizes
 from mlx_mcp.mlx_backend import softmax
 from mlx_mcp.mlx_backend.cpu.decode_attention import exp2_attention, folded_attention
@@ -27,6 +28,11 @@ def on_cpu() -> bool:
 def slab_sizes() -> SlabSizes:
     """How rows are laid out in slots; see SlabSizes."""
     return CPU_SLABS if on_cpu() else GPU_SLABS
+
+
+def prefill() -> Prefill:
+    """How the device likes prompts to be read."""
+    return CPU_PREFILL if on_cpu() else GPU_PREFILL
 
 
 def uses_cpu_attention(num_scores: int, dtype: mx.Dtype) -> bool:

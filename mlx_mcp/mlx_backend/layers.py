@@ -25,6 +25,7 @@ from mlx_mcp.core.ports import StoredBlock
 from mlx_mcp.mlx_backend import device
 from mlx_mcp.mlx_backend.slabs import FullLayer, KvBits
 
+async_eval: Any = mx.async_eval  # which has no types
 DTYPES = {  # by the names that safetensors files have for them
     **{
         f"{kind[0].upper()}{bits}": getattr(mx, f"{kind}{bits}") for kind in ("uint", "int") for bits in (8, 16, 32, 64)
@@ -180,7 +181,7 @@ class Codec:
 
         def make() -> KvPayload:
             made = [raw.view(dtype) for raw, dtype in arrays]
-            mx.eval(made)
+            async_eval(made)  # a step may be under way, for which nobody waits here
             first, second = len(self.full), len(self.full) + len(self.windows)
             kinds = tuple(made[:first]), tuple(made[first:second]), tuple(made[second:])
             return KvPayload(self, len(stored.tokens), stored.window_start, stored.has_state, *kinds)

@@ -22,6 +22,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import load_adapters, load_model
 
 from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelSpec, PreparedModel, Report
+from mlx_mcp.core.prefill import PrefillOptions
 from mlx_mcp.core.sampling import defaults_of
 from mlx_mcp.errors import MlxMcpError, ModelError
 from mlx_mcp.mlx_backend import device
@@ -39,12 +40,18 @@ FALLBACK_CONTEXT_TOKENS = 4096  # where neither config nor tokenizer says
 class MlxLoader:
     """Loads models with mlx_lm.
 
-    `kv_bits` (8, 4 or None) is what their keys and values are stored in, `chunk_tokens` the longest chunk of a prompt.
+    `kv_bits` (8, 4 or None) is what their keys and values are stored in, `prefill` what is set for reading prompts.
     `sampling_defaults` says whether what a model's makers recommend for sampling holds.
     """
 
-    def __init__(self, kv_bits: int | None = None, chunk_tokens: int = 128, sampling_defaults: bool = True) -> None:
-        self.kv_bits, self.chunk_tokens, self.sampling_defaults = kv_bits, chunk_tokens, sampling_defaults
+    def __init__(
+        self,
+        kv_bits: int | None = None,
+        prefill: PrefillOptions | None = None,
+        sampling_defaults: bool = True,
+    ) -> None:
+        self.kv_bits, self.sampling_defaults = kv_bits, sampling_defaults
+        self.prefill = prefill or PrefillOptions()
 
     def prepare(self, spec: ModelSpec, report: Report) -> PreparedModel:
         """Check the files in the folder that `spec` names, and read the tokenizer; see the port.
@@ -104,10 +111,11 @@ class MlxLoader:
         assert isinstance(prepared.tokenizer, ChatTokenizer)
         kv_bits = self.kv_bits if options.kv_bits is None else options.kv_bits or None
         context = context_tokens(prepared.config, prepared.tokenizer)
+        prefill = self.prefill.on(device.prefill())
         recommended = defaults_of(read_generation_config(prepared.folder)) if self.sampling_defaults else {}
         return LoadedModel(
             name=prepared.name,
-            runner=Runner(model, kv_bits, self.chunk_tokens),
+            runner=Runner(model, kv_bits, prefill.chunk_tokens),
             tokenizer=prepared.tokenizer,
             stop_ids=prepared.tokenizer.stop_ids,
             vocab_size=config_value(prepared.config, "vocab_size") or prepared.tokenizer.vocab_size,
@@ -115,6 +123,7 @@ class MlxLoader:
             weights_bytes=total,
             fingerprint=fingerprint(prepared.folder, kv_bits, options.adapter),
             defaults={**recommended, **options.sampling},
+            prefill=prefill,
         )
 
     def close(self) -> None:

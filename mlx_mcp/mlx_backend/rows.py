@@ -14,11 +14,13 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_mcp.core.slots import KvCost
 from mlx_mcp.core.steps import Admission, Chunk, Move, Restore
+from mlx_mcp.mlx_backend import device
 from mlx_mcp.mlx_backend.cache_tree import leaves
 from mlx_mcp.mlx_backend.layers import Codec, KvPayload, put, read
 
 async_eval: Any = mx.async_eval  # which has no types
-SPAN_TOKENS = 1024  # are concatenated at a time: a restore takes as much memory besides its row
+SPAN_TOKENS = 1024  # are concatenated at a time
+SPANS_UNDER_WAY = 4  # on a GPU: a restore takes as much memory besides its row; on a CPU a single span
 
 Batch = tuple[list[int], list[Any]]  # rows by sequence id that go through the model together, and the caches to go with
 
@@ -63,10 +65,7 @@ class Rows(ABC):
         self.own[sequence_id] = make_prompt_cache(self.model)
 
     def restore(self, restore: Restore) -> None:
-        """Make a row from payloads.
-
-        It waits for the copies: a tensor that is written to while it is being filled would be copied whole.
-        """
+        """Make a row from payloads. On a GPU it only waits where a row is so long that the copies take much memory."""
         sequence_id, num_tokens = restore.sequence_id, restore.num_tokens
         self.begin(sequence_id, num_tokens)
         self._fill(restore)
@@ -74,7 +73,7 @@ class Rows(ABC):
         for i, planes in self.codec.latest(restore.parts, num_tokens).items():
             put(own[i], planes, num_tokens)
         self.lengths[sequence_id] = num_tokens
-        mx.eval(self.arrays([sequence_id]))
+        settle(self.arrays([sequence_id]))
 
     def cut(self, sequence_id: int, start: int, end: int, state: bool) -> KvPayload:
         """Copy tokens [start, end) out of a row, with its states if `state` is set; `end` is then the row's end."""
@@ -97,10 +96,10 @@ class Rows(ABC):
     def _fill(self, restore: Restore) -> None:
         """Write a restored row's tokens to its FULL layers."""
         own = leaves(self.own[restore.sequence_id])
-        for start, end in spans(0, restore.num_tokens):
+        for number, (start, end) in enumerate(spans(0, restore.num_tokens), 1):
             for i, planes in self.codec.tokens(restore.parts, start, end).items():
                 own[i].update_and_fetch(*planes)
-            mx.eval(self.arrays([restore.sequence_id]))
+            settle(self.arrays([restore.sequence_id]), number)
 
     def _read(self, sequence_id: int, i: int, start: int, end: int) -> list[mx.array]:
         """See layers.read; of the row's i-th layer."""
@@ -127,6 +126,18 @@ class SoloRows(Rows):
         for sequence_id in sequence_ids:
             self.lengths[sequence_id] += 1
         return [([sequence_id], self.own[sequence_id]) for sequence_id in sequence_ids]
+
+
+def settle(arrays: list[Any], number: int = 0) -> None:
+    """Have arrays computed that are written to in spans, of which this is the `number`-th.
+
+    On a CPU it waits for them: a computation that waits for the copies would keep MLX from the row's memory. On a GPU
+    the copies are in order with all else, and only a long row waits, now and then, for the memory that they take.
+    """
+    if device.on_cpu() or (number and number % SPANS_UNDER_WAY == 0):
+        mx.eval(arrays)
+    else:
+        async_eval(arrays)
 
 
 def spans(start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -97,7 +97,7 @@ class Flight:
                 if choice.logprobs is not None:
                     logprobs[sequence_id] = choice.logprobs
                 if sequence_id in self.read:
-                    logits[sequence_id] = RowLogits(np.asarray(drawn.logits)[i].tobytes())
+                    logits[sequence_id] = RowLogits(drawn.numbers(i).tobytes())
         payloads = {cut: payload for cut, payload in self.payloads.items() if cut.sequence_id not in failed}
         self.payloads = {}  # a flight stays until the next one, and they may go before
         return StepResult(tokens, logprobs, failed, payloads, logits)
@@ -188,8 +188,10 @@ class Runner:
             self._draw(flight, [restore.sequence_id for restore in repeats], mx.array(logits))
         given = {each.sequence_id: each.token for each in step.decode}
         for sequence_ids, caches in self.rows.batches(list(given)):
-            logits = self.model(self._inputs([given[i] for i in sequence_ids], sequence_ids), cache=caches)[:, -1]
-            self._draw(flight, sequence_ids, logits)
+            inputs = self._inputs([given[i] for i in sequence_ids], sequence_ids)
+            logits = self.model(inputs, cache=caches)[:, -1]
+            ahead = given[sequence_ids[0]] is None
+            self._draw(flight, sequence_ids, logits, inputs[:, 0] if ahead else None)
         self._cut(flight, [cut for cut in step.cuts if cut.sequence_id in given])
         for chunks in self.rows.passes(step.prefill):
             self._read(flight, chunks)
@@ -237,7 +239,7 @@ class Runner:
                 mx.clear_cache()
 
     def _read(self, flight: Flight, chunks: list[Chunk]) -> None:
-        """Compute a chunk, or several of different rows that are the last of their prompts, in one pass."""
+        """Compute a chunk, or several of different rows, in one pass: all are the last of their prompts, or none."""
         sequence_ids, sizes = [chunk.sequence_id for chunk in chunks], [chunk.end - chunk.start for chunk in chunks]
         tokens = (self.live[chunk.sequence_id].tokens(chunk.start, chunk.end) for chunk in chunks)
         padded = [(*ids, *[0] * (max(sizes) - len(ids))) for ids in tokens]
@@ -266,8 +268,11 @@ class Runner:
             latest = latest[mx.array([order.index(sequence_id) for sequence_id in sequence_ids])]
         return latest[:, None]
 
-    def _draw(self, flight: Flight, sequence_ids: list[int], logits: mx.array) -> None:
-        """Draw each row's next token from logits [rows, vocab], and have all of it evaluated."""
+    def _draw(self, flight: Flight, sequence_ids: list[int], logits: mx.array, latest: mx.array | None = None) -> None:
+        """Draw each row's next token from logits [rows, vocab], and have all of it evaluated.
+
+        `latest` [rows] are the tokens that were fed to a step that runs ahead, which nobody has read yet.
+        """
         live = [self.live[sequence_id] for sequence_id in sequence_ids]
         if any(row.constraint is not None and row.constraint.awake for row in live):
             async_eval(logits)  # masks are made meanwhile
@@ -281,6 +286,6 @@ class Runner:
                     flight.failed[row.sequence_id] = f"its grammar failed, write it with smaller repetitions: {error}"
             index = self.rows.lengths[row.sequence_id] - len(row.prompt_ids)
             rows.append(Row(row.params, index, row.prompt_ids, row.output_ids, mask))
-        drawn = draw(logits, rows)
+        drawn = draw(logits, rows, latest, [i for i, row in enumerate(live) if row.sequence_id in flight.read])
         flight.drawn.append((live, drawn))
         async_eval(drawn.arrays(), self.rows.arrays(sequence_ids))

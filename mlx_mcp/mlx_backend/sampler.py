@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -53,20 +54,19 @@ class Drawn:
     logits: mx.array  # [rows, vocab] float32, as the model gave them
     sums: mx.array  # [rows]: finite only where every logit is
     rows: Sequence[Row]
+    kept: mx.array | None  # the logits that the host may read; those of all rows on a CPU
+    places: dict[int, int]  # row → where its logits are in `kept`
 
     def arrays(self) -> list[mx.array]:
         """What must be evaluated before read()."""
-        return [self.tokens, self.sums, self.logits]
+        return [self.tokens, self.sums, *([] if self.kept is None else [self.kept])]
 
     def read(self) -> list[Choice]:
         """One choice per row. Blocks until arrays() are there."""
         tokens = np.asarray(self.tokens).tolist()
-        # Finite logits may add up to an infinity, so a sum only says where to look.
         suspects = np.flatnonzero(~np.isfinite(np.asarray(self.sums))).tolist()
-        looked_at = suspects or any(row.params.logprobs is not None for row in self.rows)
-        # All of them, and then a row: an operation on them would wait behind a step that was run ahead.
-        logits = np.asarray(self.logits) if looked_at else np.zeros(0)
-        broken = {i for i in suspects if not np.isfinite(logits[i]).all()}
+        # On a CPU finite logits may add up to an infinity, so a sum only says where to look.
+        broken = {i for i in suspects if i not in self.places or not np.isfinite(self.numbers(i)).all()}
         choices = []
         for i, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
             if i in broken or not _allows(row.mask, token):
@@ -75,17 +75,28 @@ class Drawn:
                 choices.append(Choice(token))
             else:
                 # On the host: nothing waits for it, and ties can be put in order there.
-                choices.append(Choice(token, _logprobs(logits[i], token, row.params.logprobs)))
+                choices.append(Choice(token, _logprobs(self.numbers(i), token, row.params.logprobs)))
         return choices
 
+    def numbers(self, i: int) -> Any:
+        """The logits of row i, [vocab] in numpy: of a row that asked for log-probabilities, or that `draw` keeps."""
+        return self._on_host[self.places[i]]
 
-def draw(logits: mx.array, rows: Sequence[Row]) -> Drawn:
+    @cached_property
+    def _on_host(self) -> Any:
+        # All of them, and then a row: an operation on them would wait behind a step that was run ahead.
+        return np.asarray(self.kept)
+
+
+def draw(logits: mx.array, rows: Sequence[Row], latest: mx.array | None = None, keep: Sequence[int] = ()) -> Drawn:
     """Choose the next token of every row.
 
-    logits: [rows, vocab], any float dtype. Evaluates nothing, unless a row has a temperature and the device is a CPU.
+    logits: [rows, vocab], any float dtype. `latest` [rows] are tokens that come after those of the rows, and that are
+    still on the device; only where no row is drawn for `on_host`. The logits of the rows in `keep` can be read.
+    Evaluates nothing, unless a row has a temperature and the device is a CPU.
     """
     logits = logits.astype(mx.float32)
-    adjusted = _adjust(logits, rows)
+    adjusted = _adjust(logits, rows, latest)
     tokens = mx.argmax(adjusted, axis=-1)
     warm = [i for i, row in enumerate(rows) if row.params.temperature > 0]
     if warm:
@@ -98,7 +109,13 @@ def draw(logits: mx.array, rows: Sequence[Row]) -> Drawn:
             tokens = drawn
         else:
             tokens[mx.array(warm)] = drawn
-    return Drawn(tokens, logits, mx.sum(logits, axis=-1), rows)
+    if device.on_cpu():
+        return Drawn(tokens, logits, mx.sum(logits, axis=-1), rows, logits, {i: i for i in range(len(rows))})
+    # Times 0, what is no number stays none and all else adds up to 0: nobody has to look at the logits themselves.
+    sums = mx.sum(logits * 0.0, axis=-1)
+    read = [i for i, row in enumerate(rows) if row.params.logprobs is not None or i in keep]
+    kept = None if not read else logits if len(read) == len(rows) else logits[mx.array(read)]
+    return Drawn(tokens, logits, sums, rows, kept, {i: at for at, i in enumerate(read)})
 
 
 def on_host(params: SamplingParams) -> bool:
@@ -106,8 +123,7 @@ def on_host(params: SamplingParams) -> bool:
 
     A row with a constraint always does: its mask follows from the latest token.
     """
-    penalised = params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
-    return penalised or (params.temperature > 0 and device.on_cpu())
+    return device.on_cpu() and (params.temperature > 0 or _penalised(params))
 
 
 def uniform(seed: int, index: int) -> float:
@@ -188,17 +204,23 @@ def _column(values: list[float], xp: Any) -> Any:
     return xp.array(values, dtype=xp.float32)[:, None]
 
 
-def _adjust(logits: mx.array, rows: Sequence[Row]) -> mx.array:
+def _penalised(params: SamplingParams) -> bool:
+    return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+
+
+def _adjust(logits: mx.array, rows: Sequence[Row], latest: mx.array | None = None) -> mx.array:
     """Penalties, then biases, then masks. Token ids in a bias that the model has no logits for change nothing."""
-    vocab = logits.shape[-1]
+    vocab, on_cpu = logits.shape[-1], device.on_cpu()
+    if not on_cpu and any(_penalised(row.params) for row in rows):
+        logits = _penalise(logits, rows, latest)
     factors: dict[int, dict[int, float]] = {}  # row → token id → repetition penalty
     offsets: dict[int, dict[int, float]] = {}
     for i, row in enumerate(rows):
         p = row.params
-        if p.repetition_penalty != 1:
+        if on_cpu and p.repetition_penalty != 1:
             factors[i] = dict.fromkeys({*row.prompt_ids, *row.output_ids}, p.repetition_penalty)
         offsets[i] = {token: bias for token, bias in p.logit_bias if 0 <= token < vocab}
-        if p.presence_penalty or p.frequency_penalty:
+        if on_cpu and (p.presence_penalty or p.frequency_penalty):
             for token, count in Counter(row.output_ids).items():
                 penalty = p.presence_penalty + p.frequency_penalty * count
                 offsets[i][token] = offsets[i].get(token, 0) - penalty
@@ -215,6 +237,32 @@ def _adjust(logits: mx.array, rows: Sequence[Row]) -> mx.array:
         bits = [np.unpackbits(mask, count=vocab, bitorder="little") for mask in masks.values()]  # 0 beyond its end
         logits[masked] = mx.where(mx.array(np.stack(bits).view(np.bool_)), logits[masked], -mx.inf)
     return logits
+
+
+def _penalise(logits: mx.array, rows: Sequence[Row], latest: mx.array | None) -> mx.array:
+    """Penalties by tables of the whole vocabulary on the device, where `latest` counts although nobody has read it."""
+    num_rows, vocab = logits.shape
+    params = [row.params for row in rows]
+    counts = _counts([row.output_ids if _penalised(row.params) else () for row in rows], vocab)
+    if latest is not None:
+        counts = counts.at[mx.arange(num_rows), latest].add(1)
+    if any(p.repetition_penalty != 1 for p in params):
+        seen = counts + _counts([row.prompt_ids if row.params.repetition_penalty != 1 else () for row in rows], vocab)
+        factor = _column([p.repetition_penalty for p in params], mx)
+        logits = mx.where(seen > 0, mx.where(logits > 0, logits / factor, logits * factor), logits)
+    presence, frequency = ([getattr(p, f"{name}_penalty") for p in params] for name in ("presence", "frequency"))
+    if any(presence) or any(frequency):
+        logits = logits - (_column(presence, mx) * (counts > 0) + _column(frequency, mx) * counts)
+    return logits
+
+
+def _counts(tokens: list[Sequence[int]], vocab: int) -> mx.array:
+    """How often each token is among each row's: [rows, vocab] int32."""
+    rows = np.repeat(np.arange(len(tokens), dtype=np.int32), [len(ids) for ids in tokens])
+    counts = mx.zeros((len(tokens), vocab), mx.int32)
+    if not rows.size:
+        return counts
+    return counts.at[mx.array(rows), mx.array(np.fromiter(chain.from_iterable(tokens), np.int32))].add(1)
 
 
 def _entries(tables: dict[int, dict[int, float]]) -> tuple[tuple[mx.array, mx.array], mx.array]:

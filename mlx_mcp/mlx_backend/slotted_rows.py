@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -16,7 +17,7 @@ from mlx_mcp.mlx_backend.decode_cache import DecodeCache
 from mlx_mcp.mlx_backend.layers import Codec
 from mlx_mcp.mlx_backend.placement import place
 from mlx_mcp.mlx_backend.prefill_cache import PrefillBatchCache, PrefillCache
-from mlx_mcp.mlx_backend.rows import Batch, Rows, spans
+from mlx_mcp.mlx_backend.rows import Batch, Rows, settle, spans
 from mlx_mcp.mlx_backend.slabs import FullLayer, KvBits, Planes, num_shared
 from mlx_mcp.mlx_backend.states import JoinedStates
 from mlx_mcp.mlx_backend.window_cache import WindowCache
@@ -44,10 +45,22 @@ class SlottedRows(Rows):
         return super().nbytes + full + self.states.nbytes
 
     def passes(self, chunks: tuple[Chunk, ...]) -> list[list[Chunk]]:
-        """See Rows.passes: last chunks of prompts go together where they are about equally long."""
+        """See Rows.passes: last chunks of prompts go together where they are about equally long.
+
+        On a GPU the chunks of one row go through the model as one, and those of several rows that are equally long
+        together: each pass reads all weights once. Where tokens are cut does not depend on it.
+        """
         if self.by_row:
             return super().passes(chunks)
-        passes = [[chunk] for chunk in chunks if not chunk.last]  # first: the last chunk of a prompt may follow
+        if device.on_cpu():
+            passes = [[chunk] for chunk in chunks if not chunk.last]  # first: the last chunk of a prompt may follow
+        else:
+            alike: dict[int, list[Chunk]] = {}
+            chunks = whole(chunks)
+            for chunk in chunks:
+                if not chunk.last:
+                    alike.setdefault(size(chunk), []).append(chunk)
+            passes = list(alike.values())
         ends: list[list[Chunk]] = []
         for chunk in (chunk for chunk in chunks if chunk.last):
             near = (end for end in ends if all(abs(size(chunk) - size(other)) <= PAD_TOKENS for other in end))
@@ -153,10 +166,10 @@ class SlottedRows(Rows):
             both = {i: [*keys, *values] for i, (keys, values) in slabs.items()}
             copy_tokens(self.codec.full, restore.parts, first, last, both, slot.index)
             return
-        for start, end in spans(first, last):
+        for number, (start, end) in enumerate(spans(first, last), 1):
             for i, planes in self.codec.tokens(restore.parts, start, end).items():
                 self.layers[i].write(slot, start - first, *halves(planes))
-            mx.eval([layer.slabs[slot.slab.slab_id] for layer in self.layers.values()])
+            settle([layer.slabs[slot.slab.slab_id] for layer in self.layers.values()], number)
 
     def _read(self, sequence_id: int, i: int, start: int, end: int) -> list[mx.array]:
         """See Rows._read."""
@@ -187,6 +200,15 @@ class SlottedRows(Rows):
                 del layer.slabs[slab_id]
             for prefix_id in layer.prefixes.keys() - prefixes:
                 del layer.prefixes[prefix_id]
+
+
+def whole(chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
+    """The chunks of each row as one, which ends where the last of them does."""
+    rows: dict[int, Chunk] = {}
+    for chunk in chunks:
+        first = rows.get(chunk.sequence_id, chunk)
+        rows[chunk.sequence_id] = replace(chunk, start=first.start)
+    return tuple(rows.values())
 
 
 def size(chunk: Chunk) -> int:

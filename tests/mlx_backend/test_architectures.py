@@ -500,10 +500,10 @@ def run(monkeypatch):
     """Run (sequence, step at which it joins) together; returns the logits of every token by sequence id and number."""
     seen, original = {}, runner_module.draw
 
-    def draw(logits, rows):
+    def draw(logits, rows, *rest):
         for row, its_logits in zip(rows, logits, strict=True):
             seen[tuple(row.prompt_ids), row.index] = its_logits
-        return original(logits, rows)
+        return original(logits, rows, *rest)
 
     monkeypatch.setattr(runner_module, "draw", draw)
 

@@ -100,9 +100,9 @@ class Table:
         step = replace(step, admitted=tuple(admission(self.sequences[i]) for i in new))
         drawn, original = [], runner_module.draw
 
-        def draw(logits, rows):
+        def draw(logits, rows, *rest):
             drawn.append(logits)
-            return original(logits, rows)
+            return original(logits, rows, *rest)
 
         runner_module.draw = draw
         try:

@@ -99,9 +99,9 @@ class Machine:
     def launch(self, step):
         drawn, original = [], runner_module.draw
 
-        def draw(logits, rows):
+        def draw(logits, rows, *rest):
             drawn.append(logits)
-            return original(logits, rows)
+            return original(logits, rows, *rest)
 
         runner_module.draw = draw
         try:

@@ -47,7 +47,7 @@ async def events(asked: Asked, context: Context, options: Options) -> AsyncGener
 
 
 def refuse(failure: Failure) -> Response:
-    return JSONResponse({"problem": failure.message}, failure.status, failure.headers)
+    return JSONResponse(Problem(problem=failure.message).model_dump(), failure.status, failure.headers)
 
 
 SMALL = Api("small", (Endpoint("POST", "/small/generate", answer, "Answer a prompt.", Ask, Said),), refuse, Problem)
