@@ -16,7 +16,8 @@ Made from the code by `docs/made.py`.
 
 `mlx-mcp serve --http` answers programs over plain HTTP, beside the tools at `/mcp`. `GET /openapi.json` has what
 this page shows as an OpenAPI 3.1 document, for makers of clients and for tests. [guide.md](guide.md), "Serving over
-HTTP", has addresses, tokens and browsers; [tools.md](tools.md) has the same operations as tools.
+HTTP", has addresses, tokens and browsers; [openai.md](openai.md) shows OpenAI's API by example;
+[tools.md](tools.md) has the operations on sessions as tools.
 
 - **Token.** Where one is set it comes as `Authorization: Bearer …`, or as `x-api-key: …`.
 - **Whose it is.** Sessions and results are the caller's that made them. Another caller's handle and a missing one

@@ -69,7 +69,7 @@ def spans(monkeypatch):
 
 
 def wrongly(usual, names):
-    """The usual arguments, with each of the names in turn given something that may be wrong; all of that if thorough."""
+    """The usual arguments, with each of the names in turn given what may be wrong, all of it if thorough."""
     yield usual
     for i, name in enumerate([*names, CANARY]):
         for value in WRONG if THOROUGH else [WRONG[i % len(WRONG)]]:

@@ -41,8 +41,6 @@ NO_TEST = {
     "The client disconnected.": "the one who would hear it is gone; tests look at the rows that are free again",
     "it is no integer": "never shown: pydantic says it in its own words",
     "it has a fraction": "never shown: pydantic says it in its own words",
-    "a key stands there twice": "never shown: what a model wrote is a note, in other words",
-    "the number is too large": "never shown: what a model wrote is a note, in other words",
     "no YAML": "only if PyYAML did not say what is wrong, which it does",
     "Nothing is kept on disk. Have the server started with max_ssd_bytes above 0.": "only if a store that could not be "
     "opened left no error: its error is what is said",

@@ -158,7 +158,9 @@ def first_words(said: IO[str]) -> tuple[str, str]:
             threading.Thread(target=said.read, daemon=True).start()
             return found[1], found[2]
         lines.append(line.rstrip())
-    raise ConfigError(f"The server for Claude Code did not start. It said: {' '.join(lines) or 'nothing'}")
+    raise ConfigError(
+        f"Claude Code has no server to ask. Change what is wrong there: {' '.join(lines) or 'it said nothing'}"
+    )
 
 
 def run(command: list[str], own: dict[str, str]) -> int:

@@ -80,6 +80,7 @@ class Observer:
         self.generations: Counter[tuple[str, str]] = Counter()  # by model and outcome
         self.tokens: dict[str, list[int]] = {}  # model → prompt, cached, restored and generated tokens
         self.errors: Counter[str] = Counter()  # by kind: the errors that callers got
+        self.ignored: Counter[str] = Counter()  # what callers sent and no API looks at, by names of ours
         self.tools, self.requests = Tally(), Tally()
         self.generation_s, self.first_token_s = Histogram(LONG_BOUNDS_S), Histogram(WAIT_BOUNDS_S)
         self.between_tokens_s = Histogram(STEP_BOUNDS_S)

@@ -48,6 +48,8 @@ ALL = (
 )
 CALLS = tuple(call for call in ALL if ("POST", call.path) in routes())
 
+RETRY = (429, 503, 529)  # what tells a client to try again; 529 is Anthropic's
+
 NUMBERS = (0, -1, 1, 2**63, -(2**63), 1.5, 1e308, 10**400, True)
 TEXTS = ("", "x", "\0", "\ud800", "é" * 100, "x" * 5000, "../../etc/passwd", "<|im_end|>", "{", "tiny", "default")
 

@@ -155,7 +155,7 @@ def lane_of(asked: Asked) -> str:
 
 def count_ignored(asked: Asked, told: Told) -> None:
     """Count what of a request was ignored."""
-    asked.serving.ignored.update(told.ignored)
+    asked.service.observer.ignored.update(told.ignored)
 
 
 async def untold(_: Sequence[Meter]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
+from mlx_mcp.api.anthropic.answer_shapes import ErrorBody, ErrorDetail
 from mlx_mcp.api.web.failure import Failure
 from mlx_mcp.errors import CapacityError, PromptTooLong
 
@@ -48,4 +49,4 @@ def body(failure: Failure, name: str) -> dict[str, Any]:
         # By these words Claude Code knows that it has to make the conversation shorter.
         text = f"prompt is too long: {error.prompt_tokens} tokens > {error.context_tokens} maximum. {text}"
     kind = KINDS.get(status(failure), "api_error")
-    return {"type": "error", "error": {"type": kind, "message": text}, "request_id": name}
+    return ErrorBody(error=ErrorDetail(type=kind, message=text), request_id=name).model_dump()

@@ -203,7 +203,7 @@ def picture(block: Block) -> Image:
             return Image(base64.b64decode(source.data or "", validate=True), source.media_type or "")
         except (binascii.Error, ValueError) as error:
             raise InvalidRequest(
-                f"The data of an image is not base64: {error}. Encode the bytes of its file."
+                f"The data of an image is not base64: {error}. Send the bytes of its file so."
             ) from error
     raise InvalidRequest("An image is not in the request, and nothing is fetched here: send its bytes as base64.")
 

@@ -71,6 +71,10 @@ class ServiceCollector(Collector):
         for kind, count in sorted(observer.errors.items()):
             errors.add_metric([kind], count)
         yield errors
+        ignored = counter("ignored", "Requests with a part that no API looks at, by that part.", "part")
+        for part, count in sorted(observer.ignored.items()):
+            ignored.add_metric([part], count)
+        yield ignored
 
     def _generations(self) -> Iterator[Family]:
         observer = self._service.observer

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +36,6 @@ class Serving:
     activity: Activity
     files: FileReader
     max_request_bytes: int = 4 << 20  # the longest body
-    ignored: Counter[str] = field(default_factory=Counter)  # what APIs were sent and do not look at, by name
 
 
 @dataclass(frozen=True)

@@ -152,12 +152,16 @@ async def test_blank_text_makes_no_block(engine):
 
 
 async def test_what_was_ignored_is_told_and_counted_and_refuses_nothing(engine):
-    async with asking(engine) as client:
+    async with serving(engine) as address, anthropic.AsyncAnthropic(base_url=address, api_key="none") as client:
         answer = await client.beta.messages.create(
             **asked("hi", metadata={"user_id": "x"}, context_management={"edits": []}, tools=[LOOK]),
             betas=["context-management-2025-06-27", "unheard-of-2030-01-01"],
             extra_body={"canary": "canary"},
         )
+        async with httpx2.AsyncClient() as other:
+            metrics = (await other.get(f"{address}/metrics")).text
+    assert 'mlx_mcp_ignored_total{part="context_management"} 1.0' in metrics
+    assert "canary" not in metrics
     assert answer.notes == ["Ignored: context_management, metadata, unknown fields."]
 
 

@@ -161,7 +161,7 @@ REFUSED = {
         [USER, {"role": "assistant", "content": [{"type": "tool_use", "name": "x"}]}],
         "no name or no id",
     ),
-    "a result of no call": ([user(result("x", "toolu_9"))], "no message before it"),
+    "a result of no call": ([user(result("x", "toolu_9"))], "has a tool_use block of that id"),
     "a PDF": ([user({"type": "document", "source": {"type": "base64", "data": "aGk="}})], "A document is no text"),
     "a picture elsewhere": (
         [user({"type": "image", "source": {"type": "url", "url": "x"}})],

@@ -26,6 +26,10 @@ class Said(BaseModel):
     text: str
 
 
+class Problem(BaseModel):
+    problem: str
+
+
 async def answer(asked: Asked) -> Said | Response:
     body: Ask = asked.body
     context, options = Context("", (), (Message("user", body.prompt),)), Options(model=body.model)
@@ -46,4 +50,4 @@ def refuse(failure: Failure) -> Response:
     return JSONResponse({"problem": failure.message}, failure.status, failure.headers)
 
 
-SMALL = Api("small", (Endpoint("POST", "/small/generate", answer, "Answer a prompt.", Ask, Said),), refuse)
+SMALL = Api("small", (Endpoint("POST", "/small/generate", answer, "Answer a prompt.", Ask, Said),), refuse, Problem)

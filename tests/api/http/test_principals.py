@@ -14,7 +14,7 @@ from mlx_mcp.hosting.faces import APIS
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.service import Service
 from tests.api.http.routes import serving_all
-from tests.api.http.test_auth import bearer, client_of, tokens
+from tests.api.http.test_auth import bearer, tokens
 from tests.api.mcp.test_tools import generate
 from tests.fakes import FakeLoader, fake_client
 
@@ -128,17 +128,27 @@ BODIES = {"/generate": {"prompt": "y"}, "/fork": {}, "/persist": {}}
 NO_HANDLES = ("/v1/models/", "/echo/")  # paths whose parameter is no handle
 
 
+async def made_by(http, address):
+    """A session's handle and name, a result's handle, and a stored response's, all of one caller."""
+    sessions = [
+        (await http.post(f"{address}/v1/sessions", json={"system": "s", "model": "tiny"} | more)).json()
+        for more in ({}, {"name": "some-notes"})
+    ]
+    result = await http.post(f"{address}/v1/batch", json={"prompts": ["a"], "model": "tiny", "wait_s": 0})
+    response = await http.post(f"{address}/v1/responses", json={"model": "tiny", "input": "hello"})
+    return sessions[0]["session"], "some-notes", result.json()["result_id"], response.json()["id"]
+
+
 async def test_over_plain_http_too_a_foreign_handle_and_a_missing_one_are_answered_with_the_same_bytes(engine, tokens):
     ends = [each for api in APIS for each in api.endpoints if "{" in each.path and not each.path.startswith(NO_HANDLES)]
     assert len(ends) >= 5
     async with serving_all(engine) as address, httpx2.AsyncClient(headers=bearer(tokens.add("bob"))) as bob:
-        async with client_of(address, tokens.add("ann")) as ann:
-            session = (await generate(ann, PROMPT, keep=True)).structured_content["session"]
-            await ann.call_tool("create_session", {"system": "s", "name": "some-notes", "model": "tiny"})
-            running = await ann.call_tool("generate", {"prompt": "hello", "model": "tiny", "wait_s": 0})
+        async with httpx2.AsyncClient(headers=bearer(tokens.add("ann"))) as ann:
+            handles = await made_by(ann, address)
+            before = (await ann.get(f"{address}/v1/sessions")).json()
             for end in ends:
                 body = next((body for path, body in BODIES.items() if end.path.endswith(path)), None)
-                for handle in (session, "some-notes", running.structured_content["result_id"]):
+                for handle in handles:
                     said = []
                     for each in (handle, handle[:-4] + "zzzz"):
                         path = re.sub(r"\{[^}]*\}", each, end.path)
@@ -146,4 +156,5 @@ async def test_over_plain_http_too_a_foreign_handle_and_a_missing_one_are_answer
                         said.append((response.status_code, response.text.replace(each, "H")))
                     assert said[0] == said[1], end.path
                     assert said[0][0] == 404, (end.path, said[0])
-            assert len((await ann.call_tool("list_sessions", {})).structured_content["sessions"]) == 2
+            after = (await ann.get(f"{address}/v1/sessions")).json()
+            assert [each["session"] for each in after["sessions"]] == [each["session"] for each in before["sessions"]]

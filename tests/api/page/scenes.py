@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 from mlx_mcp.config import Config
 from mlx_mcp.core.sampling import Sampling
@@ -39,11 +40,11 @@ class PacedRunner(FakeRunner):
 
 
 @contextlib.asynccontextmanager
-async def server(runner: FakeRunner | None = None) -> AsyncIterator[tuple[str, Service]]:
+async def server(runner: FakeRunner | None = None, **settings: Any) -> AsyncIterator[tuple[str, Service]]:
     """A server on a free port of loopback: its address, and its service."""
     loader = FakeLoader(runner or FakeRunner(), context_tokens=8000, weights_bytes=640)
     engine = fake_client(loader, Limits(max_running=5), max_kv_bytes=120_000)
-    service, config = Service(engine, Registry(None)), Config.load(port=0)
+    service, config = Service(engine, Registry(None)), Config.load(port=0, **settings)
     listener = listen(config.host, config.port)
     http = HttpServer(web_app(service, Activity(), config), config)
     task = asyncio.create_task(http.serve(sockets=[listener]))
