@@ -71,7 +71,7 @@ def test_how_an_engine_ended_is_waited_for(place, monkeypatch):
     assert "ended by SIGKILL" in endings.how_ended(place, 9)
 
 
-@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGABRT, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
 def test_five_windows_survive_the_death_of_the_engine_in_the_middle_of_a_step(tmp_path, number):
     kept = {"MLX_MCP_STORE_DIR": str(tmp_path / "store"), "MLX_MCP_MAX_SSD_BYTES": str(1 << 28)}
     with state_folder(**kept) as (place, env):
