@@ -86,6 +86,8 @@ def test_a_mistake_is_told_in_one_line_that_names_the_next_step(arguments, words
         ("kv_bits", "3", "it must be 8 or 4, or unset for full precision"),
         ("chunk_tokens", "100", "multiple of 64"),
         ("prefill_tokens_busy", "64", "must be at least chunk_tokens (128)"),
+        ("prefill_tokens_idle", "64", "must be at least chunk_tokens (128)"),
+        ("prefill_wait_ms", "5", "greater than"),
         ("block_tokens", "48", "must be a multiple of block_tokens (48)"),
         ("session_ttl_s", "0", "greater than 0"),
         ("max_sessions", "0", "greater than"),

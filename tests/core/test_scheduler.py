@@ -80,6 +80,19 @@ def test_a_budget_is_never_exceeded():
     assert chunks(take(scheduler)) == [(1, 0, 3)]
 
 
+def test_prompts_get_more_of_a_step_where_others_do_not_wait_too_long_for_it():
+    scheduler = make(Limits(3, 2, 4, prefill_tokens_idle=16, prefill_tokens_busy=4, prefill_wait_s=0.1))
+    scheduler.add(sequence(1, 3, max_tokens=100))
+    take(scheduler)
+    scheduler.add(sequence(2, 90))
+    found = []
+    for seconds in (0.01, 0.01, 0.01, 0.2, 0.09):
+        step = take(scheduler)
+        scheduler.measure(step, seconds)
+        found.append(sum(end - start for _, start, end in chunks(step)))
+    assert found == [4, 8, 16, 16, 8]
+
+
 def test_chunks_end_at_the_same_places_whatever_else_runs():
     cuts = {}
     for name in ("alone", "crowded"):

@@ -9,7 +9,9 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model
 
 from mlx_mcp.core.ports import ModelOptions, ModelSpec
+from mlx_mcp.core.prefill import CPU_PREFILL, GPU_PREFILL
 from mlx_mcp.errors import ModelError
+from mlx_mcp.mlx_backend import device
 from mlx_mcp.mlx_backend import loader as loader_module
 from mlx_mcp.mlx_backend.loader import MlxLoader, kept_dtype
 from tests.models_made import make_model
@@ -42,6 +44,13 @@ def test_weights_are_read_in_slices_and_the_share_reaches_one(folder, monkeypatc
     assert (done[0], done[-1]) == (0, model.weights_bytes)
     assert {share.total_bytes for share in shares} == {model.weights_bytes}
     assert (model.context_tokens, model.vocab_size) == (4096, 306)
+
+
+def test_prompts_are_read_as_the_device_likes_it(folder, monkeypatch):
+    for on_cpu, expected in ((True, CPU_PREFILL), (False, GPU_PREFILL)):
+        monkeypatch.setattr(device, "on_cpu", lambda on_cpu=on_cpu: on_cpu)
+        model, _ = materialise(prepare(folder))
+        assert model.prefill == expected
 
 
 def test_the_models_own_end_of_turn_stops(folder):
