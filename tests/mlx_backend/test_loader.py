@@ -13,7 +13,7 @@ from mlx_mcp.core.prefill import CPU_PREFILL, GPU_PREFILL
 from mlx_mcp.errors import ModelError
 from mlx_mcp.mlx_backend import device
 from mlx_mcp.mlx_backend import loader as loader_module
-from mlx_mcp.mlx_backend.loader import MlxLoader
+from mlx_mcp.mlx_backend.loader import MlxLoader, kept_dtype
 from tests.models_made import make_model
 
 
@@ -64,6 +64,12 @@ def test_half_precision_weights_become_single_on_a_cpu(tmp_path):
     model, _ = materialise(prepared)
     assert {array.dtype for _, array in tree_flatten(model.runner.model.parameters())} == {mx.float32}
     assert model.weights_bytes == prepared.weights_bytes
+
+
+def test_what_comes_from_elsewhere_is_kept_in_the_type_that_weights_have_here(tmp_path):
+    model, _ = materialise(prepare(make_model(tmp_path, dtype=mx.bfloat16)))
+    weights = dict(tree_flatten(model.runner.model.parameters())).values()
+    assert {array.dtype for array in weights} == {mx.float32 if kept_dtype() == "F32" else mx.bfloat16}
 
 
 def test_a_folder_that_is_no_model_says_so(tmp_path):
