@@ -41,7 +41,7 @@ PRINCIPALS = {"healthy": {}, "abuser": {"requests_per_minute": 600, "calls_at_on
 @pytest.fixture(scope="module")
 def server(token):
     state, _ = token
-    with serving(MLX_MCP_STATE_DIR=str(state), MLX_MCP_REQUEST_TIMEOUT_S="2") as server:
+    with serving(MLX_MCP_STATE_DIR=str(state), MLX_MCP_REQUEST_TIMEOUT_S="10") as server:
         yield server
 
 

@@ -67,6 +67,7 @@ def talk(program, tmp_path_factory):
         yield say
 
 
+@pytest.mark.timeout(900)
 def test_a_conversation_computes_in_each_turn_only_what_is_new(talk):
     first = talk("Hello.")
     assert (first.words, first.calls, first.cached) == (WORDS, 1, 0)

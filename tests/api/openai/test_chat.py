@@ -9,8 +9,8 @@ from openai import OpenAI
 from pydantic import BaseModel
 
 from mlx_mcp.chat.message import Message, ToolCall
+from tests.api.http.routes import serving_all
 from tests.api.openai.house import client_of, http_client, serving, user
-from tests.api.serving import all_apis
 from tests.fakes import NO_EFFORTS
 from tests.service.house import make_service, requests_of
 
@@ -64,7 +64,7 @@ async def test_the_client_that_blocks_is_answered_by_the_whole_server_too(engine
             parts = client.chat.completions.create(model="tiny", messages=user("hello"), stream=True)
             return whole.choices[0].message.content, "".join(part.choices[0].delta.content or "" for part in parts)
 
-    async with all_apis(engine) as address:
+    async with serving_all(engine) as address:
         assert await asyncio.to_thread(ask, address) == ("hello", "hello")
 
 

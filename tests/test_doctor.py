@@ -1,0 +1,74 @@
+"""The backend in force, as doctor names it: metal, cuda, cpu, and none."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from mlx_mcp import doctor
+from mlx_mcp.config import Config
+from mlx_mcp.core.memory import DeviceMemory
+from mlx_mcp.mlx_backend import device_memory
+from mlx_mcp.process import endings
+from mlx_mcp.process.place import user_place
+
+
+def wheels(monkeypatch, *names):
+    monkeypatch.setattr(doctor, "distributions", lambda: [SimpleNamespace(name=name) for name in names])
+    monkeypatch.setattr(doctor, "version", lambda name: "0.32.4")
+
+
+def told(findings):
+    return "\n".join(f"{finding.kind}: {finding.text}" for finding in findings)
+
+
+@pytest.mark.parametrize("backend", ["metal", "cuda"])
+def test_names_the_backend_in_force_and_what_was_set(monkeypatch, backend):
+    wheels(monkeypatch, *(["mlx-cuda-13"] if backend == "cuda" else []))
+    monkeypatch.setattr(device_memory, "device_memory", lambda: DeviceMemory(backend, 48 * 10**9))
+    said = told(doctor.device_findings(Config.load()))
+    assert f"ok: backend {backend}, " in said
+    assert "ok: memory: 45.0 GB in all" in said
+
+
+def test_after_a_death_doctor_says_how_much_is_taken(monkeypatch):
+    wheels(monkeypatch)
+    monkeypatch.setattr(device_memory, "device_memory", lambda: DeviceMemory("metal", 48 * 10**9))
+    place = user_place()
+    place.prepare()
+    before = endings.read(endings.running(place))
+    try:
+        endings.write(endings.running(place), {"pid": 1, "share": 0.875})
+        assert "memory: 39.4 GB in all" in told(doctor.device_findings(Config.load()))
+    finally:
+        endings.write(endings.running(place), before)
+
+
+@pytest.mark.parametrize(
+    ("names", "backend", "platform", "expected"),
+    [
+        (["mlx-cpu"], "cpu", "linux", ""),
+        (["mlx-cuda-13"], "cuda", "linux", ""),
+        (["mlx-cpu", "mlx-cuda-13"], "cuda", "linux", "overwrite each other"),
+        (["mlx-cuda-13"], "cpu", "linux", "look whether nvidia-smi shows a GPU"),
+        ([], "cpu", "darwin", "Metal is not in force"),
+        ([], "metal", "darwin", ""),
+    ],
+)
+def test_says_what_to_do_where_another_backend_is_to_be_expected(monkeypatch, names, backend, platform, expected):
+    wheels(monkeypatch, *names)
+    monkeypatch.setattr(sys, "platform", platform)
+    said = told(doctor.backend_findings(backend))
+    assert expected in said
+    assert bool(said) == bool(expected)
+
+
+def test_without_any_backend_it_says_what_to_install(monkeypatch):
+    def missing(config):
+        raise ImportError("libmlx.so: cannot open shared object file")
+        yield
+
+    monkeypatch.setattr(doctor, "device_findings", missing)
+    said = told(doctor.examine(Config.load()))
+    assert "fault: mlx does not import: libmlx.so" in said
+    assert "mlx[cuda13]" in said
