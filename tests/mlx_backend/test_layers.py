@@ -135,6 +135,8 @@ class Table:
             decoding = [s for s in going if s.decoding]
             planned = [c for chunk in chunks for c in cuts_of(chunk.sequence_id, chunk.start, chunk.end)]
             planned += [c for s in decoding for c in cuts_of(s.sequence_id, s.num_computed, s.num_computed + 1)]
+            has_states = self.runner.layout.states  # else the engine asks for none, and several chunks may be one pass
+            planned = [replace(cut, state=cut.state and has_states) for cut in planned]
             decode = tuple(Decode(s.sequence_id, s.output_ids[-1]) for s in decoding)
             step = Step(tuple(chunks), decode, restores=tuple(restores), cuts=tuple(planned) if cuts else ())
             payloads |= self.commit(step, self.launch(step)).payloads

@@ -4,15 +4,14 @@ import mlx.core as mx
 import pytest
 from mlx_lm.utils import load_model
 
-from mlx_mcp.core.steps import Chunk, Cut, Step
+from mlx_mcp.core.steps import Chunk, Step
 from mlx_mcp.mlx_backend import device
 from mlx_mcp.mlx_backend import runner as runner_module
 from mlx_mcp.mlx_backend.runner import Runner
 from tests.comparing import assert_same
-from tests.mlx_backend import test_layers
 from tests.mlx_backend.operations import of_graph
 from tests.mlx_backend.test_architectures import build
-from tests.mlx_backend.test_layers import BLOCK, Table, prompt
+from tests.mlx_backend.test_layers import Table, prompt
 from tests.models_made import make_model
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -25,10 +24,6 @@ def llama(tmp_path_factory):
 
 def use_ways_of(name, monkeypatch):
     monkeypatch.setattr(device, "on_cpu", lambda: name == "CPU")
-
-
-def blocks(sequence_id, start, end):
-    return [Cut(sequence_id, e - BLOCK, e, False) for e in range(start // BLOCK * BLOCK + BLOCK, end + 1, BLOCK)]
 
 
 STEP = (
@@ -71,7 +66,6 @@ def test_rows_with_windows_or_states_are_read_chunk_by_chunk_on_every_device(nam
 @pytest.mark.parametrize("kv_bits", [None, 8])
 def test_what_is_cut_and_drawn_is_the_same_however_many_chunks_are_read_in_a_pass(tmp_path, kv_bits, monkeypatch):
     use_ways_of("GPU", monkeypatch)
-    monkeypatch.setattr(test_layers, "cuts_of", blocks)
     model = load_model(make_model(tmp_path, **({"head_dim": 32} if kv_bits else {})))[0]
 
     def read(num_chunks):
