@@ -18,6 +18,9 @@ ELSEWHERE = {
     "make test": "CI runs it as a step of its own; it is what runs here",
     "pip install .": "`make wheel-smoke` and the release install the package in empty environments",
     "pip uninstall mlx-mcp": "it would take the package away from the tests that run beside",
+    "mlx-mcp bench": "it takes two minutes; tests/bench runs it with --quick",
+    "mlx-mcp serve --http --host 0.0.0.0": "it serves until a signal comes; tests/hosting does so",
+    "mlx-mcp launch claude-code --model embedded": "it needs Claude Code; `make test-claude-code` runs it",
     "mlx-mcp serve": "it serves until its host closes stdin; tests/process and tests/hosts have hosts do so",
 }
 
