@@ -39,10 +39,9 @@ if OPENBLAS and not (prefer_openblas() and uses_openblas()):
     pytest.exit(f"OpenBLAS cannot be put in front: {HINT}", 2)
 
 
-# Only now: it imports mlx, which must find OpenBLAS in front of its own.
-from mlx_mcp.mlx_backend import device  # noqa: E402
-
 if os.environ.get("TEST_DEVICE") == "gpu":  # `make test-gpu-ways`: all that asks for the device takes a GPU's ways
+    from mlx_mcp.mlx_backend import device  # only here: it imports mlx, and tests/real puts OpenBLAS in front first
+
     device.on_cpu = lambda: False
 ASKED = os.environ.get("TEST_DEVICE_ASKED")  # `make coverage-device`: a folder for what the device was asked
 if ASKED:
@@ -70,4 +69,4 @@ def pytest_sessionfinish() -> None:
 @pytest.fixture
 def cpu_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a test that is about the ways of a CPU take these, whatever the other tests take."""
-    monkeypatch.setattr(device, "on_cpu", lambda: True)
+    monkeypatch.setattr("mlx_mcp.mlx_backend.device.on_cpu", lambda: True)
