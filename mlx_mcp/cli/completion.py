@@ -6,8 +6,7 @@ from typing import Any
 
 import typer
 
-# typer has no other door to these, and does not list them as its own.
-from typer.completion import get_completion_script, install  # type: ignore[attr-defined]
+from typer.completion import get_completion_script, install  # type: ignore[attr-defined]  # typer's only door to these
 from typer.core import TyperGroup
 
 SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")

@@ -41,8 +41,7 @@ async def drain(is_busy: Callable[[], bool], activities: Iterable[Activity], tim
     """Wait until `is_busy` returns False. Calls that still run after `timeout_s` are answered with an error."""
     for limit_s in (timeout_s, LAST_ANSWERS_S):
         with anyio.move_on_after(limit_s):
-            # The end of calls has no event.
-            while is_busy():  # noqa: ASYNC110
+            while is_busy():  # noqa: ASYNC110  # the end of calls has no event
                 await anyio.sleep(POLL_S)
         for activity in activities:
             activity.cut_off()

@@ -42,8 +42,7 @@ class TimedProtocol(H11Protocol):
         self._ends: asyncio.TimerHandle | None = None  # when the connection ends, whatever is unread
         self._deaf = False  # what still comes is thrown away
 
-    # uvicorn narrows what asyncio.Protocol takes, and so does this.
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # narrowed by uvicorn
         """See asyncio.Protocol."""
         super().connection_made(transport)
         self._watch(arriving=True)

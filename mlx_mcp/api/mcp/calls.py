@@ -67,7 +67,7 @@ def translated(
             if isinstance(error, EngineDead):
                 raise MCPError(INTERNAL_ERROR, str(error)) from error  # no other arguments could help
             raise ToolError(str(error)) from error
-        except Exception:
+        except Exception:  # a fault of ours, of any kind: it is counted, and raised again
             outcome = FAULT
             raise
         finally:

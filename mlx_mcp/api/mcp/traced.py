@@ -48,7 +48,7 @@ def traced(tools: Collection[str]) -> ServerMiddleware[Any]:
                 if span is not None:
                     span.note_error(str(error.error.code))
                 raise
-            except Exception as error:
+            except Exception as error:  # of any kind: the span says which, and it is raised again
                 if span is not None:
                     span.note_error(type(error).__name__)
                 raise
