@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import typer
-
 from typer.completion import get_completion_script, install  # type: ignore[attr-defined]  # typer's only door to these
 from typer.core import TyperGroup
 
