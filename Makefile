@@ -26,7 +26,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := ci
 .PHONY: ci demo demo-real test test-page test-long test-all test-openblas test-gpu-ways test-real test-claude-code coverage coverage-device \
-  lint types smoke conformance hosts hosts-short mcpb campaign mutants formats surface bench-engine bench-sharing bench-peers bench-persistence bench-calls \
+  lint types smoke conformance hosts hosts-short mcpb campaign mutants formats surface bench-engine bench-sharing bench-peers bench-persistence bench-calls bench-streams \
   train evaluate lock wheel-smoke docs docs-made clean
 
 # What CI runs.
@@ -166,6 +166,10 @@ bench-sharing: $(VENV)/installed
 # What a call costs beside a tool that does nothing. Fails if that is more than 3 ms.
 bench-calls: $(VENV)/installed
 	$(BIN)/python benchmarks/calls.py
+
+# What streams over OpenAI's API cost beside the service alone. Fails above 5 % of the tokens a second, or 3 ms to the first.
+bench-streams: $(VENV)/installed
+	$(BIN)/python benchmarks/streams.py
 
 # The same beside vllm-mlx and Rapid-MLX too; a quarter of an hour, and gigabytes of packages.
 bench-peers: $(VENV)/installed $(VENV)-vllm-mlx/installed $(VENV)-rapid-mlx/installed
