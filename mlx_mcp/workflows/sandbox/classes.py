@@ -16,8 +16,8 @@ from typing import Any
 from mlx_mcp.workflows.sandbox.runtime import ProgramError
 
 MARKERS = frozenset(
-    "ABC ABCMeta abstractmethod Protocol Generic NamedTuple TypedDict Enum IntEnum StrEnum auto unique property staticmethod "
-    "classmethod cached_property override final".split()
+    "ABC ABCMeta abstractmethod Protocol Generic NamedTuple TypedDict Enum IntEnum StrEnum auto unique property "
+    "staticmethod classmethod cached_property override final".split()
 )
 NO_BASES = frozenset("object ABC Protocol Generic".split())
 ENUMS = frozenset("Enum IntEnum StrEnum".split())
@@ -77,7 +77,7 @@ class ClassRewriting(ast.NodeTransformer):
         self._kinds = {name for each in classes for name in each["kinds"]}
         self._has_errors = any(each["error"] for each in classes)
         self._has_bases = any(each["bases"] for each in classes)
-        self._has_len = any("__len__" in each["members"] for each in classes)
+        self._has_len = any("__len__" in each["members"] for each in classes) or "_Enumeration" in known.classes
 
     def part(self, name: str) -> ast.Name:
         """A name of the prelude, which is then there."""
@@ -202,6 +202,8 @@ class ClassRewriting(ast.NodeTransformer):
                 names.append(each.targets[0].id)
                 automatic = isinstance(each.value, ast.Call) and _last(each.value.func) == "auto"
                 values.append(ast.Constant(len(names)) if automatic else self.visit(each.value))
+        self.known.classes.setdefault("_Enumeration", _NOTHING)
+        self._has_len = True
         given = ast.Dict([ast.Constant(name) for name in names], values)
         plain = ast.Constant("str" in {_last(base) for base in node.bases} or _last(node.bases[-1]) != "Enum")
         made = template(f"F({node.name!r}, G, P)", F=self.part("_Enumeration"), G=given, P=plain)

@@ -1,4 +1,4 @@
-"""What of `inside.py` a program needs: the definitions that it uses, and those that these use."""
+"""What of the files in `inside/` a program needs: the definitions that it uses, and those that these use."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ DESCRIBE = "_described(locals(), _helpers)"
 @functools.cache
 def _parts() -> dict[str, tuple[str, tuple[str, ...]]]:
     """Name → its definition, and the names of others that this uses."""
-    source = Path(__file__).with_name("inside.py").read_text()
-    tree = ast.parse(source)
     found: dict[str, ast.stmt] = {}
-    for node in tree.body:
+    files = sorted(Path(__file__).with_name("inside").glob("*.py"))
+    for node in (node for path in files for node in ast.parse(path.read_text(encoding="utf-8")).body):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found[node.name] = node
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):

@@ -1,4 +1,4 @@
-"""The tree of one program, rewritten: what `idioms.py` lists, except classes and exceptions, which are in `classes.py`."""
+"""The tree of one program, rewritten: what `idioms.py` lists, except classes and exceptions (`classes.py`)."""
 
 from __future__ import annotations
 
@@ -139,14 +139,15 @@ class Rewriting(ClassRewriting):
         func = node.func
         name = func.id if isinstance(func, ast.Name) else ""
         method = func.attr if isinstance(func, ast.Attribute) else ""
-        if len(node.args) == 1 and isinstance(node.args[0], ast.GeneratorExp):
-            if name in CONSUMERS or method in CONSUMING_METHODS:
-                self.generic_visit(node.args[0])
-                node.func = self.visit(func)
-                return self.called(node)
-        if isinstance(func, ast.Attribute) and _dotted(func.value) in TYPES - self._bound and node.args:
-            if method not in CLASS_METHODS and not isinstance(node.args[0], ast.Starred):
-                func.value, node.args = node.args[0], node.args[1:]
+        consumed = len(node.args) == 1 and isinstance(node.args[0], ast.GeneratorExp)
+        if consumed and (name in CONSUMERS or method in CONSUMING_METHODS):
+            self.generic_visit(node.args[0])
+            node.func = self.visit(func)
+            return self.called(node)
+        of_type = isinstance(func, ast.Attribute) and _dotted(func.value) in TYPES - self._bound
+        if of_type and node.args and method not in CLASS_METHODS and not isinstance(node.args[0], ast.Starred):
+            assert isinstance(func, ast.Attribute)
+            func.value, node.args = node.args[0], node.args[1:]
         for each in node.keywords:
             if each.arg in ("key", "default"):
                 each.value = self._passed_on(each.value)
