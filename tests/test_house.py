@@ -53,6 +53,9 @@ LAYERS = {
     ),
     # Traces are no protocol of a face: every face's requests have spans.
     "service/tracing": (("service",), ("opentelemetry",)),
+    "workflows": (("service", "core/session", "chat", "errors", "stats"), ()),
+    # The inside of the sandbox: an interpreter and what surrounds it. It knows nothing of the service.
+    "workflows/sandbox/runtime": ((), ()),
     "api": ((), ()),
     "api/mcp": (("api/web", "service", "chat", "errors", "__init__"), ("mcp", "mcp_types", "pydantic", "anyio")),
     "api/anthropic": (("service", "chat", "errors", "api/web"), ("pydantic", "starlette", "sse_starlette")),

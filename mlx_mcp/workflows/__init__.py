@@ -1,0 +1,1 @@
+"""Programs over the service, never over the engine: a sandbox that asks the model, and work made of many calls."""
