@@ -155,18 +155,29 @@ class OtherTokenizer(RequestError):
 
 
 class NotOnDisk(RequestError):
-    """Nothing of a session, or of one version of it, is on disk; for whoever is at a terminal."""
+    """Nothing of a session or sandbox, or of one version of it, is on disk; for whoever is at a terminal."""
 
-    def __init__(self, session: str, version: str = "", known: tuple[str, ...] = (), in_memory: bool = False) -> None:
+    def __init__(
+        self,
+        session: str,
+        version: str = "",
+        known: tuple[str, ...] = (),
+        in_memory: bool = False,
+        kind: str = "session",
+    ) -> None:
         self.known = known
+        command = {"session": "sessions list", "sandbox": "sandbox list"}[kind]
         if in_memory:
-            text = f"Session {session[:80]!r} is in memory only. Have it persisted first (persist_session)."
+            text = f"{kind.capitalize()} {session[:80]!r} is in memory only. Have it persisted first (persist_session)."
         elif known:
             what = f"version {version[:80]!r}" if version else "current state"
             shown = ", ".join(repr(each) for each in known[:8] if each) or "none"
-            text = f"Session {session[:80]!r} has no {what} on disk. Give one of its versions (--version): {shown}."
+            text = (
+                f"{kind.capitalize()} {session[:80]!r} has no {what} on disk. Give one of its versions (--version): "
+                f"{shown}."
+            )
         else:
-            text = f"Session not found: {session[:80]!r}. `mlx-mcp sessions list` shows those that are on disk."
+            text = f"{kind.capitalize()} not found: {session[:80]!r}. `mlx-mcp {command}` shows those that are on disk."
         super().__init__(text)
 
 
