@@ -65,7 +65,7 @@ class SandboxLog(Protocol):
         """
 
     def is_damaged(self, tenant: str, sandbox_id: str) -> bool:
-        """Whether a file of that sandbox was found damaged and set aside."""
+        """Whether a file of that sandbox was found damaged and set aside. Any thread may call it."""
 
     def remove(self, sandbox_id: str, version: str | None = None) -> int:
         """Remove a sandbox, or one version of it; returns how many versions were removed.
@@ -101,18 +101,23 @@ def sandbox_as_json(head: SandboxFacts) -> dict[str, Any]:
     }
 
 
-def find_sandbox(heads: Iterable[SandboxHead], sandbox: str, version: str = "") -> SandboxHead:
-    """Find one version of a sandbox, of any tenant, by its handle or name.
+def versions_of(heads: Iterable[SandboxHead], sandbox: str, version: str | None = None) -> list[SandboxHead]:
+    """Find the heads of one sandbox, of any tenant, by its handle or name: of all versions, or of one.
 
     Raises:
         NotOnDisk: there is no such sandbox, or no such version.
         InvalidRequest: several sandboxes have that name.
     """
     named = [head for head in heads if sandbox in (head.sandbox_id, head.name)]
-    found = [head for head in named if head.version == version]
+    found = [head for head in named if version in (None, head.version)]
     if not found:
-        raise NotOnDisk(sandbox, version, tuple(sorted(head.version for head in named)), kind="sandbox")
-    if len(found) > 1:
-        handles = ", ".join(sorted(head.sandbox_id for head in found))
-        raise InvalidRequest(f"{len(found)} sandboxes are named {sandbox[:80]!r}: give one of {handles}.")
-    return found[0]
+        raise NotOnDisk(sandbox, version or "", tuple(sorted(head.version for head in named)), kind="sandbox")
+    handles = sorted({head.sandbox_id for head in found})
+    if len(handles) > 1:
+        raise InvalidRequest(f"{len(handles)} sandboxes are named {sandbox[:80]!r}: give one of {', '.join(handles)}.")
+    return found
+
+
+def find_sandbox(heads: Iterable[SandboxHead], sandbox: str, version: str = "") -> SandboxHead:
+    """Find one version of a sandbox; see `versions_of`."""
+    return versions_of(heads, sandbox, version)[0]

@@ -47,10 +47,13 @@ class SandboxLog:
         """Find the sandboxes by reading the header of every file."""
         self._folder, self._quota_bytes = folder, quota_bytes
         self._entries: dict[tuple[str, str], _Entry] = {}
+        self._bad: set[str] = set()  # names of files that were damaged and set aside
         self.num_damaged = 0
         for name in folder.names():
             if name.endswith(SUFFIX):
                 self._read_again(name)
+            elif name.endswith(SUFFIX + BAD):
+                self._bad.add(name.removesuffix(BAD))
         self._clock = IdleClock(entry.saved_at for entry in self._entries.values())
 
     @classmethod
@@ -142,9 +145,11 @@ class SandboxLog:
             ) from exc
 
     def is_damaged(self, tenant: str, sandbox_id: str) -> bool:
-        """Whether a file of that sandbox was found damaged and set aside. A name does not tell it, only a handle."""
-        name = self._name_of(tenant, sandbox_id, "")
-        return (sandbox_id, "") not in self._entries and name + BAD in self._folder.names()
+        """Whether a file of that sandbox was found damaged and set aside. A name does not tell it, only a handle.
+
+        Reads no file. Any thread may call it.
+        """
+        return (sandbox_id, "") not in self._entries and self._name_of(tenant, sandbox_id, "") in self._bad
 
     def remove(self, sandbox_id: str, version: str | None = None) -> int:
         """Remove a sandbox, or one version of it, durably; returns how many versions were removed.
@@ -226,6 +231,7 @@ class SandboxLog:
 
     def _set_aside(self, name: str) -> None:
         self.num_damaged += 1
+        self._bad.add(name)
         set_aside(self._folder, name)
 
 

@@ -1,7 +1,7 @@
 """The journal of a sandbox: its runs with the answers of every host call, and how the state is rebuilt from it.
 
 A dump can be loaded only by the version of the interpreter that wrote it. With the journal another version computes the
-same state: it runs each cell again, and gets the answers that the cell got. No model is asked.
+same state: it runs each cell again at the moment of the cell, and gets the answers that the cell got. No model is asked.
 
 A journal holds MAX_BYTES. In a longer one the cells lose their inputs and answers, and later their oldest, so that it
 still tells what was run, but cannot rebuild the state. A cell is a line of JSON. Values in it are written so that they
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -43,7 +43,7 @@ class Cell:
     """One run."""
 
     code: str
-    at: float  # by the wall clock, seconds
+    moment: float  # when it began, by the wall clock, in seconds: its clock, and the seed of its random numbers
     inputs: dict[str, Any] = field(default_factory=dict)
     answers: tuple[Answer, ...] = ()
     num_calls: int = 0
@@ -54,8 +54,8 @@ class Cell:
 class Recording:
     """A run that goes on, and the answers that it has got."""
 
-    def __init__(self, code: str, inputs: dict[str, Any], at: float) -> None:
-        self._cell, self.answers = Cell(code, at, inputs), list[Answer]()
+    def __init__(self, code: str, inputs: Mapping[str, Any], moment: float) -> None:
+        self._cell, self.answers = Cell(code, moment, dict(inputs)), list[Answer]()
 
     def answered(self, call: HostCall, value: Any) -> None:
         """Note that a host call returned a value."""
@@ -126,7 +126,7 @@ async def replay(journal: Journal, worker: Worker) -> None:
     if not journal.is_whole:
         raise CannotReplay(f"its runs have more than {MAX_BYTES // 2**20} MiB of inputs and answers")
     for number, cell in enumerate(journal.cells(), 1):
-        step = await worker.run(cell.code, cell.inputs)
+        step = await worker.run(cell.code, cell.inputs, cell.moment)
         for answer in cell.answers:
             if not isinstance(step, HostCall) or asked(step) != answer.asked:
                 raise CannotReplay(f"run {number} does not ask what it asked")

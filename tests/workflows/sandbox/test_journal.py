@@ -20,12 +20,14 @@ class Scripted:
     def __init__(self) -> None:
         self.got: list[Any] = []
         self.inputs: dict[str, Any] = {}
+        self.moments: list[float | None] = []
         self.output = ""
         self._calls: list[HostCall] = []
         self._end = Ended()
 
-    async def run(self, code: str, inputs: Mapping[str, Any] = {}) -> HostCall | Ended:
+    async def run(self, code: str, inputs: Mapping[str, Any] = {}, moment: float | None = None) -> HostCall | Ended:
         self.inputs |= inputs
+        self.moments.append(moment)
         self._calls = [HostCall("llm_query", (word,)) for word in code.split() if word != "raise"]
         self._end = Ended(error=ProgramError("ValueError", "", 1, "")) if "raise" in code else Ended()
         self.output += f"ran {code}"
@@ -62,7 +64,7 @@ class Scripted:
 async def ran(worker: Scripted, journal: Journal, code: str, **inputs: Any) -> Journal:
     """The journal after a run, whose every second call is refused."""
     recording = Recording(code, inputs, 1.5)
-    step = await worker.run(code, inputs)
+    step = await worker.run(code, inputs, 1.5)
     while isinstance(step, HostCall):
         if len(recording.answers) % 2:
             recording.refused(step, "TimeoutError", "too late")
@@ -81,7 +83,7 @@ def test_replay_gives_every_run_the_answers_that_it_got() -> None:
             journal = await ran(worker, journal, code, **inputs)
         again = Scripted()
         await replay(Journal.from_bytes(journal.to_bytes(), journal.is_whole), again)
-        assert (again.got, again.inputs) == (worker.got, worker.inputs)
+        assert (again.got, again.inputs, again.moments) == (worker.got, worker.inputs, worker.moments)
         assert again.take_output() == ""
         assert [cell.num_calls for cell in journal.cells()] == [3, 0, 1]
         assert [cell.failed for cell in journal.cells()] == ["", "", "ValueError"]
@@ -100,8 +102,8 @@ def test_replay_gives_every_run_the_answers_that_it_got() -> None:
 )
 def test_an_interpreter_that_does_something_else_is_told(code: str, why: str) -> None:
     class Changed(Scripted):
-        async def run(self, said: str, inputs: Mapping[str, Any] = {}) -> HostCall | Ended:
-            return await super().run(code if said == "a b" else said, inputs)
+        async def run(self, said: str, inputs: Mapping[str, Any] = {}, moment: float | None = None) -> HostCall | Ended:
+            return await super().run(code if said == "a b" else said, inputs, moment)
 
     async def main() -> None:
         journal = Journal()
@@ -115,7 +117,7 @@ def test_an_interpreter_that_does_something_else_is_told(code: str, why: str) ->
 
 def test_a_worker_that_is_spoiled_in_a_replay_is_told() -> None:
     class Spoiled(Scripted):
-        async def run(self, code: str, inputs: Mapping[str, Any] = {}) -> HostCall | Ended:
+        async def run(self, code: str, inputs: Mapping[str, Any] = {}, moment: float | None = None) -> HostCall | Ended:
             return Ended(spoiled=True)
 
     async def main() -> None:
