@@ -16,6 +16,7 @@
     │   ├── SessionBusy           another turn goes on with this session
     │   ├── UnknownSandbox        no such sandbox of this caller, or no more
     │   ├── SandboxBusy           another program runs in this sandbox
+    │   ├── OtherInterpreter      a sandbox was kept by another version of its interpreter, and cannot be rebuilt
     │   └── BudgetSpent           a run of a workflow has used what it may
     ├── CapacityError             full for now; retry after `retry_after_s`
     │   └── RateLimited           this principal has used what it may for now
@@ -207,12 +208,17 @@ class SessionBusy(RequestError):
 class UnknownSandbox(RequestError):
     """The caller has no sandbox of that handle or name."""
 
-    def __init__(self, sandbox: str, names: Iterable[str] = ()) -> None:
+    def __init__(self, sandbox: str, names: Iterable[str] = (), damaged: bool = False) -> None:
         """`names` are those of the caller's sandboxes."""
         near = nearest(sandbox[:200], [name for name in names if name])
         meant = f"Did you mean {near!r}? " if near else ""
+        why = (
+            "What was kept of it on disk is damaged"
+            if damaged
+            else "It was closed, has expired, or ended with the server"
+        )
         super().__init__(
-            f"Sandbox not found: {sandbox[:80]!r}. {meant}It was closed, has expired, or ended with the server. "
+            f"Sandbox not found: {sandbox[:80]!r}. {meant}{why}. "
             "list_sessions shows yours; sandbox_run without `sandbox` makes one."
         )
 
@@ -224,6 +230,16 @@ class SandboxBusy(RequestError):
         super().__init__(
             f"sandbox_busy: another program runs in {sandbox[:80]!r}. Wait for that call, or fork_session and run "
             "yours in the fork, which begins where the latest finished program ended."
+        )
+
+
+class OtherInterpreter(RequestError):
+    """A sandbox was kept by another version of its interpreter, and its state cannot be rebuilt."""
+
+    def __init__(self, theirs: str, ours: str, why: str) -> None:
+        super().__init__(
+            f"The sandbox was kept by {theirs[:80]!r}, here is {ours[:80]!r}, and its variables cannot be rebuilt: "
+            f"{why}. Begin a new one (sandbox_run), or have that version of the interpreter installed."
         )
 
 

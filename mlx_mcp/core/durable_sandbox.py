@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mlx_mcp.errors import InvalidRequest, NotOnDisk
+from mlx_mcp.errors import InvalidRequest, NotOnDisk, StorageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,14 @@ class SandboxLog(Protocol):
 
     def close(self) -> None:
         """Close the folder, so that another process can open it."""
+
+
+def damaged(sandbox: str) -> StorageError:
+    """The error for a sandbox whose file is not what was written."""
+    return StorageError(
+        f"What was kept of sandbox {sandbox[:80]!r} on disk is damaged, so its variables are lost. Begin a new one "
+        "(sandbox_run), or fork a version of it (list_sessions shows them)."
+    )
 
 
 def sandbox_as_json(head: SandboxFacts) -> dict[str, Any]:

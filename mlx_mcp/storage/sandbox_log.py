@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from mlx_mcp.core.durable_sandbox import SandboxFacts, SandboxHead, SandboxRecord
+from mlx_mcp.core.durable_sandbox import SandboxFacts, SandboxHead, SandboxRecord, damaged
 from mlx_mcp.core.layout import Tensor
 from mlx_mcp.errors import StorageError
 from mlx_mcp.storage.folder import BAD, Calls, Folder, OpenFile, ReadOnlyFolder, set_aside
@@ -233,14 +233,6 @@ class SandboxLog:
         self.num_damaged += 1
         self._bad.add(name)
         set_aside(self._folder, name)
-
-
-def damaged(sandbox: str) -> StorageError:
-    """The error for a sandbox whose file is not what was written."""
-    return StorageError(
-        f"What was kept of sandbox {sandbox[:80]!r} on disk is damaged, so its variables are lost. Begin a new one "
-        "(sandbox_run), or fork a version of it (list_sessions shows them)."
-    )
 
 
 def _tensors_of(lengths: Seq[int]) -> list[Tensor]:

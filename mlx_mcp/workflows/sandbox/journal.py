@@ -1,7 +1,7 @@
 """The journal of a sandbox: its runs with the answers of every host call, and how the state is rebuilt from it.
 
 A dump can be loaded only by the version of the interpreter that wrote it. With the journal another version computes the
-same state: it runs each cell again at the moment of the cell, and gets the answers that the cell got. No model is asked.
+same state: it runs each cell again, at the same moment by its clock and with the same answers. No model is asked.
 
 A journal holds MAX_BYTES. In a longer one the cells lose their inputs and answers, and later their oldest, so that it
 still tells what was run, but cannot rebuild the state. A cell is a line of JSON. Values in it are written so that they
@@ -55,7 +55,9 @@ class Recording:
     """A run that goes on, and the answers that it has got."""
 
     def __init__(self, code: str, inputs: Mapping[str, Any], moment: float) -> None:
-        self._cell, self.answers = Cell(code, moment, dict(inputs)), list[Answer]()
+        self.code, self.inputs, self.moment = code, inputs, moment
+        self.answers: list[Answer] = []
+        self.end = Ended()  # how it ended
 
     def answered(self, call: HostCall, value: Any) -> None:
         """Note that a host call returned a value."""
@@ -65,16 +67,11 @@ class Recording:
         """Note that a host call raised an exception."""
         self.answers.append(Answer(asked(call), message, type))
 
-    def ended(self, ended: Ended, output: str) -> Cell:
+    def ended(self, output: str) -> Cell:
         """The run, which has ended and printed `output`."""
-        failed = "" if ended.error is None else ended.error.type
-        return replace(
-            self._cell,
-            answers=tuple(self.answers),
-            num_calls=len(self.answers),
-            failed=failed,
-            output=output[:MAX_OUTPUT_CHARS],
-        )
+        failed = "" if self.end.error is None else self.end.error.type
+        told, answers = output[:MAX_OUTPUT_CHARS], tuple(self.answers)
+        return Cell(self.code, self.moment, dict(self.inputs), answers, len(answers), failed, told)
 
 
 @dataclass(frozen=True)

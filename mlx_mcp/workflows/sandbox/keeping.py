@@ -23,13 +23,14 @@ from typing import Any, TypeVar
 
 import anyio
 
-from mlx_mcp.core.durable_sandbox import SandboxHead, SandboxLog, SandboxRecord
+from mlx_mcp.core.durable_sandbox import SandboxHead, SandboxLog, SandboxRecord, damaged
 from mlx_mcp.errors import StorageError, UnknownSandbox, UnknownSession, UnknownVersion
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.service import Service, known_sessions
 from mlx_mcp.service.sessions import persist_session, stored_bytes
+from mlx_mcp.workflows.asking import close_sessions, fork_all
 from mlx_mcp.workflows.sandbox.journal import Journal
-from mlx_mcp.workflows.sandbox.sandbox import Sandbox, State, close_sessions, fork_all
+from mlx_mcp.workflows.sandbox.sandbox import Kept, Sandbox, State
 
 logger = logging.getLogger(__name__)
 
@@ -59,23 +60,24 @@ class PersistedSandbox:
 
 
 class Keeping:
-    """The sandboxes of a process on disk. Without `open_log` nothing is kept."""
+    """The sandboxes of a process on disk. Without `open_log` nothing is kept; `is_any` says whether anything may be."""
 
     def __init__(
         self,
         open_log: Callable[[], SandboxLog] | None = None,
+        is_any: Callable[[], bool] = lambda: True,
         options: KeepingOptions = KeepingOptions(),
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.options = options
-        self._open, self._wall = open_log, wall
+        self._open, self._is_any, self._wall = open_log, is_any, wall
         self._log: SandboxLog | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def heads(self) -> list[SandboxHead]:
         """Everything that is on disk; nothing where the log cannot be opened, which the server's log says."""
-        if self._open is None:
+        if self._open is None or (self._log is None and not self._is_any()):
             return []
         try:
             return await self._do(lambda log: log.heads())
@@ -94,26 +96,29 @@ class Keeping:
             StorageError: it is damaged, or cannot be read.
         """
         if sandbox.kept.unread:
-            state = await self.state_of(sandbox)
+            state = await self._load(sandbox, "")
             if sandbox.kept.unread:  # another call may have read it meanwhile, and a run may have followed
                 sandbox.state = sandbox.kept.state = state
                 sandbox.kept.unread = False
 
     async def state_of(self, sandbox: Sandbox, version: str = "") -> State:
-        """The state of a sandbox as it is on disk, or in a version of it.
+        """The state of a sandbox as its latest finished run left it, or as it is in a version.
 
         Raises:
             UnknownVersion: there is no such version.
             StorageError: it is damaged, or cannot be read.
         """
-        if version and version not in sandbox.kept.versions:
+        if not version:
+            await self.read(sandbox)
+            return sandbox.state
+        if version not in sandbox.kept.versions:
             raise UnknownVersion(sandbox.name or sandbox.sandbox_id, version, tuple(sorted(sandbox.kept.versions)))
+        return await self._load(sandbox, version)
+
+    async def _load(self, sandbox: Sandbox, version: str) -> State:
         record = await self._do(lambda log: log.load(sandbox.sandbox_id, version))
         if record is None:
-            raise StorageError(
-                f"What was kept of sandbox {sandbox.sandbox_id!r} is not on disk any more, so its variables are lost. "
-                "Close it, and begin a new one (sandbox_run)."
-            )
+            raise damaged(sandbox.name or sandbox.sandbox_id)
         return state_from(record)
 
     async def persist(self, service: Service, caller: Caller, sandbox: Sandbox, version: str = "") -> PersistedSandbox:
@@ -131,10 +136,14 @@ class Keeping:
     async def _persist(self, service: Service, caller: Caller, sandbox: Sandbox, version: str) -> PersistedSandbox:
         await self.read(sandbox)
         state = sandbox.state
-        await self._check_disk(service, caller, len(state.dump) + state.journal.nbytes)
+        await self._check_disk(service, caller, state.nbytes)
         num = await persist_sessions(service, caller, set(state.remembered.values()))
-        sandbox.kept.persisted = True
-        await self._save(sandbox, state)
+        was, sandbox.kept.persisted = sandbox.kept.persisted, True
+        try:
+            await self._save(sandbox, state)
+        except BaseException:
+            sandbox.kept.persisted = was
+            raise
         if version:
             await self._save_version(service, caller, sandbox, state, version)
         heads = [head for head in await self.heads() if head.sandbox_id == sandbox.sandbox_id]
@@ -160,9 +169,9 @@ class Keeping:
 
     async def ran(self, sandbox: Sandbox) -> None:
         """See that the state of a sandbox, in which a run has ended, gets to the disk in time."""
-        if self._open is None or sandbox.closed:
+        if self._open is None or sandbox.closed or sandbox.state is sandbox.kept.state:
             return
-        if len(sandbox.state.dump) + sandbox.state.journal.nbytes <= SMALL_BYTES:
+        if sandbox.state.nbytes <= SMALL_BYTES:
             with anyio.move_on_after(PATIENCE_S):
                 await self._shielded(self._autosave(sandbox))
         elif sandbox.kept.saving is None:
@@ -179,7 +188,8 @@ class Keeping:
 
     async def _autosave(self, sandbox: Sandbox) -> None:
         """Save a sandbox if it has changed since it was saved. A failure is for the log: the state is in memory."""
-        if sandbox.state is not sandbox.kept.state and not sandbox.kept.unread and not sandbox.closed:
+        changed = sandbox.state is not sandbox.kept.state and not sandbox.kept.unread
+        if changed and sandbox.state.dump and not sandbox.closed:
             try:
                 await self._save(sandbox, sandbox.state)
             except StorageError as error:
@@ -194,15 +204,12 @@ class Keeping:
         assert sandbox.closed, "a sandbox that goes on would be saved again"
         if sandbox.kept.saving is not None:
             sandbox.kept.saving.cancel()
-        if self._open is None:
-            return
-        try:
-            heads = await self._versions_of(sandbox)
-            await self._do(lambda log: log.remove(sandbox.sandbox_id))
-        except StorageError as error:
-            logger.warning("a sandbox could not be removed: %s", error)
-            return
-        await close_sessions(service, sandbox.owner, {each for head in heads for each in head.remembered.values()})
+        with anyio.CancelScope(shield=True):
+            if self._open is not None:
+                try:
+                    await self._remove(service, sandbox, None)
+                except StorageError as error:
+                    logger.warning("a sandbox could not be removed: %s", error)
 
     async def remove_version(self, service: Service, sandbox: Sandbox, version: str) -> None:
         """Remove one version of a sandbox, with the sessions that it remembers by.
@@ -210,9 +217,12 @@ class Keeping:
         Raises:
             StorageError: it is still there, or may be after a power cut.
         """
+        await self._remove(service, sandbox, version)
+        sandbox.kept.versions -= {version}
+
+    async def _remove(self, service: Service, sandbox: Sandbox, version: str | None) -> None:
         heads = await self._versions_of(sandbox, version)
         await self._do(lambda log: log.remove(sandbox.sandbox_id, version))
-        sandbox.kept.versions -= {version}
         await close_sessions(service, sandbox.owner, {each for head in heads for each in head.remembered.values()})
 
     async def close(self, sandboxes: list[Sandbox]) -> None:
@@ -298,6 +308,23 @@ async def persist_sessions(service: Service, caller: Caller, sessions: set[str])
             await persist_session(service, caller, session, "")
             num += 1
     return num
+
+
+def adopt_all(heads: list[SandboxHead], now: float) -> list[Sandbox]:
+    """The sandboxes that are on disk; their states are read at their first use. `now` is the clock of `Sandboxes`."""
+    found: dict[str, Sandbox] = {}
+    for head in sorted(heads, key=lambda head: head.version):  # sandboxes before their versions
+        sandbox = found.get(head.sandbox_id)
+        if sandbox is None:
+            state = State(version=head.runtime, variables=head.variables, remembered=head.remembered)
+            kept = Kept(unread=True, persisted=head.persisted)
+            sandbox = Sandbox(
+                head.sandbox_id, head.tenant, head.name, head.model, now, head.parent_id, state, kept=kept
+            )
+            found[head.sandbox_id] = sandbox
+        if head.version:
+            sandbox.kept.versions |= {head.version}
+    return list(found.values())
 
 
 def record_of(sandbox: Sandbox, state: State, version: str, options: KeepingOptions, now: float) -> SandboxRecord:

@@ -11,7 +11,7 @@ from mlx_mcp.workflows.sandbox.sandbox import State, end, loaded
 
 
 async def value_of(runtime: Runtime, state: State, variable: str) -> Any:
-    """The value of a variable: None, bool, int, float, str, list, dict or tuple; a text of it where it is none of these.
+    """The value of a variable as JSON has it; a text of it where it is nothing that JSON has.
 
     Raises:
         InvalidRequest: there is no such variable.

@@ -55,8 +55,13 @@ class Ended:
 class Worker(Protocol):
     """One interpreter and its variables. What crosses is None, bool, int, float, str, list, dict or tuple."""
 
-    async def run(self, code: str, inputs: Mapping[str, Any] = {}) -> HostCall | Ended:
-        """Begin a program. `inputs` become variables, which stay."""
+    async def run(self, code: str, inputs: Mapping[str, Any] = {}, moment: float | None = None) -> HostCall | Ended:
+        """Begin a program.
+
+        `inputs` become variables, which stay. `moment`, in seconds since the epoch, is what its clock shows from the
+        beginning to the end, and the seed of random numbers that the program does not seed; now, if it is left out. The
+        same program with the same variables, answers and moment does the same again.
+        """
 
     async def answer(self, value: Any) -> HostCall | Ended:
         """Give the program the value of its host call, and go on."""

@@ -73,7 +73,8 @@ async def ran(worker: Scripted, journal: Journal, code: str, **inputs: Any) -> J
             value = {"said": step.args[0], ("a", 1): (None, 2.5)}
             recording.answered(step, value)
             step = await worker.answer(value)
-    return journal.with_cell(recording.ended(step, worker.take_output()))
+    recording.end = step
+    return journal.with_cell(recording.ended(worker.take_output()))
 
 
 def test_replay_gives_every_run_the_answers_that_it_got() -> None:
@@ -163,7 +164,7 @@ def test_a_fork_goes_on_apart_from_its_parents_journal() -> None:
 
 
 def test_of_the_output_the_beginning_is_kept() -> None:
-    cell = Recording("print(x)", {}, 0.0).ended(Ended(), "y" * 10**6)
+    cell = Recording("print(x)", {}, 0.0).ended("y" * 10**6)
     assert cell.output == "y" * journals.MAX_OUTPUT_CHARS
 
 
