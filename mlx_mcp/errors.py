@@ -9,7 +9,7 @@
     │   ├── UnknownSession        no such session of this caller, or no more
     │   ├── UnknownResult         no such result of this caller, or no more
     │   ├── UnknownReply          no stored answer of this caller, or no more
-    │   ├── UnknownVersion        no version of that name of a session was persisted
+    │   ├── UnknownVersion        no version of that name of a session or sandbox was persisted
     │   ├── OtherTokenizer        a session was kept with another tokenizer than its model has now
     │   ├── NotOnDisk             nothing of such a session is on disk
     │   ├── ModelBusy             a model that calls use is not unloaded
@@ -138,13 +138,12 @@ class UnknownReply(RequestError):
 
 
 class UnknownVersion(RequestError):
-    """Nothing of the session was persisted under that name."""
+    """Nothing of the session or sandbox was persisted under that name."""
 
     def __init__(self, session: str, version: str, known: tuple[str, ...]) -> None:
         shown = ", ".join(known[:8]) or "none"
         super().__init__(
-            f"Session {session[:80]!r} has no version {version[:80]!r} on disk; it has: {shown}. persist_session makes "
-            "one."
+            f"{session[:80]!r} has no version {version[:80]!r} on disk; it has: {shown}. persist_session makes one."
         )
 
 

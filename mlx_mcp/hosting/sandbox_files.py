@@ -122,7 +122,7 @@ async def value(sandboxes: Sandboxes, name: str, variable: str, version: str) ->
         MlxMcpError: there is no such sandbox, version or variable, or it cannot be read.
     """
     sandbox = the_one(sandboxes, name)
-    return await value_of(sandboxes.runtime, await sandboxes.keeping.state_of(sandbox, version), variable)
+    return await value_of(await sandboxes.runtime(), await sandboxes.keeping.state_of(sandbox, version), variable)
 
 
 async def remove(service: Service, sandboxes: Sandboxes, name: str, version: str | None) -> int:

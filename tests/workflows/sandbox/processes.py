@@ -62,7 +62,11 @@ async def process(
         keeping = Keeping(
             lambda: SandboxLog.open(folder, quota_bytes=quota_bytes), folder.exists, options or KeepingOptions()
         )
-    made = Process(service, Sandboxes(lambda: runtime, keeping, **settings))
+
+    async def open_runtime() -> Runtime:
+        return runtime
+
+    made = Process(service, Sandboxes(open_runtime, keeping, **settings))
     for_real = engine.generate
 
     def generate(request: Any) -> Any:

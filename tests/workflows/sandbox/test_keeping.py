@@ -99,8 +99,8 @@ async def test_the_state_of_the_latest_run_is_there_in_the_next_process(tmp_path
             info, idle_s=0, expires_in_s=0, state_bytes=0
         )
         await second.run(again, "count")
-        assert await value_of(second.sandboxes.runtime, again.state, "n") == 3
-        assert await value_of(second.sandboxes.runtime, again.state, "m") == [1, 2]
+        assert await value_of(await second.sandboxes.runtime(), again.state, "n") == 3
+        assert await value_of(await second.sandboxes.runtime(), again.state, "m") == [1, 2]
         assert second.num_asked == 1
 
 
@@ -139,10 +139,10 @@ async def test_a_persisted_sandbox_is_there_with_what_it_remembers_and_in_its_ve
         again = await second.found("repo")
         assert again.kept.persisted
         await second.run(again, "asks_over")
-        assert await value_of(second.sandboxes.runtime, again.state, "answer") == "Another text.\n\nand?"
+        assert await value_of(await second.sandboxes.runtime(), again.state, "answer") == "Another text.\n\nand?"
         [fork] = await second.sandboxes.fork(second.service, CALLER, "repo", None, ("old",), "friday")
         await second.run(fork, "asks_over")
-        assert await value_of(second.sandboxes.runtime, fork.state, "answer") == "The badge is 7.\n\nand?"
+        assert await value_of(await second.sandboxes.runtime(), fork.state, "answer") == "The badge is 7.\n\nand?"
         with pytest.raises(UnknownVersion, match="it has: friday"):
             await second.sandboxes.fork(second.service, CALLER, "repo", 1, (), "monday")
         await second.sandboxes.close(second.service, CALLER.tenant, [again, fork])
@@ -173,7 +173,7 @@ async def test_forks_of_a_sandbox_that_is_only_on_disk_begin_where_it_was(tmp_pa
         await second.sandboxes.ready(second.service)
         forks = await second.sandboxes.fork(second.service, CALLER, "repo", 3, ())
         await second.run(forks[0], "count")
-        values = [await value_of(second.sandboxes.runtime, each.state, "n") for each in forks]
+        values = [await value_of(await second.sandboxes.runtime(), each.state, "n") for each in forks]
         assert values == [2, 1, 1]
         assert [len(list(each.state.journal.cells())) for each in forks] == [2, 1, 1]
 
@@ -216,7 +216,7 @@ async def test_a_state_that_cannot_be_rebuilt_says_so_and_stays(tmp_path: Path) 
     async with process(runtime(), tmp_path / "kept") as third:
         again = await third.found("repo")
         await third.run(again, "count")
-        assert await value_of(third.sandboxes.runtime, again.state, "n") == 2
+        assert await value_of(await third.sandboxes.runtime(), again.state, "n") == 2
 
 
 async def test_a_damaged_sandbox_is_told_of_and_its_versions_can_be_forked(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ async def test_a_damaged_sandbox_is_told_of_and_its_versions_can_be_forked(tmp_p
                 await second.run(again, "count")
         [fork] = await second.sandboxes.fork(second.service, CALLER, "repo", 1, (), "v")
         await second.run(fork, "count")
-        assert await value_of(second.sandboxes.runtime, fork.state, "n") == 2
+        assert await value_of(await second.sandboxes.runtime(), fork.state, "n") == 2
         with pytest.raises(UnknownSandbox, match="What was kept of it on disk is damaged"):
             second.sandboxes.get(CALLER.tenant, other.sandbox_id)
 
@@ -289,7 +289,7 @@ async def test_a_long_state_is_saved_when_its_time_has_come_or_at_the_end(
     async with process(runtime(), tmp_path / "kept") as second:
         again = await second.found("repo")
         state = await second.sandboxes.keeping.state_of(again)
-        assert await value_of(second.sandboxes.runtime, state, "n") == 3
+        assert await value_of(await second.sandboxes.runtime(), state, "n") == 3
 
 
 async def test_changes_while_a_long_state_is_saved_are_saved_too(

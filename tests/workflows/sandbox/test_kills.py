@@ -213,7 +213,7 @@ async def check_ends(trace: Trace, cancelled: bool) -> None:
 async def ended_at(server: Process, runtime: Watched, trace: Trace, sandbox: Sandbox, at: int, cancelled: bool) -> bool:
     """Have the last run of a trace ended at a suspension; returns whether it came to that.
 
-    A cancel comes before or while the host call is answered, or so late that the program has ended: then its state stays.
+    A cancel comes before or while the host call is answered, or after the program has ended, whose state then stays.
     """
     before, runtime.num = sandbox.state, 0
     running = asyncio.ensure_future(trace.end(server, sandbox))
@@ -225,8 +225,11 @@ async def ended_at(server: Process, runtime: Watched, trace: Trace, sandbox: San
         running.cancel()
 
     async def hook(number: int) -> bool:
-        if number == at and cancelled:
+        if number == at and cancelled and turns:
             cancels.append(asyncio.ensure_future(cancel()))
+        elif number == at and cancelled:
+            running.cancel()
+            await asyncio.sleep(0)
         return number == at and not cancelled
 
     cancels: list[asyncio.Future[None]] = []
