@@ -264,7 +264,7 @@ class Sandboxes:
                     await self.keeping.read(sandbox)
                     asker = Asker(service, caller, budget, report, model or sandbox.model)
                     host = HostCalls(asker, sandbox.state.remembered)
-                    name = sandbox.name or sandbox.sandbox_id
+                    name = sandbox.name or f"{sandbox.sandbox_id[:8]}…"
                     with service.observer.workflow("sandbox_run", caller.tenant, name, lambda: asker.line):
                         ran = await sandbox.run(runtime, limits, program, host)
                     await self.keeping.ran(sandbox)
