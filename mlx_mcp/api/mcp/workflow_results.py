@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from mlx_mcp.api.mcp.results import compact
 from mlx_mcp.api.web.results import Closed, SessionList
 from mlx_mcp.service.files import Texts
+from mlx_mcp.workflows.sandbox.keeping import PersistedSandbox
 from mlx_mcp.workflows.sandbox.sandbox import Ran, Sandbox
 from mlx_mcp.workflows.sandbox.sandboxes import SandboxInfo
 
@@ -84,6 +85,8 @@ class HeldSandbox(BaseModel):
     state_bytes: int
     idle_s: int
     expires_in_s: int
+    persisted: bool | None = None
+    versions: list[str] | None = None
 
 
 class Held(SessionList):
@@ -100,6 +103,31 @@ class Forked(BaseModel):
     names: list[str] | None = None
     model: str | None = None
     tokens: int | None = None
+
+
+class Kept(BaseModel):
+    """What `persist_session` returns: of sandboxes there are no tokens, but what they remember."""
+
+    session: str
+    name: str | None = None
+    version: str | None = None
+    tokens: int | None = None
+    kept_tokens: int | None = None
+    remembered: int | None = None
+    written_bytes: int
+    expires_in_s: int
+
+
+def kept(made: PersistedSandbox) -> Kept:
+    """A sandbox that was made durable."""
+    return Kept(
+        session=made.sandbox.sandbox_id,
+        name=made.sandbox.name or None,
+        version=made.version or None,
+        remembered=made.num_remembered or None,
+        written_bytes=made.stored_bytes,
+        expires_in_s=round(made.expires_in_s),
+    )
 
 
 def held_list(sessions: SessionList, infos: Sequence[SandboxInfo]) -> Held:
@@ -201,4 +229,6 @@ def held(info: SandboxInfo) -> HeldSandbox:
         state_bytes=info.state_bytes,
         idle_s=round(info.idle_s),
         expires_in_s=round(info.expires_in_s),
+        persisted=info.persisted or None,
+        versions=list(info.versions) or None,
     )
