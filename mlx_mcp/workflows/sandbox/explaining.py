@@ -8,8 +8,8 @@ from mlx_mcp.workflows.sandbox.runtime import Ended, Limits, ProgramError
 
 ENDED = "the sandbox's process has ended. Run the program again: the variables are those of before it"
 ASKED = (
-    "the program looked too often at the clock, or at files and names that are not there. Do without: its variables are "
-    "those of before"
+    "the program looked too often at the clock, or at files and names that are not there. Do without: its variables "
+    "are those of before"
 )
 
 # "Type: message" → what to write instead, the first that is found; `{1}` is the first group.

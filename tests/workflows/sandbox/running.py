@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
+import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from mlx_mcp.workflows.sandbox.monty import MontyRuntime, open_runtime
 from mlx_mcp.workflows.sandbox.runtime import Ended, HostCall, Limits, Worker
 from tests.workflows.sandbox.snippets import FUNCTIONS, answer
 
+LIMITS = Limits()
 MOMENT = 1_767_225_600.0  # 2026-01-01
 
 
 @cache
 def runtime() -> MontyRuntime:
     """One for all tests of a process; it is bound to no loop."""
+    folder = Path(os.environ["MLX_MCP_STATE_DIR"]) / "sandbox"
     with ThreadPoolExecutor() as pool:  # where it is asked for, a loop may run
-        opened = pool.submit(asyncio.run, open_runtime()).result()
-    atexit.register(lambda: asyncio.run(opened.close()))
-    return opened
+        return pool.submit(asyncio.run, open_runtime(folder)).result()
 
 
 @asynccontextmanager
-async def started(limits: Limits = Limits(), functions: tuple[str, ...] = FUNCTIONS) -> AsyncIterator[Worker]:
+async def started(limits: Limits = LIMITS, functions: tuple[str, ...] = FUNCTIONS) -> AsyncIterator[Worker]:
     worker = await runtime().start(limits, functions)
     try:
         yield worker
