@@ -26,7 +26,7 @@ MENU_S = 1.0
 SERVER = "mlx"  # what our server is called there
 PROJECT = "project"  # the folder where it is started, in its home
 PRINT = "--print --verbose --input-format stream-json --output-format stream-json".split()
-ALLOWED = "mcp__mlx,Agent,ReadMcpResourceTool,Read"
+ALLOWED = "mcp__mlx,Agent,ReadMcpResourceTool,Read,Bash(mlx-mcp:*)"
 
 
 def command(program: Path, server: Json, home: Path) -> list[str]:
