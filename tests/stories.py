@@ -43,7 +43,8 @@ def calls(block: str) -> list[tuple[str, dict[str, Any]]]:
     for statement in ast.parse(block).body:
         assert isinstance(statement, ast.Expr), block
         call = statement.value
-        assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name), block
+        assert isinstance(call, ast.Call), block
+        assert isinstance(call.func, ast.Name), block
         made.append((call.func.id, {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}))
     return made
 

@@ -2,9 +2,9 @@
 
 import json
 import os
-import subprocess
 import sys
 
+import anyio
 import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
@@ -15,7 +15,7 @@ from tests.stories import CANARY, SESSION, checked, stories, write_inputs
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A project with the files of the stories, and the environment of an engine of its own that keeps things on disk."""
+    """A project with the files of the stories, and the environment of an engine of its own with a disk."""
     folder = tmp_path_factory.mktemp("project")
     write_inputs(folder)
     store = str(tmp_path_factory.mktemp("store"))
@@ -41,5 +41,5 @@ async def test_a_story_goes_as_the_page_says_and_shows_nothing_of_its_input(numb
             assert CANARY not in json.dumps(results)
         for command in story.commands:
             path = os.pathsep.join([os.path.dirname(sys.executable), env["PATH"]])
-            subprocess.run(["sh", "-c", command], cwd=folder, env=env | {"PATH": path}, check=True)
+            await anyio.run_process(command, cwd=folder, env=env | {"PATH": path})
             assert len(json.loads((folder / "labels.json").read_text())) == results[0]["calls"]["calls"]

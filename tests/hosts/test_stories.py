@@ -1,4 +1,4 @@
-"""The five stories of docs/workflows.md in Claude Code: as few calls as the page says, and nothing of the input seen."""
+"""The five stories of docs/workflows.md in Claude Code: as few calls as the page has, and nothing of the input seen."""
 
 from __future__ import annotations
 
