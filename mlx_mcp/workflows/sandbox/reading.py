@@ -31,7 +31,7 @@ async def value_of(runtime: Runtime, state: State, variable: str) -> Any:
         raise InvalidRequest(missing)
     if ended.error is not None:
         raise InvalidRequest(
-            f"The variable {variable[:80]!r} cannot be read: {ended.error.message[:200]}. Have a program in the sandbox "
-            "put a part of it into another variable, and read that."
+            f"The variable {variable[:80]!r} cannot be read: {ended.error.message[:200]}. Have a program in the "
+            "sandbox put a part of it into another variable, and read that."
         )
     return ended.value
