@@ -119,7 +119,8 @@ def read_value(sandbox: str, variable: str, version: str) -> Any:
     from mlx_mcp.workflows.sandbox.reading import value_of
 
     with heads_in(Config.load()) as (heads, log):
-        record: SandboxRecord | None = log.load(find_sandbox(heads, sandbox, version).sandbox_id, version)
+        head = find_sandbox(heads, sandbox, version)
+        record: SandboxRecord | None = log.load(head.sandbox_id, version)
     if record is None:
         raise NotOnDisk(sandbox, version, kind="sandbox")
     state = state_from(record)
