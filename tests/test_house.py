@@ -53,7 +53,10 @@ LAYERS = {
     ),
     # Traces are no protocol of a face: every face's requests have spans.
     "service/tracing": (("service",), ("opentelemetry",)),
-    "workflows": (("service", "core/session", "core/session_names", "chat", "errors", "stats"), ("anyio",)),
+    "workflows": (
+        ("service", "core/durable_sandbox", "core/session", "core/session_names", "chat", "errors", "stats"),
+        ("anyio",),
+    ),
     # The inside of the sandbox: an interpreter and what surrounds it. It knows nothing of the service.
     "workflows/sandbox/runtime": ((), ()),
     "api": ((), ()),
@@ -74,7 +77,9 @@ LAYERS = {
         (
             "api",
             "service",
+            "workflows",
             "core/durable",
+            "core/durable_sandbox",
             "core/ports",
             "engine/client",
             "engine/messages",
