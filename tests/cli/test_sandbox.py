@@ -97,10 +97,25 @@ def test_rm_removes_a_version_or_all_of_a_sandbox(tmp_path: Path, monkeypatch: p
     log.close()
     assert invoke("rm", "labels", "--version", "v1").output == "removed 1\n"
     assert invoke("rm", "labels").output == "removed 2\n"
-    log = SandboxLog.look(tmp_path / "store" / "sandboxes")
+    log = SandboxLog.look(tmp_path / "store" / "sandboxes")  # which a server may have open
     assert [head.sandbox_id for head in log.heads()] == ["x-2"]
     log.close()
     assert invoke("rm", "x-2").output == "removed 1\n", "the session that it remembered by may be gone"
+
+
+def test_purge_asks_first_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLX_MCP_STORE_DIR", str(tmp_path / "store"))
+    assert invoke("purge", "--yes").output == "purged\n"
+    assert not (tmp_path / "store").exists()
+    kept = tmp_path / "store" / "sandboxes"
+    log = open_log(kept)
+    log.save(sandbox("x-1"))
+    log.close()
+    (kept / "damaged.sandbox.safetensors.bad").write_bytes(b"CANARY")
+    assert CliRunner().invoke(app, ["sandbox", "purge"], input="n\n").exit_code == 1
+    assert len(list(kept.glob("*.sandbox.*"))) == 2
+    assert invoke("purge", "--yes").exit_code == 0
+    assert {path.name for path in kept.iterdir()} == {"key", "key.copy", "lock"}
 
 
 @pytest.mark.long
@@ -128,3 +143,7 @@ def test_every_command_works_while_an_engine_runs_and_the_same_without(tmp_path:
         assert command("rm", "labels") == "removed 1\n"
         assert "sandboxes" not in window.ask("list_sessions")
         assert "not found" in command("rm", "labels", expect=2)
+        window.ask("sandbox_run", code=CODE, name="again")
+        assert command("purge", "--yes") == "purged\n"
+        assert "sandboxes" not in window.ask("list_sessions")
+        assert json.loads(command("list", "--json")) == []
