@@ -111,9 +111,11 @@ def read_value(sandbox: str, variable: str, version: str) -> Any:
         MlxMcpError: the sandbox cannot be read, or has no such variable.
     """
     import asyncio
+    from pathlib import Path
 
     from mlx_mcp.config import Config
     from mlx_mcp.core.durable_sandbox import find_sandbox
+    from mlx_mcp.process.place import sandbox_folder
     from mlx_mcp.workflows.sandbox.keeping import state_from
     from mlx_mcp.workflows.sandbox.monty import open_runtime
     from mlx_mcp.workflows.sandbox.reading import value_of
@@ -126,7 +128,7 @@ def read_value(sandbox: str, variable: str, version: str) -> Any:
     state = state_from(record)
 
     async def read() -> Any:
-        runtime = await open_runtime()
+        runtime = await open_runtime(Path(sandbox_folder()))
         try:
             return await value_of(runtime, state, variable)
         finally:

@@ -26,7 +26,7 @@ from mlx_mcp.errors import nearest
 from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.service import Service
-from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, default_runtime
+from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, no_runtime
 
 RESOURCE_NOT_FOUND = -32002  # up to 2025-11-25; later versions have INVALID_PARAMS for it (SEP-2164)
 WEBSITE = "https://github.com/mlx-mcp/mlx-mcp"
@@ -93,7 +93,7 @@ def build_server(
     of which the client may have been told something else before, and `sandboxes` those of the process. `settings` go to
     MCPServer as they are; see its own documentation.
     """
-    sandboxes = Sandboxes(default_runtime) if sandboxes is None else sandboxes
+    sandboxes = Sandboxes(no_runtime) if sandboxes is None else sandboxes
     changes, tools = Changes(service, stale), make_tools(service, files, activity, wait_s, sandboxes)
     for tool in tools:
         tool.icons = ICONS

@@ -22,7 +22,8 @@ from typing import Any
 
 from mlx_mcp.errors import SandboxFailed
 from mlx_mcp.workflows.sandbox.journal import replay
-from mlx_mcp.workflows.sandbox.monty import MontyWorker, open_runtime
+from mlx_mcp.workflows.sandbox.monty import open_runtime
+from mlx_mcp.workflows.sandbox.monty_worker import MontyWorker
 from mlx_mcp.workflows.sandbox.runtime import Ended, HostCall, Limits, Runtime, Worker
 from mlx_mcp.workflows.sandbox.sandbox import Sandbox
 from tests.fakes import FakeStore
@@ -129,7 +130,7 @@ async def live(folder: Path, seed: int, pipe: int) -> None:
             os.write(pipe, b"killed worker\n")
             worker.kill()
 
-    runtime = WatchedRuntime(await open_runtime(), suspended)
+    runtime = WatchedRuntime(await open_runtime(folder), suspended)
     async with process(runtime, folder, FakeStore()) as server:
         sandbox = await server.sandboxes.create(server.service, CALLER, "it")
         for run in range(NUM_RUNS):
@@ -152,7 +153,7 @@ async def death(server: Process, sandbox: Sandbox, code: str) -> str:
 
 async def look(folder: Path, seed: int, num_ended: int) -> None:
     """What is on disk is a state that may be there, and the journal gives the same without a question."""
-    runtime = await open_runtime()
+    runtime = await open_runtime(folder)
     async with process(runtime, folder) as server:
         await server.sandboxes.ready(server.service)
         sandbox = server.sandboxes.find(CALLER.tenant, "it")
