@@ -1,6 +1,6 @@
 """The engine's side of `mlx-mcp sandbox`: one request on each connection.
 
-hello   {"kind": "sandbox", "do": "list" | "get" | "rm" | "purge", "folder": …, "sandbox": …, "variable": …, "at": version}
+hello   {"kind": "sandbox", "do": "get", "folder": …, "sandbox": …, "variable": …, "at": version}; or list, rm, purge
 reply   {"pid": …}, then about once a second {"done": 0, "total": 0}, and last {"result": …} or {"error": …};
 {"elsewhere": true} if the engine keeps its sandboxes in another folder
 

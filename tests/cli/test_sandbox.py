@@ -25,10 +25,10 @@ CODE = "table = {'a': [1, 2.5, None], 'b': 'x'}\ntext = 'CANARY \\u2603\\n' * 3\
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the sandbox `labels`, which has a version."""
-    store = tmp_path_factory.mktemp("store")
+    store = tmp_path_factory.mktemp("parent") / "store"
 
     async def fill() -> None:
-        async with process(await open_runtime(), store / "sandboxes") as server:
+        async with process(await open_runtime(store.parent / "start"), store / "sandboxes") as server:
             made = await server.sandboxes.create(server.service, CALLER, "labels")
             await server.run(made, CODE)
             await server.sandboxes.keeping.persist(server.service, CALLER, made, "v1")

@@ -17,8 +17,11 @@ async def value_of(runtime: Runtime, state: State, variable: str) -> Any:
         InvalidRequest: there is no such variable.
         MlxMcpError: the state cannot be loaded.
     """
-    known = ", ".join(sorted(state.variables)) or "none"
-    missing = f"There is no variable {variable[:80]!r} in this sandbox; there are: {known}."
+    missing = (
+        f"There is no variable {variable[:80]!r} in this sandbox. Give one of: {', '.join(sorted(state.variables))}."
+    )
+    if not state.variables:
+        missing = "This sandbox has no variables yet. Run a program in it first (sandbox_run)."
     if not variable.isidentifier() or keyword.iskeyword(variable):
         raise InvalidRequest(missing)
     worker, _ = await loaded(runtime, Limits(), state)
