@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,21 +111,24 @@ def read_value(sandbox: str, variable: str, version: str) -> Any:
         MlxMcpError: the sandbox cannot be read, or has no such variable.
     """
     import asyncio
+    from pathlib import Path
 
     from mlx_mcp.config import Config
     from mlx_mcp.core.durable_sandbox import find_sandbox
+    from mlx_mcp.process.place import sandbox_folder
     from mlx_mcp.workflows.sandbox.keeping import state_from
     from mlx_mcp.workflows.sandbox.monty import open_runtime
     from mlx_mcp.workflows.sandbox.reading import value_of
 
     with heads_in(Config.load()) as (heads, log):
-        record: SandboxRecord | None = log.load(find_sandbox(heads, sandbox, version).sandbox_id, version)
+        head = find_sandbox(heads, sandbox, version)
+        record: SandboxRecord | None = log.load(head.sandbox_id, version)
     if record is None:
         raise NotOnDisk(sandbox, version, kind="sandbox")
     state = state_from(record)
 
     async def read() -> Any:
-        runtime = await open_runtime()
+        runtime = await open_runtime(Path(sandbox_folder()))
         try:
             return await value_of(runtime, state, variable)
         finally:
@@ -141,10 +144,28 @@ def rm(sandbox: Sandbox, version: Annotated[str | None, typer.Option(help="Only 
     from mlx_mcp.config import Config
 
     config = Config.load()
-    question: dict[str, object] = {"kind": "sandbox", "do": "rm", "sandbox": sandbox, "at": version}
-    with until_no_engine(config, question, None, lambda done, total: None) as answer:
-        removed = remove(config, sandbox, version) if answer is None else answer["result"]
+    removed = change(config, lambda: remove(config, sandbox, version), do="rm", sandbox=sandbox, at=version)
     typer.echo(f"removed {removed}")
+
+
+@sandbox.command()
+@reporting_errors
+def purge(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
+    """Remove every sandbox, from disk too, with what they remember; programs that run are ended."""
+    from mlx_mcp.config import Config
+
+    if not yes:
+        typer.confirm("Remove every sandbox?", abort=True)
+    config = Config.load()
+    change(config, lambda: remove_all(config), do="purge")
+    typer.echo("purged")
+
+
+def change(config: Config, work: Callable[[], Any], **question: object) -> Any:
+    """Have the engine do it, if one runs; else do it here, while no engine can start."""
+    asked_for: dict[str, object] = {"kind": "sandbox"} | question
+    with until_no_engine(config, asked_for, None, lambda done, total: None) as answer:
+        return work() if answer is None else answer["result"]
 
 
 def remove(config: Config, sandbox: str, version: str | None) -> int:
@@ -161,10 +182,30 @@ def remove(config: Config, sandbox: str, version: str | None) -> int:
         raise NotOnDisk(sandbox, kind="sandbox")
     with closing(SandboxLog.open(config.sandbox_dir, quota_bytes=config.max_sandbox_disk_bytes)) as log:
         heads = versions_of(log.heads(), sandbox, version)
-        sessions = {session for head in heads for session in head.remembered.values()}
         removed = log.remove(heads[0].sandbox_id, version)
+    forget(config, heads)
+    return removed
+
+
+def remove_all(config: Config) -> None:
+    """Remove all sandboxes from a folder that no server has open.
+
+    Raises:
+        StorageError: a server has the folder open, or it cannot be changed.
+    """
+    from mlx_mcp.storage.sandbox_log import SandboxLog
+
+    if config.sandbox_dir.exists():
+        with closing(SandboxLog.open(config.sandbox_dir, quota_bytes=config.max_sandbox_disk_bytes)) as log:
+            heads = log.heads()
+            log.clear()
+        forget(config, heads)
+
+
+def forget(config: Config, heads: list[SandboxHead]) -> None:
+    """Remove the sessions of what removed sandboxes remembered; some may have ended before."""
+    sessions = {session for head in heads for session in head.remembered.values()}
     if sessions:
         with opened_sessions(config) as store:
             for session in sessions:
                 store.remove(session)
-    return removed

@@ -74,6 +74,13 @@ class SandboxLog(Protocol):
             StorageError: some are still there, or may be after a power cut.
         """
 
+    def clear(self) -> None:
+        """Remove all sandboxes, damaged ones too.
+
+        Raises:
+            StorageError: some are still there.
+        """
+
     def expire(self, now: float) -> list[SandboxHead]:
         """Remove what was not used for longer than its TTL, by the wall clock, and return its heads.
 

@@ -1,6 +1,6 @@
 """The engine's side of `mlx-mcp sandbox`: one request on each connection.
 
-hello   {"kind": "sandbox", "do": "list" | "get" | "rm", "folder": …, "sandbox": …, "variable": …, "at": version}
+hello   {"kind": "sandbox", "do": "get", "folder": …, "sandbox": …, "variable": …, "at": version}; or list, rm, purge
 reply   {"pid": …}, then about once a second {"done": 0, "total": 0}, and last {"result": …} or {"error": …};
 {"elsewhere": true} if the engine keeps its sandboxes in another folder
 
@@ -78,6 +78,10 @@ async def done(hello: dict[str, Any], service: Service, sandboxes: Sandboxes) ->
             return {"value": await value(sandboxes, name, variable, at or "")}
         case "rm" if isinstance(name, str):
             return await remove(service, sandboxes, name, at)
+        case "purge":
+            for sandbox in sandboxes.all():
+                await sandboxes.close(service, sandbox.owner, [sandbox])
+            return await sandboxes.keeping.clear()
     raise ConfigError(f"The engine cannot {str(do)[:80]!r} sandboxes so; `mlx-mcp engine stop` ends it.")
 
 

@@ -161,6 +161,16 @@ class SandboxLog:
         self._remove(found)
         return len(found)
 
+    def clear(self) -> None:
+        """Remove all sandboxes, damaged ones too.
+
+        Raises:
+            StorageError: some are still there.
+        """
+        self._entries.clear()
+        self._bad.clear()
+        self._folder.unlink([name for name in self._folder.names() if name.endswith((SUFFIX, BAD))])
+
     def expire(self, now: float) -> list[SandboxHead]:
         """Remove what was not used for longer than its TTL, by the wall clock, and return its heads.
 

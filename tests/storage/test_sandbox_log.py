@@ -135,7 +135,7 @@ def test_any_damaged_byte_is_told_and_never_read(tmp_path: Path) -> None:
         log = open_log(tmp_path / "kept")
         if log.heads():
             seen_at_load += 1
-            with pytest.raises(StorageError, match="is damaged"):
+            with pytest.raises(StorageError, match="on disk is damaged, so its variables are lost"):
                 log.load("x-1")
         else:
             seen_at_start += 1
@@ -266,7 +266,7 @@ def test_after_a_kill_at_any_call_the_old_or_the_new_one_is_there() -> None:
 def test_a_sandbox_is_found_by_handle_or_by_a_name_that_one_has() -> None:
     log = [replace(head, name=name) for head, name in zip(heads("x-1", "x-2", "x-3"), ("n", "m", "m"), strict=True)]
     assert find_sandbox(log, "x-1") == find_sandbox(log, "n") == log[0]
-    with pytest.raises(InvalidRequest, match="x-2, x-3"):
+    with pytest.raises(InvalidRequest, match="2 sandboxes are named 'm': give one of x-2, x-3"):
         find_sandbox(log, "m")
     with pytest.raises(NotOnDisk, match="`mlx-mcp sandbox list`"):
         find_sandbox(log, "none")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -152,8 +152,7 @@ def closed_with(sandboxes: Sequence[Sandbox], closed: Closed) -> Closed:
 
 def described(info: SandboxInfo, isolation: str, *notes: str, **more: Any) -> SandboxRun:
     """A sandbox as it is, with what else there is to say."""
-    # Without the beginning of each value, which may be the input's: the program prints what is to be seen of that.
-    shown = {name: line.partition(": ")[0] for name, line in list(info.variables.items())[:MAX_LISTED]}
+    shown = shown_variables(dict(list(info.variables.items())[:MAX_LISTED]))
     num_hidden = len(info.variables) - len(shown)
     hidden = f"Of its variables, {num_hidden} are not shown: print their names in parts." if num_hidden else ""
     return SandboxRun(
@@ -165,6 +164,11 @@ def described(info: SandboxInfo, isolation: str, *notes: str, **more: Any) -> Sa
         note=" ".join(filter(None, (*notes, hidden))) or None,
         **more,
     )
+
+
+def shown_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """What each variable is, without the beginning of its value: the program prints what is to be seen of that."""
+    return {name: line.partition(": ")[0] for name, line in variables.items()}
 
 
 def run_of(ran: Ran, info: SandboxInfo, isolation: str, texts: Texts, max_chars: int) -> SandboxRun:

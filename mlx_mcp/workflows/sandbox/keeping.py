@@ -225,6 +225,15 @@ class Keeping:
         await self._do(lambda log: log.remove(sandbox.sandbox_id, version))
         await close_sessions(service, sandbox.owner, {each for head in heads for each in head.remembered.values()})
 
+    async def clear(self) -> None:
+        """Remove everything from disk, once all sandboxes are closed; nothing is done where nothing was ever kept.
+
+        Raises:
+            StorageError: some of it is still there.
+        """
+        if self._open is not None and (self._log is not None or self._is_any()):
+            await self._do(lambda log: log.clear())
+
     async def close(self, sandboxes: list[Sandbox]) -> None:
         """Save those of the sandboxes that have changed, and let go of the log. The process is about to end."""
         for task in list(self._tasks):

@@ -17,15 +17,24 @@ async def value_of(runtime: Runtime, state: State, variable: str) -> Any:
         InvalidRequest: there is no such variable.
         MlxMcpError: the state cannot be loaded.
     """
-    if not variable.isidentifier() or keyword.iskeyword(variable) or variable not in state.variables:
-        known = ", ".join(sorted(state.variables)) or "none"
-        raise InvalidRequest(f"There is no variable {variable[:80]!r} in this sandbox; there are: {known}.")
+    missing = (
+        f"There is no variable {variable[:80]!r} in this sandbox. Give one of: {', '.join(sorted(state.variables))}."
+    )
+    if not state.variables:
+        missing = "This sandbox has no variables yet. Run a program in it first (sandbox_run)."
+    if not variable.isidentifier() or keyword.iskeyword(variable):
+        raise InvalidRequest(missing)
     worker, _ = await loaded(runtime, Limits(), state)
     try:
         ended = await worker.run(variable)
     finally:
         await end(worker)
-    if not isinstance(ended, Ended) or ended.error is not None:
-        why = ended.error.message if isinstance(ended, Ended) and ended.error is not None else "it calls a function"
-        raise InvalidRequest(f"The variable {variable[:80]!r} cannot be read: {why[:200]}. Read a part of it.")
+    assert isinstance(ended, Ended), "a name calls nothing"
+    if ended.error is not None and ended.error.type == "NameError":
+        raise InvalidRequest(missing)
+    if ended.error is not None:
+        raise InvalidRequest(
+            f"The variable {variable[:80]!r} cannot be read: {ended.error.message[:200]}. Have a program in the "
+            "sandbox put a part of it into another variable, and read that."
+        )
     return ended.value

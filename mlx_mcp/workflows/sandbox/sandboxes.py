@@ -18,13 +18,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import anyio
 
 from mlx_mcp.core.session import MAX_FORKS
 from mlx_mcp.core.session_names import HANDLE_PREFIX as SESSION_PREFIX
 from mlx_mcp.core.session_names import NAME
-from mlx_mcp.errors import CapacityError, GenerationFailed, InvalidRequest, SandboxBusy, UnknownSandbox
+from mlx_mcp.errors import CapacityError, GenerationFailed, InvalidRequest, SandboxBusy, SandboxFailed, UnknownSandbox
 from mlx_mcp.service.activity import Meter, Report
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.service import Service, known_sessions
@@ -400,12 +401,21 @@ async def closing(sandboxes: Sandboxes) -> AsyncIterator[None]:
             await sandboxes.end()
 
 
-async def default_runtime() -> Runtime:
-    """What runs programs here.
+async def runtime_in(folder: Path) -> Runtime:
+    """What runs programs here; what starts its processes is kept in a folder that is the user's alone.
 
     Raises:
         SandboxFailed: nothing can; the text says what to install.
     """
     from mlx_mcp.workflows.sandbox.monty import open_runtime  # only for the first program: it looks at the system
 
-    return await open_runtime()
+    return await open_runtime(folder)
+
+
+async def no_runtime() -> Runtime:
+    """What there is where nobody has said what runs programs.
+
+    Raises:
+        SandboxFailed: always.
+    """
+    raise SandboxFailed("This server was built without sandboxes. Give `build_server` those of the process.")
