@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.generate import run
 from mlx_mcp.service.limits import AdmittedCall
 from mlx_mcp.service.service import Service, known_sessions
+from mlx_mcp.service.several import closed_unless_whole
 from mlx_mcp.service.values import Ending, GenerateRequest, Result
 from mlx_mcp.workflows.counting import FAILED, Counts
 
@@ -99,7 +100,7 @@ class Branches:
     caller: Caller
     report: Report
     budget_tokens: int | None = None
-    lane: str = field(default_factory=lambda: f"deliberate {secrets.token_hex(8)}")
+    lane: str = field(default_factory=lambda: f"deliberate-{secrets.token_hex(8)}")
     meters: list[Meter] = field(default_factory=list)  # of all generations so far
     sessions: set[str] = field(default_factory=set)  # that answers were kept in
     counts: Counts = field(default_factory=Counts)
@@ -160,6 +161,7 @@ class Run:
     ) -> None:
         self.branches, self.requests, self.timeouts_s = branches, requests, timeouts_s
         self.admitted, self.reserve, self.heard = admitted, reserve, heard
+        self.first = len(branches.meters)  # how many generations there were before
         self.meters = [Meter() for _ in requests]
         self.live: dict[int, Live] = {}
         self.outcomes: dict[int, Outcome] = {}
@@ -190,9 +192,15 @@ class Run:
     async def _follow(self, index: int, request: GenerateRequest) -> Result:
         its, meter, ending = self.branches, self.meters[index], Ending()
         request = replace(request, lane=its.lane, ending=ending)
-        running = run(its.service, its.caller, request, meter, self._report, self.admitted[index])
-        live = self.live[index] = Live(asyncio.create_task(running), ending, meter)
-        result = await live.result(self.timeouts_s[index])
+        whole: AbstractAsyncContextManager[None] = nullcontext()
+        if request.opens is not None:  # under a name, by which it can be closed if its result is never seen
+            name = f"{its.lane}-{self.first + index}"
+            request = replace(request, opens=replace(request.opens, name=name))
+            whole = closed_unless_whole(its.service, its.caller, name)
+        async with whole:
+            running = run(its.service, its.caller, request, meter, self._report, self.admitted[index])
+            live = self.live[index] = Live(asyncio.create_task(running), ending, meter)
+            result = await live.result(self.timeouts_s[index])
         if result.session is not None:
             its.sessions.add(result.session.session_id)
         if live.ended is None and self.heard is not None and self.heard(index, result):

@@ -29,6 +29,7 @@ from mlx_mcp.workflows.deliberate.judging import (
     asked_to_merge,
     asked_to_pick,
     asked_to_split,
+    key_of,
     tally_of,
     value_of,
 )
@@ -36,12 +37,8 @@ from mlx_mcp.workflows.deliberate.task import TTL_S, Branch, Judge, Task, check
 
 JUDGES_SHARE = 4  # one part in so many of the budget is kept for the judge, if it needs as much
 JUDGES_TOKENS = 1024  # what it needs at most where `max_tokens` says nothing
-NO_ANSWERS = (
-    "No branch has an answer to judge: {}. Give them more time (timeout_s), tokens (max_tokens) or budget_tokens."
-)
-NO_VOTES = (
-    "No branch gave a whole answer with `{}`, so there was nothing to count. Raise max_tokens, timeout_s or both."
-)
+NO_ANSWERS = "No branch had begun to answer by its deadline, or within the budget: raise timeout_s or budget_tokens."
+NO_VOTES = "No branch gave a whole answer with `{}`, so there was nothing to count. Raise max_tokens or timeout_s."
 
 
 @dataclass(frozen=True)
@@ -175,7 +172,7 @@ class Deliberation:
         timeouts = [branch.timeout_s for branch in task.branches]
         came = await self.branches.run(requests, timeouts, self._reserve(), heard)
         if not any(each.result for each in came):
-            raise GenerationFailed(NO_ANSWERS.format(next((c.error for c in came if c.error), came[0].status)))
+            raise next((each.error for each in came if each.error), GenerationFailed(NO_ANSWERS))
         return [Answered(branch, each, self._vote(each)) for branch, each in zip(task.branches, came, strict=True)]
 
     def _vote(self, came: Came) -> tuple[Any, ...]:
@@ -191,8 +188,8 @@ class Deliberation:
         assert tally is not None, "a vote is on a field"
         if not tally.counts:
             raise GenerationFailed(NO_VOTES.format(tally.field))
-        value = tally.counts[0][0]
-        result = next(answer.came.result for answer in answered if answer.value == (value,))
+        winning = key_of(tally.counts[0][0])
+        result = next(answer.came.result for answer in answered if [*map(key_of, answer.value)] == [winning])
         assert result is not None, "who voted has an answer"
         return result
 
@@ -213,8 +210,7 @@ class Deliberation:
             return await self._one(asked, task.schema)
         asked, schema = asked_to_pick(task.task, texts)
         choice = int(read(await self._one(asked, schema, keep=False))["choice"])
-        picked = [result for result in results if result is not None][choice - 1]
-        return picked
+        return [result for result in results if result is not None][choice - 1]
 
     async def _split(self) -> Task:
         """The task with a question for each branch.
@@ -236,7 +232,7 @@ class Deliberation:
         Raises:
             GenerationFailed: it has no whole answer.
         """
-        request = self._request(asked, self.task.model, schema, Branch(), keep)
+        request = self._request(asked, self.task.model, schema, Branch(seed=self.task.sampling.seed), keep)
         left = self.branches.left
         if left is not None:
             tokens = min(left, request.sampling.max_tokens or JUDGES_TOKENS)
@@ -244,8 +240,8 @@ class Deliberation:
         [came] = await self.branches.run([request], [None])
         if came.result is None or (schema is not None and came.status is not Status.DONE):
             raise GenerationFailed(
-                f"The judge's answer is not whole ({came.error or came.status}). Raise max_tokens or budget_tokens; the "
-                "branches' sessions can be asked with generate meanwhile."
+                f"The judge gave no whole answer ({came.error or came.status}). Raise max_tokens or budget_tokens; "
+                "what the branches said is in their sessions, which generate goes on with."
             )
         return came.result
 

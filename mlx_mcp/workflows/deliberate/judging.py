@@ -28,7 +28,7 @@ MAX_REASON_CHARS = 300
 
 @dataclass(frozen=True)
 class Tally:
-    """How a vote stands: `counts` are the values with their votes, the most first; of equal ones the first that came."""
+    """How a vote stands: `counts` are the values with their votes, the most first; of equal ones the first given."""
 
     field: str
     counts: tuple[tuple[Any, int], ...]
@@ -105,8 +105,8 @@ def asked_to_merge(task: Task, answers: Sequence[tuple[str, str]], tally: Tally 
     if tally is not None and tally.votes > 1 and not tally.tied:
         value = json.dumps(tally.counts[0][0], ensure_ascii=False)
         anchor = (
-            f"\n\nFor `{tally.field}`, {tally.votes} of {tally.of} say {value}. Depart from that only where the answers "
-            "show that it is wrong."
+            f"\n\nFor `{tally.field}`, {tally.votes} of {tally.of} say {value}. Depart from that only where the "
+            "answers show that it is wrong."
         )
     return f"{task.task}\n\n{listed(answers)}{anchor}\n\n{MERGE_PARTS if parts else MERGE}"
 
