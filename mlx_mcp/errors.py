@@ -13,7 +13,10 @@
     │   ├── OtherTokenizer        a session was kept with another tokenizer than its model has now
     │   ├── NotOnDisk             nothing of such a session is on disk
     │   ├── ModelBusy             a model that calls use is not unloaded
-    │   └── SessionBusy           another turn goes on with this session
+    │   ├── SessionBusy           another turn goes on with this session
+    │   ├── UnknownSandbox        no such sandbox of this caller, or no more
+    │   ├── SandboxBusy           another program runs in this sandbox
+    │   └── BudgetSpent           a run of a workflow has used what it may
     ├── CapacityError             full for now; retry after `retry_after_s`
     │   └── RateLimited           this principal has used what it may for now
     ├── ModelError                a model cannot be served: broken files, unsupported, too large
@@ -188,6 +191,33 @@ class SessionBusy(RequestError):
             "go on with the fork."
         )
         super().__init__(f"session_busy: {session[:80]!r} cannot be used now: {what}")
+
+
+class UnknownSandbox(RequestError):
+    """The caller has no sandbox of that handle or name."""
+
+    def __init__(self, sandbox: str, names: Iterable[str] = ()) -> None:
+        """`names` are those of the caller's sandboxes."""
+        near = nearest(sandbox[:200], [name for name in names if name])
+        meant = f"Did you mean {near!r}? " if near else ""
+        super().__init__(
+            f"Sandbox not found: {sandbox[:80]!r}. {meant}It was closed, has expired, or ended with the server. "
+            "list_sessions shows yours; sandbox_run without `sandbox` makes one."
+        )
+
+
+class SandboxBusy(RequestError):
+    """Another program runs in the sandbox."""
+
+    def __init__(self, sandbox: str) -> None:
+        super().__init__(
+            f"sandbox_busy: another program runs in {sandbox[:80]!r}. Wait for that call, or fork_session and run "
+            "yours in the fork, which begins where the latest finished program ended."
+        )
+
+
+class BudgetSpent(RequestError):
+    """A run of a workflow has made the calls, used the tokens or taken the time that it may; the text says which."""
 
 
 class CapacityError(MlxMcpError):

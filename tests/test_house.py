@@ -53,7 +53,7 @@ LAYERS = {
     ),
     # Traces are no protocol of a face: every face's requests have spans.
     "service/tracing": (("service",), ("opentelemetry",)),
-    "workflows": (("service", "core/session", "chat", "errors", "stats"), ()),
+    "workflows": (("service", "core/session", "core/session_names", "chat", "errors", "stats"), ("anyio",)),
     # The inside of the sandbox: an interpreter and what surrounds it. It knows nothing of the service.
     "workflows/sandbox/runtime": ((), ()),
     "api": ((), ()),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -122,6 +123,7 @@ class Limiter:
         self, limits_of: Callable[[str], Limits] = unlimited, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.limits_of, self._clock = limits_of, clock
+        self._kept: Counter[str] = Counter()  # by tenant: what counts as a session, and is not the engine's
         self._accounts: dict[str, Account] = {}
 
     @contextmanager
@@ -172,11 +174,11 @@ class Limiter:
             if limits.sessions is not None:
                 # Those without tokens are being made: they are among the others.
                 made = sum(info.tenant == tenant and info.num_tokens > 0 for info in sessions)
-                have = made + account.num_opening
+                have = made + account.num_opening + self._kept[tenant]
                 if have + num > limits.sessions:
                     raise RateLimited(
-                        f"You have {have} sessions and may have {limits.sessions}, so {num} more cannot be made. Close "
-                        "some that you no longer need (close_session).",
+                        f"You have {have} sessions and sandboxes and may have {limits.sessions}, so {num} more cannot "
+                        "be made. Close some that you no longer need (close_session).",
                         KEPT_RETRY_S,
                     )
             account.num_opening += num
@@ -184,6 +186,12 @@ class Limiter:
                 yield
             finally:
                 account.num_opening -= num
+
+    def keep(self, tenant: str, num: int) -> None:
+        """Count so many sandboxes among the sessions of a principal from now on; fewer if it is negative."""
+        self._kept[tenant] += num
+        if not self._kept[tenant]:
+            del self._kept[tenant]
 
     def weighs_memory(self, tenant: str) -> bool:
         """Whether `check_memory` needs to be asked for this principal."""

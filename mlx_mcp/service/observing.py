@@ -57,6 +57,17 @@ class Watched:
 
 
 @dataclass(eq=False)
+class RunningWorkflow:
+    """A program that asks the models many things: `line` says how far it is, without a word of what is said."""
+
+    kind: str  # the tool
+    tenant: str
+    name: str  # of what it runs in
+    began_at: float  # by time.monotonic
+    line: Callable[[], str]
+
+
+@dataclass(eq=False)
 class Tally:
     """How often something was asked for, by its name and outcome, and how long each took."""
 
@@ -77,6 +88,7 @@ class Observer:
     def __init__(self) -> None:
         self.began_at = time.monotonic()
         self.active: dict[int, Watched] = {}
+        self.workflows: list[RunningWorkflow] = []  # that go on
         self.generations: Counter[tuple[str, str]] = Counter()  # by model and outcome
         self.tokens: dict[str, list[int]] = {}  # model → prompt, cached, restored and generated tokens
         self.errors: Counter[str] = Counter()  # by kind: the errors that callers got
@@ -125,6 +137,16 @@ class Observer:
             if watched.result is None:
                 watched.error = watched.error or CANCELLED
             self._end(watched)
+
+    @contextmanager
+    def workflow(self, kind: str, tenant: str, name: str, line: Callable[[], str]) -> Iterator[None]:
+        """A workflow that goes on until the end of the block."""
+        running = RunningWorkflow(kind, tenant, name, time.monotonic(), line)
+        self.workflows.append(running)
+        try:
+            yield
+        finally:
+            self.workflows.remove(running)
 
     def failed(self, error: MlxMcpError) -> None:
         """Count an error that a caller gets; one that comes by twice is counted once."""

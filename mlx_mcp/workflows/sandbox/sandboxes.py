@@ -1,0 +1,350 @@
+"""The sandboxes of a process, by owner: made, found, run, forked, listed, closed, and which of them have a worker.
+
+Guarantees:
+    - An owner never sees another owner's sandboxes: a foreign handle and a missing one give the same error.
+    - There are at most `max_workers` worker processes. A run waits for one. An idle sandbox gives its own up for it,
+      and after `idle_s` without a run in any case; its state stays.
+    - One run at a time goes on in a sandbox. Forks made meanwhile begin where its latest finished run ended.
+
+One event loop uses it. Belongs to the process: connections share it, each with its own view of the service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import anyio
+
+from mlx_mcp.core.session import MAX_FORKS
+from mlx_mcp.core.session_names import HANDLE_PREFIX as SESSION_PREFIX
+from mlx_mcp.core.session_names import NAME
+from mlx_mcp.errors import CapacityError, GenerationFailed, InvalidRequest, SandboxBusy, UnknownSandbox, UnknownSession
+from mlx_mcp.service.activity import Meter, Report
+from mlx_mcp.service.caller import Caller
+from mlx_mcp.service.service import Service, known_sessions
+from mlx_mcp.workflows.asking import Asker, Budget, close_sessions
+from mlx_mcp.workflows.sandbox.host_calls import HostCalls
+from mlx_mcp.workflows.sandbox.runtime import Limits, Runtime
+from mlx_mcp.workflows.sandbox.sandbox import Program, Ran, Sandbox, State
+
+HANDLE_PREFIX = "x-"
+MAX_WORKERS = 8
+MAX_SANDBOXES = 1_024
+MAX_STATE_BYTES = 2 << 30
+IDLE_S = 600.0
+TTL_S = 86_400.0
+FULL_RETRY_S = 60.0
+CLOSED = "The sandbox was closed while its program ran. sandbox_run without `sandbox` makes another."
+
+
+@dataclass(frozen=True)
+class SandboxInfo:
+    """A snapshot of a sandbox."""
+
+    sandbox_id: str
+    name: str
+    model: str
+    parent_id: str
+    busy: bool
+    idle_s: float
+    expires_in_s: float
+    variables: dict[str, str]  # name → what it is, in a line
+    remembered: tuple[str, ...]
+    state_bytes: int
+
+
+class Sandboxes:
+    """All sandboxes of all owners. `make_runtime` is called when the first program is run."""
+
+    def __init__(
+        self,
+        make_runtime: Callable[[], Runtime],
+        ttl_s: float = TTL_S,
+        max_workers: int = MAX_WORKERS,
+        max_sandboxes: int = MAX_SANDBOXES,
+        max_state_bytes: int = MAX_STATE_BYTES,
+        idle_s: float = IDLE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.ttl_s, self.idle_s = ttl_s, idle_s
+        self.max_workers, self.max_sandboxes, self.max_state_bytes = max_workers, max_sandboxes, max_state_bytes
+        self._make_runtime, self._clock = make_runtime, clock
+        self._runtime: Runtime | None = None
+        self._sandboxes: dict[str, Sandbox] = {}
+        self._places = asyncio.Semaphore(max_workers)  # one for each run that has a worker
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def runtime(self) -> Runtime:
+        """What starts workers.
+
+        Raises:
+            MlxMcpError: programs cannot be run here.
+        """
+        if self._runtime is None:
+            self._runtime = self._make_runtime()
+        return self._runtime
+
+    @property
+    def num(self) -> int:
+        """How many there are."""
+        return len(self._sandboxes)
+
+    @property
+    def num_workers(self) -> int:
+        """How many have a worker."""
+        return sum(each.worker is not None for each in self._sandboxes.values())
+
+    # Made and found
+
+    async def create(self, service: Service, caller: Caller, name: str = "", model: str = "") -> Sandbox:
+        """Make a sandbox without variables, whose programs ask a model; the default one if it has no name.
+
+        Raises:
+            InvalidRequest: the name cannot be one, or is taken.
+            UnknownModel: there is no such model.
+            CapacityError: there are as many as there may be, or as the owner may have.
+        """
+        if model:
+            await asyncio.to_thread(service.registry.resolve, model)
+        await self.expire(service)
+        [made] = self._add(service, caller.tenant, 1, (name,) if name else (), State(), model)
+        return made
+
+    def find(self, owner: str, sandbox: str) -> Sandbox | None:
+        """The owner's sandbox of that handle or name; None if there is none."""
+        found = self._sandboxes.get(sandbox)
+        if found is None and sandbox:
+            own = (each for each in self._sandboxes.values() if each.owner == owner)
+            return next((each for each in own if each.name == sandbox), None)
+        return found if found is not None and found.owner == owner else None
+
+    def get(self, owner: str, sandbox: str) -> Sandbox:
+        """The owner's sandbox of that handle or name.
+
+        Raises:
+            UnknownSandbox: there is none.
+        """
+        found = self.find(owner, sandbox)
+        if found is None:
+            raise UnknownSandbox(sandbox, [each.name for each in self._of(owner)])
+        return found
+
+    def infos(self, owner: str) -> list[SandboxInfo]:
+        """The owner's sandboxes, those used last first."""
+        return [self.info(each) for each in sorted(self._of(owner), key=lambda each: each.used_at, reverse=True)]
+
+    def info(self, sandbox: Sandbox) -> SandboxInfo:
+        """A snapshot of a sandbox."""
+        idle_s, state = self._clock() - sandbox.used_at, sandbox.state
+        return SandboxInfo(
+            sandbox.sandbox_id,
+            sandbox.name,
+            sandbox.model,
+            sandbox.parent,
+            sandbox.busy,
+            idle_s,
+            max(0.0, self.ttl_s - idle_s),
+            dict(state.variables),
+            tuple(state.remembered),
+            len(state.dump),
+        )
+
+    async def fork(
+        self, service: Service, caller: Caller, sandbox: str, count: int | None, names: Sequence[str]
+    ) -> list[Sandbox]:
+        """New sandboxes that begin where the latest finished run of another ended, and remember what it remembers.
+
+        Raises:
+            UnknownSandbox: there is none of that handle or name.
+            InvalidRequest: there are too many, or a name cannot be one, or is taken.
+            CapacityError: there would be more than there may be, or than the owner may have.
+            EngineDead: the engine thread has ended.
+        """
+        parent, num = self.get(caller.tenant, sandbox), count or len(names) or 1
+        if names and len(names) != num:
+            raise InvalidRequest(f"There are {len(names)} names for {num} forks; give one for each, or none.")
+        if num > MAX_FORKS:
+            raise InvalidRequest(f"count is {num}; it must be from 1 to {MAX_FORKS}.")
+        parent.used_at = self._clock()
+        await self.expire(service)
+        forks = self._add(service, caller.tenant, num, names, parent.state, parent.model, parent.sandbox_id)
+        remembered: list[dict[str, str]] = [{} for _ in forks]
+        try:
+            for key, session in parent.state.remembered.items():
+                for own, handle in zip(remembered, await fork_all(service, caller, session, num), strict=True):
+                    own[key] = handle
+        except BaseException:
+            await self._remove(service, forks)
+            await close_sessions(service, caller.tenant, {each for own in remembered for each in own.values()})
+            raise
+        for fork, own in zip(forks, remembered, strict=True):
+            fork.state = State(parent.state.dump, parent.state.version, parent.state.variables, own)
+        return forks
+
+    # Run
+
+    async def run(
+        self,
+        service: Service,
+        caller: Caller,
+        sandbox: Sandbox,
+        program: Program,
+        limits: Limits,
+        budget: Budget,
+        report: Report,
+    ) -> Ran:
+        """Run a program in a sandbox, when there is a worker for it.
+
+        Raises:
+            SandboxBusy: another run goes on with it.
+            CapacityError: the states of all sandboxes take too much memory.
+            GenerationFailed: it was closed meanwhile.
+            MlxMcpError: programs cannot be run here, or the engine thread has ended.
+        """
+        if sandbox.busy:
+            raise SandboxBusy(sandbox.name or sandbox.sandbox_id)
+        self._check_bytes()
+        runtime = self.runtime
+        with anyio.CancelScope() as scope:
+            sandbox.running = scope
+            try:
+                if self._places.locked():
+                    await report([Meter(line=f"waiting: {self.max_workers} programs run already")])
+                async with self._places:
+                    await self._make_room(sandbox)
+                    asker = Asker(service, caller, budget, report, sandbox.model)
+                    host = HostCalls(asker, sandbox.state.remembered)
+                    name = sandbox.name or sandbox.sandbox_id
+                    with service.observer.workflow("sandbox_run", caller.tenant, name, lambda: asker.line):
+                        return await sandbox.run(runtime, limits, program, host)
+            finally:
+                sandbox.running = None
+                sandbox.used_at = self._clock()
+                if sandbox.closed:
+                    await self._remove(service, [sandbox])
+                asyncio.get_running_loop().call_later(self.idle_s, self._look)
+        raise GenerationFailed(CLOSED)
+
+    # Ended
+
+    async def close(self, service: Service, owner: str, sandboxes: Sequence[Sandbox]) -> None:
+        """End sandboxes of an owner, and runs that go on in them; what they remember goes with them."""
+        await self._remove(service, [each for each in sandboxes if each.owner == owner])
+
+    async def expire(self, service: Service) -> None:
+        """End the sandboxes that were not used for `ttl_s`."""
+        now = self._clock()
+        old = [each for each in self._sandboxes.values() if not each.busy and now - each.used_at > self.ttl_s]
+        await self._remove(service, old)
+
+    async def end(self) -> None:
+        """End all workers: the process is about to end."""
+        for sandbox in self._sandboxes.values():
+            await sandbox.release()
+        if self._runtime is not None:
+            await self._runtime.close()
+
+    # Beneath
+
+    def _of(self, owner: str) -> list[Sandbox]:
+        return [each for each in self._sandboxes.values() if each.owner == owner]
+
+    def _add(
+        self,
+        service: Service,
+        owner: str,
+        num: int,
+        names: Sequence[str],
+        state: State,
+        model: str,
+        parent: str = "",
+    ) -> list[Sandbox]:
+        """Add sandboxes with one state, all or none."""
+        self._check_names(service, owner, names)
+        self._check_bytes()
+        if self.num + num > self.max_sandboxes:
+            raise CapacityError(
+                f"There are {self.num} sandboxes, and may be {self.max_sandboxes}: close some (list_sessions shows "
+                "them).",
+                FULL_RETRY_S,
+            )
+        with service.limits.opening(owner, num, known_sessions(service).values()):
+            service.limits.keep(owner, num)
+        made = []
+        for index in range(num):
+            handle, name = HANDLE_PREFIX + secrets.token_urlsafe(16), names[index] if names else ""
+            made.append(Sandbox(handle, owner, name, model, self._clock(), parent, state))
+            self._sandboxes[handle] = made[-1]
+        return made
+
+    def _check_names(self, service: Service, owner: str, names: Sequence[str]) -> None:
+        """See that new sandboxes may have these names.
+
+        Raises:
+            InvalidRequest: one of them cannot be a name, is there twice, or is taken by a sandbox or a session.
+        """
+        sessions = {info.name for info in list(known_sessions(service).values()) if info.tenant == owner}
+        taken = sessions | {each.name for each in self._of(owner)}
+        for name in names:
+            if not NAME.fullmatch(name) or name.startswith((HANDLE_PREFIX, SESSION_PREFIX)):
+                raise InvalidRequest(
+                    f"{name[:80]!r} cannot be a sandbox's name: take 1 to 64 letters, digits, dots, dashes, "
+                    f"underscores, and begin with neither {HANDLE_PREFIX} nor {SESSION_PREFIX}, as handles do."
+                )
+            if name in taken:
+                raise InvalidRequest(
+                    f"There is a sandbox or session named {name!r} already; close it, or take another name."
+                )
+            taken.add(name)
+
+    def _check_bytes(self) -> None:
+        """See that the states of all sandboxes take no more memory than they may; forks share theirs."""
+        held = sum({id(each.state.dump): len(each.state.dump) for each in self._sandboxes.values()}.values())
+        if held > self.max_state_bytes:
+            raise CapacityError(
+                f"The variables of all sandboxes take {held / 1e6:.0f} MB, and may take "
+                f"{self.max_state_bytes / 1e6:.0f} MB: close some (list_sessions shows them).",
+                FULL_RETRY_S,
+            )
+
+    async def _make_room(self, sandbox: Sandbox) -> None:
+        """See that one more sandbox can have a worker: the one whose latest run ended first gives its own up."""
+        while sandbox.worker is None and self.num_workers >= self.max_workers:
+            idle = [each for each in self._sandboxes.values() if each.worker is not None and not each.busy]
+            await min(idle, key=lambda each: each.used_at).release()
+
+    def _look(self) -> None:
+        """Have the workers released of sandboxes that are idle for long enough."""
+        now = self._clock()
+        for sandbox in self._sandboxes.values():
+            if sandbox.worker is not None and not sandbox.busy and now - sandbox.used_at >= self.idle_s:
+                task = asyncio.get_running_loop().create_task(sandbox.release())
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _remove(self, service: Service, sandboxes: Sequence[Sandbox]) -> None:
+        """Forget sandboxes at once; a run that goes on in one ends, and then does the rest."""
+        for sandbox in sandboxes:
+            sandbox.closed = True
+            if self._sandboxes.pop(sandbox.sandbox_id, None) is not None:
+                service.limits.keep(sandbox.owner, -1)
+        for sandbox in sandboxes:
+            if sandbox.running is not None:
+                sandbox.running.cancel()
+            else:
+                await sandbox.release()
+                await close_sessions(service, sandbox.owner, set(sandbox.state.remembered.values()))
+
+
+async def fork_all(service: Service, caller: Caller, session: str, num: int) -> list[str]:
+    """The handles of so many forks of a session; its own if it has ended, so that its use says so."""
+    try:
+        with service.limits.opening(caller.tenant, num, known_sessions(service).values()):
+            return [fork.session_id for fork in await service.engine.fork(caller.tenant, session, num)]
+    except UnknownSession:
+        return [session] * num
