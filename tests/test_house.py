@@ -57,7 +57,10 @@ LAYERS = {
     # The inside of the sandbox: an interpreter and what surrounds it. It knows nothing of the service.
     "workflows/sandbox/runtime": ((), ()),
     "api": ((), ()),
-    "api/mcp": (("api/web", "service", "chat", "errors", "__init__"), ("mcp", "mcp_types", "pydantic", "anyio")),
+    "api/mcp": (
+        ("api/web", "service", "workflows", "chat", "errors", "__init__"),
+        ("mcp", "mcp_types", "pydantic", "anyio"),
+    ),
     "api/anthropic": (("service", "chat", "errors", "api/web"), ("pydantic", "starlette", "sse_starlette")),
     "api/openai": (("api/web", "service", "chat", "errors"), ("pydantic", "starlette")),
     "api/sessions": (

@@ -170,7 +170,9 @@ async def test_sessions_are_counted_while_they_are_made_too(limited):
     first = await house.say(keep=True)
     made = await asyncio.gather(*(house.say(keep=True) for _ in range(4)), return_exceptions=True)
     assert sum(isinstance(each, RateLimited) for each in made) == 2
-    with pytest.raises(RateLimited, match=r"You have 3 sessions and sandboxes and may have 3, so 1 more cannot be made. Close some"):
+    with pytest.raises(
+        RateLimited, match=r"You have 3 sessions and sandboxes and may have 3, so 1 more cannot be made. Close some"
+    ):
         await fork_session(house.service, ANN, first.session.session_id, 1, (), "")
     session = first.session.session_id
     await house.service.engine.close_sessions(

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from mlx_mcp.api.mcp.answer_arguments import BatchArguments, CountArguments, GenerateArguments
 from mlx_mcp.api.mcp.calls import ToolSet, progress_reporter, translated, while_connected
+from mlx_mcp.api.mcp.deliberate_tools import DeliberateTools
 from mlx_mcp.api.mcp.long_results import running
 from mlx_mcp.api.mcp.model_tools import ModelTools
 from mlx_mcp.api.mcp.result_arguments import CancelArguments, GetResultArguments
@@ -42,11 +43,13 @@ def make_tools(
     tools = AnswerTools(service, files, activity, wait_s)
     sessions = SessionTools(service, files, activity, wait_s)
     models = ModelTools(service, files, activity, wait_s)
+    deliberating = DeliberateTools(service, files, activity, wait_s)
     make, again, once = StrictTool.make, {**HARMLESS, "idempotent_hint": True}, {**HARMLESS, "idempotent_hint": False}
     safe = {"read_only_hint": False, "destructive_hint": False, "idempotent_hint": True}
     return [
         make(tools.generate, "Generate text", daily=True, long=True, **once),
         make(tools.generate_batch, "Generate many texts", daily=True, long=True, **once),
+        make(deliberating.deliberate, "Ask several branches, and judge", long=True, **once),
         make(tools.get_result, "Get the result of a long call", daily=True, long=True, **again),
         make(tools.cancel, "Cancel a long call", **safe | {"destructive_hint": True}),
         make(sessions.create_session, "Create a session", daily=True, long=True, **once),

@@ -110,6 +110,11 @@ class Branches:
         """How many tokens may still be written; None: any number."""
         return None if self.budget_tokens is None else max(0, self.budget_tokens - sum(map(written, self.meters)))
 
+    @property
+    def line(self) -> str:
+        """How far they are, without a word of what they say."""
+        return f"{sum(meter.ended for meter in self.meters)} of {len(self.meters)} answers"
+
     async def run(
         self,
         requests: Sequence[GenerateRequest],

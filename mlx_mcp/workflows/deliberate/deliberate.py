@@ -80,8 +80,9 @@ async def deliberate(service: Service, caller: Caller, task: Task, report: Repor
     task = check(task)
     branches = Branches(service, caller, report, task.budget_tokens)
     try:
-        async with contexts_of(service, caller, task, branches) as contexts:
-            return await Deliberation(service, caller, task, branches, contexts).run()
+        with service.observer.workflow("deliberate", caller.tenant, "", lambda: branches.line):
+            async with contexts_of(service, caller, task, branches) as contexts:
+                return await Deliberation(service, caller, task, branches, contexts).run()
     except BaseException:
         await branches.close()
         raise

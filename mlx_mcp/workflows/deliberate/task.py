@@ -81,7 +81,7 @@ def check(task: Task) -> Task:
     if task.session and (task.system or task.files):
         raise InvalidRequest("The context is the `session`, or `system` and `files`: leave one of the two out.")
     if task.session and any(task.models):
-        raise InvalidRequest("A `session` is one model's: leave `model` out, or give `files` instead of a session.")
+        raise InvalidRequest("A `session` has a model of its own: name no other, or give `files` instead of a session.")
     return replace(task, vote_on=voted_field(task))
 
 

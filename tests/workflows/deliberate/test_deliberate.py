@@ -285,7 +285,7 @@ async def test_more_calls_than_the_caller_may_have_at_once_are_refused(service):
         ({"task": " "}, "`task` is empty. Say in it"),
         ({"branches": (Branch(),)}, "1 branches; there must be from 2 to 64"),
         ({"session": "s"}, "leave one of the two out"),
-        ({"system": "", "session": "s", "model": "tiny"}, "leave `model` out, or give `files`"),
+        ({"system": "", "session": "s", "model": "tiny"}, "name no other, or give `files`"),
         ({"judge": Judge.VOTE}, "give `json_schema`, such as"),
         ({"judge": Judge.VOTE, "schema": {"properties": {"a": {}, "b": {}}}}, "`vote_on` must be given.* a, b"),
         ({"vote_on": "c", "schema": SCHEMA}, "`vote_on` must be a property of `json_schema`, which has: v"),
