@@ -244,6 +244,7 @@ class Config(BaseSettings):
     )
     max_file_bytes: int = Field(1 << 20, ge=1, description="the longest file that is read for a caller")
     max_files_bytes: int = Field(4 << 20, ge=1, description="all files of one call together")
+    max_sandbox_files_bytes: int = Field(64 << 20, ge=1, description="all files that a program in a sandbox is given")
     max_request_bytes: int = Field(4 << 20, ge=1024, description="the longest message taken from a client")
     engine_idle_s: float = Field(
         1800.0, gt=0, le=31536000, description="how long the engine process lives on without anything to do"
@@ -312,6 +313,11 @@ class Config(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Command line (given as arguments), then environment, then the file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config_path())
+
+    @property
+    def file_limits(self) -> tuple[int, int, int]:
+        """The longest file that is read for a caller, all files of a prompt, and all files of a program, in bytes."""
+        return self.max_file_bytes, self.max_files_bytes, self.max_sandbox_files_bytes
 
     @classmethod
     def load(cls, **given: Any) -> Config:

@@ -9,6 +9,7 @@ from mlx_mcp.errors import InvalidRequest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 HANDLE_PREFIX = "s_"
+RESERVED = (HANDLE_PREFIX, "x-")  # with which handles begin: the latter are of sandboxes
 
 
 class SessionNames:
@@ -46,9 +47,10 @@ class SessionNames:
                     f"{name[:80]!r} cannot be a session's name: take 1 to 64 letters, digits, dots, dashes, "
                     "underscores."
                 )
-            if name.startswith(HANDLE_PREFIX):
+            if name.startswith(RESERVED):
                 raise InvalidRequest(
-                    f"{name[:80]!r} cannot be a session's name, since handles begin with {HANDLE_PREFIX}: take another."
+                    f"{name[:80]!r} cannot be a session's name, since handles begin with {' or '.join(RESERVED)}: take "
+                    "another."
                 )
             if names.count(name) > 1:
                 raise InvalidRequest(f"`names` has a fork named {name!r} already: give each a name of its own.")

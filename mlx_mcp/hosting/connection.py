@@ -27,6 +27,7 @@ from mlx_mcp.process.lines import ALIVE, ALIVE_S, ENDING, notice
 from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.service import Service
+from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes
 
 CLOSE_S = 2.0
 
@@ -57,16 +58,23 @@ class Connection:
         return bool(self.hello.get("notices"))
 
 
-async def serve_window(
-    joined: Connection, own: Config, service: Service, limits: Config, used: Callable[[], None], ends: asyncio.Event
-) -> None:
-    """Serve the lines of one host until its end. `own` are its settings, and `limits` are those of the engine.
+@dataclass(frozen=True)
+class Serving:
+    """What a connection is served with. `used` is called for every message or request."""
 
-    `used` is called for every message. If this process `ends`, the last line names the requests not taken up.
-    """
-    folder = joined.hello.get("folder")
-    files = FileReader.of_window(own.file_roots, folder, own.max_file_bytes, own.max_files_bytes)
-    server = build_server(service, files, joined.activity, own.wait_s, stale_lists(joined.hello))
+    own: Config  # its settings
+    service: Service
+    limits: Config  # the settings of the engine
+    sandboxes: Sandboxes
+    used: Callable[[], None]
+
+
+async def serve_window(joined: Connection, serving: Serving, ends: asyncio.Event) -> None:
+    """Serve the lines of one host until its end. If this process `ends`, the last line names those not taken up."""
+    own, folder = serving.own, joined.hello.get("folder")
+    files = FileReader.of_window(own.file_roots, folder, *own.file_limits)
+    stale = stale_lists(joined.hello)
+    server = build_server(serving.service, files, joined.activity, own.wait_s, stale, serving.sandboxes)
     lines, stream = await asyncio.open_connection(sock=joined.socket)
 
     async def write(data: bytes) -> None:
@@ -74,7 +82,7 @@ async def serve_window(
         await stream.drain()
 
     def seen(message: JSONRPCMessage) -> None:
-        used()
+        serving.used()
         joined.host = joined.host or client_name(message)
 
     async def show_life() -> None:
@@ -84,7 +92,7 @@ async def serve_window(
                 stream.write(notice(ALIVE))
 
     try:
-        limit = limits.max_request_bytes
+        limit = serving.limits.max_request_bytes
         async with anyio.create_task_group() as tasks:
             if joined.takes_notices:
                 tasks.start_soon(show_life)
@@ -101,30 +109,22 @@ async def serve_window(
         stream.transport.abort()
 
 
-async def serve_listener(
-    joined: Connection,
-    fds: list[int],
-    own: Config,
-    service: Service,
-    limits: Config,
-    used: Callable[[], None],
-    servers: list[HttpServer],
-) -> None:
+async def serve_listener(joined: Connection, fds: list[int], serving: Serving, servers: list[HttpServer]) -> None:
     """Serve HTTP on a listening socket that came with the hello, until the connection that brought it ends.
 
-    The server is in `servers` as long as it serves. `used` is called for every request.
+    The server is in `servers` as long as it serves.
     """
     if len(fds) != 1:
         raise ConfigError("A listener comes with one socket; connect with `mlx-mcp serve --http`.")
     listener = socket.socket(joined.hello["family"], socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=fds.pop())
     listener.setblocking(False)
-    app = web_app(service, joined.activity, own)
+    app = web_app(serving.service, joined.activity, serving.own, sandboxes=serving.sandboxes)
 
     async def noted(scope: Scope, receive: Receive, send: Send) -> None:
-        used()
+        serving.used()
         await app(scope, receive, send)
 
-    server = HttpServer(noted, own)
+    server = HttpServer(noted, serving.own)
     servers.append(server)
     try:
         async with anyio.create_task_group() as tasks:
@@ -132,7 +132,7 @@ async def serve_listener(
             async def until_closed() -> None:
                 with suppress(OSError):
                     await asyncio.get_running_loop().sock_recv(joined.socket, 1)
-                await drain_http(server, joined.activity, limits.shutdown_timeout_s)
+                await drain_http(server, joined.activity, serving.limits.shutdown_timeout_s)
 
             async def show_life() -> None:
                 with suppress(OSError):

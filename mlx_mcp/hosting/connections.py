@@ -31,7 +31,7 @@ from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.errors import ConfigError, MlxMcpError
 from mlx_mcp.hosting.access import access_of
 from mlx_mcp.hosting.allowances import limiter_of
-from mlx_mcp.hosting.connection import Connection, serve_listener, serve_window
+from mlx_mcp.hosting.connection import Connection, Serving, serve_listener, serve_window
 from mlx_mcp.hosting.hello import receive_hello, reply
 from mlx_mcp.hosting.http import HttpServer
 from mlx_mcp.hosting.lifetime import LAST_ANSWERS_S, drain
@@ -46,6 +46,7 @@ from mlx_mcp.service.jobs import Jobs
 from mlx_mcp.service.observing import Observer
 from mlx_mcp.service.service import Lifecycle, Service
 from mlx_mcp.wiring import registry_of
+from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, default_runtime
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Connections:
         self._session_files = SessionFiles(client, config)
         self._jobs, self._warm, self._limits = Jobs(config.result_ttl_s), warm_of(config), limiter_of(config)
         self._observer, self._lifecycle = Observer(), Lifecycle(config.ready_step_s)
+        self._sandboxes = Sandboxes(default_runtime, config.session_ttl_s)
         log_generations(self._observer)
         self._connections: dict[int, Connection] = {}
         self._named: dict[str, ModelSpec] = {}  # the windows' models; other windows may continue sessions of them
@@ -120,6 +122,7 @@ class Connections:
                 server.hang_up()
             await drain(lambda: bool(self._http_servers), (), LAST_ANSWERS_S)
             tasks.cancel_scope.cancel()
+        await self._sandboxes.end()
         self._listener.close()
 
     @property
@@ -135,10 +138,12 @@ class Connections:
     def _may_end(self) -> bool:
         """Whether nothing is lost with this process.
 
-        No call or job runs, each result was fetched, and no open window has a session only in memory.
+        No call or job runs, each result was fetched, and no open window has a session or a sandbox only in memory.
         """
         sessions = list(self._client.thread.sessions.values())
-        in_memory_only = bool(self._connections) and any(not info.persisted for info in sessions)
+        in_memory_only = bool(self._connections) and (
+            any(not info.persisted for info in sessions) or self._sandboxes.num > 0
+        )
         return not self._busy and not self._jobs.num_unfetched and not in_memory_only
 
     def _reachable(self) -> bool:
@@ -230,10 +235,11 @@ class Connections:
             try:
                 told = {"pid": os.getpid(), "model": joined.model, "notes": notes}
                 await reply(connection, told | {"silence_s": self._config.engine_silence_s})
+                serving = Serving(own, service, self._config, self._sandboxes, self._note_use)
                 if kind == "stdio":
-                    await serve_window(joined, own, service, self._config, self._note_use, self._stopping)
+                    await serve_window(joined, serving, self._stopping)
                 else:
-                    await serve_listener(joined, fds, own, service, self._config, self._note_use, self._http_servers)
+                    await serve_listener(joined, fds, serving, self._http_servers)
             finally:
                 del self._connections[joined.number]
                 self._note_use()

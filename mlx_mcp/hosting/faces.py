@@ -28,19 +28,26 @@ from mlx_mcp.hosting.access import access_of
 from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.service import Service
+from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes
 
 APIS: tuple[Api, ...] = (OPENAI, anthropic.API, SESSIONS)
 
 
-def web_app(service: Service, activity: Activity, config: Config, apis: Sequence[Api] | None = None) -> ASGIApp:
-    """All that is served over HTTP: MCP, and each of the other APIs.
+def web_app(
+    service: Service,
+    activity: Activity,
+    config: Config,
+    apis: Sequence[Api] | None = None,
+    sandboxes: Sandboxes | None = None,
+) -> ASGIApp:
+    """All that is served over HTTP: MCP, and each of the other APIs. The `sandboxes` are those of the process.
 
     Raises:
         ConfigError: others are to be served, and nobody could get in.
     """
     apis = APIS if apis is None else apis
-    files = FileReader(config.file_roots or (), config.max_file_bytes, config.max_files_bytes)
-    mcp = build_server(service, files, activity, config.wait_s)
+    files = FileReader(config.file_roots or (), *config.file_limits)
+    mcp = build_server(service, files, activity, config.wait_s, sandboxes=sandboxes)
     serving = Serving(service, activity, files, config.max_request_bytes)
     routes, access = routes_of(apis, serving), access_of(config)
     described = Route("/openapi.json", showing(apis))

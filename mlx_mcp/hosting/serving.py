@@ -136,22 +136,28 @@ def serve_stdio(config: Config) -> None:
     from mlx_mcp.service.jobs import Jobs
     from mlx_mcp.service.service import Service
     from mlx_mcp.wiring import wire
+    from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, closing, default_runtime
 
     configure_logs(config)
     export_traces(config)
     client, registry = wire(config)
-    files = FileReader.of_window(config.file_roots, project_folder(), config.max_file_bytes, config.max_files_bytes)
+    files = FileReader.of_window(config.file_roots, project_folder(), *config.file_limits)
     activity, requests = Activity(), OpenRequests()
     service = Service(client, registry, Jobs(config.result_ttl_s), warm_of(config), limiter_of(config))
     log_generations(service.observer)
-    server = build_server(service, files, activity, config.wait_s)
+    sandboxes = Sandboxes(default_runtime, config.session_ttl_s)
+    server = build_server(service, files, activity, config.wait_s, sandboxes=sandboxes)
 
     async def stop(scope: anyio.CancelScope) -> None:
         activity.closed = True
         await drain(lambda: requests.waiting, [activity, service.jobs.activity], config.shutdown_timeout_s)
         scope.cancel()
 
-    run(config, client, lambda: serve_stdio(server, wire_in, wire_out, config.max_request_bytes, requests), stop)
+    async def serve() -> None:
+        async with closing(sandboxes):
+            await serve_stdio(server, wire_in, wire_out, config.max_request_bytes, requests)
+
+    run(config, client, serve, stop)
 
 
 def serve_http(config: Config, say: Say) -> None:
@@ -168,6 +174,7 @@ def serve_http(config: Config, say: Say) -> None:
     from mlx_mcp.service.jobs import Jobs
     from mlx_mcp.service.service import Lifecycle, Service
     from mlx_mcp.wiring import wire
+    from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, closing, default_runtime
 
     access_of(config)
     configure_logs(config)
@@ -179,7 +186,8 @@ def serve_http(config: Config, say: Say) -> None:
     jobs, limits = Jobs(config.result_ttl_s), limiter_of(config)
     service = Service(client, registry, jobs, warm_of(config), limits, lifecycle=lifecycle)
     log_generations(service.observer)
-    server = HttpServer(web_app(service, activity, config), config)
+    sandboxes = Sandboxes(default_runtime, config.session_ttl_s)
+    server = HttpServer(web_app(service, activity, config, sandboxes=sandboxes), config)
     address = address_of(config, listener)
     say(f"mlx-mcp {__version__} serving {registry.resolve(None).name!r} at {address}/mcp")
 
@@ -187,7 +195,11 @@ def serve_http(config: Config, say: Say) -> None:
         lifecycle.draining = True
         await drain_http(server, activity, config.shutdown_timeout_s)
 
-    run(config, client, lambda: server.serve(sockets=[listener]), stop)
+    async def serve() -> None:
+        async with closing(sandboxes):
+            await server.serve(sockets=[listener])
+
+    run(config, client, serve, stop)
 
 
 def serve_engine(config: Config, listener: socket.socket, log: str | None, ready_fd: int | None, say: Say) -> None:

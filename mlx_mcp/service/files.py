@@ -4,27 +4,52 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlx_mcp.errors import InvalidRequest
+from mlx_mcp.service.globs import Below, has_wildcards, matches
 
 MAX_FILES = 64
+MAX_TEXTS = 2_000  # files that one call may have read for a program
 MAX_PATH_BYTES = 4096  # the work of resolving a path grows with the square of its length
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe would wait for its writer
 
 
+@dataclass(frozen=True)
+class Texts:
+    """Files that were read: their texts by path below their root, and why those are left out that a pattern found."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
 class FileReader:
     """Reads what lies inside `roots`; a link is followed if what it leads to lies there too."""
 
-    def __init__(self, roots: tuple[Path, ...], max_file_bytes: int, max_total_bytes: int, why_none: str = "") -> None:
-        """`why_none` is what callers are told where there are no roots."""
+    def __init__(
+        self,
+        roots: tuple[Path, ...],
+        max_file_bytes: int,
+        max_total_bytes: int,
+        max_texts_bytes: int = 64 << 20,
+        why_none: str = "",
+    ) -> None:
+        """`why_none` is what callers are told where there are no roots; `max_texts_bytes` is the limit of `texts`."""
         self._roots = tuple(root.absolute() for root in roots)
         self._max_file_bytes, self._max_total_bytes, self._why_none = max_file_bytes, max_total_bytes, why_none
+        self._max_texts_bytes = max_texts_bytes
 
     @classmethod
     def of_window(
-        cls, roots: tuple[Path, ...] | None, folder: str | None, max_file_bytes: int, max_total_bytes: int
+        cls,
+        roots: tuple[Path, ...] | None,
+        folder: str | None,
+        max_file_bytes: int,
+        max_total_bytes: int,
+        max_texts_bytes: int,
     ) -> FileReader:
         """The reader for a host that starts the server in `folder`: that is read unless `roots` were set."""
         why_none = ""
@@ -36,7 +61,7 @@ class FileReader:
                 why_none = (
                     f" It was started in {folder}, which is or holds your home folder: such a folder is never read."
                 )
-        return cls(roots, max_file_bytes, max_total_bytes, why_none)
+        return cls(roots, max_file_bytes, max_total_bytes, max_texts_bytes, why_none)
 
     def read(self, paths: list[str]) -> str:
         """The files as `<file path="…">` (relative to its root), their text, `</file>`; an empty line between two.
@@ -48,11 +73,7 @@ class FileReader:
             InvalidRequest: a path leads outside, nowhere, or to what is no text within the limits. Of what is outside
                 the text does not tell whether it exists.
         """
-        if paths and not self._roots:
-            raise InvalidRequest(
-                f"This server reads no files.{self._why_none} Give their text in `prompt`, or have it started with "
-                "MLX_MCP_FILE_ROOTS, the folders that it may read."
-            )
+        self._check_roots(paths)
         if len(paths) > MAX_FILES:
             raise InvalidRequest(f"{len(paths)} files are too many for a call: give at most {MAX_FILES}.")
         files: dict[Path, str] = {}
@@ -60,9 +81,7 @@ class FileReader:
         for path in paths:
             fd, root, below = self._open(path)
             try:
-                data = self._data(path, fd)
-            except OSError as error:
-                raise unreadable(path, error) from error
+                data = self._data(path, fd, self._max_file_bytes, "MLX_MCP_MAX_FILE_BYTES")
             finally:
                 os.close(fd)
             if root / below in files:
@@ -76,6 +95,92 @@ class FileReader:
             files[root / below] = framed(str(below), decoded(path, data))
         return "\n\n".join(files.values())
 
+    def texts(self, patterns: Sequence[str]) -> Texts:
+        """The texts of files for a program, by path below their root; a pattern may have wildcards (see globs).
+
+        Blocks: call it on a thread. Of what a pattern with wildcards finds, what is no text is left out, and a link
+        that leads outside is not seen.
+
+        Raises:
+            InvalidRequest: as of `read`; a pattern finds nothing, or there are too many files or bytes.
+        """
+        self._check_roots(patterns)
+        made, total, seen = Texts(), 0, set[Path]()
+        for pattern in patterns:
+            found = self._found(pattern)
+            for path in found or [pattern]:
+                fd, top, below = self._open(path)
+                name = str(
+                    top / below if str(below) in made.files else below
+                )  # of two roots, each may have such a file
+                try:
+                    if top / below in seen:
+                        continue
+                    seen.add(top / below)
+                    data = self._data(path, fd, self._max_texts_bytes, "MLX_MCP_MAX_SANDBOX_FILES_BYTES")
+                    text = decoded(path, data)
+                except InvalidRequest as error:
+                    if not found:
+                        raise
+                    made.left_out[name] = str(error)
+                    continue
+                finally:
+                    os.close(fd)
+                total += len(text)
+                if total > self._max_texts_bytes:
+                    raise InvalidRequest(
+                        f"The files up to {shown(path)} have more than {self._max_texts_bytes} characters, which is "
+                        "what one call may have read. Give fewer, or have the server started with a larger "
+                        "MLX_MCP_MAX_SANDBOX_FILES_BYTES."
+                    )
+                made.files[name] = text
+                if len(made.files) > MAX_TEXTS:
+                    raise InvalidRequest(f"These are more than {MAX_TEXTS} files: give fewer, or narrower patterns.")
+        return made
+
+    def _check_roots(self, paths: Sequence[str]) -> None:
+        if paths and not self._roots:
+            raise InvalidRequest(
+                f"This server reads no files.{self._why_none} Give their text in the call, or have it started with "
+                "MLX_MCP_FILE_ROOTS, the folders that it may read."
+            )
+
+    def _found(self, pattern: str) -> list[str]:
+        """The paths of the files that a pattern finds; none where it has no wildcards or is a file's own name.
+
+        Raises:
+            InvalidRequest: it has wildcards, and there is no such file in any root.
+        """
+        parts = Path(pattern).parts
+        first = next((at for at, part in enumerate(parts) if has_wildcards(part)), None)
+        if first is None or "\0" in pattern:
+            return []
+        tops = self._tops()
+        for root in self._roots:
+            if os.path.lexists(root / pattern) and resolved(root / pattern).is_relative_to(root):
+                return []
+            folder = resolved(Path(os.path.normpath(root.joinpath(*parts[:first]))))
+            top = next((top for top in tops if folder.is_relative_to(top)), None)
+            if top is None or ".." in parts[first:]:
+                continue
+            under = folder.relative_to(top).parts
+
+            def open_folder(below: Below, top: Path = top, under: Below = under) -> int:
+                return open_below(top, (*under, *below), FOLDER)
+
+            found = [str(folder.joinpath(*below)) for below in matches(open_folder, parts[first:])]
+            inside = [path for path in found if any(resolved(Path(path)).is_relative_to(top) for top in tops)]
+            if inside:
+                return inside
+        raise InvalidRequest(
+            f"No file matches {shown(pattern)} in {', '.join(map(str, self._roots))}. Names that begin with a dot, and "
+            "links to folders, are left out."
+        )
+
+    def _tops(self) -> list[Path]:
+        """The roots; where one lies in another the outer one comes first, and every step from there is checked."""
+        return sorted(map(resolved, self._roots), key=lambda root: len(root.parts))
+
     def _open(self, path: str) -> tuple[int, Path, Path]:
         """Open a file; returns its descriptor, the root that it is in, and its path below that."""
         try:
@@ -83,9 +188,7 @@ class FileReader:
                 raise ValueError
         except ValueError as error:  # half a surrogate is one, too
             raise InvalidRequest(f"{shown(path)} cannot be the path of a file: give another.") from error
-        # Where one root lies in another the outer one is opened, and every step from there is checked.
-        tops = sorted(map(resolved, self._roots), key=lambda root: len(root.parts))
-        inside = False
+        tops, inside = self._tops(), False
         for root in self._roots:
             # `..` is taken away first: what a link outside leads to must not decide where the path ends.
             real = resolved(Path(os.path.normpath(root / path)))
@@ -110,20 +213,24 @@ class FileReader:
             "`~` and wildcards are not expanded."
         )
 
-    def _data(self, path: str, fd: int) -> bytes:
-        info, limit = os.fstat(fd), self._max_file_bytes
+    def _data(self, path: str, fd: int, limit: int, setting: str) -> bytes:
+        """The bytes of a file that was opened, if they are no more than the limit, which the setting is of."""
+        info = os.fstat(fd)
         if stat.S_ISDIR(info.st_mode):
             raise InvalidRequest(f"{shown(path)} is a folder: give the files in it, one by one.")
         if not stat.S_ISREG(info.st_mode):
             raise InvalidRequest(f"{shown(path)} is no regular file: give one that is.")
         if info.st_size <= limit:
-            with open(fd, "rb", closefd=False) as file:
-                data = file.read(limit + 1)  # it may grow meanwhile
+            try:
+                with open(fd, "rb", closefd=False) as file:
+                    data = file.read(limit + 1)  # it may grow meanwhile
+            except OSError as error:
+                raise unreadable(path, error) from error
             if len(data) <= limit:
                 return data
         raise InvalidRequest(
-            f"{shown(path)} has more than {limit} bytes: give the part that matters in `prompt`, or have the server "
-            "started with a larger MLX_MCP_MAX_FILE_BYTES."
+            f"{shown(path)} has more than {limit} bytes: give the part that matters in the call, or have the server "
+            f"started with a larger {setting}."
         )
 
 
@@ -135,13 +242,13 @@ def resolved(path: Path) -> Path:
         return path
 
 
-def open_below(root: Path, names: tuple[str, ...]) -> int:
+def open_below(root: Path, names: tuple[str, ...], last: int = FILE) -> int:
     """A descriptor of root/names, in which no name is a link: whatever was put in its place since it was resolved."""
     fd = os.open(root, FOLDER)
     for at, name in enumerate(names, 1):
         folder = fd
         try:
-            fd = os.open(name, FILE if at == len(names) else FOLDER, dir_fd=folder)
+            fd = os.open(name, last if at == len(names) else FOLDER, dir_fd=folder)
         finally:
             os.close(folder)
     return fd

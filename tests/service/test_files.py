@@ -195,14 +195,14 @@ def test_a_loop_of_links_is_refused(root):
 def test_a_file_may_be_as_long_as_the_limit(root):
     write(root / "x", "é" * 50)
     assert read("x", roots=[root], max_file_bytes=100)
-    assert "99 bytes: give the part that matters in `prompt`" in refusal("x", roots=[root], max_file_bytes=99)
+    assert "99 bytes: give the part that matters in the call" in refusal("x", roots=[root], max_file_bytes=99)
 
 
 def test_a_file_that_grows_while_it_is_read_is_cut_off(root, monkeypatch):
     write(root / "x", "x" * 100)
     empty = os.stat(root)  # stands for the time when it was short
     monkeypatch.setattr(os, "fstat", lambda fd: os.stat_result((0o100644, *empty[1:6], 0, *empty[7:10])))
-    assert "99 bytes: give the part that matters in `prompt`" in refusal("x", roots=[root], max_file_bytes=99)
+    assert "99 bytes: give the part that matters in the call" in refusal("x", roots=[root], max_file_bytes=99)
 
 
 def test_all_files_together_have_a_limit(root):

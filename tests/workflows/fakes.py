@@ -124,6 +124,10 @@ class FakeRuntime:
     workers: list[FakeWorker] = field(default_factory=list)
     closed: bool = False
 
+    async def opened(self) -> FakeRuntime:
+        """Itself, as it is asked for."""
+        return self
+
     @property
     def live(self) -> list[FakeWorker]:
         """The workers that were not ended."""

@@ -25,6 +25,7 @@ from mlx_mcp.errors import nearest
 from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.service import Service
+from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes
 
 RESOURCE_NOT_FOUND = -32002  # up to 2025-11-25; later versions have INVALID_PARAMS for it (SEP-2164)
 WEBSITE = "https://github.com/mlx-mcp/mlx-mcp"
@@ -40,6 +41,8 @@ or give each sub-agent a fork of its own (`fork_session` copies nothing). In a s
 keep=false it stays as it was.
 - Long work: a call that takes longer than `wait_s` answers with a `result_id`; fetch the rest with `get_result`.
 - To be needed another day: `persist_session`. Not needed any more: `close_session`.
+- Input that is too large for you (logs, a repository, hundreds of texts to label): `sandbox_run` runs your Python \
+beside the model, and only what it prints comes back.
 - `list_models` says which models there are, `list_sessions` what is held; the resources mlx://sessions/… show what \
 was said. The first call to a model loads it, which can take minutes; progress is reported.
 """
@@ -79,16 +82,17 @@ def build_server(
     activity: Activity | None = None,
     wait_s: float | None = None,
     stale: Collection[str] = (),
+    sandboxes: Sandboxes | None = None,
     **settings: Any,
 ) -> MCPServer[Any]:
     """An MCP server on a service; many servers (one per connection) may share an engine.
 
     Callers can have `files` read, none if there is no reader; what they do is noted in `activity`. `wait_s` is how long
     a call is waited for before it is answered with a handle; None leaves that to the host's name. `stale` are the lists
-    of which the client may have been told something else before. `settings` go to MCPServer as they are; see its own
-    documentation.
+    of which the client may have been told something else before, and `sandboxes` those of the process. `settings` go to
+    MCPServer as they are; see its own documentation.
     """
-    changes, tools = Changes(service, stale), make_tools(service, files, activity, wait_s)
+    changes, tools = Changes(service, stale), make_tools(service, files, activity, wait_s, sandboxes)
     for tool in tools:
         tool.icons = ICONS
     server = Server(

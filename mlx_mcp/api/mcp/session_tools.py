@@ -13,10 +13,13 @@ from mlx_mcp.api.mcp.calls import ToolSet, translated
 from mlx_mcp.api.mcp.consent import may_remove
 from mlx_mcp.api.mcp.results import reply
 from mlx_mcp.api.mcp.session_arguments import CloseArguments, CreateArguments, ForkArguments, PersistArguments
-from mlx_mcp.api.web.results import Closed, Forks, NewSession, PersistedSession, SessionList
+from mlx_mcp.api.mcp.workflow_results import Forked, Held, closed_with, forked, held_list
+from mlx_mcp.api.web.results import Closed, NewSession, PersistedSession
 from mlx_mcp.api.web.translate import closed_list, forks, new_session, persisted, session_list
 from mlx_mcp.errors import InvalidRequest
-from mlx_mcp.service.activity import Report
+from mlx_mcp.service.activity import Activity, Report
+from mlx_mcp.service.files import FileReader
+from mlx_mcp.service.service import Service
 from mlx_mcp.service.sessions import (
     close_sessions,
     create_session,
@@ -25,10 +28,22 @@ from mlx_mcp.service.sessions import (
     list_sessions,
     persist_session,
 )
+from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes
 
 
 class SessionTools(ToolSet):
-    """Tools that make sessions and end them."""
+    """Tools that make sessions and end them; those that fork, list and close take sandboxes by the same rules."""
+
+    def __init__(
+        self,
+        service: Service,
+        sandboxes: Sandboxes,
+        files: FileReader | None = None,
+        activity: Activity | None = None,
+        wait_s: float | None = None,
+    ) -> None:
+        super().__init__(service, files, activity, wait_s)
+        self._sandboxes = sandboxes
 
     @translated
     async def create_session(self, given: CreateArguments, ctx: ToolContext) -> Annotated[CallToolResult, NewSession]:
@@ -51,15 +66,20 @@ class SessionTools(ToolSet):
         return await self._long(ctx, given, "create_session", work, given.model)
 
     @translated
-    async def fork_session(self, given: ForkArguments, ctx: ToolContext) -> Annotated[CallToolResult, Forks]:
+    async def fork_session(self, given: ForkArguments, ctx: ToolContext) -> Annotated[CallToolResult, Forked]:
         """Make sessions that go on from where another is, and then apart: one for each sub-agent or attempt.
 
         Takes no time and no memory, however long the context is. A fork sees the parent's finished turns; then neither
         sees what the other says. At most 64 at once. Returns {sessions: [handles]}; go on with generate(session=…).
         """
-        names = tuple(given.names or ())
-        made = await fork_session(self._service, self._caller(), given.session, given.count, names, given.version)
-        return reply(forks(made, bool(names)))
+        names, caller = tuple(given.names or ()), self._caller()
+        if self._sandboxes.knows(caller.tenant, given.session):
+            if given.version:
+                raise InvalidRequest("A sandbox has no versions: leave out `version`.")
+            sandboxes = await self._sandboxes.fork(self._service, caller, given.session, given.count, names)
+            return reply(forked(sandboxes))
+        made = await fork_session(self._service, caller, given.session, given.count, names, given.version)
+        return reply(Forked(**forks(made, bool(names)).model_dump()))
 
     @translated
     async def persist_session(
@@ -82,28 +102,40 @@ class SessionTools(ToolSet):
         return await self._long(ctx, given, "persist_session", work)
 
     @translated
-    async def list_sessions(self, given: Arguments, ctx: ToolContext) -> Annotated[CallToolResult, SessionList]:
-        """List your sessions, the ones used last first; of more than 100 the rest are counted in not_shown.
+    async def list_sessions(self, given: Arguments, ctx: ToolContext) -> Annotated[CallToolResult, Held]:
+        """List your sessions and sandboxes, the ones used last first; beyond 100 they are counted in not_shown.
 
         Call it to find a handle again, or to see what can be closed. Returns {sessions: [{session, name, model, tokens,
         cached_tokens, busy, pinned, ephemeral, idle_s, expires_in_s, parent, persisted, versions}]}: cached_tokens are
-        in memory now, busy means that a turn is under way.
+        in memory now, busy means that a turn is under way; and sandboxes: [{sandbox, name, variables, remembered, …}].
         """
-        return reply(session_list(await list_sessions(self._service, self._caller())))
+        caller = self._caller()
+        infos = await list_sessions(self._service, caller)
+        await self._sandboxes.expire(self._service)
+        return reply(held_list(session_list(infos), self._sandboxes.infos(caller.tenant)))
 
     @translated
     async def close_session(self, given: CloseArguments, ctx: ToolContext) -> Annotated[CallToolResult, Closed]:
-        """End and delete sessions that are not needed any more, on disk too; there is no way back.
+        """End and delete sessions and sandboxes that are not needed any more, on disk too; there is no way back.
 
         Their turns that are under way or wait fail. Forks and parents go on. What is cached of them stays until there
         is need for room, and helps prompts that begin the same; that of an ephemeral session goes at once. If one of
         `sessions` is not there, none is closed. Of persisted ones your user is asked. Returns {closed: [handles]}.
         """
-        sessions = tuple(given.sessions or ())
-        kept = [info for info in await find_sessions(self._service, self._caller(), sessions) if info.persisted]
+        caller, known, asked = self._caller(), self._sandboxes, given.sessions or []
+        if given.all and not asked:
+            sandboxes = known.of(caller.tenant)
+        else:
+            sandboxes = [known.get(caller.tenant, each) for each in asked if known.knows(caller.tenant, each)]
+        sessions = tuple(each for each in asked if not known.knows(caller.tenant, each))
+        kept = [info for info in await find_sessions(self._service, caller, sessions) if info.persisted]
         if not await may_remove(ctx, [info.name or info.session_id for info in kept], given.confirm):
             raise InvalidRequest(
                 "Your user does not want what is on disk to be deleted, so no session was closed. Leave those sessions "
                 "out; all=true closes only what is not on disk."
             )
-        return reply(closed_list(await close_sessions(self._service, self._caller(), sessions, given.all)))
+        closed = []
+        if sessions or given.all or not sandboxes:
+            closed = await close_sessions(self._service, caller, sessions, given.all)
+        await known.close(self._service, caller.tenant, sandboxes)
+        return reply(closed_with(sandboxes, closed_list(closed)))

@@ -18,6 +18,7 @@ from mlx_mcp.api.mcp.result_arguments import CancelArguments, GetResultArguments
 from mlx_mcp.api.mcp.results import reply
 from mlx_mcp.api.mcp.session_tools import SessionTools
 from mlx_mcp.api.mcp.strict_tool import StrictTool
+from mlx_mcp.api.mcp.workflow_tools import WorkflowTools
 from mlx_mcp.api.web.results import Batch, CancelledCall, Generation, TokenCount
 from mlx_mcp.api.web.translate import batch, cancelled, generation, result_list, token_count
 from mlx_mcp.service.activity import Activity, Report
@@ -26,6 +27,7 @@ from mlx_mcp.service.count import count_tokens
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.generate import generate
 from mlx_mcp.service.service import Service
+from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, default_runtime
 
 CANCEL_S = 5.0  # what ends within that time is said to have ended
 # Hosts run the calls of one turn in parallel only for read-only tools; generating changes nothing of a user's.
@@ -33,15 +35,23 @@ HARMLESS = {"read_only_hint": True, "destructive_hint": False}
 
 
 def make_tools(
-    service: Service, files: FileReader | None = None, activity: Activity | None = None, wait_s: float | None = None
+    service: Service,
+    files: FileReader | None = None,
+    activity: Activity | None = None,
+    wait_s: float | None = None,
+    sandboxes: Sandboxes | None = None,
 ) -> list[Tool]:
     """The tools over a service, in the order in which hosts show them; without `files` none can be read.
+
+    The `sandboxes` are those of the process; None makes some of their own.
 
     `wait_s` is how long a call is waited for before it is answered with a handle; None leaves that to the host's name.
     """
     activity = activity or Activity()
     tools = AnswerTools(service, files, activity, wait_s)
-    sessions = SessionTools(service, files, activity, wait_s)
+    sandboxes = Sandboxes(default_runtime) if sandboxes is None else sandboxes
+    sessions = SessionTools(service, sandboxes, files, activity, wait_s)
+    workflows = WorkflowTools(service, sandboxes, files, activity, wait_s)
     models = ModelTools(service, files, activity, wait_s)
     deliberating = DeliberateTools(service, files, activity, wait_s)
     make, again, once = StrictTool.make, {**HARMLESS, "idempotent_hint": True}, {**HARMLESS, "idempotent_hint": False}
@@ -57,6 +67,7 @@ def make_tools(
         make(sessions.persist_session, "Persist a session", long=True, **safe),
         make(sessions.list_sessions, "List sessions", **again),
         make(sessions.close_session, "Close sessions", **safe | {"destructive_hint": True}),
+        make(workflows.sandbox_run, "Run Python beside the model", long=True, **once),
         make(models.list_models, "List models", **again),
         make(models.load_model, "Load a model", long=True, **again),
         make(models.unload_model, "Unload a model", **again),

@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import anyio
@@ -58,11 +59,11 @@ class SandboxInfo:
 
 
 class Sandboxes:
-    """All sandboxes of all owners. `make_runtime` is called when the first program is run."""
+    """All sandboxes of all owners. `open_runtime` is called for the first program that is run."""
 
     def __init__(
         self,
-        make_runtime: Callable[[], Runtime],
+        open_runtime: Callable[[], Awaitable[Runtime]],
         ttl_s: float = TTL_S,
         max_workers: int = MAX_WORKERS,
         max_sandboxes: int = MAX_SANDBOXES,
@@ -72,22 +73,23 @@ class Sandboxes:
     ) -> None:
         self.ttl_s, self.idle_s = ttl_s, idle_s
         self.max_workers, self.max_sandboxes, self.max_state_bytes = max_workers, max_sandboxes, max_state_bytes
-        self._make_runtime, self._clock = make_runtime, clock
+        self._open_runtime, self._clock = open_runtime, clock
         self._runtime: Runtime | None = None
+        self._opening = asyncio.Lock()
         self._sandboxes: dict[str, Sandbox] = {}
         self._places = asyncio.Semaphore(max_workers)  # one for each run that has a worker
         self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def runtime(self) -> Runtime:
+    async def runtime(self) -> Runtime:
         """What starts workers.
 
         Raises:
-            MlxMcpError: programs cannot be run here.
+            SandboxFailed: programs cannot be run here.
         """
-        if self._runtime is None:
-            self._runtime = self._make_runtime()
-        return self._runtime
+        async with self._opening:
+            if self._runtime is None:
+                self._runtime = await self._open_runtime()
+            return self._runtime
 
     @property
     def num(self) -> int:
@@ -123,6 +125,14 @@ class Sandboxes:
             return next((each for each in own if each.name == sandbox), None)
         return found if found is not None and found.owner == owner else None
 
+    def knows(self, owner: str, named: str) -> bool:
+        """Whether a handle or name that could be a session's is a sandbox's: no session is named like its handles."""
+        return named.startswith(HANDLE_PREFIX) or self.find(owner, named) is not None
+
+    def of(self, owner: str) -> list[Sandbox]:
+        """The owner's sandboxes."""
+        return [each for each in self._sandboxes.values() if each.owner == owner]
+
     def get(self, owner: str, sandbox: str) -> Sandbox:
         """The owner's sandbox of that handle or name.
 
@@ -131,12 +141,12 @@ class Sandboxes:
         """
         found = self.find(owner, sandbox)
         if found is None:
-            raise UnknownSandbox(sandbox, [each.name for each in self._of(owner)])
+            raise UnknownSandbox(sandbox, [each.name for each in self.of(owner)])
         return found
 
     def infos(self, owner: str) -> list[SandboxInfo]:
         """The owner's sandboxes, those used last first."""
-        return [self.info(each) for each in sorted(self._of(owner), key=lambda each: each.used_at, reverse=True)]
+        return [self.info(each) for each in sorted(self.of(owner), key=lambda each: each.used_at, reverse=True)]
 
     def info(self, sandbox: Sandbox) -> SandboxInfo:
         """A snapshot of a sandbox."""
@@ -197,8 +207,9 @@ class Sandboxes:
         limits: Limits,
         budget: Budget,
         report: Report,
+        model: str = "",
     ) -> Ran:
-        """Run a program in a sandbox, when there is a worker for it.
+        """Run a program in a sandbox, when there is a worker for it; `model` is asked in place of the sandbox's own.
 
         Raises:
             SandboxBusy: another run goes on with it.
@@ -209,7 +220,7 @@ class Sandboxes:
         if sandbox.busy:
             raise SandboxBusy(sandbox.name or sandbox.sandbox_id)
         self._check_bytes()
-        runtime = self.runtime
+        runtime = await self.runtime()
         with anyio.CancelScope() as scope:
             sandbox.running = scope
             try:
@@ -217,7 +228,7 @@ class Sandboxes:
                     await report([Meter(line=f"waiting: {self.max_workers} programs run already")])
                 async with self._places:
                     await self._make_room(sandbox)
-                    asker = Asker(service, caller, budget, report, sandbox.model)
+                    asker = Asker(service, caller, budget, report, model or sandbox.model)
                     host = HostCalls(asker, sandbox.state.remembered)
                     name = sandbox.name or sandbox.sandbox_id
                     with service.observer.workflow("sandbox_run", caller.tenant, name, lambda: asker.line):
@@ -250,9 +261,6 @@ class Sandboxes:
             await self._runtime.close()
 
     # Beneath
-
-    def _of(self, owner: str) -> list[Sandbox]:
-        return [each for each in self._sandboxes.values() if each.owner == owner]
 
     def _add(
         self,
@@ -289,7 +297,7 @@ class Sandboxes:
             InvalidRequest: one of them cannot be a name, is there twice, or is taken by a sandbox or a session.
         """
         sessions = {info.name for info in list(known_sessions(service).values()) if info.tenant == owner}
-        taken = sessions | {each.name for each in self._of(owner)}
+        taken = sessions | {each.name for each in self.of(owner)}
         for name in names:
             if not NAME.fullmatch(name) or name.startswith((HANDLE_PREFIX, SESSION_PREFIX)):
                 raise InvalidRequest(
@@ -339,6 +347,27 @@ class Sandboxes:
             else:
                 await sandbox.release()
                 await close_sessions(service, sandbox.owner, set(sandbox.state.remembered.values()))
+
+
+@asynccontextmanager
+async def closing(sandboxes: Sandboxes) -> AsyncIterator[None]:
+    """Have all workers ended at the end of the block, whoever is cancelled meanwhile."""
+    try:
+        yield
+    finally:
+        with anyio.CancelScope(shield=True):
+            await sandboxes.end()
+
+
+async def default_runtime() -> Runtime:
+    """What runs programs here.
+
+    Raises:
+        SandboxFailed: nothing can; the text says what to install.
+    """
+    from mlx_mcp.workflows.sandbox.monty import open_runtime  # only for the first program: it looks at the system
+
+    return await open_runtime()
 
 
 async def fork_all(service: Service, caller: Caller, session: str, num: int) -> list[str]:

@@ -38,7 +38,7 @@ def asks(v: dict[str, Any], say: Any) -> Run:
 
 async def test_a_program_asks_the_model_and_its_variables_stay(service: Service) -> None:
     runtime = FakeRuntime({"asks": asks})
-    sandboxes = Sandboxes(lambda: runtime)
+    sandboxes = Sandboxes(runtime.opened)
     sandbox = await sandboxes.create(service, CALLER)
     ran = await run(sandboxes, service, sandbox, "asks", text="Once")
     assert (ran.output, ran.ended.value) == ("Once\n\nand?\n", 10)
@@ -53,7 +53,7 @@ async def test_a_run_that_breaks_a_limit_leaves_the_state_as_it_was(service: Ser
         raise Spoil("too long")
 
     runtime = FakeRuntime({"asks": asks, "spoils": spoils})
-    sandboxes = Sandboxes(lambda: runtime)
+    sandboxes = Sandboxes(runtime.opened)
     sandbox = await sandboxes.create(service, CALLER)
     await run(sandboxes, service, sandbox, "asks", text="Once")
     before = sandbox.state
@@ -68,7 +68,7 @@ async def test_a_run_that_breaks_a_limit_leaves_the_state_as_it_was(service: Ser
 
 async def test_a_cancelled_run_leaves_the_state_as_it_was_and_no_row(service: Service) -> None:
     runtime = FakeRuntime({"asks": asks})
-    sandboxes = Sandboxes(lambda: runtime)
+    sandboxes = Sandboxes(runtime.opened)
     sandbox = await sandboxes.create(service, CALLER)
     await run(sandboxes, service, sandbox, "asks", text="Once")
     before, runner = sandbox.state, service.engine.loader.runner  # type: ignore[attr-defined]
