@@ -10,7 +10,7 @@ Knows no owners' limits and no other sandboxes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ import anyio
 
 from mlx_mcp.workflows.asking import close_sessions
 from mlx_mcp.workflows.counting import Counts
-from mlx_mcp.workflows.sandbox.host_calls import FUNCTIONS, HostCalls, Refused, Said, Submitted
+from mlx_mcp.workflows.sandbox.host_calls import FUNCTIONS, HostCalls, HostFunction, Refused, Said, Submitted
 from mlx_mcp.workflows.sandbox.runtime import Ended, HostCall, Limits, ProgramError, Runtime, Worker
 
 MAX_REFUSED = 1_000  # a program that goes on calling after so many refusals will not end by itself
@@ -26,10 +26,11 @@ MAX_REFUSED = 1_000  # a program that goes on calling after so many refusals wil
 
 @dataclass(frozen=True)
 class Program:
-    """What is run: code, and what becomes variables before."""
+    """What is run: code, what becomes variables before, and functions beside those that every program has."""
 
     code: str
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    functions: Mapping[str, HostFunction] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Sandbox:
     state: State = field(default_factory=State)
     worker: Worker | None = None
     limits: Limits = field(default_factory=Limits)  # of the worker
+    functions: tuple[str, ...] = ()  # that its programs have
     running: anyio.CancelScope | None = None  # of the run that goes on
     closed: bool = False
 
@@ -73,19 +75,20 @@ class Sandbox:
         """Whether a run goes on."""
         return self.running is not None
 
-    async def load(self, runtime: Runtime, limits: Limits) -> Worker:
-        """A worker with these limits that has the state; starts one if there is none."""
-        if self.worker is not None and self.limits != limits:
+    async def load(self, runtime: Runtime, limits: Limits, more: Collection[str] = ()) -> Worker:
+        """A worker with these limits and `more` functions that has the state; starts one if there is none."""
+        functions = (*FUNCTIONS, *more)
+        if self.worker is not None and (self.limits, self.functions) != (limits, functions):
             await self.release()
         if self.worker is None:
-            worker = await runtime.start(limits, list(FUNCTIONS))
+            worker = await runtime.start(limits, functions)
             try:
                 if self.state.dump:
                     await worker.load(self.state.dump)
             except BaseException:
                 await end(worker)
                 raise
-            self.worker, self.limits = worker, limits
+            self.worker, self.limits, self.functions = worker, limits, functions
         return self.worker
 
     async def run(self, runtime: Runtime, limits: Limits, program: Program, host: HostCalls) -> Ran:
@@ -96,7 +99,7 @@ class Sandbox:
         """
         before, kept = set(self.state.remembered.values()), False
         try:
-            worker = await self.load(runtime, limits)
+            worker = await self.load(runtime, limits, program.functions)
             came = await drive(worker, program, host)
             output = worker.take_output()
             if not came.spoiled:

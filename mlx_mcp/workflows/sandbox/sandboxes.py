@@ -78,6 +78,9 @@ class Sandboxes:
         self._opening = asyncio.Lock()
         self._sandboxes: dict[str, Sandbox] = {}
         self._places = asyncio.Semaphore(max_workers)  # one for each run that has a worker
+        # For programs that wait for other programs: some places are left to these.
+        self.nesting = asyncio.Semaphore(max_workers // 2)
+        self.writes_code: dict[str, bool] = {}  # model → whether it can write programs, if that was tried
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def runtime(self) -> Runtime:
@@ -229,7 +232,7 @@ class Sandboxes:
                 async with self._places:
                     await self._make_room(sandbox)
                     asker = Asker(service, caller, budget, report, model or sandbox.model)
-                    host = HostCalls(asker, sandbox.state.remembered)
+                    host = HostCalls(asker, sandbox.state.remembered, program.functions)
                     name = sandbox.name or sandbox.sandbox_id
                     with service.observer.workflow("sandbox_run", caller.tenant, name, lambda: asker.line):
                         return await sandbox.run(runtime, limits, program, host)
