@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from mlx_mcp.api.mcp.workflow_results import Calls
 from mlx_mcp.workflows.deliberate.deliberate import Answered, Deliberated
 from mlx_mcp.workflows.deliberate.judging import Tally
 
@@ -24,7 +26,7 @@ class BranchAnswer(BaseModel):
     model: str | None = None
     cached_tokens: int
     computed_tokens: int
-    completion_tokens: int
+    written_tokens: int
     error: str | None = None
 
 
@@ -46,7 +48,7 @@ class Agreement(BaseModel):
 
 
 class Deliberation(BaseModel):
-    """What `deliberate` returns. The counts are those of all calls, the context's and the judge's included."""
+    """What `deliberate` returns. `calls` are all calls, the context's and the judge's among them."""
 
     text: str | None = None
     judge: Literal["vote", "merge", "pick", "split"]
@@ -54,18 +56,13 @@ class Deliberation(BaseModel):
     session: str | None = None
     agreement: Agreement | None = None
     branches: list[BranchAnswer]
-    calls: int
-    cached_tokens: int
-    restored_tokens: int
-    computed_tokens: int
-    completion_tokens: int
+    calls: Calls
     error: str | None = None
     note: str | None = None
 
 
 def deliberation(made: Deliberated) -> Deliberation:
     """All that is told of a deliberation."""
-    counts = made.counts
     return Deliberation(
         text=made.text or None,
         judge=made.judge.value,
@@ -73,11 +70,7 @@ def deliberation(made: Deliberated) -> Deliberation:
         session=made.session or None,
         agreement=None if made.tally is None or not made.tally.counts else agreement(made.tally),
         branches=[branch_answer(each) for each in made.branches],
-        calls=counts.calls,
-        cached_tokens=counts.cached_tokens,
-        restored_tokens=counts.restored_tokens,
-        computed_tokens=counts.computed_tokens,
-        completion_tokens=counts.written_tokens,
+        calls=Calls(**asdict(made.counts) | {"failed": made.counts.failed or None}),
         error=made.error or None,
         note=made.note or None,
     )
@@ -97,7 +90,7 @@ def branch_answer(answered: Answered) -> BranchAnswer:
         model=None if result is None else result.model,
         cached_tokens=counts.cached_tokens,
         computed_tokens=counts.computed_tokens,
-        completion_tokens=counts.written_tokens,
+        written_tokens=counts.written_tokens,
         error=None if answered.came.error is None else str(answered.came.error),
     )
 

@@ -40,7 +40,7 @@ def _parts_of(name, text):
     return made
 
 def _answer(notes):
-    kept = "\n\n".join(notes)[:2 * _chunk_chars] or "(nothing that bears on the question)"
+    kept = "\n\n".join(notes)[:_chunk_chars] or "(nothing that bears on the question)"
     about = "Found in a long input, part by part:\n\n" + kept
     submit(llm_query("Answer this out of what was found: " + _question, text=about, schema=_schema))
 
@@ -102,7 +102,7 @@ for _name, _text in _texts():
         if _score:
             _scored.append((_score, -len(_scored), _name, _window))
 _scored.sort(reverse=True)
-_notes, _room = [], 2 * _chunk_chars
+_notes, _room = [], _chunk_chars
 for _score, _order, _name, _window in _scored:
     if len(_window) > _room:
         break

@@ -17,6 +17,7 @@ from mlx_mcp.service.service import Service
 from mlx_mcp.workflows.asking import Budget, unheard
 from mlx_mcp.workflows.counting import Counts
 from mlx_mcp.workflows.reason_over.free import FreeRun, room_of
+from mlx_mcp.workflows.reason_over.input import fill
 from mlx_mcp.workflows.reason_over.programs import PROGRAMS, SIZE
 from mlx_mcp.workflows.reason_over.question import Answer, Purse, Question, Step, Stopped, Strategy, check, fault_of
 from mlx_mcp.workflows.sandbox.host_calls import HostFunction
@@ -107,11 +108,7 @@ class Reasoning:
             sandbox = await self.sandboxes.create(self.service, self.caller, model=self.question.model)
             purse = Purse(PROBE.budget)
             try:
-                inputs = {"context": PROBE_TEXT}
-                limits = Limits()
-                await self.sandboxes.run(
-                    self.service, self.caller, sandbox, Program("None", inputs), limits, PROBE.budget, unheard
-                )
+                await fill(self.service, self.caller, self.sandboxes, sandbox, {"context": PROBE_TEXT})
                 probe = replace(PROBE, model=self.question.model)
                 run = FreeRun(self.service, self.caller, self.sandboxes, sandbox, probe, purse, context_tokens, unheard)
                 answer = await run.run()
@@ -153,10 +150,7 @@ class Reasoning:
         sandbox = await self.sandboxes.create(self.service, self.caller, model=self.question.model)
         purse = Purse(share)
         try:
-            inputs = {"context": str(text)}
-            await self.sandboxes.run(
-                self.service, self.caller, sandbox, Program("None", inputs), Limits(), share, unheard
-            )
+            await fill(self.service, self.caller, self.sandboxes, sandbox, {"context": str(text)})
             child = Reasoning(self.service, self.caller, self.sandboxes, asked, purse, unheard)
             return (await child.run(sandbox)).value
         finally:

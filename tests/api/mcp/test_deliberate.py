@@ -59,7 +59,7 @@ async def test_eight_branches_over_one_context_with_the_built_in_model():
     tails = [branch["computed_tokens"] for branch in made["branches"]]
     assert context > 150
     assert max(tails) <= 20
-    assert made["cached_tokens"] >= 9 * (context - 4), "of eight branches and the judge"
+    assert made["calls"]["cached_tokens"] >= 9 * (context - 4), "of eight branches and the judge"
 
 
 async def test_a_deliberation_that_goes_on_can_be_followed_and_cancelled(engine):
