@@ -25,6 +25,7 @@
     │   ├── FolderInUse           another process keeps its cache there
     │   └── NotKeptHere           this engine has no cache folder open
     ├── ConfigError               the server was started with settings that cannot work
+    ├── SandboxFailed             no sandbox can be started or restored here
     ├── InstallError              this server cannot be registered with a host, or taken out again
     ├── EngineUnavailable         the user's engine process does not start or answer, or its place is taken
     ├── NoSharedEngine            this system can have no engine process: everything runs in one's own
@@ -265,6 +266,10 @@ class NotKeptHere(StorageError):
 
 class ConfigError(MlxMcpError):
     """The settings cannot work together; raised before anything is served."""
+
+
+class SandboxFailed(MlxMcpError):
+    """No sandbox can be started or restored here; the text says why and what to do."""
 
 
 class InstallError(MlxMcpError):

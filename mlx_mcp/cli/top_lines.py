@@ -39,7 +39,7 @@ Line = tuple[str, str]  # a line, and its style
 def lines(state: State, rates: Rates, width: int, height: int) -> list[Line]:
     """What is shown of a state on a terminal of that size: never more lines, and none longer."""
     room = max(0, height - HEAD_ROWS)
-    calls, sessions = call_lines(state, width), session_lines(state, width)
+    calls, sessions = [*workflow_lines(state), *call_lines(state, width)], session_lines(state, width)
     # Sessions get at least half of what is left, if there are so many.
     for_calls = max(room - len(sessions), room // 2)
     shown = [*head_lines(state, rates, width), *fitted(calls, for_calls)]
@@ -67,6 +67,15 @@ def head_lines(state: State, rates: Rates, width: int) -> list[Line]:
         (f"weights   {bar(weights, most_weights, plot)} {of(weights, most_weights)}", ""),
         (f"keys      {bar(kept, most_kept, plot)} {of(kept, most_kept)}, {size(memory['pinned'])} pinned", ""),
     ]
+
+
+def workflow_lines(state: State) -> list[Line]:
+    """The workflows that go on, each in a line; an engine of an earlier version knows none."""
+    told: list[Line] = []
+    for each in state.get("workflows", ()):
+        who = f"{width_of(each['tool'], 16)}{width_of(each['name'], 19)}"
+        told.append((f"{who}{width_of(span(each['since_s']), 9)}{each['does']}", "cyan"))
+    return [("WORKFLOWS", "bold"), *told] if told else []
 
 
 def call_lines(state: State, width: int) -> list[Line]:

@@ -60,6 +60,7 @@ class Watched:
 class RunningWorkflow:
     """A program that asks the models many things: `line` says how far it is, without a word of what is said."""
 
+    number: int
     kind: str  # the tool
     tenant: str
     name: str  # of what it runs in
@@ -141,7 +142,8 @@ class Observer:
     @contextmanager
     def workflow(self, kind: str, tenant: str, name: str, line: Callable[[], str]) -> Iterator[None]:
         """A workflow that goes on until the end of the block."""
-        running = RunningWorkflow(kind, tenant, name, time.monotonic(), line)
+        self._count += 1
+        running = RunningWorkflow(self._count, kind, tenant, name, time.monotonic(), line)
         self.workflows.append(running)
         try:
             yield

@@ -12,7 +12,7 @@ from typing import Any
 
 from mlx_mcp.core.session import SessionInfo
 from mlx_mcp.service.health import readiness
-from mlx_mcp.service.observing import Watched
+from mlx_mcp.service.observing import RunningWorkflow, Watched
 from mlx_mcp.service.service import Service
 
 MAX_CALLS, MAX_SESSIONS = 200, 500  # that are listed; all are counted
@@ -43,6 +43,7 @@ def overview(service: Service, tenant: str | None = None) -> dict[str, Any]:
         "preemptions": stats.preemptions,
         "calls": calls,
         "num_calls": len(active),
+        "workflows": [workflow_of(each, tenant, now) for each in observer.workflows[:MAX_CALLS]],
         "sessions": sessions_of(infos, tenant, now),
         "num_sessions": len(infos),
         "models": [{"name": name, **asdict(model)} for name, model in stats.of_models.items()],
@@ -87,6 +88,17 @@ def call_of(watched: Watched, session: SessionInfo | None, tenant: str | None, n
         "tokens": watched.num_tokens,
         "tokens_per_s": (watched.num_tokens - 1) / seconds if seconds > 0 and watched.num_tokens > 1 else 0.0,
         "since_s": now - watched.began_at,
+    }
+
+
+def workflow_of(running: RunningWorkflow, tenant: str | None, now: float) -> dict[str, Any]:
+    """A workflow that goes on: how far it is, and in what it runs."""
+    return {
+        "number": running.number,
+        "tool": running.kind,
+        "name": running.name if own(running.tenant, tenant) else "",
+        "does": running.line(),
+        "since_s": now - running.began_at,
     }
 
 

@@ -55,6 +55,15 @@ def test_at_80_by_24_there_is_something_of_everything(state):
     assert len(shown) == 24
 
 
+def test_workflows_come_first_with_how_far_they_are(state):
+    running = {"number": 1, "tool": "sandbox_run", "name": "mail", "does": "3 of 9 answers, 6 running", "since_s": 61}
+    shown = drawn(state | {"workflows": [running]})
+    at = shown.index("WORKFLOWS")
+    assert shown[at + 1].split("  ")[0] == "sandbox_run"
+    assert shown[at + 1].endswith("1 min    3 of 9 answers, 6 running")
+    assert "WORKFLOWS" not in drawn({key: value for key, value in state.items() if key != "workflows"})
+
+
 def test_a_tree_of_sessions_is_indented_by_its_forks(state):
     shown = drawn(state, height=60)
     named = [line for line in shown if "planner" in line and "tokens" in line and "generating" not in line]

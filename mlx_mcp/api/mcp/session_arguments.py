@@ -46,7 +46,7 @@ class CreateArguments(ContextArguments):
 class ForkArguments(Arguments):
     """Of `fork_session`."""
 
-    session: Annotated[str, Field(description="Handle or name of the session to go on from.")]
+    session: Annotated[str, Field(description="Handle or name of the session or sandbox to go on from.")]
     count: Annotated[
         int | None, Field(ge=1, le=MAX_FORKS, strict=True, description="How many; else one for each name, or one.")
     ] = None

@@ -19,7 +19,7 @@ class Limits:
 
     seconds: float = 10.0  # of the interpreter's time in one run; the time of host calls is not counted
     memory_bytes: int = 256 * 1024 * 1024
-    output_chars: int = 1_000_000  # printed in one run; what is over it is left out, and the output says so
+    output_chars: int = 1_000_000  # printed in one run; a run that prints more is ended, and its variables stay
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ProgramError:
 
 @dataclass(frozen=True)
 class Ended:
-    """A program has ended."""
+    """A program has ended: at its last line, at an exception, or at SystemExit, which is no error."""
 
     value: Any = None  # of its last expression; a text of it where JSON has no such value
     error: ProgramError | None = None
@@ -55,8 +55,13 @@ class Ended:
 class Worker(Protocol):
     """One interpreter and its variables. What crosses is None, bool, int, float, str, list, dict or tuple."""
 
-    async def run(self, code: str, inputs: Mapping[str, Any] = {}) -> HostCall | Ended:
-        """Begin a program. `inputs` become variables, which stay."""
+    async def run(self, code: str, inputs: Mapping[str, Any] = {}, moment: float | None = None) -> HostCall | Ended:
+        """Begin a program.
+
+        `inputs` become variables, which stay. `moment`, in seconds since the epoch, is what its clock shows from the
+        beginning to the end, and the seed of random numbers that the program does not seed; now, if it is left out. The
+        same program with the same variables, answers and moment does the same again.
+        """
 
     async def answer(self, value: Any) -> HostCall | Ended:
         """Give the program the value of its host call, and go on."""
@@ -68,7 +73,13 @@ class Worker(Protocol):
         """All state, between two runs or while a program waits in a host call. Valid for one `Runtime.version`."""
 
     async def load(self, dump: bytes) -> HostCall | None:
-        """Put a dump in place of all state. Returns the host call in which the dumped program waits, if it does."""
+        """Put a dump in place of all state. Returns the host call in which the dumped program waits, if it does.
+
+        A worker that has ended, or whose state is spoiled, is as new afterwards.
+
+        Raises:
+            SandboxFailed: it is no dump of this `Runtime.version`, or the worker does not start.
+        """
 
     async def variables(self) -> dict[str, str]:
         """The variables by name: type, and size or a preview, in a line. Between two runs alone."""
@@ -77,7 +88,7 @@ class Worker(Protocol):
         """What was printed since the last call."""
 
     async def close(self) -> None:
-        """End the worker, whatever it is doing."""
+        """End the worker, whatever it is doing. A task that waits for it gets `Ended`, spoiled."""
 
 
 class Runtime(Protocol):
@@ -87,7 +98,11 @@ class Runtime(Protocol):
     version: str  # dumps are valid within one
 
     async def start(self, limits: Limits, functions: Collection[str]) -> Worker:
-        """Start a worker without variables. `functions` are the names of the host functions that its programs have."""
+        """Start a worker without variables. `functions` are the names of the host functions that its programs have.
+
+        Raises:
+            SandboxFailed: the worker does not start.
+        """
 
     async def close(self) -> None:
         """End all workers."""

@@ -233,7 +233,7 @@ class Sandboxes:
                     await self._make_room(sandbox)
                     asker = Asker(service, caller, budget, report, model or sandbox.model)
                     host = HostCalls(asker, sandbox.state.remembered, program.functions)
-                    name = sandbox.name or sandbox.sandbox_id
+                    name = sandbox.name or f"{sandbox.sandbox_id[:8]}…"
                     with service.observer.workflow("sandbox_run", caller.tenant, name, lambda: asker.line):
                         return await sandbox.run(runtime, limits, program, host)
             finally:
