@@ -102,9 +102,8 @@ class ClassRewriting(ast.NodeTransformer):
                 members[name] = None
                 kinds.pop(name, None)
             if isinstance(each, ast.FunctionDef):
-                kinds |= {
-                    each.name: DECORATORS[word] for one in each.decorator_list if (word := _last(one)) in DECORATORS
-                }
+                words = [_last(decorator) for decorator in each.decorator_list]
+                kinds.update((each.name, DECORATORS[word]) for word in words if word in DECORATORS)
             if isinstance(each, ast.AnnAssign):
                 fields.append(ast.unparse(each))
         self.known.classes[node.name] = {
@@ -127,7 +126,9 @@ class ClassRewriting(ast.NodeTransformer):
             name = _last(base)
             if name not in NO_BASES | EXCEPTIONS and name not in self.known.classes:
                 raise _not_run(
-                    f"class {node.name} inherits from {name}", node, "Hold one in an attribute, and call it."
+                    f"class {node.name} inherits from {name}",
+                    node,
+                    f"Keep a {name} in an attribute of the class, and write the methods that you need.",
                 )
         own = {name for each in node.body for name in _defined(each)}
         for name in sorted(own & IGNORED):

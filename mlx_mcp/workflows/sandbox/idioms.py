@@ -111,7 +111,7 @@ def parsed(code: str) -> ast.Module:
             warnings.simplefilter("ignore")  # of escapes such as "\d"
             return ast.parse(code)
     except SyntaxError as exc:
-        raise NotRun(explain("SyntaxError", exc.msg, exc.lineno, code)) from None
+        raise NotRun(explain("SyntaxError", exc.msg, exc.lineno)) from None
     except (ValueError, RecursionError, MemoryError) as exc:
         error = ProgramError("SyntaxError", str(exc) or "nested too deeply", None, DEEP.hint)
         raise NotRun(error) from None

@@ -7,10 +7,12 @@ other process.
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_mcp.errors import SandboxFailed
@@ -21,31 +23,51 @@ INSIDE = "/interpreter"
 LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/nix/store")  # what the interpreter is linked with
 
 
-def enclose(interpreter: Path, folder: Path) -> tuple[str, Path]:
-    """Write a script to `folder` that runs the interpreter in the best enclosure that works here.
+@dataclass(frozen=True)
+class Enclosed:
+    """A script that runs the interpreter: its arguments, input and output are the interpreter's."""
 
-    The interpreter's arguments, input and output are those of the script. Blocks for as long as it takes to try them
-    out, some 20 ms each.
+    isolation: str
+    script: Path
+    text: str
 
-    Returns:
-        The name of the enclosure, and the script.
+    def ready(self) -> Path:
+        """The script, written where it is not there, or is another. Other processes may do the same meanwhile."""
+        try:
+            if self.script.read_text() == self.text:
+                return self.script
+        except OSError:
+            pass
+        self.script.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new = self.script.with_name(f"{self.script.name}.{os.getpid()}")
+        new.write_text(self.text)
+        new.chmod(0o700)
+        new.replace(self.script)
+        return self.script
+
+
+def enclose(interpreter: Path, folder: Path) -> Enclosed:
+    """The best enclosure that works here, as a script in `folder`.
+
+    Blocks for as long as it takes to try them out, some 20 ms each.
 
     Raises:
         SandboxFailed: the interpreter does not run at all.
     """
     why = ""
     for name, command in _enclosures(interpreter):
-        script = folder / name.replace(" ", "-")
         # What the interpreter says on stderr when it dies is told otherwise, and its memory does not go to disk.
-        script.write_text(f"#!/bin/sh\nulimit -c 0\n{command} 2>/dev/null\n")
-        script.chmod(0o700)
+        text = f"#!/bin/sh\nulimit -c 0\n{command} 2>/dev/null\n"
+        enclosed = Enclosed(name, folder / name.replace(" ", "-"), text)
         try:
-            tried = subprocess.run([script, "--version"], capture_output=True, timeout=TRIAL_TIMEOUT_S, env={})
+            tried = subprocess.run(
+                [enclosed.ready(), "--version"], capture_output=True, timeout=TRIAL_TIMEOUT_S, env={}, check=False
+            )
         except (OSError, subprocess.TimeoutExpired) as exc:
             why = type(exc).__name__
             continue
         if tried.returncode == 0 and b"monty" in tried.stdout.lower():
-            return name, script
+            return enclosed
         why = f"exit status {tried.returncode}"
     raise SandboxFailed(
         f"The sandbox's interpreter {interpreter} does not run here ({why}). Reinstall it: "

@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import ast
 import copy
+import re
+from dataclasses import replace
 from typing import Any
 
 from mlx_mcp.workflows.sandbox import prelude
 from mlx_mcp.workflows.sandbox.classes import MARKERS, ClassRewriting, Known, NotRun, template
+from mlx_mcp.workflows.sandbox.explaining import explain
 from mlx_mcp.workflows.sandbox.runtime import ProgramError
 
 # Modules that the interpreter does not have. What the prelude has of them is named in its definitions.
 ABSENT = frozenset(
-    "concurrent.futures contextlib difflib heapq html io operator pprint statistics string textwrap threading traceback "
-    "urllib.parse uuid".split()
+    "calendar concurrent.futures contextlib difflib heapq html io logging operator pprint statistics string textwrap "
+    "threading traceback urllib.parse uuid".split()
 )
 # These it has in part, and the prelude has more of them.
 MODULES = ABSENT | frozenset("collections dataclasses functools sys asyncio json re".split())
 # What is imported of these stands in annotations alone, or is known by its name, or changes nothing.
 SILENT = frozenset("__future__ abc collections.abc enum typing_extensions types warnings".split())
 TYPING = frozenset(
-    "Annotated Any Callable ClassVar Final Generic Literal Optional Protocol Tuple Type TypeVar Union Iterable Iterator "
-    "Mapping Sequence Dict List Set FrozenSet Generator Never NoReturn Self TYPE_CHECKING".split()
+    "Annotated Any Callable ClassVar Final Generic Literal Optional Protocol Tuple Type TypeVar Union Iterable "
+    "Iterator Mapping Sequence Dict List Set FrozenSet Generator Never NoReturn Self TYPE_CHECKING".split()
 )
 TYPES = frozenset("str list dict set tuple bytes int float".split())
 CLASS_METHODS = frozenset("fromkeys fromhex from_bytes maketrans".split())
 # Methods of built-in values, which the interpreter can call but not pass on.
 METHODS = frozenset(
-    "get index count append add items keys values pop lower upper strip lstrip rstrip title split splitlines startswith "
-    "endswith isdigit isalpha isupper islower isspace format join find replace casefold search match findall group "
-    "sub".split()
+    "get index count append add items keys values pop lower upper strip lstrip rstrip title split splitlines "
+    "startswith endswith isdigit isalpha isupper islower isspace format join find replace casefold search match "
+    "findall group sub".split()
 )
 # Methods that the interpreter lacks, by names that nothing else has.
 LACKED_METHODS = {"isocalendar": "_isocalendar", "fromtimestamp": "_fromtimestamp", "translate": "_translate"}
@@ -39,6 +42,7 @@ CONSUMING_METHODS = frozenset("join extend update writelines fromkeys".split())
 OTHER_NAMES = {"IOError": "OSError", "EnvironmentError": "OSError", "ConnectionError": "OSError"}
 OTHER_NAMES |= {"UnicodeError": "ValueError"}
 FLAGS = {"S": "DOTALL", "M": "MULTILINE", "I": "IGNORECASE", "A": "ASCII", "U": "NOFLAG", "UNICODE": "NOFLAG"}
+GROUP = re.compile(r"(?<!\\)((?:\\\\)*)\\([1-9])")  # `\1` in the new text of a substitution
 CALLED = frozenset("map filter reduce partial sorted max min defaultdict".split())
 
 
@@ -174,16 +178,8 @@ class Rewriting(ClassRewriting):
         if not isinstance(func, ast.Attribute):
             return node
         owner = _dotted(func.value)
-        if func.attr == "sub" and len(node.args) >= 2 and not isinstance(node.args[0], ast.Constant):
-            if owner == "re" and not isinstance(node.args[1], ast.Constant | ast.JoinedStr):
-                node.func = self.part("_re_sub")
-            elif owner != "re" and isinstance(node.args[0], ast.Lambda | ast.Name):
-                node.func, node.args = self.part("_pattern_sub"), [func.value, *node.args]
-        elif func.attr == "sub" and owner == "re" and len(node.args) >= 2:
-            if not isinstance(node.args[1], ast.Constant | ast.JoinedStr):
-                node.func = self.part("_re_sub")
-        elif (owner, func.attr) == ("re", "subn") and len(node.args) >= 3:
-            node.func = self.part("_re_subn")
+        if func.attr in ("sub", "subn") and len(node.args) >= 2:
+            self._substituted(node, func, owner)
         elif (owner, func.attr) == ("json", "dumps") and any(each.arg == "default" for each in node.keywords):
             node.func = self.part("_json_dumps_default")
         elif (owner, func.attr) == ("sys.stdout", "write"):
@@ -194,6 +190,18 @@ class Rewriting(ClassRewriting):
         elif func.attr == "format_map" and len(node.args) == 1:
             func.attr, node.keywords, node.args = "format", [ast.keyword(None, node.args[0])], []
         return node
+
+    def _substituted(self, node: ast.Call, func: ast.Attribute, owner: str) -> None:
+        r"""Substitutions by a function, and `\1` before a letter, which the interpreter takes for a name."""
+        of_module = self.known.modules.get(owner) == "re" or owner == "re"
+        new = node.args[1 if of_module else 0]
+        if func.attr == "sub" and isinstance(new, ast.Constant):
+            if isinstance(new.value, str):
+                new.value = GROUP.sub(r"\1\\g<\2>", new.value)
+        elif of_module:
+            node.func = self.part(f"_re_{func.attr}")
+        else:
+            node.func, node.args = self.part(f"_pattern_{func.attr}"), [func.value, *node.args]
 
     # -- many calls of the model at once --
 
@@ -278,10 +286,10 @@ def _dotted(node: ast.expr) -> str:
 
 
 def _lacks(module: str, name: str, line: int) -> ProgramError:
+    error = explain("ImportError", f"cannot import name '{name}' from '{module}'", line)
     start = f"_{module.replace('.', '_')}_"
     there = ", ".join(sorted(each.removeprefix(start) for each in prelude.names() if each.startswith(start)))
-    hint = f"Of {module} there is: {there}. Write the rest yourself." if there else "Write what you need of it."
-    return ProgramError("ImportError", f"cannot import name '{name}' from '{module}'", line, hint)
+    return replace(error, hint=f"{error.hint} Of {module} there is: {there}." if there else error.hint)
 
 
 def _query(node: ast.expr) -> ast.Call | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from datetime import date, time
 from typing import Any
 
-MAX_VALUES = 500_000  # in one value that crosses: some 50 MB of Python objects
+MAX_VALUES = 200_000  # in one value that crosses: some 20 MB of Python objects
 MAX_DEPTH = 64
 MAX_INT_BITS = 14_000  # Python itself prints no longer integer
 

@@ -110,3 +110,25 @@ def open(name, mode="r", *options, **more):
 
 def _io_StringIO(text=""):
     return _Text(text)
+
+
+class _contextlib_suppress:
+    def __init__(self, *kinds):
+        self._suppressed = kinds
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        return error is not None and isinstance(error, self._suppressed)
+
+
+class _contextlib_nullcontext:
+    def __init__(self, value=None):
+        self._given = value
+
+    def __enter__(self):
+        return self._given
+
+    def __exit__(self, *exception):
+        return False

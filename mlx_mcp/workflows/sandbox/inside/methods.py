@@ -1,21 +1,28 @@
 """What the interpreter lacks of `re`, `json`, `str`, `datetime`, `functools`, `dataclasses` and `operator`."""
 
 
-def _is_callable(value):
-    return type(value).__name__ in ("function", "builtin_function_or_method", "method")
+def _groups_named(new):
+    r"""`\g<1>` for `\1`, which the interpreter takes for a name where a letter follows."""
+    found, rest = "", new
+    while "\\" in rest:
+        before, _, rest = rest.partition("\\")
+        found += before + ("\\g<" + rest[0] + ">" if rest[:1].isdigit() and rest[:1] != "0" else "\\" + rest[:1])
+        rest = rest[1:]
+    return found + rest
 
 
 def _re_sub(pattern, new, text, count=0, flags=0):
     import re
 
-    if not _is_callable(new):
-        return re.sub(pattern, new, text, count=count, flags=flags)
     if isinstance(pattern, str):
         pattern = re.compile(pattern, flags)
-    found, end = [], 0
-    for number, match in enumerate(pattern.finditer(text)):
+    if isinstance(new, str):
+        return pattern.sub(_groups_named(new), text, count)
+    found, end, number = [], 0, 0
+    for match in pattern.finditer(text):
         if count and number == count:
             break
+        number += 1
         found.append(text[end : match.start()])
         found.append(str(new(match)))
         end = match.end()
@@ -26,12 +33,19 @@ def _re_sub(pattern, new, text, count=0, flags=0):
 def _re_subn(pattern, new, text, count=0, flags=0):
     import re
 
-    found = len(re.findall(pattern, text, flags))
+    found = len([1 for _ in re.finditer(pattern, text, flags)])
     return (_re_sub(pattern, new, text, count, flags), min(found, count) if count else found)
 
 
 def _pattern_sub(pattern, new, text, count=0):
-    return _re_sub(pattern, new, text, count) if _is_callable(new) else pattern.sub(new, text, count)
+    if type(pattern).__name__ != "Pattern":
+        return pattern.sub(new, text)
+    return _re_sub(pattern, new, text, count)
+
+
+def _pattern_subn(pattern, new, text, count=0):
+    found = len([1 for _ in pattern.finditer(text)])
+    return (_re_sub(pattern, new, text, count), min(found, count) if count else found)
 
 
 def _json_plain(value, default):

@@ -111,17 +111,112 @@ def _html_unescape(text):
     return text.replace("&amp;", "&")
 
 
-def _pprint_pformat(value, indent=1, width=80, **options):
-    import json
+def _pprint_line(value, sort):
+    if isinstance(value, dict):
+        items = sorted(value.items(), key=lambda item: str(item[0])) if sort else value.items()
+        return "{" + ", ".join([f"{key!r}: {_pprint_line(each, sort)}" for key, each in items]) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join([_pprint_line(each, sort) for each in value]) + "]"
+    return repr(value)
 
-    try:
-        return json.dumps(value, indent=2, ensure_ascii=False)
-    except TypeError:
-        return repr(value)
+
+def _pprint_pformat(value, indent=1, width=80, depth=None, compact=False, sort_dicts=True, before=0):
+    line = _pprint_line(value, sort_dicts)
+    if before + len(line) <= width or not value or not isinstance(value, (dict, list, tuple)):
+        return line
+    rows = []
+    if isinstance(value, dict):
+        items = sorted(value.items(), key=lambda item: str(item[0])) if sort_dicts else value.items()
+        for key, each in items:
+            name = f"{key!r}: "
+            rows.append(name + _pprint_pformat(each, 1, width, None, False, sort_dicts, before + 1 + len(name)))
+    else:
+        rows = [_pprint_pformat(each, 1, width, None, False, sort_dicts, before + 1) for each in value]
+    start, end = ("{", "}") if isinstance(value, dict) else ("[", "]") if isinstance(value, list) else ("(", ")")
+    return start + (",\n" + " " * (before + 1)).join(rows) + end
 
 
 def _pprint_pprint(value, *options, **more):
-    print(_pprint_pformat(value))
+    print(_pprint_pformat(value, **more))
+
+
+def _calendar_isleap(year):
+    return year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+
+
+def _calendar_monthrange(year, month):
+    import datetime
+
+    days = [31, 29 if _calendar_isleap(year) else 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]
+    return (datetime.date(year, month, 1).weekday(), days[month - 1])
+
+
+_calendar_month_name = [
+    "",
+    *"January February March April May June July August September October November December".split(),
+]
+_calendar_month_abbr = ["", *"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()]
+_calendar_day_name = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+_calendar_day_abbr = "Mon Tue Wed Thu Fri Sat Sun".split()
+_logging_DEBUG = 10
+_logging_INFO = 20
+_logging_WARNING = 30
+_logging_ERROR = 40
+_logging_CRITICAL = 50
+
+
+class _Logger:
+    def __init__(self):
+        self.level = 30
+
+    def _log(self, level, name, message, args):
+        if level >= self.level:
+            print(f"{name}: " + (str(message) % args if args else str(message)))
+
+    def setLevel(self, level):
+        self.level = level
+
+    def debug(self, message, *args, **more):
+        self._log(10, "DEBUG", message, args)
+
+    def info(self, message, *args, **more):
+        self._log(20, "INFO", message, args)
+
+    def warning(self, message, *args, **more):
+        self._log(30, "WARNING", message, args)
+
+    def error(self, message, *args, **more):
+        self._log(40, "ERROR", message, args)
+
+    def exception(self, message, *args, **more):
+        self._log(40, "ERROR", message, args)
+
+
+_logger = _Logger()
+
+
+def _logging_getLogger(name=None):
+    return _logger
+
+
+def _logging_basicConfig(level=30, **options):
+    _logger.setLevel(level)
+
+
+def _logging_debug(message, *args, **more):
+    _logger.debug(message, *args)
+
+
+def _logging_info(message, *args, **more):
+    _logger.info(message, *args)
+
+
+def _logging_warning(message, *args, **more):
+    _logger.warning(message, *args)
+
+
+def _logging_error(message, *args, **more):
+    _logger.error(message, *args)
 
 
 def _urllib_parse_quote(text, safe="/"):
