@@ -52,9 +52,12 @@ class Room:
 
 
 def room_of(context_tokens: int, prompt_tokens: int = 0) -> Room:
-    """What a model's context allows: a third of what a prompt leaves for a reply, a character a token for a text."""
+    """What a model's context allows: a third of what a prompt leaves for a reply, and three quarters for a text.
+
+    A token counts as one character, which it is in the worst case: so there is room for a question beside the text.
+    """
     left = max(0, context_tokens - prompt_tokens)
-    return Room(max(64, min(REPLY_TOKENS, left // 3)), max(1_000, min(24_000, context_tokens)))
+    return Room(max(64, min(REPLY_TOKENS, left // 3)), max(500, min(24_000, 3 * context_tokens // 4)))
 
 
 class Stop(Exception):

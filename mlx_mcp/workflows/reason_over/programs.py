@@ -1,6 +1,7 @@
 """Programs of ours that work through the input of a sandbox, for models that cannot write their own.
 
-Each finds `_question`, `_schema` and `_chunk_chars`, and submits the answer.
+Each finds `_question`, `_schema` and `_chunk_chars`, and submits {"value": the answer, "unread": parts that no model
+could read, "parts": all parts}.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ def _parts_of(name, text):
         start = end
     return made
 
-def _answer(notes):
+def _answer(notes, unread, parts):
     kept = "\n\n".join(notes)[:_chunk_chars] or "(nothing that bears on the question)"
     about = "Found in a long input, part by part:\n\n" + kept
-    submit(llm_query("Answer this out of what was found: " + _question, text=about, schema=_schema))
+    value = llm_query("Answer this out of what was found: " + _question, text=about, schema=_schema)
+    submit({"value": value, "unread": unread, "parts": parts})
 
 def _object(**properties):
     return {
@@ -58,14 +60,26 @@ MAP_REDUCE = (
     + r"""
 _parts = [part for name, text in _texts() for part in _parts_of(name, text)]
 if len(_parts) == 1:
-    submit(llm_query(_question, text=_parts[0], schema=_schema))
+    submit({"value": llm_query(_question, text=_parts[0], schema=_schema), "unread": 0, "parts": 1})
 _ask = (
     f"Question: {_question}\nBelow is one part of a long input. Note all in it that bears on the question, with names, "
     "numbers and dates as they stand there; relevant is false where nothing does."
 )
 _form = _object(relevant={"type": "boolean"}, notes={"type": "string", "maxLength": 800})
-_found = llm_map(_ask, _parts, schema=_form)
-_notes = [each["notes"] for each in _found if each is not None and each["relevant"] and each["notes"].strip()]
+_notes, _left = [], _parts
+for _round in range(4):
+    if not _left:
+        break
+    try:
+        _found = llm_map(_ask, _left, schema=_form)
+    except (ValueError, RuntimeError) as error:
+        if "run again with a larger" in str(error):
+            raise  # the budget is used up
+        _found = [None for part in _left]
+    _notes = _notes + [each["notes"] for each in _found if each and each["relevant"] and each["notes"].strip()]
+    _left = [part for part, each in zip(_left, _found) if each is None]
+    if _round < 3:
+        _left = [half for part in _left for half in (part[:len(part) // 2], part[len(part) // 2:])]
 _shorten = "Put these notes together in fewer words. Keep every fact that bears on this: " + _question
 while sum(len(note) for note in _notes) > _chunk_chars and len(_notes) > 1:
     _groups = []
@@ -78,7 +92,7 @@ while sum(len(note) for note in _notes) > _chunk_chars and len(_notes) > 1:
     if sum(len(note) for note in _shorter) >= sum(len(note) for note in _notes):
         break
     _notes = _shorter
-_answer(_notes)
+_answer(_notes, len(_left), len(_parts))
 """
 )
 SEARCH = (
@@ -108,7 +122,7 @@ for _score, _order, _name, _window in _scored:
         break
     _notes.append((f"From {_name}:\n" if _name else "") + _window)
     _room = _room - len(_window)
-_answer(_notes)
+_answer(_notes, 0, len(_notes))
 """
 )
 PROGRAMS = {Strategy.MAP_REDUCE: MAP_REDUCE, Strategy.SEARCH: SEARCH}

@@ -165,10 +165,14 @@ class Reasoning:
         steps = (Step(ran.counts.calls, len(ran.output), "" if error is None else error.type),)
         if error is not None:
             return Answer(None, Stopped.LIMIT, strategy, steps, f"{error.type}: {error.message}")
-        fault = fault_of(ran.ended.value, self.question.schema)
+        value, unread, parts = (ran.ended.value[name] for name in ("value", "unread", "parts"))
+        fault = fault_of(value, self.question.schema)
         if fault:
             return Answer(None, Stopped.LIMIT, strategy, steps, f"the model gave no answer that can be taken. {fault}")
-        return Answer(ran.ended.value, Stopped.SUBMITTED, strategy, steps)
+        why = ""
+        if unread:
+            why = f"the answer leaves out {unread} pieces of {parts} parts, which could not be read: {first_of(ran)}"
+        return Answer(value, Stopped.SUBMITTED, strategy, steps, why)
 
     async def _program(self, code: str, sandbox: Sandbox, inputs: Mapping[str, Any], does: str) -> Ran:
         """Run a program of ours."""
@@ -188,3 +192,8 @@ class Reasoning:
         )
         self.purse.spend(ran.counts)
         return ran
+
+
+def first_of(ran: Ran) -> str:
+    """The first error that a model's answer had in a run."""
+    return ran.said.failures[0].error if ran.said.failures else "each was too long for the model"
