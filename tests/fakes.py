@@ -219,6 +219,8 @@ class FakeRow:
 class FakeRunner:
     """Answers each prompt, or the last turn of it, with its own text, over and over if it must; records every step.
 
+    What it answers a turn with can be scripted by `says`.
+
     A test may hold it before any step with `gate`, break a row with `broken`, break whole steps with `explode`, or let
     steps run ahead of their tokens with `ahead`. A token costs one byte. A row's keys and values are its tokens: it is
     an error to restore others than the sequence has.
@@ -239,6 +241,7 @@ class FakeRunner:
     layout: Layout = field(default_factory=lambda: Layout(sharing=True))
     cost: KvCost = field(default_factory=lambda: KvCost(token_bytes=1))
     num_computed: int = 0  # tokens, of all rows
+    says: Callable[[str], str] = str  # the last turn → the answer
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -356,7 +359,7 @@ class FakeFlight:
         result = StepResult()
         for sequence_id in self.step.drawing:
             row = self.rows[sequence_id]
-            said = tuple(map(ord, "".join(map(chr, row.prompt_ids)).rpartition("|")[2]))
+            said = tuple(map(ord, self.runner.says("".join(map(chr, row.prompt_ids)).rpartition("|")[2])))
             if said[0] in self.runner.broken:
                 result.failed[sequence_id] = "broken"
                 continue

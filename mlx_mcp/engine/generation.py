@@ -190,9 +190,13 @@ class Generation:
         progress = Progress("queued", "queued", 0, total)
         session: SessionInfo | None = None
         reason: FinishReason | None
+        ending = request.ending
+        ending.wake = mailbox.wake
         while not self._ended:
             deltas: list[Delta] = []
             reason = None
+            if ending.wanted:  # again and again: the engine has nothing to end before there is a row
+                self._thread.send(Finish(mailbox.call_id, answer.num_tokens))
             match await mailbox.next():
                 case Waiting() as waiting:
                     progress = Progress("queued", queued(waiting), 0, total)
@@ -200,7 +204,7 @@ class Generation:
                     answer.prefilled(prefilled)
                     told = f"reading the prompt: {done} of {num_prompt} tokens"
                     progress = Progress("prefill", told, done, total, admitted_at=prefilled.admitted_at)
-                case Token() as token if not answer.stopped:
+                case Token() as token if not (answer.stopped or ending.wanted):
                     deltas = answer.add(token)
                     done = answer.num_tokens
                     progress = Progress("decode", f"{done} tokens", num_prompt + done, total)
@@ -208,6 +212,7 @@ class Generation:
                         self._thread.send(Finish(mailbox.call_id, answer.num_tokens))
                 case Finished(reason, session):
                     self._ended = True
+                    reason = FinishReason.LENGTH if ending.wanted else reason
                     deltas = answer.finish(reason)
                 case EncodeAgain(loaded):
                     if not loaded:

@@ -24,7 +24,7 @@ class Mailbox:
         self.call_id = call_id
         self._thread = thread
         self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Event] = asyncio.Queue()
+        self._queue: asyncio.Queue[Event | None] = asyncio.Queue()
 
     def __enter__(self) -> Mailbox:
         """Listen to the call, which is to be sent after this."""
@@ -36,6 +36,10 @@ class Mailbox:
     ) -> None:
         """Listen no more."""
         self._thread.unlisten(self.call_id)
+
+    def wake(self) -> None:
+        """Have the waiter look at what it wants; it gets None in place of an event. On the waiter's event loop."""
+        self._queue.put_nowait(None)
 
     async def next(self) -> Event | None:
         """The next event; None if it is time to show the caller a sign of life before it comes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +21,24 @@ from mlx_mcp.errors import InvalidRequest, PromptTooLong
 DEFAULT_MAX_TOKENS = 512
 EMPTY = "The prompt is empty. Say in `prompt` what the model should do."
 ALIKE = "At temperature 0 all n answers are the same. Give a temperature, say 0.8, or n=1."
+
+
+@dataclass(eq=False)
+class Ending:
+    """Ends a generation early, and keeps what it has written as its answer and, where it has one, in its session.
+
+    For one generation, on the event loop of its caller. One that has no row yet ends as soon as it has one, without a
+    token. A generation that is ended so has the finish reason "length".
+    """
+
+    wanted: bool = False
+    wake: Callable[[], None] | None = None  # has the generation look at once; it sets this itself
+
+    def end(self) -> None:
+        """End the generation."""
+        self.wanted = True
+        if self.wake is not None:
+            self.wake()
 
 
 @dataclass(frozen=True)
@@ -47,6 +66,7 @@ class GenerateRequest:
     context: bool = False  # no answer: the new session has the messages, the last of which stays open
     raw: str | None = None  # the prompt as it is, in place of messages; no chat template is put around it
     shorten: bool = False  # lower max_tokens to what context and memory leave, rather than refuse
+    ending: Ending = field(default_factory=Ending, compare=False)  # by which whoever asks can end it early
 
 
 @dataclass(frozen=True)

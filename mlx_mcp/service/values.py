@@ -3,7 +3,7 @@
 from mlx_mcp.core.sampling import PARAMETERS, Parameter, Sampling
 from mlx_mcp.core.session import MAX_FORKS, SessionInfo, SessionOptions
 from mlx_mcp.engine.messages import Persisted
-from mlx_mcp.engine.requests import CacheMiss, Count, Delta, Progress, Result, TokenChoice
+from mlx_mcp.engine.requests import CacheMiss, Count, Delta, Ending, GenerateRequest, Progress, Result, TokenChoice
 
 __all__ = [
     "MAX_FORKS",
@@ -11,6 +11,8 @@ __all__ = [
     "CacheMiss",
     "Count",
     "Delta",
+    "Ending",
+    "GenerateRequest",
     "Parameter",
     "Persisted",
     "Progress",

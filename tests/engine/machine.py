@@ -357,12 +357,18 @@ class SessionMachine(RuleBasedStateMachine):
             del self.busy[call.session]
         self.settle()
 
-    @precondition(lambda self: any(len(c.output) > 1 and c.cut is None for c in self.calls.values()))
+    def has_row(self, number: int) -> bool:
+        """Whether a generation has a row, or a place in the queue for one."""
+        call = self.engine.calls.get(number)
+        return call is not None and call.sequence is not None and not call.submit.turn.context
+
+    @precondition(lambda self: any(self.has_row(number) for number in self.calls))
     @rule(data=st.data())
     def stop(self, data: DataObject) -> None:
-        ready = [n for n, c in self.calls.items() if len(c.output) > 1 and c.cut is None]
-        call = self.calls[data.draw(st.sampled_from(ready))]
-        call.cut = len(call.output) - data.draw(st.integers(0, 1))
+        """By a stop string, or early: while it waits for a row or its prompt is read, too."""
+        call = self.calls[data.draw(st.sampled_from([number for number in self.calls if self.has_row(number)]))]
+        call.cut = max(0, len(call.output) - data.draw(st.integers(0, 1)))
+        self.seen["ended without a token"] += not call.cut
         self.engine.handle(Finish(call.submit.call_id, call.cut))
         assert isinstance(call.ended, Finished)
         self.settle()

@@ -11,8 +11,10 @@ from pydantic import BaseModel
 
 from mlx_mcp.api.mcp.answer_arguments import BatchArguments, CountArguments, GenerateArguments
 from mlx_mcp.api.mcp.calls import ToolSet, progress_reporter, translated, while_connected
+from mlx_mcp.api.mcp.deliberate_tools import DeliberateTools
 from mlx_mcp.api.mcp.long_results import running
 from mlx_mcp.api.mcp.model_tools import ModelTools
+from mlx_mcp.api.mcp.reason_tools import ReasonTools
 from mlx_mcp.api.mcp.result_arguments import CancelArguments, GetResultArguments
 from mlx_mcp.api.mcp.results import reply
 from mlx_mcp.api.mcp.session_tools import SessionTools
@@ -52,11 +54,14 @@ def make_tools(
     sessions = SessionTools(service, sandboxes, files, activity, wait_s)
     workflows = WorkflowTools(service, sandboxes, files, activity, wait_s)
     models = ModelTools(service, files, activity, wait_s)
+    reasoning = ReasonTools(service, sandboxes, files, activity, wait_s)
+    deliberating = DeliberateTools(service, files, activity, wait_s)
     make, again, once = StrictTool.make, {**HARMLESS, "idempotent_hint": True}, {**HARMLESS, "idempotent_hint": False}
     safe = {"read_only_hint": False, "destructive_hint": False, "idempotent_hint": True}
     return [
         make(tools.generate, "Generate text", daily=True, long=True, **once),
         make(tools.generate_batch, "Generate many texts", daily=True, long=True, **once),
+        make(deliberating.deliberate, "Ask several branches, and judge", long=True, **once),
         make(tools.get_result, "Get the result of a long call", daily=True, long=True, **again),
         make(tools.cancel, "Cancel a long call", **safe | {"destructive_hint": True}),
         make(sessions.create_session, "Create a session", daily=True, long=True, **once),
@@ -65,6 +70,7 @@ def make_tools(
         make(sessions.list_sessions, "List sessions", **again),
         make(sessions.close_session, "Close sessions", **safe | {"destructive_hint": True}),
         make(workflows.sandbox_run, "Run Python beside the model", long=True, **once),
+        make(reasoning.reason_over, "Answer a question over long input", long=True, **once),
         make(models.list_models, "List models", **again),
         make(models.load_model, "Load a model", long=True, **again),
         make(models.unload_model, "Unload a model", **again),

@@ -38,6 +38,14 @@ SINGLE_HINT = (
 MAX_TOLD = 5  # failures that are told; the others are counted
 
 
+@dataclass(frozen=True)
+class HostFunction:
+    """A further function of a program: how it is called, in words, and what is done then."""
+
+    usage: str
+    call: Callable[..., Awaitable[Any]]
+
+
 class Refused(Exception):
     """What a host function raises in the program: an exception of a built-in type."""
 
@@ -81,9 +89,11 @@ class Said:
 
 
 class HostCalls:
-    """The functions of one run. `remembered` are the sessions of the texts that the sandbox remembers, by key."""
+    """The functions of one run, and `more`. `remembered` are the sessions of the texts that the sandbox has, by key."""
 
-    def __init__(self, asker: Asker, remembered: Mapping[str, str]) -> None:
+    def __init__(
+        self, asker: Asker, remembered: Mapping[str, str], more: Mapping[str, HostFunction] | None = None
+    ) -> None:
         self.asker, self.said = asker, Said()
         self.remembered = dict(remembered)
         self.opened: set[str] = set()  # the sessions of the texts that were remembered in this run
@@ -91,6 +101,9 @@ class HostCalls:
         self._functions: dict[str, Callable[..., Awaitable[Any]]] = {
             name: getattr(self, f"_{name}") for name in FUNCTIONS
         }
+        self._usages = dict(FUNCTIONS)
+        for name, function in (more or {}).items():
+            self._functions[name], self._usages[name] = function.call, function.usage
 
     async def answer(self, call: HostCall) -> Any:
         """The value of a host call.
@@ -102,14 +115,14 @@ class HostCalls:
         """
         function = self._functions.get(call.name)
         if function is None:
-            raise Refused("NameError", f"There is no function {call.name!r}; there are {', '.join(FUNCTIONS)}.")
+            raise Refused("NameError", f"There is no function {call.name!r}; there are {', '.join(self._usages)}.")
         self._num_in_a_row = self._num_in_a_row + 1 if call.name == "llm_query" else 0
         self.said.num_single = max(self.said.num_single, self._num_in_a_row)
         try:
             check_call(function, call)
             return await function(*call.args, **call.kwargs)
         except WrongCall as error:
-            raise Refused("TypeError", f"{call.name}: {error}. Call it so: {FUNCTIONS[call.name]}.") from error
+            raise Refused("TypeError", f"{call.name}: {error}. Call it so: {self._usages[call.name]}.") from error
         except EngineDead:
             raise
         except MlxMcpError as error:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ import anyio
 from mlx_mcp.errors import OtherInterpreter
 from mlx_mcp.workflows.asking import close_sessions
 from mlx_mcp.workflows.counting import Counts
-from mlx_mcp.workflows.sandbox.host_calls import FUNCTIONS, HostCalls, Refused, Said, Submitted
+from mlx_mcp.workflows.sandbox.host_calls import FUNCTIONS, HostCalls, HostFunction, Refused, Said, Submitted
 from mlx_mcp.workflows.sandbox.journal import CannotReplay, Journal, Recording, replay
 from mlx_mcp.workflows.sandbox.runtime import Ended, HostCall, Limits, ProgramError, Runtime, Worker
 
@@ -31,10 +31,11 @@ MAX_REFUSED = 1_000  # a program that goes on calling after so many refusals wil
 
 @dataclass(frozen=True)
 class Program:
-    """What is run: code, and what becomes variables before."""
+    """What is run: code, what becomes variables before, and functions beside those that every program has."""
 
     code: str
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    functions: Mapping[str, HostFunction] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Sandbox:
     state: State = field(default_factory=State)
     worker: Worker | None = None
     limits: Limits = field(default_factory=Limits)  # of the worker
+    functions: tuple[str, ...] = ()  # that its programs have
     running: anyio.CancelScope | None = None  # of the run that goes on
     closed: bool = False
     kept: Kept = field(default_factory=Kept)
@@ -97,18 +99,19 @@ class Sandbox:
         """Whether a run goes on."""
         return self.running is not None
 
-    async def load(self, runtime: Runtime, limits: Limits) -> Worker:
-        """A worker with these limits that has the state; starts one if there is none.
+    async def load(self, runtime: Runtime, limits: Limits, more: Collection[str] = ()) -> Worker:
+        """A worker with these limits and `more` functions that has the state; starts one if there is none.
 
         Raises:
             OtherInterpreter: the state is that of another version, and cannot be rebuilt.
             SandboxFailed: the worker does not start.
         """
-        if self.worker is not None and self.limits != limits:
+        functions = (*FUNCTIONS, *more)
+        if self.worker is not None and (self.limits, self.functions) != (limits, functions):
             await self.release()
         if self.worker is None:
-            self.worker, self.state = await loaded(runtime, limits, self.state)
-            self.limits = limits
+            self.worker, self.state = await loaded(runtime, limits, self.state, functions)
+            self.limits, self.functions = limits, functions
         return self.worker
 
     async def run(self, runtime: Runtime, limits: Limits, program: Program, host: HostCalls) -> Ran:
@@ -120,7 +123,7 @@ class Sandbox:
         """
         before, kept = set(self.state.remembered.values()), False
         try:
-            worker = await self.load(runtime, limits)
+            worker = await self.load(runtime, limits, program.functions)
             recording = Recording(program.code, program.inputs, time.time())
             came = await drive(worker, program, host, recording)
             output = worker.take_output()
@@ -142,14 +145,16 @@ class Sandbox:
             await end(worker)
 
 
-async def loaded(runtime: Runtime, limits: Limits, state: State) -> tuple[Worker, State]:
+async def loaded(
+    runtime: Runtime, limits: Limits, state: State, functions: Sequence[str] = tuple(FUNCTIONS)
+) -> tuple[Worker, State]:
     """A new worker that has a state, and the state as it is for this runtime, which may have had to rebuild it.
 
     Raises:
         OtherInterpreter: the state is that of another version, and cannot be rebuilt.
         SandboxFailed: the worker does not start.
     """
-    worker = await runtime.start(limits, list(FUNCTIONS))
+    worker = await runtime.start(limits, functions)
     try:
         if state.dump and state.version == runtime.version:
             await worker.load(state.dump)

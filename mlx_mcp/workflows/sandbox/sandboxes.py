@@ -84,6 +84,9 @@ class Sandboxes:
         self._opening = asyncio.Lock()
         self._sandboxes: dict[str, Sandbox] = {}
         self._places = asyncio.Semaphore(max_workers)  # one for each run that has a worker
+        # For programs that wait for other programs: some places are left to these.
+        self.nesting = asyncio.Semaphore(max_workers // 2)
+        self.writes_code: dict[str, bool] = {}  # model → whether it can write programs, if that was tried
         self._tasks: set[asyncio.Task[None]] = set()
         self._adopting, self._adopted = asyncio.Lock(), False
 
@@ -264,7 +267,7 @@ class Sandboxes:
                     await self._make_room(sandbox)
                     await self.keeping.read(sandbox)
                     asker = Asker(service, caller, budget, report, model or sandbox.model)
-                    host = HostCalls(asker, sandbox.state.remembered)
+                    host = HostCalls(asker, sandbox.state.remembered, program.functions)
                     name = sandbox.name or f"{sandbox.sandbox_id[:8]}…"
                     with service.observer.workflow("sandbox_run", caller.tenant, name, lambda: asker.line):
                         ran = await sandbox.run(runtime, limits, program, host)

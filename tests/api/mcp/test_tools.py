@@ -243,6 +243,7 @@ async def test_the_tools_say_what_hosts_need_to_know(engine, mode):
     assert list(tools) == [
         "generate",
         "generate_batch",
+        "deliberate",
         "get_result",
         "cancel",
         "create_session",
