@@ -221,7 +221,9 @@ class Sandboxes:
         remembered: list[dict[str, str]] = [{} for _ in forks]
         try:
             for key, session in state.remembered.items():
-                for own, handle in zip(remembered, await fork_all(service, caller, session, num), strict=True):
+                with anyio.CancelScope(shield=True):  # who is cancelled meanwhile must know what to close
+                    handles = await fork_all(service, caller, session, num)
+                for own, handle in zip(remembered, handles, strict=True):
                     own[key] = handle
         except BaseException:
             await self._remove(service, forks)
