@@ -138,7 +138,7 @@ async def remove(service: Service, sandboxes: Sandboxes, name: str, version: str
     sandbox = the_one(sandboxes, name)
     if version:
         if version not in sandbox.kept.versions:
-            raise NotOnDisk(name, version, tuple(sorted(sandbox.kept.versions)), kind="sandbox")
+            raise NotOnDisk(name, version, ("", *sorted(sandbox.kept.versions)), kind="sandbox")
         await sandboxes.keeping.remove_version(service, sandbox, version)
         return 1
     num = 1 + len(sandbox.kept.versions)

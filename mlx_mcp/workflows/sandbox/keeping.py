@@ -146,6 +146,7 @@ class Keeping:
             raise
         if version:
             await self._save_version(service, caller, sandbox, state, version)
+        await self._autosave(sandbox)  # a run may have ended and been saved while the sessions were written
         heads = [head for head in await self.heads() if head.sandbox_id == sandbox.sandbox_id]
         size = sum(head.stored_bytes for head in heads if head.version == version)
         return PersistedSandbox(sandbox, version, size, num, self.options.persisted_ttl_s)
@@ -180,14 +181,17 @@ class Keeping:
     async def _autosave_later(self, sandbox: Sandbox) -> None:
         try:
             await asyncio.sleep(sandbox.kept.saved_at + self.options.autosave_s - self._now())
-            await self._autosave(sandbox)
+            saved = await self._autosave(sandbox)
         finally:
             sandbox.kept.saving = None
-        if sandbox.state is not sandbox.kept.state:  # a run ended meanwhile, or the disk failed
-            await self.ran(sandbox)
+        if saved:
+            await self.ran(sandbox)  # for a run that ended meanwhile
 
-    async def _autosave(self, sandbox: Sandbox) -> None:
-        """Save a sandbox if it has changed since it was saved. A failure is for the log: the state is in memory."""
+    async def _autosave(self, sandbox: Sandbox) -> bool:
+        """Save a sandbox if it has changed since it was saved; returns whether that could be done.
+
+        A failure is for the log: the state is in memory, and the next run tries again.
+        """
         changed = sandbox.state is not sandbox.kept.state and not sandbox.kept.unread
         if changed and sandbox.state.dump and not sandbox.closed:
             try:
@@ -195,6 +199,8 @@ class Keeping:
             except StorageError as error:
                 sandbox.kept.saved_at = self._now()
                 logger.warning("a sandbox could not be saved: %s", error)
+                return False
+        return True
 
     async def remove(self, service: Service, sandbox: Sandbox) -> None:
         """Remove what is on disk of a closed sandbox, with the sessions that its versions remember by.

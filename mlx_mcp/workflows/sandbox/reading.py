@@ -22,7 +22,7 @@ async def value_of(runtime: Runtime, state: State, variable: str) -> Any:
     )
     if not state.variables:
         missing = "This sandbox has no variables yet. Run a program in it first (sandbox_run)."
-    if not variable.isidentifier() or keyword.iskeyword(variable):
+    if not state.dump or not variable.isidentifier() or keyword.iskeyword(variable):
         raise InvalidRequest(missing)
     worker, _ = await loaded(runtime, Limits(), state)
     try:

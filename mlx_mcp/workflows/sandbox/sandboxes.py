@@ -219,11 +219,14 @@ class Sandboxes:
         parent.used_at = self._clock()
         await self.expire(service)
         state = await self.keeping.state_of(parent, version)
-        forks = self._add(service, caller.tenant, num, names, state, parent.model, parent.sandbox_id)
+        own_state = replace(state, remembered={})  # what goes with a fork that fails must not be the parent's
+        forks = self._add(service, caller.tenant, num, names, own_state, parent.model, parent.sandbox_id)
         remembered: list[dict[str, str]] = [{} for _ in forks]
         try:
             for key, session in state.remembered.items():
-                for own, handle in zip(remembered, await fork_all(service, caller, session, num), strict=True):
+                with anyio.CancelScope(shield=True):  # who is cancelled meanwhile must know what to close
+                    handles = await fork_all(service, caller, session, num)
+                for own, handle in zip(remembered, handles, strict=True):
                     own[key] = handle
         except BaseException:
             await self._remove(service, forks)

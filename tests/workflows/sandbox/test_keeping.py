@@ -353,6 +353,43 @@ async def test_what_a_principal_may_have_on_disk_counts_its_sandboxes(tmp_path: 
             await only.sandboxes.keeping.persist(service, CALLER, sandbox)
 
 
+async def test_a_run_that_ends_while_its_sandbox_is_persisted_is_on_disk_in_the_end(tmp_path: Path) -> None:
+    store = FakeStore()
+    async with process(runtime(), tmp_path / "kept", store) as only:
+        sandbox = await only.sandboxes.create(only.service, CALLER)
+        await only.run(sandbox, "remembers", text="one")
+        for_real, runs = only.service.engine.persist, []
+
+        async def persist(*given: Any) -> Any:
+            runs.append(await only.run(sandbox, "count"))
+            return await for_real(*given)
+
+        only.service.engine.persist = persist  # type: ignore[method-assign]
+        await only.sandboxes.keeping.persist(only.service, CALLER, sandbox)
+        assert len(runs) == 1
+        log = SandboxLog.look(tmp_path / "kept")
+        record = log.load(sandbox.sandbox_id)
+        log.close()
+        assert record is not None
+        assert record.persisted
+        assert record.dump == sandbox.state.dump
+
+
+async def test_a_disk_that_fails_is_tried_again_after_the_next_run_and_not_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keepings, "SMALL_BYTES", 10)
+    options = KeepingOptions(autosave_s=0)
+    async with process(runtime(), tmp_path / "kept", quota_bytes=100, options=options) as only:
+        sandbox = await only.sandboxes.create(only.service, CALLER)
+        for number in (1, 2):
+            await only.run(sandbox, "count")
+            assert sandbox.kept.saving is not None
+            await sandbox.kept.saving
+            assert sandbox.kept.saving is None
+            assert caplog.text.count("could not be saved") == number
+
+
 async def test_persisting_goes_on_when_its_caller_is_gone(tmp_path: Path) -> None:
     store = FakeStore()
     async with process(runtime(), tmp_path / "kept", store) as only:
