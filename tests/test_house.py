@@ -54,6 +54,10 @@ LAYERS = {
     # Traces are no protocol of a face: every face's requests have spans.
     "service/tracing": (("service",), ("opentelemetry",)),
     "workflows": (("service", "core/session", "core/session_names", "chat", "errors", "stats"), ("anyio",)),
+    "workflows/reason_over": (
+        ("workflows", "service", "core/session", "chat", "errors"),
+        ("anyio", "jsonschema"),
+    ),
     # The inside of the sandbox: an interpreter and what surrounds it. It knows nothing of the service.
     "workflows/sandbox/runtime": ((), ()),
     "api": ((), ()),
