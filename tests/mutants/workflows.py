@@ -55,7 +55,8 @@ MUTANTS = [
     fault(
         "conversation not begun again when it is full",
         "workflows/reason_over/free.py",
-        "                await self._fork()\n                prompt = replies.compacted(self.sandbox.state.variables, len(self.steps)",
+        "                await self._fork()\n"
+        "                prompt = replies.compacted(self.sandbox.state.variables, len(self.steps)",
         "                prompt = replies.compacted(self.sandbox.state.variables, len(self.steps)",
         "reason_over/test_reason_over.py::test_a_conversation_that_is_full_begins_again_with_the_variables",
     ),
