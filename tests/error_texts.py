@@ -51,6 +51,7 @@ INSIDE = {
     "Unsound": "a damaged file is a miss and a counter; commands that read one say so in a text of their own",
     "CutOff": "a download goes on by itself, or ends in a text of its own",
     "Abandoned": "nobody waits for it",
+    "Stop": "ends the work of a model that writes programs; the answer says why",
     "Asking": "a question to the user",
     "Exit": "an exit status; what is said before it is a note",
     "AssertionError": "a bug of ours",

@@ -57,6 +57,10 @@ LAYERS = {
         ("service", "core/durable_sandbox", "core/session", "core/session_names", "chat", "errors", "stats"),
         ("anyio",),
     ),
+    "workflows/reason_over": (
+        ("workflows", "service", "core/session", "chat", "errors"),
+        ("anyio", "jsonschema"),
+    ),
     # The inside of the sandbox: an interpreter and what surrounds it. It knows nothing of the service.
     "workflows/sandbox/runtime": ((), ()),
     "api": ((), ()),

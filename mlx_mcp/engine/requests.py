@@ -35,10 +35,11 @@ class Ending:
     wake: Callable[[], None] | None = None  # has the generation look at once; it sets this itself
 
     def end(self) -> None:
-        """End the generation."""
-        self.wanted = True
-        if self.wake is not None:
-            self.wake()
+        """End the generation; the second time does nothing."""
+        if not self.wanted:
+            self.wanted = True
+            if self.wake is not None:
+                self.wake()
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from mlx_mcp.core.ports import LoadedModel, LoadProgress
 from mlx_mcp.core.sampling import PARAMETERS, Sampling
 from mlx_mcp.core.scheduler import Limits
 from mlx_mcp.core.sequence import SamplingParams, TokenLogprobs
+from mlx_mcp.core.session import SessionOptions
 from mlx_mcp.engine import mailbox as mailbox_module
 from mlx_mcp.engine.answer import ONLY_THOUGHTS, Answer
 from mlx_mcp.engine.client import EngineClient
@@ -657,3 +658,36 @@ async def test_an_answer_that_ends_within_its_thoughts_says_what_to_raise(client
     cut = await answer(client, asking("[hm hm]yes", max_tokens=4))
     assert (cut.text, cut.finish_reason, cut.notes) == ("", "length", ("cut off", ONLY_THOUGHTS))
     assert (await answer(client, asking("[hm]yes", max_tokens=6))).notes == ("cut off",)
+
+
+async def test_a_generation_that_is_ended_early_keeps_what_it_wrote_and_its_session_goes_on(client):
+    client.loader.runner.endless = True
+    request = asking("hello", opens=SessionOptions(), max_tokens=60)
+    text = ""
+    async with aclosing(client.generate(request)) as updates:
+        async for update in updates:
+            text += update.text if isinstance(update, Delta) else ""
+            if text == "hel":
+                request.ending.end()
+    assert isinstance(update, Result)
+    assert (update.text, update.finish_reason, update.completion_tokens) == ("hel", "length", 3)
+    client.loader.runner.endless = False
+    on = await answer(client, asking("x", session=update.session.session_id))
+    assert (on.text, on.prompt_tokens) == ("x", len("hello" + "hel" + "|x"))
+
+
+async def test_a_generation_that_waits_for_its_row_can_be_ended_too(client):
+    await answer(client, asking("a"))
+    runner = client.loader.runner
+    runner.gate.clear()  # the engine is held in the step of another generation
+    other = asyncio.create_task(answer(client, asking("other")))
+    await until(lambda: len(runner.steps) > 2)
+    request = asking("hello", opens=SessionOptions())
+    waiting = asyncio.create_task(answer(client, request))
+    await asyncio.sleep(0)
+    request.ending.end()
+    runner.gate.set()
+    ended = await waiting
+    assert (ended.text, ended.finish_reason, ended.completion_tokens) == ("", "length", 0)
+    assert (await other).text == "other"
+    assert (await answer(client, asking("x", session=ended.session.session_id))).text == "x"

@@ -30,10 +30,10 @@ from functools import cache, partial
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.mutants import api, core, engine, hosting, install, mlx_backend, process, service, storage
+from tests.mutants import api, core, engine, hosting, install, mlx_backend, process, service, storage, workflows
 from tests.mutants.mutant import Mutant
 
-LAYERS = (core, storage, mlx_backend, engine, service, api, hosting, process, install)
+LAYERS = (core, storage, mlx_backend, engine, service, api, hosting, process, install, workflows)
 MUTANTS = [mutant for layer in LAYERS for mutant in layer.MUTANTS]
 ROOT = Path(__file__).parents[2]
 COPIED = ("mlx_mcp", "tests", "pyproject.toml")

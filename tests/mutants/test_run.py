@@ -44,7 +44,18 @@ def test_the_table_fits_the_tree():
 
 
 def test_every_layer_has_faults():
-    layers = {"core", "storage", "mlx_backend", "engine", "service", "api", "hosting", "process", "install"}
+    layers = {
+        "core",
+        "storage",
+        "mlx_backend",
+        "engine",
+        "service",
+        "api",
+        "hosting",
+        "process",
+        "install",
+        "workflows",
+    }
     assert {mutant.layer for mutant in MUTANTS} == layers
 
 

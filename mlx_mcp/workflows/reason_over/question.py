@@ -7,9 +7,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, best_match
-
 from mlx_mcp.errors import InvalidRequest
 from mlx_mcp.workflows.asking import Budget
 from mlx_mcp.workflows.counting import Counts
@@ -102,16 +99,21 @@ def check(question: Question) -> None:
     if not question.text.strip():
         raise InvalidRequest("`question` is empty. Say in it what you want to know of the input.")
     if question.schema is not None:
+        from jsonschema import Draft202012Validator, SchemaError  # only here: its import takes time at the start
+
         try:
             Draft202012Validator.check_schema(question.schema)
         except SchemaError as error:
-            raise InvalidRequest(f"`json_schema` is no JSON schema: {error.message[:200]}. Correct it.") from error
+            raise InvalidRequest(f"`json_schema` is not valid: {error.message[:200]}. Correct it.") from error
 
 
 def fault_of(value: Any, schema: dict[str, Any] | None) -> str:
     """What of a submitted value does not obey the schema, in a sentence; "" if it does."""
     if schema is None:
         return "" if value not in (None, "") else "It is empty."
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
     found = best_match(Draft202012Validator(schema).iter_errors(value))
     if found is None:
         return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,9 +62,16 @@ async def reason_over(
         MlxMcpError: the model cannot be asked, or programs cannot be run here.
     """
     check(question)
-    purse = Purse(question.budget)
-    reasoning = Reasoning(service, caller, sandboxes, question, purse, report)
-    answer = await reasoning.run(sandbox)
+    purse, line = Purse(question.budget), "begins"
+
+    async def told(meters: Sequence[Meter]) -> None:
+        nonlocal line
+        line = meters[0].line
+        await report(meters)
+
+    name = sandbox.name or f"{sandbox.sandbox_id[:8]}…"
+    with service.observer.workflow("reason_over", caller.tenant, name, lambda: line):
+        answer = await Reasoning(service, caller, sandboxes, question, purse, told).run(sandbox)
     return Reasoned(answer, purse.counts)
 
 

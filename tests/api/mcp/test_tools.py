@@ -251,6 +251,8 @@ async def test_the_tools_say_what_hosts_need_to_know(engine, mode):
         "persist_session",
         "list_sessions",
         "close_session",
+        "sandbox_run",
+        "reason_over",
         "list_models",
         "load_model",
         "unload_model",

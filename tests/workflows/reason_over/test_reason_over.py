@@ -286,7 +286,7 @@ async def test_auto_tries_a_model_once_and_has_those_work_freely_that_can(house)
     ("change", "says"),
     [
         ({"text": " "}, "`question` is empty. Say in it"),
-        ({"schema": {"type": "numbr"}}, "`json_schema` is no JSON schema"),
+        ({"schema": {"type": "nothing"}}, "`json_schema` is not valid"),
     ],
 )
 async def test_what_cannot_be_asked_is_refused(house, change, says):

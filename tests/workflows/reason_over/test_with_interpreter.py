@@ -106,7 +106,7 @@ async def test_auto_takes_our_programs_for_a_model_that_cannot_write_any(house):
 async def test_a_model_that_writes_programs_sees_real_errors_and_hints(house):
     """Bad code, a hint, fixed, submitted: in the interpreter that there is."""
     script = {
-        "Begin. Reply": "I look.\n```python\nlines = context.split('\\n')\nprint(len(lines), lins[0])\n```",
+        "Begin. Reply": "I look.\n```python\nlines = context.split('\\n')\nprint(len(lines), rows[0])\n```",
         "NameError": "I mistyped.\n```python\nhit = [each for each in lines if 'red key' in each]\nprint(hit)\n```",
         "given to Orla": "That is it.\n```python\nsubmit({'who': hit[0].split()[-1]})\n```",
     }
