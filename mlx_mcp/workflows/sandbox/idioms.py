@@ -75,6 +75,9 @@ class Idioms:
                 self._sent, self._written = tree, ast.unparse(tree)
         except RecursionError:
             raise NotRun(DEEP) from None
+        except ValueError:  # of an integer that Python does not print, written in another base
+            hint = "Write it as a power, or make it of a text with int(text, 16)."
+            raise NotRun(ProgramError("SyntaxError", "an integer is too long", None, hint)) from None
         self._known = known
         # An interpreter that gets no statement does not take the inputs either.
         return Rewritten(self._written if tree.body else "None", prelude.source_of(rewriting.used))
