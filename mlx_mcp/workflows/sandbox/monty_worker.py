@@ -5,26 +5,18 @@ for the clock and for random numbers, which are answered here: both depend on no
 
 The process is killed when a turn takes longer than its limit, when a limit of the program's has been reached, when the
 task that waits for it is cancelled, and at `close`. `load` starts another one.
-
-The library is called on a thread of the worker's own, one call at a time. Its coroutines are not used: a process that
-ends after them is aborted now and then, because threads of the library still hold objects of Python (exit status 134 in
-10 of 60 runs of pydantic-monty 1.4.0; 0 of 80 without them).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
-import os
 import re
-import signal
 import time
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from mlx_mcp.errors import SandboxFailed
 from mlx_mcp.workflows.sandbox import prelude
@@ -32,21 +24,16 @@ from mlx_mcp.workflows.sandbox.classes import NotRun
 from mlx_mcp.workflows.sandbox.explaining import ASKED, ENDED, explain, limit_reached, spoiled, too_slow
 from mlx_mcp.workflows.sandbox.idioms import Idioms
 from mlx_mcp.workflows.sandbox.isolation import Enclosed
+from mlx_mcp.workflows.sandbox.monty_process import MontyProcess, foreign_errors
 from mlx_mcp.workflows.sandbox.runtime import Ended, HostCall, Limits
 from mlx_mcp.workflows.sandbox.values import TooLarge, plain, sendable
 
 if TYPE_CHECKING:
-    from pydantic_monty import CollectString, Frame, FunctionSnapshot, Monty, MontyError, MontySession
+    from pydantic_monty import CollectString, Frame, FunctionSnapshot, MontyError, MontySession
     from pydantic_monty import SyncSnapshot as Step
 
-T = TypeVar("T")
-# Beyond the time that a program may take: for the interpreter to notice it, and to send and receive what crosses.
-TURN_GRACE_S = 30.0
-# Each suspension is a call of the host: its caller bounds those of its own functions, MAX_ASKED bounds the others.
-MAX_SUSPENSIONS = 1_000_000_000
 MAX_ASKED = 20_000  # looks at the clock, and at names and files that are not there, in one run
 TOO_LARGE_COUNTS = 500  # as that many looks: what is too large has been read to be known as such
-MAX_RECURSION = 500
 MAX_ENTROPY_BYTES = 1 << 20
 EXCEPTION_TYPES = frozenset(
     "SystemExit TimeoutError RuntimeError ValueError TypeError KeyError OSError PermissionError FileNotFoundError "
@@ -68,12 +55,8 @@ class MontyWorker:
         """`on_close` is called with the worker when it is closed."""
         self._enclosed, self._version, self._limits, self._on_close = enclosed, version, limits, on_close
         self._functions = frozenset(functions)
-        self._thread: ThreadPoolExecutor | None = None
-        self._pool: Monty | None = None
-        self._session: MontySession | None = None
-        self._pid: int | None = None
+        self._process: MontyProcess | None = None
         self._waiting: FunctionSnapshot | None = None
-        self._in_flight: asyncio.Future[Any] | None = None
         self._idioms = Idioms(self._functions)
         self._code = ""
         self._moment = 0.0
@@ -88,43 +71,12 @@ class MontyWorker:
         Raises:
             SandboxFailed: it does not start.
         """
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
+        self._process = MontyProcess(self._enclosed, self._limits)
         try:
-            await self._settled(self._start)
-        except BaseException as exc:
-            await self._end()
-            if isinstance(exc, _foreign_errors()):
-                raise SandboxFailed(
-                    f"The sandbox's interpreter does not start ({type(exc).__name__}). Try again; `mlx-mcp doctor` "
-                    "says what is wrong if it goes on."
-                ) from exc
+            await self._process.start()
+        except BaseException:
+            self._process = None
             raise
-
-    def _start(self) -> None:
-        import pydantic_monty
-
-        seconds = self._limits.seconds
-        self._pool = pydantic_monty.Monty(
-            binary_path=self._enclosed.ready(),
-            min_processes=0,
-            max_processes=1,
-            max_checkouts_per_worker=1,
-            request_timeout=seconds + TURN_GRACE_S,
-            feed_duration_limit_grace=TURN_GRACE_S / 2,
-        )
-        self._pool.__enter__()
-        self._session = self._pool.checkout(
-            limits={
-                "max_feed_duration_secs": seconds,
-                "max_memory": self._limits.memory_bytes,
-                "max_suspensions": MAX_SUSPENSIONS,
-                "max_recursion_depth": MAX_RECURSION,
-            },
-            os_policy={"datetime": "call_host", "random_start": "call_host", "sleep": "zero"},
-            assert_message_annotations=False,  # as in Python; values are not quoted
-        )
-        self._session.__enter__()
-        self._pid = self._session.worker_pid
 
     async def run(self, code: str, inputs: Mapping[str, Any] = {}, moment: float | None = None) -> HostCall | Ended:
         """See `Worker.run`."""
@@ -136,10 +88,13 @@ class MontyWorker:
         except NotRun as exc:
             return Ended(error=exc.error)
         if rewritten.prelude:
-            ended = await self._turn(lambda: self._feed(rewritten.prelude, {}))
+            ended = await self._feed(rewritten.prelude, {})
             if isinstance(ended, Ended) and ended.error is not None:
                 return ended
-        return await self._turn(lambda: self._feed(rewritten.code, inputs))
+        step = await self._feed(rewritten.code, inputs)
+        if rewritten.doubt and isinstance(step, Ended) and step.error is not None and step.error.type == "SyntaxError":
+            return Ended(error=rewritten.doubt)
+        return step
 
     async def answer(self, value: Any) -> HostCall | Ended:
         """See `Worker.answer`."""
@@ -153,20 +108,16 @@ class MontyWorker:
 
     async def dump(self) -> bytes:
         """See `Worker.dump`."""
-        if self._session is None:
+        if self._process is None:
             raise SandboxFailed(ENDED)
         head = {"version": self._version, "waiting": self._waiting is not None, "idioms": self._idioms.state()}
         head |= {"moment": self._moment, "num_asked": self._num_asked, "code": self._code}
+        waiting = self._waiting
         try:
-            if self._waiting is not None:
-                state = await self._settled(self._waiting.dump)
-            else:
-                state = await self._settled(self._session.dump)
-        except BaseException as exc:
+            state = await self._process.do(lambda session: session.dump() if waiting is None else waiting.dump())
+        except foreign_errors() as exc:
             await self._end()
-            if isinstance(exc, _foreign_errors()):
-                raise SandboxFailed(ENDED) from exc
-            raise
+            raise SandboxFailed(ENDED) from exc
         return json.dumps(head).encode() + b"\n" + state
 
     async def load(self, dump: bytes) -> HostCall | None:
@@ -183,35 +134,32 @@ class MontyWorker:
             )
         await self._end()
         await self.begin()
-        session = self._session
-        assert session is not None
+        assert self._process is not None
         self._moment, self._num_asked, self._code = found["moment"], found["num_asked"], found["code"]
         self._idioms = Idioms(self._functions, found["idioms"])
         try:
             if not found["waiting"]:
-                await self._settled(lambda: session.load_session(state))
+                await self._process.do(lambda session: session.load_session(state))
                 return None
             self._idioms.rewrite(self._code)  # for the lines of errors that are still to come
             output = self._new_output()
-            call = await self._settled(
-                lambda: self._advance(lambda: session.load_snapshot(state, print_callback=output))
+            call = await self._process.do(
+                lambda session: self._advance(session.load_snapshot(state, print_callback=output))
             )
-        except BaseException as exc:
+        except foreign_errors() as exc:
             await self._end()
-            if isinstance(exc, _foreign_errors()):
-                raise SandboxFailed("The state of this sandbox is damaged. Begin a new sandbox.") from exc
-            raise
+            raise SandboxFailed("The state of this sandbox is damaged. Begin a new sandbox.") from exc
         assert isinstance(call, HostCall), "a program that waits for a call waits again"
         return call
 
     async def variables(self) -> dict[str, str]:
         """See `Worker.variables`."""
         assert self._waiting is None, "the variables of a program that waits are not looked at"
-        if self._session is None:
+        if self._process is None:
             return {}
         self._keep_output()
         program = f"{prelude.source_of(['_described'])}\n{prelude.DESCRIBE}"
-        ended = await self._turn(lambda: self._feed(program, {"_helpers": sorted(prelude.HELPERS)}))
+        ended = await self._feed(program, {"_helpers": sorted(prelude.HELPERS)})
         self._output = None  # a program may have put something that prints in place of what this needs, such as `len`
         if not isinstance(ended, Ended) or not isinstance(ended.value, dict):
             return {}
@@ -230,52 +178,42 @@ class MontyWorker:
 
     # -- one turn of the interpreter --
 
-    def _feed(self, code: str, inputs: Mapping[str, Any]) -> Step:
-        assert self._session is not None
-        output = self._new_output()
-        return self._session.feed_start(code, inputs=sendable(dict(inputs)), print_callback=output)
+    async def _feed(self, code: str, inputs: Mapping[str, Any]) -> HostCall | Ended:
+        output, given = self._new_output(), sendable(dict(inputs))
+        return await self._turn(lambda session: session.feed_start(code, inputs=given, print_callback=output))
 
     async def _resume(self, answer: Any) -> HostCall | Ended:
         waiting, self._waiting = self._waiting, None
         assert waiting is not None, "no program waits for an answer"
-        return await self._turn(lambda: waiting.resume(answer))
+        return await self._turn(lambda _: waiting.resume(answer))
 
-    async def _settled(self, call: Callable[[], T]) -> T:
-        """Do this on the worker's thread. Cancelled, it leaves the call to `_end`: none may outlive its process."""
-        assert self._thread is not None
-        future = asyncio.get_running_loop().run_in_executor(self._thread, call)
-        self._in_flight = future
-        return await asyncio.shield(future)
-
-    async def _turn(self, begin: Callable[[], Step]) -> HostCall | Ended:
+    async def _turn(self, begin: Callable[[MontySession], Step]) -> HostCall | Ended:
         """Take the program to its next host call or its end, and say how it ended."""
         from pydantic_monty import MontyCrashedError, MontyError
 
-        if self._session is None:
+        if self._process is None:
             return spoiled(ENDED)
         try:
-            step = await self._settled(lambda: self._advance(begin))
+            step = await self._process.do(lambda session: self._advance(begin(session)))
         except MontyCrashedError as exc:
             step = too_slow(self._limits) if exc.timed_out else spoiled(ENDED)
         except MontyError as exc:
             step = self._failed(exc)
-        except BaseException as exc:
-            # Also where the task is cancelled: what the program was doing is unknown.
+        except RuntimeError:  # the library's word for a process that is gone
+            step = spoiled(ENDED)
+        except BaseException:
             await self._end()
-            if isinstance(exc, RuntimeError):
-                return spoiled(ENDED)
             raise
         if isinstance(step, Ended) and step.spoiled:
             await self._end()
         return step
 
-    # -- on the worker's thread --
+    # -- on the thread of the process --
 
-    def _advance(self, begin: Callable[[], Step]) -> HostCall | Ended:
+    def _advance(self, step: Step) -> HostCall | Ended:
         """Answer what the interpreter asks, up to a host call or the end."""
         from pydantic_monty import FunctionSnapshot, MontyComplete, NameLookupSnapshot
 
-        step = begin()
         while True:
             if isinstance(step, MontyComplete):
                 return Ended(value=_value(step.output))
@@ -356,23 +294,11 @@ class MontyWorker:
 
     async def _end(self) -> None:
         """End the process, whatever it does. `load` starts another one."""
-        thread, pool, session, pid = self._thread, self._pool, self._session, self._pid
-        self._thread = self._pool = self._session = self._pid = self._waiting = None
-        if pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if self._in_flight is not None:
-            with contextlib.suppress(*_foreign_errors()):
-                await asyncio.wait_for(asyncio.shield(self._in_flight), TURN_GRACE_S)
-            self._in_flight = None
+        process, self._process, self._waiting = self._process, None, None
+        if process is not None:
+            await process.end()
         self._keep_output()
         self._output, self._num_kept = None, 0
-        for each in (session, pool):
-            if each is not None and thread is not None:
-                with contextlib.suppress(*_foreign_errors()):
-                    await asyncio.get_running_loop().run_in_executor(thread, each.__exit__, None, None, None)
-        if thread is not None:
-            thread.shutdown(wait=False)
 
 
 def _value(value: Any) -> Any:
@@ -395,10 +321,3 @@ def _function(name: str) -> Callable[..., None]:
 
     function.__name__ = name
     return function
-
-
-def _foreign_errors() -> tuple[type[Exception], ...]:
-    """What the interpreter's library raises where its process is gone or what it was given makes no sense."""
-    from pydantic_monty import MontyError
-
-    return (MontyError, RuntimeError, OSError, ValueError, TypeError)
