@@ -21,6 +21,7 @@ from __future__ import annotations
 import ast
 import copy
 import sys
+import threading
 import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
@@ -34,6 +35,7 @@ from mlx_mcp.workflows.sandbox.runtime import ProgramError
 
 MAX_CODE_CHARS = 40_000  # it is parsed in this process, in some 0.2 s at most
 MAX_NESTING = 80  # of brackets: beyond it Python's own parser may take very long
+_WARNINGS = threading.Lock()  # what is done with warnings belongs to the process, and programs are read on threads
 DEEP = ProgramError("SyntaxError", "nested too deeply", None, "Build deep values in a loop, or with json.loads.")
 
 
@@ -118,13 +120,13 @@ def parsed(code: str) -> ast.Module:
         if depth > MAX_NESTING:
             raise NotRun(DEEP)
     try:
-        with warnings.catch_warnings():
+        with _WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes such as "\d"
             return ast.parse(code)
     except SyntaxError as exc:
         raise NotRun(explain("SyntaxError", exc.msg, exc.lineno)) from None
-    except (ValueError, RecursionError, MemoryError) as exc:
-        error = ProgramError("SyntaxError", str(exc) or "nested too deeply", None, DEEP.hint)
+    except (ValueError, RecursionError, MemoryError, SystemError) as exc:  # SystemError is a fault of Python's own
+        error = ProgramError("SyntaxError", str(exc) if isinstance(exc, ValueError) else DEEP.message, None, DEEP.hint)
         raise NotRun(error) from None
 
 

@@ -43,7 +43,7 @@ class MontyProcess:
         self._pool: Monty | None = None
         self._session: MontySession | None = None
         self._pid: int | None = None
-        self._in_flight: asyncio.Future[Any] | None = None
+        self._last: asyncio.Future[Any] | None = None  # of the calls on the thread
 
     async def start(self) -> None:
         """Start the process.
@@ -101,26 +101,34 @@ class MontyProcess:
 
     async def _settled(self, call: Callable[[], T]) -> T:
         """A call on the thread. Cancelled, it leaves the call to `end`: none may outlive its process."""
+        return await asyncio.shield(self._queued(call))
+
+    def _queued(self, call: Callable[[], T]) -> asyncio.Future[T]:
         future = asyncio.get_running_loop().run_in_executor(self._thread, call)
-        self._in_flight = future
-        return await asyncio.shield(future)
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())  # of which nobody may hear
+        self._last = future
+        return future
 
     async def end(self) -> None:
         """End the process, whatever it does. Whoever waits for it gets an exception of `foreign_errors`."""
-        pid, in_flight = self._pid, self._in_flight
-        self._pid = self._in_flight = None
+        pid, self._pid = self._pid, None
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        if in_flight is not None:
-            with contextlib.suppress(*foreign_errors()):
-                await asyncio.wait_for(asyncio.shield(in_flight), TURN_GRACE_S)
-        for each in (self._session, self._pool):
+        if self._session is not None or self._pool is not None or self._last is not None:
+            with contextlib.suppress(RuntimeError):  # it has been stopped before
+                self._queued(self._stop)
+        self._thread.shutdown(wait=False)
+        if self._last is not None:
+            await asyncio.wait([self._last], timeout=TURN_GRACE_S)
+
+    def _stop(self) -> None:
+        session, pool = self._session, self._pool
+        self._session = self._pool = None
+        for each in (session, pool):
             if each is not None:
                 with contextlib.suppress(*foreign_errors()):
-                    await asyncio.get_running_loop().run_in_executor(self._thread, each.__exit__, None, None, None)
-        self._session = self._pool = None
-        self._thread.shutdown(wait=False)
+                    each.__exit__(None, None, None)
 
 
 def foreign_errors() -> tuple[type[Exception], ...]:
