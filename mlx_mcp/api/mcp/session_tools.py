@@ -9,7 +9,7 @@ from mcp_types import CallToolResult
 from pydantic import BaseModel
 
 from mlx_mcp.api.mcp.arguments import Arguments
-from mlx_mcp.api.mcp.calls import ToolSet, translated
+from mlx_mcp.api.mcp.calls import ToolSet
 from mlx_mcp.api.mcp.consent import may_remove
 from mlx_mcp.api.mcp.results import reply
 from mlx_mcp.api.mcp.session_arguments import CloseArguments, CreateArguments, ForkArguments, PersistArguments
@@ -30,7 +30,6 @@ from mlx_mcp.service.sessions import (
 class SessionTools(ToolSet):
     """Tools that make sessions and end them."""
 
-    @translated
     async def create_session(self, given: CreateArguments, ctx: ToolContext) -> Annotated[CallToolResult, NewSession]:
         """Compute a context once, to go on from many times; nothing is generated.
 
@@ -50,7 +49,6 @@ class SessionTools(ToolSet):
 
         return await self._long(ctx, given, "create_session", work, given.model)
 
-    @translated
     async def fork_session(self, given: ForkArguments, ctx: ToolContext) -> Annotated[CallToolResult, Forks]:
         """Make sessions that go on from where another is, and then apart: one for each sub-agent or attempt.
 
@@ -61,7 +59,6 @@ class SessionTools(ToolSet):
         made = await fork_session(self._service, self._caller(), given.session, given.count, names, given.version)
         return reply(forks(made, bool(names)))
 
-    @translated
     async def persist_session(
         self, given: PersistArguments, ctx: ToolContext
     ) -> Annotated[CallToolResult, PersistedSession]:
@@ -81,7 +78,6 @@ class SessionTools(ToolSet):
 
         return await self._long(ctx, given, "persist_session", work)
 
-    @translated
     async def list_sessions(self, given: Arguments, ctx: ToolContext) -> Annotated[CallToolResult, SessionList]:
         """List your sessions, the ones used last first; of more than 100 the rest are counted in not_shown.
 
@@ -91,7 +87,6 @@ class SessionTools(ToolSet):
         """
         return reply(session_list(await list_sessions(self._service, self._caller())))
 
-    @translated
     async def close_session(self, given: CloseArguments, ctx: ToolContext) -> Annotated[CallToolResult, Closed]:
         """End and delete sessions that are not needed any more, on disk too; there is no way back.
 
