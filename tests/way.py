@@ -30,14 +30,14 @@ PACKAGE = str(Path(mlx_mcp.__file__).parent) + "/"
 # What happens to a call → where it happens, as a file and a function.
 POINTS = {
     "arrives": ("service/jobs.py Jobs.start", "service/generate.py generate"),
-    "is encoded": ("mlx_backend/rendering.py Renderer.render", "mlx_backend/encoder.py Encoder.encode"),
+    "is encoded": ("mlx_backend/chat_template.py Renderer.render", "mlx_backend/tokenizer.py Encoder.encode"),
     "is submitted": ("engine/worker.py EngineThread.send",),
     "is scheduled": ("core/scheduler.py Scheduler.schedule",),
     "is computed": ("mlx_backend/decode_cache.py DecodeCache.attend",),
     "is drawn": ("mlx_backend/sampler.py draw",),
     "is committed": ("core/scheduler.py Scheduler.commit",),
     "is told": ("engine/call.py Calls.tell",),
-    "is decoded": ("mlx_backend/detokenizer.py StreamDetokenizer.add", "chat/reader.py Reader.feed"),
+    "is decoded": ("mlx_backend/answer_reader.py StreamDetokenizer.add", "chat/reader.py Reader.feed"),
     "is answered": ("api/web/translate.py generation", "api/mcp/results.py reply"),
 }
 EVERY_POINT = frozenset(point for points in POINTS.values() for point in points)
@@ -101,7 +101,8 @@ async def way_of_a_call() -> Way:
                 way.noting = True
                 made = await client.call_tool("generate", {"prompt": "What is the deploy code?", "max_tokens": 8})
                 way.noting = False
-                assert not (loaded.is_error or made.is_error), (loaded, made)
+                assert not loaded.is_error, loaded
+                assert not made.is_error, made
         finally:
             await asyncio.to_thread(engine.close)
     return way

@@ -148,7 +148,7 @@ def serve_stdio(config: Config) -> None:
 
     async def stop(scope: anyio.CancelScope) -> None:
         activity.closed = True
-        await drain(lambda: requests.waiting, [activity, service.jobs.activity], config.shutdown_timeout_s)
+        await drain(lambda: requests.waiting, [activity.cut_off, service.jobs.cut_off], config.shutdown_timeout_s)
         scope.cancel()
 
     run(config, client, lambda: serve_stdio(server, wire_in, wire_out, config.max_request_bytes, requests), stop)
