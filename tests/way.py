@@ -30,13 +30,14 @@ PACKAGE = str(Path(mlx_mcp.__file__).parent) + "/"
 # What happens to a call → where it happens, as a file and a function.
 POINTS = {
     "arrives": ("service/jobs.py Jobs.start", "service/generate.py generate"),
+    "is taken up": ("engine/client.py EngineClient.generate",),
     "is encoded": ("mlx_backend/chat_template.py Renderer.render", "mlx_backend/tokenizer.py Encoder.encode"),
     "is submitted": ("engine/worker.py EngineThread.send",),
     "is scheduled": ("core/scheduler.py Scheduler.schedule",),
     "is computed": ("mlx_backend/decode_cache.py DecodeCache.attend",),
     "is drawn": ("mlx_backend/sampler.py draw",),
     "is committed": ("core/scheduler.py Scheduler.commit",),
-    "is told": ("engine/call.py Calls.tell",),
+    "is told": ("engine/worker.py EngineThread._emit",),
     "is decoded": ("mlx_backend/answer_reader.py StreamDetokenizer.add", "chat/reader.py Reader.feed"),
     "is answered": ("api/web/translate.py generation", "api/mcp/results.py reply"),
 }

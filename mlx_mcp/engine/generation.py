@@ -86,34 +86,36 @@ class Generation:
         self._spellings, self._request, self._group = spellings, request, group
         self._ended = True  # whether the engine has nothing of it
 
-    async def run(self, mailbox: Mailbox) -> AsyncGenerator[Update, None]:
+    async def run(self) -> AsyncGenerator[Update, None]:
         """Yield progress and text, and last the Result; see EngineClient.generate."""
-        call_id, again = mailbox.call_id, False
-        try:
-            while True:
-                ready: Ready | None = None
-                with Hold(self._thread) as hold:
-                    async with aclosing(self._get_ready(hold)) as steps:
-                        async for step in steps:
-                            if isinstance(step, Ready):
-                                ready = step
-                            else:
-                                yield step
-                    assert ready is not None, "getting ready ends with tokens or an error"
-                    self._thread.send(
-                        self._encoded(call_id, ready, hold) if again else self._submit(call_id, ready, hold)
-                    )
-                    again, self._ended = True, False
-                async with aclosing(self._follow(mailbox, ready)) as updates:
-                    async for update in updates:
-                        yield update
-                        if isinstance(update, Result):
-                            return
-                del ready, step  # they would keep the weights of a model that has to go
-        finally:
-            if not self._ended:
-                with suppress(EngineDead):  # then no row is left to free
-                    self._thread.send(Cancel(call_id))
+        with Mailbox(self._thread, next(self._thread.ids)) as mailbox:
+            call_id, again = mailbox.call_id, False
+            try:
+                while True:
+                    ready: Ready | None = None
+                    with Hold(self._thread) as hold:
+                        # `aclosing`: a bare `async for` would leave it open until the garbage collector comes.
+                        async with aclosing(self._get_ready(hold)) as steps:
+                            async for step in steps:
+                                if isinstance(step, Ready):
+                                    ready = step
+                                else:
+                                    yield step
+                        assert ready is not None, "getting ready ends with tokens or an error"
+                        self._thread.send(
+                            self._encoded(call_id, ready, hold) if again else self._submit(call_id, ready, hold)
+                        )
+                        again, self._ended = True, False
+                    async with aclosing(self._follow(mailbox, ready)) as updates:
+                        async for update in updates:
+                            yield update
+                            if isinstance(update, Result):
+                                return
+                    del ready, step  # they would keep the weights of a model that has to go
+            finally:
+                if not self._ended:
+                    with suppress(EngineDead):  # then no row is left to free
+                        self._thread.send(Cancel(call_id))
 
     async def encode(self, hold: Hold) -> AsyncGenerator[Progress | EncodedRequest, None]:
         """Yield progress of a load, and last the request as tokens, for a model that stays until it is handed over."""
