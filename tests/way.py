@@ -41,6 +41,9 @@ POINTS = {
     "is decoded": ("mlx_backend/answer_reader.py StreamDetokenizer.add", "chat/reader.py Reader.feed"),
     "is answered": ("api/web/translate.py generation", "api/mcp/results.py reply"),
 }
+CLOCK = (
+    "engine/engine.py Engine.check_time"  # tells callers what they wait for, once a second, whatever they have asked
+)
 EVERY_POINT = frozenset(point for points in POINTS.values() for point in points)
 
 
@@ -65,12 +68,14 @@ class Way:
         """Note the stack of a point; called with every call on every thread."""
         if not self.noting or event != "call" or (point := function_of(frame)) not in EVERY_POINT:
             return
-        self.seen.add(point)
+        stack: set[str] = set()
         at: FrameType | None = frame
         while at is not None:
-            self.functions.add(function_of(at))
+            stack.add(function_of(at))
             at = at.f_back
-        self.functions.discard("")
+        if CLOCK not in stack:
+            self.seen.add(point)
+            self.functions |= stack - {""}
 
 
 def function_of(frame: FrameType) -> str:
