@@ -27,6 +27,7 @@ NO_STEP = {
     "This engine keeps nothing on disk.": "the process that asks does it itself then, and nobody hears this",
     "Nobody waits for this any more.": "nobody hears it",
     "The client disconnected.": "the one who would hear it is gone",
+    f"Error executing tool {GAP}: {GAP}": "the last part is an error of the tree, which names the step",
     f"it takes more than {GAP} GiB of memory": "from a template's process: `chat_template` says what to do",
     f"This {GAP} cannot be used: {GAP}\n{GAP}": "the last part is the step of one of KINDS; see a test below",
     f"no process can be started ({GAP})": "a note: the server serves in the process itself, and reads on from 'since'",

@@ -129,10 +129,6 @@ class Calls:
             self._leave(call)
         return call
 
-    def tell(self, call: Call, event: Event) -> bool:
-        """Send an event to the caller; returns False if nobody listens any more."""
-        return self.emit(call.call_id, event)
-
     def end(self, call: Call) -> None:
         """Take a call out of the table. Nothing is done if it has ended."""
         if self.by_id.get(call.call_id) is call:
@@ -143,7 +139,7 @@ class Calls:
     def answer(self, call: Call, event: Event) -> None:
         """End a call, with its last event."""
         self.end(call)
-        self.tell(call, event)
+        self.emit(call.call_id, event)
 
     def fail(self, call: Call, error: MlxMcpError) -> None:
         """End a call that holds nothing, with an error."""

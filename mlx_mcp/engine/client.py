@@ -65,8 +65,8 @@ class EngineClient:
         other.registry, other.group = registry, group
         return other
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Update, None]:
-        """Yield progress and text, and last the Result.
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Update, None]:
+        """Progress and text as they come, and last the Result.
 
         Closing the generator (a cancelled task does) frees the row before the engine's next step.
 
@@ -78,12 +78,7 @@ class EngineClient:
             EngineDead: the engine thread has ended.
         """
         check(request)
-        generation = self._generation(request)
-        with Mailbox(self.thread, next(self.thread.ids)) as mailbox:
-            # `aclosing`: a bare `async for` would leave the row running until the garbage collector comes.
-            async with aclosing(generation.run(mailbox)) as updates:
-                async for update in updates:
-                    yield update
+        return self._generation(request).run()
 
     async def load_model(self, name: str | None) -> AsyncGenerator[Progress | LoadedModel, None]:
         """Yield progress, and last the model of that name, in memory; it waits for its turn where others have the room.

@@ -7,16 +7,18 @@ strings. Knows nothing of MCP or MLX.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, suppress
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-from mlx_mcp.chat.prompt import NO_BUDGET, NONE, Prompt
+from mlx_mcp.chat.prompt import AUTO, NO_BUDGET, NO_OFF, NO_SWITCH, NONE, Holding, Prompt, Reasoning
 from mlx_mcp.core.ports import LoadedModel, ModelRegistry, ModelSpec
 from mlx_mcp.core.sequence import Constraint, FinishReason, SamplingParams
 from mlx_mcp.core.session import SessionInfo
 from mlx_mcp.engine.answer import Answer
-from mlx_mcp.engine.encoding import encode, holding_of, on_thread
 from mlx_mcp.engine.loading import Hold, Models, queued
 from mlx_mcp.engine.mailbox import CHECK_S, Mailbox, repeated
 from mlx_mcp.engine.messages import (
@@ -34,7 +36,9 @@ from mlx_mcp.engine.messages import (
 from mlx_mcp.engine.requests import Delta, GenerateRequest, Progress, Result, Update, sampling_params, without_tokens
 from mlx_mcp.engine.spellings import Spellings
 from mlx_mcp.engine.worker import EngineThread
-from mlx_mcp.errors import EngineDead
+from mlx_mcp.errors import EngineDead, InvalidRequest
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,34 +86,36 @@ class Generation:
         self._spellings, self._request, self._group = spellings, request, group
         self._ended = True  # whether the engine has nothing of it
 
-    async def run(self, mailbox: Mailbox) -> AsyncGenerator[Update, None]:
+    async def run(self) -> AsyncGenerator[Update, None]:
         """Yield progress and text, and last the Result; see EngineClient.generate."""
-        call_id, again = mailbox.call_id, False
-        try:
-            while True:
-                ready: Ready | None = None
-                with Hold(self._thread) as hold:
-                    async with aclosing(self._get_ready(hold)) as steps:
-                        async for step in steps:
-                            if isinstance(step, Ready):
-                                ready = step
-                            else:
-                                yield step
-                    assert ready is not None, "getting ready ends with tokens or an error"
-                    self._thread.send(
-                        self._encoded(call_id, ready, hold) if again else self._submit(call_id, ready, hold)
-                    )
-                    again, self._ended = True, False
-                async with aclosing(self._follow(mailbox, ready)) as updates:
-                    async for update in updates:
-                        yield update
-                        if isinstance(update, Result):
-                            return
-                del ready, step  # they would keep the weights of a model that has to go
-        finally:
-            if not self._ended:
-                with suppress(EngineDead):  # then no row is left to free
-                    self._thread.send(Cancel(call_id))
+        with Mailbox(self._thread, next(self._thread.ids)) as mailbox:
+            call_id, again = mailbox.call_id, False
+            try:
+                while True:
+                    ready: Ready | None = None
+                    with Hold(self._thread) as hold:
+                        # `aclosing`: a bare `async for` would leave it open until the garbage collector comes.
+                        async with aclosing(self._get_ready(hold)) as steps:
+                            async for step in steps:
+                                if isinstance(step, Ready):
+                                    ready = step
+                                else:
+                                    yield step
+                        assert ready is not None, "getting ready ends with tokens or an error"
+                        self._thread.send(
+                            self._encoded(call_id, ready, hold) if again else self._submit(call_id, ready, hold)
+                        )
+                        again, self._ended = True, False
+                    async with aclosing(self._follow(mailbox, ready)) as updates:
+                        async for update in updates:
+                            yield update
+                            if isinstance(update, Result):
+                                return
+                    del ready, step  # they would keep the weights of a model that has to go
+            finally:
+                if not self._ended:
+                    with suppress(EngineDead):  # then no row is left to free
+                        self._thread.send(Cancel(call_id))
 
     async def encode(self, hold: Hold) -> AsyncGenerator[Progress | EncodedRequest, None]:
         """Yield progress of a load, and last the request as tokens, for a model that stays until it is handed over."""
@@ -240,3 +246,75 @@ def turn_of(request: GenerateRequest, session: SessionInfo | None) -> Turn:
         return Turn(request.tenant, opens=request.opens, shorten=request.shorten, tools=request.tools, context=context)
     shorten = request.shorten or request.sampling.max_tokens is None
     return Turn(request.tenant, session.session_id, session.after, request.keep, request.queue, shorten)
+
+
+def encode(
+    model: LoadedModel,
+    request: GenerateRequest,
+    session: SessionInfo | None,
+    spellings: Spellings,
+    gone: Callable[[], bool],
+) -> Prompt:
+    """What a request adds to its session's tokens, or the whole prompt of one without.
+
+    In a whole prompt the answers of the model are as it wrote them; see spellings.
+
+    Raises:
+        InvalidRequest: the model's template cannot take it.
+    """
+    tokenizer, messages = model.tokenizer, list(request.messages)
+    quiet = request.grammar is not None and request.reasoning is None  # a grammar does without thoughts
+    reasoning = Reasoning.OFF if quiet else request.reasoning
+    if request.raw is not None:
+        prompt = tokenizer.encode_raw(request.raw, gone)
+    elif session is not None:
+        prompt = tokenizer.encode_turn(messages, session.after, session.tools, reasoning, gone)
+    elif request.context:
+        prompt = tokenizer.encode_context(messages, request.tools, gone)
+    else:
+        prompt = tokenizer.encode_chat(messages, request.tools, reasoning, gone)
+    if quiet:  # nobody asked for a switch
+        prompt = replace(prompt, notes=tuple(note for note in prompt.notes if note not in (NO_SWITCH, NO_OFF)))
+    if session is not None:
+        return prompt
+    return replace(prompt, ids=spellings.respelt(request.tenant, model, prompt.ids))
+
+
+def holding_of(request: GenerateRequest, tools: tuple[dict[str, Any], ...]) -> Holding:
+    """What the answer to a request is held to, where these tools are offered.
+
+    A grammar holds all of an answer, unless thoughts were asked for.
+
+    Raises:
+        InvalidRequest: a call is asked for, and there are no tools.
+    """
+    if not tools and request.tool_choice not in (AUTO, NONE):
+        raise InvalidRequest("`tool_choice` asks for a call, and there are no tools: give `tools`, or leave it out.")
+    quiet = (Reasoning.OFF,) if request.grammar is None else (Reasoning.OFF, None)
+    thinks, budget = request.reasoning not in quiet, request.sampling.reasoning_budget
+    return Holding(request.grammar, thinks, budget, tools, request.tool_choice)
+
+
+@asynccontextmanager
+async def on_thread(function: Callable[..., T], *args: Any) -> AsyncIterator[asyncio.Future[T]]:
+    """Run it on a daemon thread of its own: threads of a pool hold up each other, and the process's exit.
+
+    It gets one more argument, which tells it whether anybody still waits; nobody does after the block.
+    """
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # whoever waits may be cancelled, this cannot
+    gone = threading.Event()
+
+    def run() -> None:
+        try:
+            future.set_result(function(*args, gone.is_set))
+        except BaseException as error:  # it is for whoever waits
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    waiting = asyncio.wrap_future(future)
+    try:
+        yield waiting
+    finally:
+        gone.set()
+        waiting.cancel()

@@ -74,7 +74,7 @@ class Swapping:
         self.calls.wait(call, ModelRoom(name))
         self.advance()
         if call.awaits == ModelRoom(name):
-            self.calls.tell(call, self.waiting(name))
+            self.calls.emit(call.call_id, self.waiting(name))
 
     def unload(self, call: Call, command: Unload) -> None:
         """Unload a model that no call uses, and that nobody waits for.
@@ -116,7 +116,7 @@ class Swapping:
         for name, event in self.models.read_slices():
             if isinstance(event, Loading):  # it goes on even if nobody listens
                 for call in self.calls.waiting_for(ModelLoading(name)):
-                    self.calls.tell(call, event)
+                    self.calls.emit(call.call_id, event)
             elif isinstance(event, Loaded):
                 self.num_loads += 1
                 self.load_s.observe(self.clock() - self.models.by_name[name].began_at)
@@ -243,7 +243,7 @@ class Swapping:
     def _hand_over(self, call: Call, resident: Resident, hold: bool) -> None:
         if hold:  # even if nobody listens: who knows the model already only wants it to stay
             self.calls.wait(call, ModelHeld(resident.model.name))
-            self.calls.tell(call, Loaded(resident.model))
+            self.calls.emit(call.call_id, Loaded(resident.model))
         else:
             self.calls.answer(call, Loaded(resident.model))
 

@@ -151,7 +151,7 @@ class Turns:
         self.num_cached += sequence.num_cached
         self.num_restored += sequence.num_restored
         assert sequence.finish_reason is not None, "it has not finished"
-        self.calls.tell(call, Finished(sequence.finish_reason, None if session is None else session.info))
+        self.calls.emit(call.call_id, Finished(sequence.finish_reason, None if session is None else session.info))
         if session is not None:
             self._next_turn(session)
 
@@ -169,7 +169,7 @@ class Turns:
     def fail(self, call: Call, error: MlxMcpError) -> None:
         """End a call of any kind with an error, and give back what it holds."""
         self.drop(call)
-        self.calls.tell(call, Failed(error))
+        self.calls.emit(call.call_id, Failed(error))
 
     def fail_row(self, call: Call, cause: str) -> None:
         """End a generation whose row could not be computed."""
@@ -177,7 +177,7 @@ class Turns:
 
     def tell(self, call: Call, event: Event) -> None:
         """Tell a generation's caller; if nobody listens any more, it ends."""
-        if not self.calls.tell(call, event):
+        if not self.calls.emit(call.call_id, event):
             self.drop(call)
 
     def close(self, session: Session) -> None:

@@ -117,8 +117,8 @@ class Connections:
             for connection in self._connections.values():
                 if connection.takes_notices:
                     connection.requests.return_others()
-            activities = [connection.activity for connection in self._connections.values()] + [self._jobs.activity]
-            await drain(lambda: self._busy, activities, self._config.shutdown_timeout_s)
+            windows = [connection.activity.cut_off for connection in self._connections.values()]
+            await drain(lambda: self._busy, [*windows, self._jobs.cut_off], self._config.shutdown_timeout_s)
             for server in self._http_servers:
                 server.hang_up()
             await drain(lambda: bool(self._http_servers), (), LAST_ANSWERS_S)

@@ -119,5 +119,5 @@ def has_unread(transports: list[asyncio.Transport]) -> bool:
 async def drain_http(server: HttpServer, activity: Activity, timeout_s: float) -> None:
     """End a server when all its requests are answered; after `timeout_s` they are answered with an error."""
     server.stop_accepting()
-    await drain(lambda: server.busy, [activity], timeout_s)
+    await drain(lambda: server.busy, [activity.cut_off], timeout_s)
     server.hang_up()

@@ -10,8 +10,6 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import anyio
 
-from mlx_mcp.service.activity import Activity
-
 LAST_ANSWERS_S = 2.0  # for the error answers of cancelled calls to reach the wire
 POLL_S = 0.02
 
@@ -37,14 +35,14 @@ async def run_until_signal(
         tasks.cancel_scope.cancel()
 
 
-async def drain(is_busy: Callable[[], bool], activities: Iterable[Activity], timeout_s: float) -> None:
-    """Wait until `is_busy` returns False. Calls that still run after `timeout_s` are answered with an error."""
+async def drain(is_busy: Callable[[], bool], cut_offs: Iterable[Callable[[], None]], timeout_s: float) -> None:
+    """Wait until `is_busy` returns False. Calls that still run after `timeout_s` are ended by `cut_offs`."""
     for limit_s in (timeout_s, LAST_ANSWERS_S):
         with anyio.move_on_after(limit_s):
             while is_busy():  # noqa: ASYNC110  # the end of calls has no event
                 await anyio.sleep(POLL_S)
-        for activity in activities:
-            activity.cut_off()
+        for cut_off in cut_offs:
+            cut_off()
 
 
 def exit_within(timeout_s: float) -> None:

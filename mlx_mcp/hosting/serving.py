@@ -151,7 +151,7 @@ def serve_stdio(config: Config) -> None:
 
     async def stop(scope: anyio.CancelScope) -> None:
         activity.closed = True
-        await drain(lambda: requests.waiting, [activity, service.jobs.activity], config.shutdown_timeout_s)
+        await drain(lambda: requests.waiting, [activity.cut_off, service.jobs.cut_off], config.shutdown_timeout_s)
         scope.cancel()
 
     async def serve() -> None:

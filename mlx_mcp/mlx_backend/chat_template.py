@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
+
+from mlx_lm import tokenizer_utils
 
 from mlx_mcp.chat.formats.format import Format
 from mlx_mcp.chat.message import Message, ToolCall
@@ -18,11 +21,14 @@ from mlx_mcp.core.ports import never
 from mlx_mcp.errors import InvalidRequest, MlxMcpError
 from mlx_mcp.mlx_backend.control_tokens import ControlTokens, MarkedText, unused_characters
 from mlx_mcp.mlx_backend.reasoning_switch import Setting, find_settings
-from mlx_mcp.mlx_backend.rendering import Renderer, Work
-from mlx_mcp.mlx_backend.template_proof import Proved, num_marks
+from mlx_mcp.mlx_backend.template_files import find_templates, template_for
+from mlx_mcp.mlx_backend.template_proof import Proved, num_marks, proved
+from mlx_mcp.mlx_backend.template_variables import of_makers
 from mlx_mcp.mlx_backend.template_variants import Variant, variants
-from mlx_mcp.mlx_backend.text_processes import Overdue
+from mlx_mcp.mlx_backend.text_processes import Overdue, TextProcesses
+from mlx_mcp.mlx_backend.text_worker import Worker
 
+_tokenizer_utils: Any = tokenizer_utils  # which has no types
 ARGUMENT = "69b9ca4cb42346d7"  # of calls that are made up for their results: where it is, a call is
 NO_TEMPLATE = (
     "The model's folder has no chat template, so the prompt is the bare texts, one after another, without roles."
@@ -61,6 +67,16 @@ class Split:
     turn: MarkedText
     reasoning: bool  # the turn ends inside thoughts, which the template opened
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """How a chat is to be rendered."""
+
+    marks: str  # for the proof that nothing is left out; see template_proof
+    num_chars: int  # of all texts, by which the time is limited
+    encode: bool  # encode the text as well, where that can be done at once
+    gone: Callable[[], bool]  # whether nobody waits for it any more
 
 
 class ChatTemplate:
@@ -123,8 +139,30 @@ class ChatTemplate:
                 "This model cannot be given tools: how it would call them is not known. Choose another model "
                 "(list_models shows them), or leave `tools` out and describe in `prompt` what to answer."
             )
+        with self._told(chat):
+            messages = [message.to_template() for message in chat.messages]
+            following = [message.to_template() for message in chat.turn]
+            plain = {"messages": messages, "tools": list(chat.tools)}
+            text = json.dumps([plain, following], ensure_ascii=False)
+            text.encode()  # refuses half surrogates, for which there are no tokens
+            unused = unused_characters(text)
+            turn_mark, marks = next(unused), self._controls.marks(unused)
+            if following:
+                plain["messages"] = continued(messages, turn_mark, following)
+            marked = self._controls.marked(plain, marks)
+            work = Work(proof_marks(unused, marked), len(text), not following and marked == plain, chat.gone)
+            setting = self._setting(chat)
+            variant, rendered, ids = self._fitting(marked["messages"], marked["tools"], setting, work)
+            notes = (*variant.notes, *setting.notes, *(() if self._renderer.can_render else (NO_TEMPLATE,)))
+            # In the copy too, where a caller's text cannot end in a marker.
+            opened = all(self._format.opened_thoughts(text) is not None for text in (rendered.text, rendered.end))
+            return Rendered(MarkedText(rendered.text, marks), turn_mark, ids, opened, notes)
+
+    @contextmanager
+    def _told(self, chat: Chat) -> Iterator[None]:
+        """Have whatever the template raises become an error that says what to do."""
         try:
-            return self._render(chat)
+            yield
         except Overdue as error:
             raise InvalidRequest(
                 f"The model's chat template or tokenizer ({self._folder}) cannot be used with these messages: {error}. "
@@ -137,25 +175,6 @@ class ChatTemplate:
                 f"These messages{' or tools' if chat.tools else ''} do not fit the model's chat template: "
                 f"{str(error).rstrip('.')}.{self._advice(chat) or OTHER_MESSAGES}"
             ) from error
-
-    def _render(self, chat: Chat) -> Rendered:
-        messages = [message.to_template() for message in chat.messages]
-        following = [message.to_template() for message in chat.turn]
-        plain = {"messages": messages, "tools": list(chat.tools)}
-        text = json.dumps([plain, following], ensure_ascii=False)
-        text.encode()  # refuses half surrogates, for which there are no tokens
-        unused = unused_characters(text)
-        turn_mark, marks = next(unused), self._controls.marks(unused)
-        if following:
-            plain["messages"] = continued(messages, turn_mark, following)
-        marked = self._controls.marked(plain, marks)
-        work = Work(proof_marks(unused, marked), len(text), not following and marked == plain, chat.gone)
-        setting = self._setting(chat)
-        variant, rendered, ids = self._fitting(marked["messages"], marked["tools"], setting, work)
-        notes = (*variant.notes, *setting.notes, *(() if self._renderer.can_render else (NO_TEMPLATE,)))
-        # In the copy too, where a caller's text cannot end in a marker.
-        opened = all(self._format.opened_thoughts(text) is not None for text in (rendered.text, rendered.end))
-        return Rendered(MarkedText(rendered.text, marks), turn_mark, ids, opened, notes)
 
     def _fitting(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], setting: Setting, work: Work
@@ -235,6 +254,83 @@ class ChatTemplate:
                 self.render(replace(chat, messages=rest))
                 return NO_ANSWERS
         return ""
+
+
+class Renderer:
+    """The chat templates of one model; any thread may use it.
+
+    `processes` render, unless they are None: this package's own template is rendered here. Some tokenizers of mlx_lm
+    and transformers render by code of theirs, with `lock` held.
+    """
+
+    def __init__(self, tokenizer: Any, processes: TextProcesses | None, lock: threading.Lock, folder: Path) -> None:
+        self._tokenizer, self._processes, self._lock = tokenizer, processes, lock
+        templates = find_templates(tokenizer, folder)
+        self.all_text = "\n".join(templates.values())  # by which a model's family is known
+        self._templates = {} if has_own_renderer(tokenizer) else templates
+        self._here = Worker()
+        self._can_encode = getattr(tokenizer, "backend_tokenizer", None) is not None  # where it renders
+        self._variables: dict[str, dict[str, list[Any]]] = {}
+        self.can_render = has_own_renderer(tokenizer) or bool(self._templates)
+
+    def template(self, tools: bool) -> str:
+        """The template of chats with or without tools; empty where code of another package renders them."""
+        return template_for(self._templates, tools) or ""
+
+    def variables(self, tools: bool, gone: Callable[[], bool]) -> dict[str, list[Any]]:
+        """What the template can be given beside messages and tools; see template_variables.
+
+        Raises:
+            Failed or others: see TextProcesses.render.
+        """
+        template = self.template(tools)
+        if not template:
+            return {"enable_thinking": []} if self.can_render else {}  # mlx_lm gives it the name that is needed
+        if template not in self._variables:
+            processes = self._processes
+            self._variables[template] = (
+                self._here.variables(template) if processes is None else processes.variables(template, gone)
+            )
+        return self._variables[template]
+
+    def render(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, given: dict[str, Any], work: Work
+    ) -> tuple[Proved, list[int] | None]:
+        """Render a chat, generation prompt included, with what else the template shall be `given`.
+
+        Without any template it is the bare texts.
+
+        Raises:
+            Exception: the template refuses it, in any way; see TextProcesses.render.
+        """
+        asked: dict[str, Any] = {"messages": messages, "tools": tools}
+        if not self.can_render:
+            return Proved("\n\n".join(message["content"] for message in messages)), None
+        template = self.template(bool(tools))
+        if not template:
+            return proved(lambda asked: self._render_by_code(asked, given), asked, work.marks), None
+        asked |= {"documents": None, "add_generation_prompt": True, "bos_token": "", "eos_token": ""}
+        asked |= self._tokenizer.special_tokens_map
+        asked |= of_makers(self.variables(bool(tools), work.gone), tools or []) | given
+        if self._processes is None:
+            return self._here.rendered(template, asked, work.marks), None
+        encode = work.encode and self._can_encode
+        return self._processes.render(template, asked, work.num_chars, encode, work.gone, work.marks)
+
+    def _render_by_code(self, asked: dict[str, Any], given: dict[str, Any]) -> str:
+        with self._lock:
+            text: str = self._tokenizer.apply_chat_template(
+                asked["messages"], tools=asked["tools"], tokenize=False, add_generation_prompt=True, **given
+            )
+        return text
+
+
+def has_own_renderer(tokenizer: Any) -> bool:
+    """Whether mlx_lm or transformers renders its chats with code of theirs rather than with the model's template."""
+    inner: Any = tokenizer._tokenizer
+    return tokenizer._chat_template is not None or (
+        type(inner).apply_chat_template is not _tokenizer_utils.PreTrainedTokenizerBase.apply_chat_template
+    )
 
 
 def proof_marks(unused: Iterator[str], given: dict[str, Any]) -> str:

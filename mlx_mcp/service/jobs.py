@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -24,14 +24,14 @@ from functools import partial
 from typing import Any
 
 from mlx_mcp.errors import GenerationFailed, InvalidRequest, UnknownResult
-from mlx_mcp.service.activity import Activity, Meter, Report
+from mlx_mcp.service.activity import CUT_OFF, Meter, Report
 
 RESULT_TTL_S = 3600.0
 QUIET_S = 0.1
 MAX_KEPT = 256  # outcomes of one owner
 CANCELLED = "The call was cancelled. A turn that was cut off leaves its session as it was; call again if it is needed."
 
-Work = Callable[[Report], Awaitable[Any]]
+Work = Callable[[Report], Coroutine[Any, Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Job:
     outcome: Any = None
     error: BaseException | None = None
     cancelled: bool = False
+    cut_off: bool = False  # by the end of the process
     key: Key | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     reports: set[Report] = field(default_factory=set)  # of the calls that wait for it now
@@ -147,7 +148,6 @@ class Jobs:
 
     def __init__(self, ttl_s: float = RESULT_TTL_S) -> None:
         self.ttl_s = ttl_s
-        self.activity = Activity()  # of the jobs themselves, to be cut off when the process ends
         self._jobs: dict[str, Job] = {}  # by handle, once that was given out
         self._tasks: dict[Job, asyncio.Task[Any]] = {}
         self._keyed: dict[tuple[str, str], Job] = {}  # by owner and key
@@ -170,7 +170,7 @@ class Jobs:
     def start(self, owner: str, tool: str, work: Work) -> Job:
         """Start work on a task of its own."""
         job = Job(f"r-{secrets.token_urlsafe(16)}", owner, tool)
-        task = self._tasks[job] = asyncio.create_task(self._run(job, work))
+        task = self._tasks[job] = asyncio.create_task(work(job.report))
         task.add_done_callback(partial(self._end, job))  # a task that is cancelled at once never runs
         return job
 
@@ -193,15 +193,14 @@ class Jobs:
         self.hand_over(job)
         return job
 
-    async def _run(self, job: Job, work: Work) -> Any:
-        with self.activity.under_way():
-            return await work(job.report)
-
     def _end(self, job: Job, task: asyncio.Task[Any]) -> None:
         """Take the outcome of a task that has ended."""
         del self._tasks[job]
-        job.cancelled = task.cancelled()
-        job.error = GenerationFailed(CANCELLED) if job.cancelled else task.exception()
+        job.cancelled = task.cancelled() and not job.cut_off
+        if task.cancelled():
+            job.error = GenerationFailed(CUT_OFF if job.cut_off else CANCELLED)
+        else:
+            job.error = task.exception()
         if job.error is None:
             job.outcome = task.result()
         else:
@@ -247,6 +246,12 @@ class Jobs:
         """End a job; nothing is done if it has ended."""
         task = self._tasks.get(job)
         if task is not None:
+            task.cancel()
+
+    def cut_off(self) -> None:
+        """End all jobs, each with an error that says that the server was stopped."""
+        for job, task in self._tasks.items():
+            job.cut_off = True
             task.cancel()
 
     def get(self, owner: str, result_id: str) -> Job:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_mcp.chat.prompt import Prompt
-from mlx_mcp.mlx_backend.detokenizer import StreamDetokenizer
+from mlx_mcp.mlx_backend.answer_reader import StreamDetokenizer
 from tests.mlx_backend.tokenizers_made import cut, decoded, encoded, make_sentencepiece, read
 
 

@@ -67,6 +67,13 @@ MUTANTS = [
         "mcp/test_resources.py::test_the_list_has_the_callers_sessions_and_no_others",
     ),
     fault(
+        "call of a tool that was not called right counted",
+        "api/mcp/server.py",
+        '                    outcome = ""  # it was not called\n',
+        "",
+        "http/test_metrics.py::test_a_call_of_a_tool_is_counted_once_with_its_error",
+    ),
+    fault(
         "subscriptions to sessions of others taken",
         "api/mcp/changes.py",
         "                await self._service.engine.session(tenant(), handle)\n",

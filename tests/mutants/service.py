@@ -97,8 +97,8 @@ MUTANTS = [
     fault(
         "job without a handle kept",
         "service/jobs.py",
-        "        return job\n\n    async def _run",
-        "        self._jobs[job.result_id] = job\n        return job\n\n    async def _run",
+        "        task.add_done_callback(partial(self._end, job))",
+        "        self._jobs[job.result_id] = job\n        task.add_done_callback(partial(self._end, job))",
         "test_jobs.py::test_a_job_without_a_handle_leaves_nothing",
     ),
     fault(
@@ -109,10 +109,17 @@ MUTANTS = [
         "test_jobs.py::test_an_outcome_goes_after_its_time",
     ),
     fault(
+        "job that is cut off said to be cancelled",
+        "service/jobs.py",
+        "            job.cut_off = True\n",
+        "",
+        "test_jobs.py::test_what_is_cut_off_at_the_end_of_the_process_fails",
+    ),
+    fault(
         "job goes on after its cancel",
         "service/jobs.py",
-        "            task.cancel()\n",
-        "            pass\n",
+        "        if task is not None:\n            task.cancel()\n",
+        "",
         "test_jobs.py::test_a_cancelled_job_ends_and_says_so",
     ),
     fault(

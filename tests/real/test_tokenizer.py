@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from mlx_mcp.chat.message import Message
-from mlx_mcp.mlx_backend.detokenizer import StreamDetokenizer
+from mlx_mcp.mlx_backend.answer_reader import StreamDetokenizer
 from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
 from tests.real.prompts import EFFORT, PROMPTS
 

@@ -97,7 +97,7 @@ async def test_what_is_cut_off_at_the_end_of_the_process_fails(gate):
     jobs = Jobs()
     job = jobs.start("us", "generate", work(gate))
     await asyncio.sleep(0)
-    jobs.activity.cut_off()
+    jobs.cut_off()
     assert await job.wait(5)
     with pytest.raises(GenerationFailed, match="gives calls no more time"):
         job.result()

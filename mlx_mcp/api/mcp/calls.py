@@ -1,79 +1,33 @@
-"""How a tool is called: errors → protocol, progress, disconnects, calls that go on, and on whose behalf."""
+"""What the calls of tools have in common: on whose behalf, progress, disconnects, calls that go on."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 import anyio
-from mcp import MCPError
 from mcp.server.auth.middleware.auth_context import get_access_token
 from mcp.server.mcpserver import Context as ToolContext
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp_types import INTERNAL_ERROR, CallToolResult, InputRequiredResult
+from mcp_types import CallToolResult
 
 from mlx_mcp.api.mcp.arguments import LongArguments
-from mlx_mcp.api.mcp.consent import Asking, can_ask, may_fetch
+from mlx_mcp.api.mcp.consent import can_ask, may_fetch
 from mlx_mcp.api.mcp.long_results import part, running
 from mlx_mcp.api.mcp.results import compact, reply
 from mlx_mcp.api.mcp.waiting import max_chars, wait_s
-from mlx_mcp.errors import EngineDead, MlxMcpError, ModelError
+from mlx_mcp.errors import ModelError
 from mlx_mcp.service.activity import Activity, Meter, Report, progress_line
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.jobs import Job, Work
 from mlx_mcp.service.models import to_be_fetched
-from mlx_mcp.service.observing import FAULT, Observer
 from mlx_mcp.service.service import Service
 
 PROGRESS_INTERVAL_S = 0.1  # each notification costs about 0.5 ms of the event loop
-P = ParamSpec("P")
 R = TypeVar("R")
-T = TypeVar("T", bound="HasActivity")
-
-
-class HasActivity(Protocol):
-    """What tools belong to."""
-
-    activity: Activity
-
-    @property
-    def observer(self) -> Observer:
-        """Who counts calls."""
-
-
-def translated(
-    tool: Callable[Concatenate[T, P], Coroutine[Any, Any, R]],
-) -> Callable[Concatenate[T, P], Coroutine[Any, Any, R | InputRequiredResult]]:
-    """Note a call as under way, count it, and turn this package's errors into the protocol's, here and nowhere else."""
-
-    @wraps(tool)
-    async def run(self: T, /, *args: P.args, **kwargs: P.kwargs) -> R | InputRequiredResult:
-        began, outcome = time.monotonic(), "cancelled"
-        try:
-            with self.activity.under_way():
-                result = await tool(self, *args, **kwargs)
-            outcome = "ok"
-            return result
-        except Asking as question:
-            outcome = "asks"
-            return question.result
-        except MlxMcpError as error:
-            outcome = type(error).__name__
-            self.observer.failed(error)
-            if isinstance(error, EngineDead):
-                raise MCPError(INTERNAL_ERROR, str(error)) from error  # no other arguments could help
-            raise ToolError(str(error)) from error
-        except Exception:  # a fault of ours, of any kind: it is counted, and raised again
-            outcome = FAULT
-            raise
-        finally:
-            self.observer.tools.add(tool.__name__, outcome, seconds=time.monotonic() - began)
-
-    return run
 
 
 def tenant() -> str:
@@ -119,11 +73,6 @@ class ToolSet:
     ) -> None:
         self._service, self._files, self._wait_s = service, files or FileReader((), 0, 0), wait_s
         self.activity = activity or Activity()
-
-    @property
-    def observer(self) -> Observer:
-        """Who counts calls."""
-        return self._service.observer
 
     def _caller(self) -> Caller:
         return Caller(tenant(), self.activity, self._files)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
-from mcp import MCPError
-from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import NotificationOptions
 from mcp.server.mcpserver import MCPServer
 from mcp.server.session import ServerSession
 from mcp.server.subscriptions import (
@@ -24,10 +25,10 @@ from mcp.server.subscriptions import (
     ServerEvent,
     ToolsListChanged,
 )
-from mcp_types import INVALID_PARAMS, EmptyResult, SubscribeRequestParams, UnsubscribeRequestParams
+from mcp_types import EmptyResult, NotificationParams, SubscribeRequestParams, UnsubscribeRequestParams
 
 from mlx_mcp.api.mcp.calls import tenant
-from mlx_mcp.api.mcp.resources import MODELS, SESSION, SESSIONS, STATS
+from mlx_mcp.api.mcp.resources import MODELS, SESSION, SESSIONS, STATS, unknown_resource
 from mlx_mcp.errors import MlxMcpError
 from mlx_mcp.service.service import Service, known_sessions
 from mlx_mcp.service.values import SessionInfo
@@ -82,26 +83,22 @@ class Changes:
             tasks.cancel_scope.cancel()
 
     def install(self, server: MCPServer[Any]) -> None:
-        """Have the server note who is there, and take subscriptions of the older eras."""
-        server.middleware.append(self._note_client)
-        lowlevel = server._lowlevel_server  # MCPServer has no subscriptions of the older eras (mcp 2.3)
+        """Have the server note who is there, and say and do what the older eras have of this."""
+        lowlevel = server._lowlevel_server  # MCPServer has nothing of it (mcp 2.3)
+        told = NotificationOptions(prompts_changed=True, resources_changed=True, tools_changed=True)
+        lowlevel.create_initialization_options = partial(  # type: ignore[method-assign]
+            lowlevel.create_initialization_options, told
+        )
+        lowlevel.add_notification_handler("notifications/initialized", NotificationParams, self._note_client)
         lowlevel.add_request_handler("resources/subscribe", SubscribeRequestParams, self._subscribe)
         lowlevel.add_request_handler("resources/unsubscribe", UnsubscribeRequestParams, self._unsubscribe)
 
     def _awake(self) -> None:
         self._listened.set()
 
-    async def _note_client(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
-        result = await call_next(ctx)
-        if ctx.method == "initialize" and isinstance(result, dict):
-            for name in ("tools", "prompts", "resources"):
-                result["capabilities"][name]["listChanged"] = True
-            connection = ctx.session._connection
-            self._clients[id(connection)] = Client(ctx.session)
-            connection.exit_stack.callback(self._clients.pop, id(connection), None)
-        elif ctx.method == "notifications/initialized":
-            self._awake()
-        return result
+    async def _note_client(self, ctx: ServerRequestContext[Any, Any], params: NotificationParams) -> None:
+        self._client(ctx)
+        self._awake()
 
     async def _subscribe(self, ctx: ServerRequestContext[Any, Any], params: SubscribeRequestParams) -> EmptyResult:
         uri = str(params.uri)
@@ -109,12 +106,11 @@ class Changes:
         if uri not in (MODELS, SESSIONS, STATS):
             try:
                 if handle == uri:
-                    raise MCPError(
-                        INVALID_PARAMS, f"Unknown resource: {uri}. resources/list has those there are.", {"uri": uri}
-                    )
+                    unknown = f"Unknown resource: {uri}. resources/list has those there are."
+                    raise unknown_resource(ctx.protocol_version, unknown, uri)
                 await self._service.engine.session(tenant(), handle)
             except MlxMcpError as error:
-                raise MCPError(INVALID_PARAMS, str(error), {"uri": uri}) from error
+                raise unknown_resource(ctx.protocol_version, str(error), uri) from error
         self._client(ctx).uris.add(uri)
         return EmptyResult()
 
@@ -123,7 +119,12 @@ class Changes:
         return EmptyResult()
 
     def _client(self, ctx: ServerRequestContext[Any, Any]) -> Client:
-        return self._clients.setdefault(id(ctx.session._connection), Client(ctx.session))
+        """Who has sent something of the older eras, for as long as they are connected."""
+        connection = ctx.session._connection
+        if id(connection) not in self._clients:
+            self._clients[id(connection)] = Client(ctx.session)
+            connection.exit_stack.callback(self._clients.pop, id(connection), None)
+        return self._clients[id(connection)]
 
     async def _watch(self) -> None:
         await self._listened.wait()

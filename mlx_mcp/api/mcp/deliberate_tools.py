@@ -8,7 +8,7 @@ from mcp.server.mcpserver import Context as ToolContext
 from mcp_types import CallToolResult
 from pydantic import BaseModel
 
-from mlx_mcp.api.mcp.calls import ToolSet, translated
+from mlx_mcp.api.mcp.calls import ToolSet
 from mlx_mcp.api.mcp.deliberate_arguments import DeliberateArguments
 from mlx_mcp.api.mcp.deliberate_results import Deliberation, deliberation
 from mlx_mcp.service.activity import Report
@@ -18,7 +18,6 @@ from mlx_mcp.workflows.deliberate.deliberate import deliberate
 class DeliberateTools(ToolSet):
     """The tool that asks several branches."""
 
-    @translated
     async def deliberate(self, given: DeliberateArguments, ctx: ToolContext) -> Annotated[CallToolResult, Deliberation]:
         """Ask a panel of branches one question over one context, and get one answer, with how far they agreed.
 

@@ -9,7 +9,7 @@ from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
 
 from mlx_mcp.api.mcp.arguments import Arguments, LongArguments
-from mlx_mcp.api.mcp.calls import ToolSet, translated
+from mlx_mcp.api.mcp.calls import ToolSet
 from mlx_mcp.api.mcp.results import reply
 from mlx_mcp.api.web.results import ModelEntry, ModelList, UnloadedModel
 from mlx_mcp.api.web.translate import model_entry, model_list, unloaded_model
@@ -32,7 +32,6 @@ class UnloadArguments(Arguments):
 class ModelTools(ToolSet):
     """Tools about models."""
 
-    @translated
     async def list_models(self, given: Arguments, ctx: ToolContext) -> Annotated[CallToolResult, ModelList]:
         """List the models that can be used: size, context length, what each can do, and whether it is loaded and fits.
 
@@ -40,7 +39,6 @@ class ModelTools(ToolSet):
         """
         return reply(model_list(await list_models(self._service)))
 
-    @translated
     async def load_model(self, given: LoadArguments, ctx: ToolContext) -> Annotated[CallToolResult, ModelEntry]:
         """Load a model into memory, start or warm it up, before calls need it; switch or swap to it from another.
 
@@ -53,7 +51,6 @@ class ModelTools(ToolSet):
 
         return await self._long(ctx, given, "load_model", work, given.model)
 
-    @translated
     async def unload_model(self, given: UnloadArguments, ctx: ToolContext) -> Annotated[CallToolResult, UnloadedModel]:
         """Unload a model, to free its memory (VRAM) for others; it is loaded again when a call needs it.
 

@@ -8,7 +8,7 @@ from mcp.server.mcpserver import Context as ToolContext
 from mcp_types import CallToolResult
 from pydantic import BaseModel
 
-from mlx_mcp.api.mcp.calls import ToolSet, translated
+from mlx_mcp.api.mcp.calls import ToolSet
 from mlx_mcp.api.mcp.reason_arguments import ReasonArguments
 from mlx_mcp.api.mcp.reason_results import Reasoning, reasoning
 from mlx_mcp.service.activity import Activity, Report
@@ -34,7 +34,6 @@ class ReasonTools(ToolSet):
         super().__init__(service, files, activity, wait_s)
         self._sandboxes = sandboxes
 
-    @translated
     async def reason_over(self, given: ReasonArguments, ctx: ToolContext) -> Annotated[CallToolResult, Reasoning]:
         """Answer a question over input that is too long for any prompt: logs, a repository, chats, hundreds of files.
 

@@ -11,7 +11,8 @@ from typing import Any, ParamSpec, TypeVar
 from mcp import MCPError
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
-from mcp_types import INTERNAL_ERROR, Resource
+from mcp_types import INTERNAL_ERROR, INVALID_PARAMS, Resource
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from mlx_mcp.api.mcp.calls import tenant
 from mlx_mcp.api.mcp.icon import ICONS
@@ -29,6 +30,7 @@ from mlx_mcp.service.transcripts import Transcript, transcript
 RESULT = RESULT_URI.format("{id}")
 MODELS, SESSIONS, SESSION, STATS = "mlx://models", "mlx://sessions", "mlx://sessions/{id}", "mlx://stats"
 JSON, MARKDOWN = "application/json", "text/markdown"
+RESOURCE_NOT_FOUND = -32002  # up to 2025-11-25; later versions have INVALID_PARAMS for it
 MAX_LISTED = 100  # sessions in the list of resources; all can be read
 
 P = ParamSpec("P")
@@ -98,6 +100,12 @@ def as_markdown(found: Transcript) -> str:
     name = info.name or info.session_id
     head = f"# Session {name}\n\n{info.num_tokens} tokens of {info.model}, `{info.session_id}`\n"
     return head + "".join(f"\n## {said.role or 'text'}\n\n{said.text}\n" for said in found.messages)
+
+
+def unknown_resource(version: str | None, message: str, uri: object) -> MCPError:
+    """The error for a resource that is not there, with the code that a protocol version has for it (SEP-2164)."""
+    code = RESOURCE_NOT_FOUND if version in HANDSHAKE_PROTOCOL_VERSIONS else INVALID_PARAMS
+    return MCPError(code, message, {"uri": str(uri)})
 
 
 def read(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:

@@ -8,7 +8,7 @@ from mcp.server.mcpserver import Context as ToolContext
 from mcp_types import CallToolResult
 from pydantic import BaseModel
 
-from mlx_mcp.api.mcp.calls import ToolSet, translated
+from mlx_mcp.api.mcp.calls import ToolSet
 from mlx_mcp.api.mcp.consent import may_remove
 from mlx_mcp.api.mcp.results import reply
 from mlx_mcp.api.mcp.session_arguments import (
@@ -57,7 +57,6 @@ class SessionTools(ToolSet):
         await self._sandboxes.ready(self._service)
         return self._sandboxes
 
-    @translated
     async def create_session(self, given: CreateArguments, ctx: ToolContext) -> Annotated[CallToolResult, NewSession]:
         """Compute a context once, to go on from many times; nothing is generated.
 
@@ -77,7 +76,6 @@ class SessionTools(ToolSet):
 
         return await self._long(ctx, given, "create_session", work, given.model)
 
-    @translated
     async def fork_session(self, given: ForkArguments, ctx: ToolContext) -> Annotated[CallToolResult, Forked]:
         """Make sessions that go on from where another is, and then apart: one for each sub-agent or attempt.
 
@@ -91,7 +89,6 @@ class SessionTools(ToolSet):
         made = await fork_session(self._service, caller, given.session, given.count, names, given.version)
         return reply(Forked(**forks(made, bool(names)).model_dump()))
 
-    @translated
     async def persist_session(self, given: PersistArguments, ctx: ToolContext) -> Annotated[CallToolResult, Kept]:
         """Save a session or sandbox to disk: it survives a restart, a crash and a power cut, under the same handle.
 
@@ -113,7 +110,6 @@ class SessionTools(ToolSet):
 
         return await self._long(ctx, given, "persist_session", work)
 
-    @translated
     async def list_sessions(self, given: ListArguments, ctx: ToolContext) -> Annotated[CallToolResult, Held]:
         """List your sessions and sandboxes, the ones used last first; beyond 100 they are counted in not_shown.
 
@@ -133,7 +129,6 @@ class SessionTools(ToolSet):
             held = [known.info(each) for each in await run_in_them(known.keeping, used_last, given.text)]
         return reply(held_list(session_list(infos), held))
 
-    @translated
     async def close_session(self, given: CloseArguments, ctx: ToolContext) -> Annotated[CallToolResult, Closed]:
         """End and delete sessions and sandboxes that are not needed any more, on disk too; there is no way back.
 

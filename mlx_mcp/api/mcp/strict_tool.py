@@ -8,8 +8,6 @@ from functools import cache
 from types import MethodType
 from typing import Any
 
-from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.mcpserver.tools import Tool
 from mcp_types import ToolAnnotations
 from pydantic import Field, ValidationError
@@ -99,17 +97,8 @@ class StrictTool(Tool):
             tool.fn_metadata.output_model = None  # the SDK would check what goes on as if it had ended
         return tool
 
-    async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
-        """Run the tool; see `Tool.run`."""
-        try:
-            return await super().run(arguments, context, convert_result)
-        except ToolError as error:
-            if isinstance(error.__cause__, ValidationError) and not isinstance(error, UnexpectedToolError):
-                raise ToolError(f"{self.name} was not called right: {self._advice(error.__cause__)}") from error
-            raise
-
-    def _advice(self, error: ValidationError) -> str:
-        """What is wrong with which argument, in one line; long values are cut."""
+    def advice(self, error: ValidationError) -> str:
+        """What is wrong with which argument of a call, in one line; long values are cut."""
         faults, there_are = [], dict[str, str]()
         for fault in error.errors(include_url=False):
             if not fault["loc"]:  # of the arguments as a whole
@@ -126,7 +115,8 @@ class StrictTool(Tool):
             faults.append(f"{'.'.join([*place, name])}: {fault['msg']}{given}{meant}")
         told = "; ".join(faults)
         takes = "".join(f" {place} takes {names}." for place, names in there_are.items())
-        return f"{told}{'' if told.endswith('?') else '.'}{takes} Correct the arguments and call again."
+        told += "" if told.endswith("?") else "."
+        return f"{self.name} was not called right: {told}{takes} Correct the arguments and call again."
 
     def _names(self, place: tuple[int | str, ...]) -> list[str]:
         """What there can be at a place in the arguments."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from mcp.server.mcpserver import Context as ToolContext
-from mcp.server.mcpserver.tools import Tool
 from mcp_types import CallToolResult
 from pydantic import BaseModel
 
 from mlx_mcp.api.mcp.answer_arguments import BatchArguments, CountArguments, GenerateArguments
-from mlx_mcp.api.mcp.calls import ToolSet, progress_reporter, translated, while_connected
+from mlx_mcp.api.mcp.calls import ToolSet, progress_reporter, while_connected
 from mlx_mcp.api.mcp.deliberate_tools import DeliberateTools
 from mlx_mcp.api.mcp.long_results import running
 from mlx_mcp.api.mcp.model_tools import ModelTools
@@ -41,7 +40,7 @@ def make_tools(
     activity: Activity | None = None,
     wait_s: float | None = None,
     sandboxes: Sandboxes | None = None,
-) -> list[Tool]:
+) -> list[StrictTool]:
     """The tools over a service, in the order in which hosts show them; without `files` none can be read.
 
     The `sandboxes` are those of the process; None makes some of their own.
@@ -81,7 +80,6 @@ def make_tools(
 class AnswerTools(ToolSet):
     """Tools that generate, and tools for what of it goes on."""
 
-    @translated
     async def generate(self, given: GenerateArguments, ctx: ToolContext) -> Annotated[CallToolResult, Generation]:
         """Generate text with a language model on this machine; nothing leaves it.
 
@@ -100,7 +98,6 @@ class AnswerTools(ToolSet):
 
         return await self._long(ctx, given, "generate", work, None if given.session else given.model)
 
-    @translated
     async def generate_batch(self, given: BatchArguments, ctx: ToolContext) -> Annotated[CallToolResult, Batch]:
         """Answer many prompts at once over one context, which is computed once: at most 64, prompts × n.
 
@@ -119,7 +116,6 @@ class AnswerTools(ToolSet):
 
         return await self._long(ctx, given, "generate_batch", work, None if given.session else given.model)
 
-    @translated
     async def get_result(self, given: GetResultArguments, ctx: ToolContext) -> CallToolResult:
         """Wait for a call that still runs, by its result_id; returns what that call would have returned.
 
@@ -135,7 +131,6 @@ class AnswerTools(ToolSet):
             return reply(running(job))
         return self._ended(ctx, job, given.offset)
 
-    @translated
     async def cancel(self, given: CancelArguments, ctx: ToolContext) -> Annotated[CallToolResult, CancelledCall]:
         """Stop a generation, batch or other long call that still runs, by its result_id, and free what it holds.
 
@@ -147,7 +142,6 @@ class AnswerTools(ToolSet):
         await job.wait(CANCEL_S)
         return reply(cancelled(job))
 
-    @translated
     async def count_tokens(self, given: CountArguments, ctx: ToolContext) -> Annotated[CallToolResult, TokenCount]:
         """Count how many tokens a prompt takes, with its chat template, and how many the context window leaves.
 

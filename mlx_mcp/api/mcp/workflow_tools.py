@@ -9,7 +9,7 @@ from mcp.server.mcpserver import Context as ToolContext
 from mcp_types import CallToolResult
 from pydantic import BaseModel
 
-from mlx_mcp.api.mcp.calls import ToolSet, translated
+from mlx_mcp.api.mcp.calls import ToolSet
 from mlx_mcp.api.mcp.workflow_arguments import SandboxArguments
 from mlx_mcp.api.mcp.workflow_results import SandboxRun, described, left_out, run_of
 from mlx_mcp.errors import InvalidRequest
@@ -37,7 +37,6 @@ class WorkflowTools(ToolSet):
         super().__init__(service, files, activity, wait_s)
         self._sandboxes = sandboxes
 
-    @translated
     async def sandbox_run(self, given: SandboxArguments, ctx: ToolContext) -> Annotated[CallToolResult, SandboxRun]:
         """Run Python beside the local model, over input that is too large for you: logs, a repository, 500 tickets.
 

@@ -91,9 +91,11 @@ async def test_a_call_of_a_tool_is_counted_once_with_its_error(engine):
         await client.call_tool("generate", {"prompt": "hello", "model": "tiny"})
         await client.call_tool("generate", {"prompt": "hello", "model": "tiny", "session": "s_none"})
         await client.call_tool("generate_batch", {"prompts": ["a", "b"], "model": "none"})
+        await client.call_tool("generate", {"promt": "hello"})
+        await client.call_tool("generated", {"prompt": "hello"})
     assert service.observer.tools.counts == {
         ("generate", "ok"): 1,
-        ("generate", "UnknownSession"): 1,
+        ("generate", "UnknownSession"): 1,  # a call with wrong arguments is none of the tool
         ("generate_batch", "UnknownModel"): 1,
     }
     assert service.observer.errors == {"UnknownSession": 1, "UnknownModel": 2}  # each branch's own

@@ -12,7 +12,7 @@ from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.chat.message import Message, ToolCall
 from mlx_mcp.chat.prompt import Grammar, GrammarKind, Reasoning
 from mlx_mcp.core.sampling import Sampling
-from mlx_mcp.errors import ModelError
+from mlx_mcp.errors import ModelError, UnknownSession
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.service import Service
 from tests.engine.test_client import until
@@ -594,6 +594,13 @@ async def test_tokens_are_counted_as_the_model_would_get_them(engine, mode):
         assert counted["tokens"] == answer["prompt_tokens"]
         counted = (await client.call_tool("count_tokens", {"prompt": "x" * 500, "model": "tiny"})).structured_content
         assert (counted["tokens"], counted["left_tokens"]) == (500, 0)
+
+
+async def test_an_error_of_the_service_is_told_to_the_letter_behind_the_tools_name(engine, mode):
+    async with connect(engine, mode) as client:
+        result = await generate(client, session="s_none")
+    assert result.is_error
+    assert result.content[0].text == f"Error executing tool generate: {UnknownSession('s_none')}"
 
 
 async def test_an_unknown_tool_is_answered_with_the_one_that_was_meant(engine, mode):
