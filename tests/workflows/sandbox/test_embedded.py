@@ -36,7 +36,7 @@ submit({"sum": sum(badges), "most": max(badges), "num": len(badges)})
 
 
 def a_text(rng: random.Random, num_chars: int) -> tuple[str, dict[str, int]]:
-    """A text of that length which tells the badges of some people among other things, and at its end; and the badges."""
+    """A text of that length which tells the badges of some people among other things, and at its end; and these."""
     badges = {name: rng.randrange(100, 1000) for name in rng.sample(NAMES, NUM_NAMES)}
     facts = [f"{name}'s badge is {badge}." for name, badge in badges.items()]
     told = facts * (TIMES - 1)
