@@ -220,6 +220,12 @@ class Config(BaseSettings):
     autosave_s: float | None = Field(
         None, ge=10, description="persist every session so often, and at the end; unset: only when asked to"
     )
+    max_sandbox_disk_bytes: int = Field(
+        4 << 30, ge=0, description="what sandboxes on disk may take, beside that; 0: they are kept in memory only"
+    )
+    sandbox_autosave_s: float = Field(
+        300.0, ge=0, description="how often a changed sandbox is saved that has more than 1 MiB; a smaller one at once"
+    )
     persisted_ttl_s: float = Field(
         30 * 86400.0, gt=0, le=315_360_000, description="how long an unused persisted session stays, if it does not say"
     )
@@ -275,6 +281,11 @@ class Config(BaseSettings):
         None, description="whether a Mac is kept from sleeping while calls run; unset: yes; elsewhere nothing is done"
     )
     shutdown_timeout_s: float = Field(5.0, ge=0, le=300, description="how long running calls may take to end at exit")
+
+    @property
+    def sandbox_dir(self) -> Path:
+        """The folder of sandboxes on disk."""
+        return self.store_dir / "sandboxes"
 
     @field_validator("*", mode="before")
     @classmethod

@@ -9,13 +9,14 @@
     │   ├── UnknownSession        no such session of this caller, or no more
     │   ├── UnknownResult         no such result of this caller, or no more
     │   ├── UnknownReply          no stored answer of this caller, or no more
-    │   ├── UnknownVersion        no version of that name of a session was persisted
+    │   ├── UnknownVersion        no version of that name of a session or sandbox was persisted
     │   ├── OtherTokenizer        a session was kept with another tokenizer than its model has now
     │   ├── NotOnDisk             nothing of such a session is on disk
     │   ├── ModelBusy             a model that calls use is not unloaded
     │   ├── SessionBusy           another turn goes on with this session
     │   ├── UnknownSandbox        no such sandbox of this caller, or no more
     │   ├── SandboxBusy           another program runs in this sandbox
+    │   ├── OtherInterpreter      a sandbox was kept by another version of its interpreter, and cannot be rebuilt
     │   └── BudgetSpent           a run of a workflow has used what it may
     ├── CapacityError             full for now; retry after `retry_after_s`
     │   └── RateLimited           this principal has used what it may for now
@@ -138,13 +139,12 @@ class UnknownReply(RequestError):
 
 
 class UnknownVersion(RequestError):
-    """Nothing of the session was persisted under that name."""
+    """Nothing of the session or sandbox was persisted under that name."""
 
     def __init__(self, session: str, version: str, known: tuple[str, ...]) -> None:
         shown = ", ".join(known[:8]) or "none"
         super().__init__(
-            f"Session {session[:80]!r} has no version {version[:80]!r} on disk; it has: {shown}. persist_session makes "
-            "one."
+            f"{session[:80]!r} has no version {version[:80]!r} on disk; it has: {shown}. persist_session makes one."
         )
 
 
@@ -159,18 +159,29 @@ class OtherTokenizer(RequestError):
 
 
 class NotOnDisk(RequestError):
-    """Nothing of a session, or of one version of it, is on disk; for whoever is at a terminal."""
+    """Nothing of a session or sandbox, or of one version of it, is on disk; for whoever is at a terminal."""
 
-    def __init__(self, session: str, version: str = "", known: tuple[str, ...] = (), in_memory: bool = False) -> None:
+    def __init__(
+        self,
+        session: str,
+        version: str = "",
+        known: tuple[str, ...] = (),
+        in_memory: bool = False,
+        kind: str = "session",
+    ) -> None:
         self.known = known
+        command = {"session": "sessions list", "sandbox": "sandbox list"}[kind]
         if in_memory:
-            text = f"Session {session[:80]!r} is in memory only. Have it persisted first (persist_session)."
+            text = f"{kind.capitalize()} {session[:80]!r} is in memory only. Have it persisted first (persist_session)."
         elif known:
             what = f"version {version[:80]!r}" if version else "current state"
             shown = ", ".join(repr(each) for each in known[:8] if each) or "none"
-            text = f"Session {session[:80]!r} has no {what} on disk. Give one of its versions (--version): {shown}."
+            text = (
+                f"{kind.capitalize()} {session[:80]!r} has no {what} on disk. Give one of its versions (--version): "
+                f"{shown}."
+            )
         else:
-            text = f"Session not found: {session[:80]!r}. `mlx-mcp sessions list` shows those that are on disk."
+            text = f"{kind.capitalize()} not found: {session[:80]!r}. `mlx-mcp {command}` shows those that are on disk."
         super().__init__(text)
 
 
@@ -197,12 +208,17 @@ class SessionBusy(RequestError):
 class UnknownSandbox(RequestError):
     """The caller has no sandbox of that handle or name."""
 
-    def __init__(self, sandbox: str, names: Iterable[str] = ()) -> None:
+    def __init__(self, sandbox: str, names: Iterable[str] = (), damaged: bool = False) -> None:
         """`names` are those of the caller's sandboxes."""
         near = nearest(sandbox[:200], [name for name in names if name])
         meant = f"Did you mean {near!r}? " if near else ""
+        why = (
+            "What was kept of it on disk is damaged"
+            if damaged
+            else "It was closed, has expired, or ended with the server"
+        )
         super().__init__(
-            f"Sandbox not found: {sandbox[:80]!r}. {meant}It was closed, has expired, or ended with the server. "
+            f"Sandbox not found: {sandbox[:80]!r}. {meant}{why}. "
             "list_sessions shows yours; sandbox_run without `sandbox` makes one."
         )
 
@@ -214,6 +230,16 @@ class SandboxBusy(RequestError):
         super().__init__(
             f"sandbox_busy: another program runs in {sandbox[:80]!r}. Wait for that call, or fork_session and run "
             "yours in the fork, which begins where the latest finished program ended."
+        )
+
+
+class OtherInterpreter(RequestError):
+    """A sandbox was kept by another version of its interpreter, and its state cannot be rebuilt."""
+
+    def __init__(self, theirs: str, ours: str, why: str) -> None:
+        super().__init__(
+            f"The sandbox was kept by {theirs[:80]!r}, here is {ours[:80]!r}, and its variables cannot be rebuilt: "
+            f"{why}. Begin a new one (sandbox_run), or have that version of the interpreter installed."
         )
 
 

@@ -27,6 +27,7 @@ from mlx_mcp.mlx_backend.streams import clear_streams
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.models.settings import ModelSettings, Settings, sampling_of
 from mlx_mcp.stats import EngineStats
+from mlx_mcp.storage.sandbox_log import SandboxLog
 from mlx_mcp.storage.store import Store
 
 
@@ -153,6 +154,15 @@ def wire(
 
     thread = EngineThread(make_engine, config.step_timeout_s, EngineStats(max_weights_bytes=weights_bytes))
     return EngineClient(thread, registry, loader), registry
+
+
+def open_sandbox_log(config: Config) -> SandboxLog:
+    """The sandboxes in the configured folder on disk.
+
+    Raises:
+        StorageError: it cannot be used, or another process uses it.
+    """
+    return SandboxLog.open(config.sandbox_dir, quota_bytes=config.max_sandbox_disk_bytes)
 
 
 def open_store(config: Config) -> Store:

@@ -53,7 +53,10 @@ LAYERS = {
     ),
     # Traces are no protocol of a face: every face's requests have spans.
     "service/tracing": (("service",), ("opentelemetry",)),
-    "workflows": (("service", "core/session", "core/session_names", "chat", "errors", "stats"), ("anyio",)),
+    "workflows": (
+        ("service", "core/durable_sandbox", "core/session", "core/session_names", "chat", "errors", "stats"),
+        ("anyio",),
+    ),
     "workflows/reason_over": (
         ("workflows", "service", "core/session", "chat", "errors"),
         ("anyio", "jsonschema"),
@@ -78,7 +81,9 @@ LAYERS = {
         (
             "api",
             "service",
+            "workflows",
             "core/durable",
+            "core/durable_sandbox",
             "core/ports",
             "engine/client",
             "engine/messages",

@@ -50,6 +50,23 @@ def session_names(incomplete: str) -> list[str]:
     return sorted(word for word in words if word.startswith(incomplete))
 
 
+def sandbox_names(incomplete: str) -> list[str]:
+    """Names and handles of the sandboxes on disk that begin so."""
+    from contextlib import closing
+
+    from mlx_mcp.config import Config
+    from mlx_mcp.errors import MlxMcpError
+    from mlx_mcp.storage.sandbox_log import SandboxLog
+
+    try:
+        with closing(SandboxLog.look(Config.load().sandbox_dir)) as log:
+            heads = log.heads()
+    except MlxMcpError:
+        return []
+    words = {head.name or head.sandbox_id for head in heads} | {head.sandbox_id for head in heads}
+    return sorted(word for word in words if word.startswith(incomplete))
+
+
 def model_names(incomplete: str) -> list[str]:
     """Names and aliases of the models that are here and begin so."""
     from mlx_mcp.config import Config

@@ -19,6 +19,7 @@ from mlx_mcp.cli.models import alias, models, pull, rm
 from mlx_mcp.cli.options import Json, Model, OpenBlas, sampling_flags, sampling_of
 from mlx_mcp.cli.output import show_json, show_marked
 from mlx_mcp.cli.reporting import NOTHING, never_fail_to_print, note, reporting_errors, say
+from mlx_mcp.cli.sandbox import sandbox
 from mlx_mcp.cli.service import service
 from mlx_mcp.cli.sessions import sessions
 from mlx_mcp.cli.tokens import token
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.add_typer(engine, name="engine")
 app.add_typer(sessions, name="sessions")
+app.add_typer(sandbox, name="sandbox")
 app.add_typer(token, name="token")
 app.add_typer(launch, name="launch")
 app.add_typer(service, name="service")

@@ -36,6 +36,8 @@ from mlx_mcp.hosting.hello import receive_hello, reply
 from mlx_mcp.hosting.http import HttpServer
 from mlx_mcp.hosting.lifetime import LAST_ANSWERS_S, drain
 from mlx_mcp.hosting.logs import log_generations
+from mlx_mcp.hosting.sandbox_files import answer_sandbox
+from mlx_mcp.hosting.sandboxes import sandboxes_of
 from mlx_mcp.hosting.session_files import SessionFiles
 from mlx_mcp.hosting.status import status_of, top_of
 from mlx_mcp.hosting.tls import tls_context
@@ -46,7 +48,6 @@ from mlx_mcp.service.jobs import Jobs
 from mlx_mcp.service.observing import Observer
 from mlx_mcp.service.service import Lifecycle, Service
 from mlx_mcp.wiring import registry_of
-from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, default_runtime
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class Connections:
         self._session_files = SessionFiles(client, config)
         self._jobs, self._warm, self._limits = Jobs(config.result_ttl_s), warm_of(config), limiter_of(config)
         self._observer, self._lifecycle = Observer(), Lifecycle(config.ready_step_s)
-        self._sandboxes = Sandboxes(default_runtime, config.session_ttl_s)
+        self._sandboxes = sandboxes_of(config)
         log_generations(self._observer)
         self._connections: dict[int, Connection] = {}
         self._named: dict[str, ModelSpec] = {}  # the windows' models; other windows may continue sessions of them
@@ -142,7 +143,7 @@ class Connections:
         """
         sessions = list(self._client.thread.sessions.values())
         in_memory_only = bool(self._connections) and (
-            any(not info.persisted for info in sessions) or self._sandboxes.num > 0
+            any(not info.persisted for info in sessions) or self._sandboxes.num_in_memory_only > 0
         )
         return not self._busy and not self._jobs.num_unfetched and not in_memory_only
 
@@ -216,6 +217,10 @@ class Connections:
         elif kind == "sessions":
             if not self._stopping.is_set():  # else no reply: it waits for the end, and does it itself
                 await self._session_files.answer(connection, hello, fds)
+        elif kind == "sandbox":
+            if not self._stopping.is_set():
+                service = self._service(self._client, self._client.registry)
+                await answer_sandbox(connection, hello, service, self._sandboxes, self._config)
         elif kind in ("stdio", "http") and isinstance(hello.get("version"), str):
             if self._stopping.is_set():
                 return  # no reply: it starts another

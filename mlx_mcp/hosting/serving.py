@@ -128,6 +128,7 @@ def serve_stdio(config: Config) -> None:
     from mlx_mcp.hosting.allowances import limiter_of
     from mlx_mcp.hosting.lifetime import drain
     from mlx_mcp.hosting.logs import configure_logs, log_generations
+    from mlx_mcp.hosting.sandboxes import sandboxes_of
     from mlx_mcp.hosting.traces import export_traces
     from mlx_mcp.hosting.warm import warm_of
     from mlx_mcp.process.place import project_folder
@@ -136,7 +137,7 @@ def serve_stdio(config: Config) -> None:
     from mlx_mcp.service.jobs import Jobs
     from mlx_mcp.service.service import Service
     from mlx_mcp.wiring import wire
-    from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, closing, default_runtime
+    from mlx_mcp.workflows.sandbox.sandboxes import closing
 
     configure_logs(config)
     export_traces(config)
@@ -145,7 +146,7 @@ def serve_stdio(config: Config) -> None:
     activity, requests = Activity(), OpenRequests()
     service = Service(client, registry, Jobs(config.result_ttl_s), warm_of(config), limiter_of(config))
     log_generations(service.observer)
-    sandboxes = Sandboxes(default_runtime, config.session_ttl_s)
+    sandboxes = sandboxes_of(config)
     server = build_server(service, files, activity, config.wait_s, sandboxes=sandboxes)
 
     async def stop(scope: anyio.CancelScope) -> None:
@@ -167,6 +168,7 @@ def serve_http(config: Config, say: Say) -> None:
     from mlx_mcp.hosting.faces import web_app
     from mlx_mcp.hosting.http import HttpServer, drain_http
     from mlx_mcp.hosting.logs import configure_logs, log_generations
+    from mlx_mcp.hosting.sandboxes import sandboxes_of
     from mlx_mcp.hosting.traces import export_traces
     from mlx_mcp.hosting.warm import warm_of
     from mlx_mcp.process.listener import listen
@@ -174,7 +176,7 @@ def serve_http(config: Config, say: Say) -> None:
     from mlx_mcp.service.jobs import Jobs
     from mlx_mcp.service.service import Lifecycle, Service
     from mlx_mcp.wiring import wire
-    from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, closing, default_runtime
+    from mlx_mcp.workflows.sandbox.sandboxes import closing
 
     access_of(config)
     configure_logs(config)
@@ -186,7 +188,7 @@ def serve_http(config: Config, say: Say) -> None:
     jobs, limits = Jobs(config.result_ttl_s), limiter_of(config)
     service = Service(client, registry, jobs, warm_of(config), limits, lifecycle=lifecycle)
     log_generations(service.observer)
-    sandboxes = Sandboxes(default_runtime, config.session_ttl_s)
+    sandboxes = sandboxes_of(config)
     server = HttpServer(web_app(service, activity, config, sandboxes=sandboxes), config)
     address = address_of(config, listener)
     say(f"mlx-mcp {__version__} serving {registry.resolve(None).name!r} at {address}/mcp")

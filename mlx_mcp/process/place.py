@@ -107,8 +107,18 @@ def user_place() -> Place:
     """
     if not hasattr(socket, "AF_UNIX"):
         raise NoSharedEngine("the system has no Unix sockets")
+    return Place(state_folder())
+
+
+def state_folder() -> str:
+    """The folder for the state of this user's processes: MLX_MCP_STATE_DIR, or one in the user's state folder."""
     given = os.environ.get("MLX_MCP_STATE_DIR")
-    return Place(given or os.path.join(user_folder("XDG_STATE_HOME", ".local/state"), "mlx-mcp"))
+    return os.path.abspath(given or os.path.join(user_folder("XDG_STATE_HOME", ".local/state"), "mlx-mcp"))
+
+
+def sandbox_folder() -> str:
+    """The folder with what starts the interpreters of sandboxes."""
+    return os.path.join(state_folder(), "sandbox")
 
 
 def user_folder(variable: str, below_home: str) -> str:

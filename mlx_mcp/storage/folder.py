@@ -28,7 +28,8 @@ from pathlib import Path
 
 from mlx_mcp.errors import FolderInUse, StorageError
 
-LOCK, TMP = "lock", "tmp-"
+LOCK, TMP, BAD = "lock", "tmp-", ".bad"
+MAX_BAD_FILES = 16
 KEYS = ("key", "key.copy")  # two: without its key everything in the folder is lost
 KEY_BYTES, CHECK_BYTES = 32, 8
 MAX_BUFFERS = 512  # in one call; Linux and macOS allow 1024
@@ -329,6 +330,16 @@ class Folder:
             self.calls.fsync(self._fd)
         except OSError as exc:
             raise storage_error(exc, "Removing files of the cache folder") from exc
+
+
+def set_aside(folder: Folder, name: str) -> None:
+    """Rename a damaged file that cannot be made again, and remove the oldest of these files if there are many."""
+    try:
+        folder.rename(name, name + BAD)
+        bad = sorted((name for name in folder.names() if name.endswith(BAD)), key=folder.modified_at)
+        folder.unlink(bad[:-MAX_BAD_FILES])
+    except StorageError:  # it will be met again at the next start
+        return
 
 
 def _check_of(key: bytes) -> bytes:

@@ -8,15 +8,12 @@ Knows only the keys of blocks, and no tokenizer. One thread calls it.
   needed.
 - A damaged file is set aside (*.bad, the newest 16), counted, and never an error: its tokens cannot be computed again.
 - Sessions that an earlier version wrote in another form are counted and left alone.
-- Idle time is measured by a clock of our own. It follows the wall clock, but never goes back, and advances by an hour
-  at most from one reading to the next. The time between two processes counts too, unless it is over 30 days. So a wall
-  clock that jumps by years costs no session more than an hour of its TTL.
+- Idle time is measured by a clock of our own (`idle_clock.py`), so that no session ends because the wall clock jumps.
 """
 
 from __future__ import annotations
 
 import hmac
-import math
 import sys
 from array import array
 from collections import Counter
@@ -27,17 +24,15 @@ from typing import Any, get_args, get_origin, get_type_hints
 from mlx_mcp.core.durable import SessionFacts, SessionHead, SessionRecord
 from mlx_mcp.core.layout import Tensor
 from mlx_mcp.errors import StorageError
-from mlx_mcp.storage.folder import Folder, OpenFile
+from mlx_mcp.storage.folder import BAD, Folder, OpenFile, set_aside
+from mlx_mcp.storage.idle_clock import IdleClock
 from mlx_mcp.storage.sealed import Unsound, digest, draft, encode, unseal
 
 KIND = "mlx-mcp session 1"
-SUFFIX, GONE, BAD = ".session.safetensors", ".gone", ".bad"
+SUFFIX, GONE = ".session.safetensors", ".gone"
 OLD_SUFFIX = ".session"  # of files that an earlier version wrote in another form
 MAX_TOKENS = 1 << 22
 MAX_TEXT_BYTES = 1 << 26
-MAX_BAD_FILES = 16
-MAX_STEP_S = 3600.0
-MAX_OFF_S = 30 * 86400.0
 TOKEN_BYTES = 4
 
 
@@ -171,8 +166,7 @@ class SessionLog:
         self._unneeded: set[bytes] = set()  # blocks that a session needed once, and perhaps no session needs now
         self.num_damaged = self.num_old = 0
         self._scan()
-        self._clock = max((entry.saved_at for entry in self._entries.values()), default=-math.inf)
-        self._wall: float | None = None  # the wall clock at its latest reading
+        self._clock = IdleClock(entry.saved_at for entry in self._entries.values())
 
     def heads(self) -> list[SessionHead]:
         """The heads of all sessions and versions."""
@@ -190,7 +184,7 @@ class SessionLog:
         Raises:
             StorageError: it cannot be written now. The version is what it was before.
         """
-        clock = {"saved": self._look_at(record.saved_at), "idle_s": max(0.0, record.saved_at - record.used_at)}
+        clock = {"saved": self._clock.look_at(record.saved_at), "idle_s": max(0.0, record.saved_at - record.used_at)}
         name = self._file_name(record.tenant, record.session_id, record.version)
         old = self._entries.get((record.session_id, record.version))
         assert old is None or old.file_name == name, "a session changed hands"
@@ -259,7 +253,7 @@ class SessionLog:
 
     def expired(self, now: float) -> list[SessionHead]:
         """The sessions that were not used for longer than their TTL, by the wall clock. Call about once a minute."""
-        now = self._look_at(now)
+        now = self._clock.look_at(now)
         return [
             entry.head
             for entry in self._entries.values()
@@ -343,23 +337,8 @@ class SessionLog:
                 del self._references[key]
 
     def _set_aside(self, name: str) -> None:
-        """Rename a damaged file, and remove the oldest of these files if there are many."""
         self.num_damaged += 1
-        try:
-            self._folder.rename(name, name + BAD)
-            bad = sorted((name for name in self._folder.names() if name.endswith(BAD)), key=self._folder.modified_at)
-            self._folder.unlink(bad[:-MAX_BAD_FILES])
-        except StorageError:  # it will be met again at the next start
-            return
-
-    def _look_at(self, wall: float) -> float:
-        """Advance our own clock by a reading of the wall clock, and return it."""
-        if self._wall is not None:
-            self._clock += min(max(0.0, wall - self._wall), MAX_STEP_S)
-        elif self._clock == -math.inf or 0.0 <= wall - self._clock <= MAX_OFF_S:
-            self._clock = wall
-        self._wall = wall
-        return self._clock
+        set_aside(self._folder, name)
 
 
 def _entry_of(said: dict[str, Any], file_name: str, file_nbytes: int) -> _Entry:

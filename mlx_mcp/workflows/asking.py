@@ -19,12 +19,12 @@ from functools import partial
 import anyio
 
 from mlx_mcp.chat.message import Message
-from mlx_mcp.errors import BudgetSpent, CapacityError, EngineDead, MlxMcpError
+from mlx_mcp.errors import BudgetSpent, CapacityError, EngineDead, MlxMcpError, UnknownSession
 from mlx_mcp.service.activity import Meter, Report
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.context import Context
 from mlx_mcp.service.generate import Options, request_of, run
-from mlx_mcp.service.service import Service
+from mlx_mcp.service.service import Service, known_sessions
 from mlx_mcp.service.sessions import create_session
 from mlx_mcp.service.several import closed_unless_whole
 from mlx_mcp.service.values import Result, SessionInfo, SessionOptions
@@ -204,6 +204,15 @@ async def close_sessions(service: Service, owner: str, sessions: Collection[str]
         for session in sessions:
             with suppress(MlxMcpError):
                 await service.engine.close_sessions(owner, (session,))
+
+
+async def fork_all(service: Service, caller: Caller, session: str, num: int) -> list[str]:
+    """The handles of so many forks of a session; its own if it has ended, so that its use says so."""
+    try:
+        with service.limits.opening(caller.tenant, num, known_sessions(service).values()):
+            return [fork.session_id for fork in await service.engine.fork(caller.tenant, session, num)]
+    except UnknownSession:
+        return [session] * num
 
 
 async def unheard(meters: Sequence[Meter]) -> None:

@@ -204,7 +204,7 @@ MUTANTS = [
     ),
     fault(
         "clock that jumps ends sessions",
-        "storage/session_log.py",
+        "storage/idle_clock.py",
         "min(max(0.0, wall - self._wall), MAX_STEP_S)",
         "max(0.0, wall - self._wall)",
         "test_session_log.py::test_a_clock_that_jumps_ends_no_session_early_whether_it_stays_wrong_or_is_set_right",

@@ -8,7 +8,7 @@ import pytest
 
 from mlx_mcp.errors import StorageError
 from mlx_mcp.storage import session_log
-from mlx_mcp.storage.folder import Calls, Folder
+from mlx_mcp.storage.folder import MAX_BAD_FILES, Calls, Folder
 from mlx_mcp.storage.session_log import SessionLog
 from tests.storage.world import T0, block, key_of, record
 
@@ -152,7 +152,7 @@ def test_of_damaged_files_so_many_are_kept(tmp_path):
         file.write_bytes(b"damaged")
     with opened(tmp_path / "cache") as log:
         assert log.num_damaged == 40
-    assert len(list((tmp_path / "cache").glob("*.bad"))) == session_log.MAX_BAD_FILES
+    assert len(list((tmp_path / "cache").glob("*.bad"))) == MAX_BAD_FILES
 
 
 def test_a_session_file_under_anothers_name_is_no_session(tmp_path):

@@ -43,7 +43,7 @@ class FakeWorker:
     _began: dict[str, Any] = field(default_factory=dict)  # the code and variables with which the program began
     _told: list[Any] = field(default_factory=list)  # what its host calls gave: a value, or an exception's type and text
 
-    async def run(self, code: str, inputs: Mapping[str, Any] = {}) -> HostCall | Ended:
+    async def run(self, code: str, inputs: Mapping[str, Any] = {}, moment: float | None = None) -> HostCall | Ended:
         assert self._running is None, "a program while another runs"
         self.values.update(inputs)
         return self._begin(code)

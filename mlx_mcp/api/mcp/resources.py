@@ -18,7 +18,7 @@ from mlx_mcp.api.mcp.icon import ICONS
 from mlx_mcp.api.mcp.long_results import RESULT_URI
 from mlx_mcp.api.mcp.results import compact, reply
 from mlx_mcp.api.web.translate import model_list, session_list
-from mlx_mcp.errors import EngineDead, MlxMcpError, UnknownResult, UnknownSession
+from mlx_mcp.errors import EngineDead, MlxMcpError, UnknownResult, UnknownSandbox, UnknownSession
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.jobs import JobState
 from mlx_mcp.service.models import list_models
@@ -107,7 +107,7 @@ def read(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine
     async def translated(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return await function(*args, **kwargs)
-        except (UnknownResult, UnknownSession) as error:
+        except (UnknownResult, UnknownSession, UnknownSandbox) as error:
             raise ResourceNotFoundError(str(error)) from error
         except EngineDead as error:
             raise MCPError(INTERNAL_ERROR, str(error)) from error

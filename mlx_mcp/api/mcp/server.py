@@ -18,6 +18,7 @@ from mlx_mcp.api.mcp.completions import add_completions
 from mlx_mcp.api.mcp.icon import ICONS
 from mlx_mcp.api.mcp.prompts import add_prompts
 from mlx_mcp.api.mcp.resources import add_resources, session_resources
+from mlx_mcp.api.mcp.sandbox_resources import add_sandbox_resources
 from mlx_mcp.api.mcp.tasks import Tasks
 from mlx_mcp.api.mcp.tools import make_tools
 from mlx_mcp.api.mcp.traced import trace_requests
@@ -25,7 +26,7 @@ from mlx_mcp.errors import nearest
 from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.service import Service
-from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes
+from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, no_runtime
 
 RESOURCE_NOT_FOUND = -32002  # up to 2025-11-25; later versions have INVALID_PARAMS for it (SEP-2164)
 WEBSITE = "https://github.com/mlx-mcp/mlx-mcp"
@@ -92,6 +93,7 @@ def build_server(
     of which the client may have been told something else before, and `sandboxes` those of the process. `settings` go to
     MCPServer as they are; see its own documentation.
     """
+    sandboxes = Sandboxes(no_runtime) if sandboxes is None else sandboxes
     changes, tools = Changes(service, stale), make_tools(service, files, activity, wait_s, sandboxes)
     for tool in tools:
         tool.icons = ICONS
@@ -112,6 +114,7 @@ def build_server(
     )
     server.service = service
     add_resources(server, service)
+    add_sandbox_resources(server, service, sandboxes)
     add_prompts(server)
     add_completions(server, service)
     changes.install(server)

@@ -13,8 +13,8 @@ from mlx_mcp.api.mcp.calls import ToolSet, translated
 from mlx_mcp.api.mcp.consent import may_remove
 from mlx_mcp.api.mcp.results import reply
 from mlx_mcp.api.mcp.session_arguments import CloseArguments, CreateArguments, ForkArguments, PersistArguments
-from mlx_mcp.api.mcp.workflow_results import Forked, Held, closed_with, forked, held_list
-from mlx_mcp.api.web.results import Closed, NewSession, PersistedSession
+from mlx_mcp.api.mcp.workflow_results import Forked, Held, Kept, closed_with, forked, held_list, kept
+from mlx_mcp.api.web.results import Closed, NewSession
 from mlx_mcp.api.web.translate import closed_list, forks, new_session, persisted, session_list
 from mlx_mcp.errors import InvalidRequest
 from mlx_mcp.service.activity import Activity, Report
@@ -45,6 +45,11 @@ class SessionTools(ToolSet):
         super().__init__(service, files, activity, wait_s)
         self._sandboxes = sandboxes
 
+    async def _known(self) -> Sandboxes:
+        """The sandboxes, with those that are on disk."""
+        await self._sandboxes.ready(self._service)
+        return self._sandboxes
+
     @translated
     async def create_session(self, given: CreateArguments, ctx: ToolContext) -> Annotated[CallToolResult, NewSession]:
         """Compute a context once, to go on from many times; nothing is generated.
@@ -72,20 +77,16 @@ class SessionTools(ToolSet):
         Takes no time and no memory, however long the context is. A fork sees the parent's finished turns; then neither
         sees what the other says. At most 64 at once. Returns {sessions: [handles]}; go on with generate(session=…).
         """
-        names, caller = tuple(given.names or ()), self._caller()
-        if self._sandboxes.knows(caller.tenant, given.session):
-            if given.version:
-                raise InvalidRequest("A sandbox has no versions: leave out `version`.")
-            sandboxes = await self._sandboxes.fork(self._service, caller, given.session, given.count, names)
-            return reply(forked(sandboxes))
+        names, caller, known = tuple(given.names or ()), self._caller(), await self._known()
+        if known.knows(caller.tenant, given.session):
+            made_of = (given.session, given.count, names, given.version)
+            return reply(forked(await known.fork(self._service, caller, *made_of)))
         made = await fork_session(self._service, caller, given.session, given.count, names, given.version)
         return reply(Forked(**forks(made, bool(names)).model_dump()))
 
     @translated
-    async def persist_session(
-        self, given: PersistArguments, ctx: ToolContext
-    ) -> Annotated[CallToolResult, PersistedSession]:
-        """Save a session to disk, so that it survives a restart, a crash and a power cut, under the same handle.
+    async def persist_session(self, given: PersistArguments, ctx: ToolContext) -> Annotated[CallToolResult, Kept]:
+        """Save a session or sandbox to disk: it survives a restart, a crash and a power cut, under the same handle.
 
         Use it to keep context that took long to build, or that is needed tomorrow. Later turns are not kept until it is
         persisted again, which writes only what is new. It lies unencrypted on this machine for 30 days without use, or
@@ -96,8 +97,12 @@ class SessionTools(ToolSet):
         """
 
         async def work(report: Report) -> BaseModel:
-            made = await persist_session(self._service, self._caller(), given.session, given.version)
-            return persisted(made)
+            caller, known = self._caller(), await self._known()
+            if known.knows(caller.tenant, given.session):
+                sandbox = known.get(caller.tenant, given.session)
+                return kept(await known.keeping.persist(self._service, caller, sandbox, given.version))
+            made = await persist_session(self._service, caller, given.session, given.version)
+            return Kept(**persisted(made).model_dump())
 
         return await self._long(ctx, given, "persist_session", work)
 
@@ -111,8 +116,9 @@ class SessionTools(ToolSet):
         """
         caller = self._caller()
         infos = await list_sessions(self._service, caller)
-        await self._sandboxes.expire(self._service)
-        return reply(held_list(session_list(infos), self._sandboxes.infos(caller.tenant)))
+        known = await self._known()
+        await known.expire(self._service)
+        return reply(held_list(session_list(infos), known.infos(caller.tenant)))
 
     @translated
     async def close_session(self, given: CloseArguments, ctx: ToolContext) -> Annotated[CallToolResult, Closed]:
@@ -122,14 +128,16 @@ class SessionTools(ToolSet):
         is need for room, and helps prompts that begin the same; that of an ephemeral session goes at once. If one of
         `sessions` is not there, none is closed. Of persisted ones your user is asked. Returns {closed: [handles]}.
         """
-        caller, known, asked = self._caller(), self._sandboxes, given.sessions or []
+        caller, known, asked = self._caller(), await self._known(), given.sessions or []
         if given.all and not asked:
-            sandboxes = known.of(caller.tenant)
+            sandboxes = [each for each in known.of(caller.tenant) if not each.kept.persisted]
         else:
             sandboxes = [known.get(caller.tenant, each) for each in asked if known.knows(caller.tenant, each)]
         sessions = tuple(each for each in asked if not known.knows(caller.tenant, each))
-        kept = [info for info in await find_sessions(self._service, caller, sessions) if info.persisted]
-        if not await may_remove(ctx, [info.name or info.session_id for info in kept], given.confirm):
+        infos = await find_sessions(self._service, caller, sessions)
+        durable = [info.name or info.session_id for info in infos if info.persisted]
+        durable += [each.name or each.sandbox_id for each in sandboxes if each.kept.persisted]
+        if not await may_remove(ctx, durable, given.confirm):
             raise InvalidRequest(
                 "Your user does not want what is on disk to be deleted, so no session was closed. Leave those sessions "
                 "out; all=true closes only what is not on disk."

@@ -28,7 +28,7 @@ from mlx_mcp.service.count import count_tokens
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.generate import generate
 from mlx_mcp.service.service import Service
-from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, default_runtime
+from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, no_runtime
 
 CANCEL_S = 5.0  # what ends within that time is said to have ended
 # Hosts run the calls of one turn in parallel only for read-only tools; generating changes nothing of a user's.
@@ -50,7 +50,7 @@ def make_tools(
     """
     activity = activity or Activity()
     tools = AnswerTools(service, files, activity, wait_s)
-    sandboxes = Sandboxes(default_runtime) if sandboxes is None else sandboxes
+    sandboxes = Sandboxes(no_runtime) if sandboxes is None else sandboxes
     sessions = SessionTools(service, sandboxes, files, activity, wait_s)
     workflows = WorkflowTools(service, sandboxes, files, activity, wait_s)
     models = ModelTools(service, files, activity, wait_s)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from mlx_mcp.api.mcp.results import compact
 from mlx_mcp.api.web.results import Closed, SessionList
 from mlx_mcp.service.files import Texts
+from mlx_mcp.workflows.sandbox.keeping import PersistedSandbox
 from mlx_mcp.workflows.sandbox.sandbox import Ran, Sandbox
 from mlx_mcp.workflows.sandbox.sandboxes import SandboxInfo
 
@@ -84,6 +85,8 @@ class HeldSandbox(BaseModel):
     state_bytes: int
     idle_s: int
     expires_in_s: int
+    persisted: bool | None = None
+    versions: list[str] | None = None
 
 
 class Held(SessionList):
@@ -100,6 +103,31 @@ class Forked(BaseModel):
     names: list[str] | None = None
     model: str | None = None
     tokens: int | None = None
+
+
+class Kept(BaseModel):
+    """What `persist_session` returns: of sandboxes there are no tokens, but what they remember."""
+
+    session: str
+    name: str | None = None
+    version: str | None = None
+    tokens: int | None = None
+    kept_tokens: int | None = None
+    remembered: int | None = None
+    written_bytes: int
+    expires_in_s: int
+
+
+def kept(made: PersistedSandbox) -> Kept:
+    """A sandbox that was made durable."""
+    return Kept(
+        session=made.sandbox.sandbox_id,
+        name=made.sandbox.name or None,
+        version=made.version or None,
+        remembered=made.num_remembered or None,
+        written_bytes=made.stored_bytes,
+        expires_in_s=round(made.expires_in_s),
+    )
 
 
 def held_list(sessions: SessionList, infos: Sequence[SandboxInfo]) -> Held:
@@ -124,8 +152,7 @@ def closed_with(sandboxes: Sequence[Sandbox], closed: Closed) -> Closed:
 
 def described(info: SandboxInfo, isolation: str, *notes: str, **more: Any) -> SandboxRun:
     """A sandbox as it is, with what else there is to say."""
-    # Without the beginning of each value, which may be the input's: the program prints what is to be seen of that.
-    shown = {name: line.partition(": ")[0] for name, line in list(info.variables.items())[:MAX_LISTED]}
+    shown = shown_variables(dict(list(info.variables.items())[:MAX_LISTED]))
     num_hidden = len(info.variables) - len(shown)
     hidden = f"Of its variables, {num_hidden} are not shown: print their names in parts." if num_hidden else ""
     return SandboxRun(
@@ -137,6 +164,11 @@ def described(info: SandboxInfo, isolation: str, *notes: str, **more: Any) -> Sa
         note=" ".join(filter(None, (*notes, hidden))) or None,
         **more,
     )
+
+
+def shown_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """What each variable is, without the beginning of its value: the program prints what is to be seen of that."""
+    return {name: line.partition(": ")[0] for name, line in variables.items()}
 
 
 def run_of(ran: Ran, info: SandboxInfo, isolation: str, texts: Texts, max_chars: int) -> SandboxRun:
@@ -201,4 +233,6 @@ def held(info: SandboxInfo) -> HeldSandbox:
         state_bytes=info.state_bytes,
         idle_s=round(info.idle_s),
         expires_in_s=round(info.expires_in_s),
+        persisted=info.persisted or None,
+        versions=list(info.versions) or None,
     )

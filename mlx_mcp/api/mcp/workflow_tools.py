@@ -62,6 +62,7 @@ class WorkflowTools(ToolSet):
     async def _run(self, given: SandboxArguments, report: Report) -> SandboxRun:
         caller, sandboxes = self._caller(), self._sandboxes
         isolation = (await sandboxes.runtime()).isolation
+        await sandboxes.ready(self._service)
         texts = await asyncio.to_thread(caller.files.texts, given.files) if given.files else Texts()
         inputs = inputs_of(given, texts)
         if not given.sandbox:

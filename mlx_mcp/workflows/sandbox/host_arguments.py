@@ -42,17 +42,12 @@ class How:
             ) from error
 
 
-def how_of(given: dict[str, Any]) -> How:
+def how_of(schema: Any, system: Any, max_tokens: Any, temperature: Any) -> How:
     """How prompts are to be answered, as the program says it.
 
     Raises:
-        WrongCall: something is not known, or is of another type.
+        WrongCall: something is of another type.
     """
-    known = ("schema", "system", "max_tokens", "temperature")
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise WrongCall(f"there is no argument {unknown[0]!r}")
-    schema, max_tokens, temperature = given.get("schema"), given.get("max_tokens"), given.get("temperature")
     grammar = None
     if schema is not None:
         grammar = Grammar(GrammarKind.JSON_SCHEMA, json.dumps(expect("schema", schema, dict)))
@@ -61,7 +56,7 @@ def how_of(given: dict[str, Any]) -> How:
     if temperature is not None:
         expect("temperature", temperature, int, float)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
-    return How(expect("system", given.get("system", ""), str), grammar, sampling)
+    return How(expect("system", system, str), grammar, sampling)
 
 
 def expect(name: str, given: Any, *types: type) -> Any:

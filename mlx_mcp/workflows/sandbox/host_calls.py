@@ -128,23 +128,61 @@ class HostCalls:
         except MlxMcpError as error:
             raise refusal(error) from error
 
-    async def _llm_query(self, prompt: str, text: str = "", over: str = "", **how: Any) -> Any:
+    async def _llm_query(
+        self,
+        prompt: str,
+        text: str = "",
+        schema: Any = None,
+        system: str = "",
+        max_tokens: Any = None,
+        temperature: Any = None,
+        over: str = "",
+    ) -> Any:
         """The answer to one prompt, after the text."""
-        [answer] = await self._answers([expect("prompt", prompt, str)], text, over, how_of(how))
+        how = how_of(schema, system, max_tokens, temperature)
+        [answer] = await self._answers([expect("prompt", prompt, str)], text, over, how)
         return answer
 
-    async def _llm_query_batched(self, prompts: list[str], text: str = "", over: str = "", **how: Any) -> list[Any]:
+    async def _llm_query_batched(
+        self,
+        prompts: list[str],
+        text: str = "",
+        schema: Any = None,
+        system: str = "",
+        max_tokens: Any = None,
+        temperature: Any = None,
+        over: str = "",
+    ) -> list[Any]:
         """The answers to prompts, after the text that all of them are about."""
-        return await self._answers(texts("prompts", prompts), text, over, how_of(how))
+        how = how_of(schema, system, max_tokens, temperature)
+        return await self._answers(texts("prompts", prompts), text, over, how)
 
-    async def _llm_map(self, instruction: str, items: list[Any], **how: Any) -> list[Any]:
+    async def _llm_map(
+        self,
+        instruction: str,
+        items: list[Any],
+        schema: Any = None,
+        system: str = "",
+        max_tokens: Any = None,
+        temperature: Any = None,
+    ) -> list[Any]:
         """What the instruction gives for each item."""
         first, each = expect("instruction", instruction, str), expect("items", items, list, tuple)
-        return await self._answers([first + BREAK + as_text(item) for item in each], "", "", how_of(how))
+        how = how_of(schema, system, max_tokens, temperature)
+        return await self._answers([first + BREAK + as_text(item) for item in each], "", "", how)
 
-    async def _llm_ask(self, text: str, questions: list[str], **how: Any) -> list[Any]:
+    async def _llm_ask(
+        self,
+        text: str,
+        questions: list[str],
+        schema: Any = None,
+        system: str = "",
+        max_tokens: Any = None,
+        temperature: Any = None,
+    ) -> list[Any]:
         """The answers to questions about one text."""
-        return await self._answers(texts("questions", questions), text, "", how_of(how))
+        how = how_of(schema, system, max_tokens, temperature)
+        return await self._answers(texts("questions", questions), text, "", how)
 
     async def _remember(self, text: str, name: str = "", system: str = "") -> str:
         """Have a text computed once and for all; returns what `over` takes."""

@@ -10,15 +10,20 @@ Knows no owners' limits and no other sandboxes.
 
 from __future__ import annotations
 
+import asyncio
+import math
+import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
 
+from mlx_mcp.errors import OtherInterpreter
 from mlx_mcp.workflows.asking import close_sessions
 from mlx_mcp.workflows.counting import Counts
 from mlx_mcp.workflows.sandbox.host_calls import FUNCTIONS, HostCalls, HostFunction, Refused, Said, Submitted
+from mlx_mcp.workflows.sandbox.journal import CannotReplay, Journal, Recording, replay
 from mlx_mcp.workflows.sandbox.runtime import Ended, HostCall, Limits, ProgramError, Runtime, Worker
 
 MAX_REFUSED = 1_000  # a program that goes on calling after so many refusals will not end by itself
@@ -41,6 +46,24 @@ class State:
     version: str = ""  # of the runtime that the dump is of
     variables: Mapping[str, str] = field(default_factory=dict)  # name → what it is, in a line
     remembered: Mapping[str, str] = field(default_factory=dict)  # key → the session with the text
+    journal: Journal = field(default_factory=Journal)  # how it came to this
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory and on disk, about."""
+        return len(self.dump) + self.journal.nbytes
+
+
+@dataclass(eq=False)
+class Kept:
+    """What of a sandbox is on disk; see `keeping.py`."""
+
+    state: State | None = None  # the one that is there; None if there is none, or none in memory
+    unread: bool = False  # the state is there, and not in memory
+    persisted: bool = False  # a caller asked for it
+    versions: frozenset[str] = frozenset()
+    saved_at: float = -math.inf  # by the event loop's clock
+    saving: asyncio.Task[None] | None = None  # that will save it when its time has come
 
 
 @dataclass(frozen=True)
@@ -69,6 +92,7 @@ class Sandbox:
     functions: tuple[str, ...] = ()  # that its programs have
     running: anyio.CancelScope | None = None  # of the run that goes on
     closed: bool = False
+    kept: Kept = field(default_factory=Kept)
 
     @property
     def busy(self) -> bool:
@@ -76,19 +100,18 @@ class Sandbox:
         return self.running is not None
 
     async def load(self, runtime: Runtime, limits: Limits, more: Collection[str] = ()) -> Worker:
-        """A worker with these limits and `more` functions that has the state; starts one if there is none."""
+        """A worker with these limits and `more` functions that has the state; starts one if there is none.
+
+        Raises:
+            OtherInterpreter: the state is that of another version, and cannot be rebuilt.
+            SandboxFailed: the worker does not start.
+        """
         functions = (*FUNCTIONS, *more)
         if self.worker is not None and (self.limits, self.functions) != (limits, functions):
             await self.release()
         if self.worker is None:
-            worker = await runtime.start(limits, functions)
-            try:
-                if self.state.dump:
-                    await worker.load(self.state.dump)
-            except BaseException:
-                await end(worker)
-                raise
-            self.worker, self.limits, self.functions = worker, limits, functions
+            self.worker, self.state = await loaded(runtime, limits, self.state, functions)
+            self.limits, self.functions = limits, functions
         return self.worker
 
     async def run(self, runtime: Runtime, limits: Limits, program: Program, host: HostCalls) -> Ran:
@@ -96,15 +119,18 @@ class Sandbox:
 
         Raises:
             EngineDead: the engine thread has ended.
+            OtherInterpreter, SandboxFailed: as for `load`.
         """
         before, kept = set(self.state.remembered.values()), False
         try:
             worker = await self.load(runtime, limits, program.functions)
-            came = await drive(worker, program, host)
+            recording = Recording(program.code, program.inputs, time.time())
+            came = await drive(worker, program, host, recording)
             output = worker.take_output()
             if not came.spoiled:
                 variables, dump = await worker.variables(), await worker.dump()
-                self.state, kept = State(dump, runtime.version, variables, host.remembered), True
+                journal = self.state.journal.with_cell(recording.ended(output))
+                self.state, kept = State(dump, runtime.version, variables, host.remembered, journal), True
         finally:
             if not kept:
                 await self.release()
@@ -119,9 +145,34 @@ class Sandbox:
             await end(worker)
 
 
-async def drive(worker: Worker, program: Program, host: HostCalls) -> Ended:
+async def loaded(
+    runtime: Runtime, limits: Limits, state: State, functions: Collection[str] = tuple(FUNCTIONS)
+) -> tuple[Worker, State]:
+    """A new worker that has a state, and the state as it is for this runtime, which may have had to rebuild it.
+
+    Raises:
+        OtherInterpreter: the state is that of another version, and cannot be rebuilt.
+        SandboxFailed: the worker does not start.
+    """
+    worker = await runtime.start(limits, functions)
+    try:
+        if state.dump and state.version == runtime.version:
+            await worker.load(state.dump)
+        elif state.dump:
+            await replay(state.journal, worker)
+            state = replace(state, dump=await worker.dump(), version=runtime.version)
+    except CannotReplay as why:
+        await end(worker)
+        raise OtherInterpreter(state.version, runtime.version, str(why)) from why
+    except BaseException:
+        await end(worker)
+        raise
+    return worker, state
+
+
+async def drive(worker: Worker, program: Program, host: HostCalls, recording: Recording) -> Ended:
     """Run a program, and answer its host calls."""
-    step, num_refused = await worker.run(program.code, program.inputs), 0
+    step, num_refused = await worker.run(program.code, program.inputs, recording.moment), 0
     while isinstance(step, HostCall):
         try:
             if host.said.submitted:
@@ -132,9 +183,12 @@ async def drive(worker: Worker, program: Program, host: HostCalls) -> Ended:
             if num_refused > MAX_REFUSED:
                 return Ended(error=ProgramError("RuntimeError", STUBBORN, None, ""), spoiled=True)
             told = (refused.type, refused.message) if isinstance(refused, Refused) else ("SystemExit", "")
+            recording.refused(step, *told)
             step = await worker.refuse(*told)
         else:
+            recording.answered(step, value)
             step = await worker.answer(value)
+    recording.end = step
     if host.said.submitted and not step.spoiled:
         return Ended(host.said.value)
     return step

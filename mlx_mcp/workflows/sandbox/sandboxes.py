@@ -5,6 +5,7 @@ Guarantees:
     - There are at most `max_workers` worker processes. A run waits for one. An idle sandbox gives its own up for it,
       and after `idle_s` without a run in any case; its state stays.
     - One run at a time goes on in a sandbox. Forks made meanwhile begin where its latest finished run ended.
+    - Those that an earlier process kept on disk (`keeping.py`) are there from `ready` on.
 
 One event loop uses it. Belongs to the process: connections share it, each with its own view of the service.
 """
@@ -16,19 +17,21 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import anyio
 
 from mlx_mcp.core.session import MAX_FORKS
 from mlx_mcp.core.session_names import HANDLE_PREFIX as SESSION_PREFIX
 from mlx_mcp.core.session_names import NAME
-from mlx_mcp.errors import CapacityError, GenerationFailed, InvalidRequest, SandboxBusy, UnknownSandbox, UnknownSession
+from mlx_mcp.errors import CapacityError, GenerationFailed, InvalidRequest, SandboxBusy, SandboxFailed, UnknownSandbox
 from mlx_mcp.service.activity import Meter, Report
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.service import Service, known_sessions
-from mlx_mcp.workflows.asking import Asker, Budget, close_sessions
+from mlx_mcp.workflows.asking import Asker, Budget, close_sessions, fork_all
 from mlx_mcp.workflows.sandbox.host_calls import HostCalls
+from mlx_mcp.workflows.sandbox.keeping import Keeping, adopt_all
 from mlx_mcp.workflows.sandbox.runtime import Limits, Runtime
 from mlx_mcp.workflows.sandbox.sandbox import Program, Ran, Sandbox, State
 
@@ -56,6 +59,8 @@ class SandboxInfo:
     variables: dict[str, str]  # name → what it is, in a line
     remembered: tuple[str, ...]
     state_bytes: int
+    persisted: bool
+    versions: tuple[str, ...]
 
 
 class Sandboxes:
@@ -64,6 +69,7 @@ class Sandboxes:
     def __init__(
         self,
         open_runtime: Callable[[], Awaitable[Runtime]],
+        keeping: Keeping | None = None,
         ttl_s: float = TTL_S,
         max_workers: int = MAX_WORKERS,
         max_sandboxes: int = MAX_SANDBOXES,
@@ -71,7 +77,7 @@ class Sandboxes:
         idle_s: float = IDLE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.ttl_s, self.idle_s = ttl_s, idle_s
+        self.keeping, self.ttl_s, self.idle_s = keeping or Keeping(), ttl_s, idle_s
         self.max_workers, self.max_sandboxes, self.max_state_bytes = max_workers, max_sandboxes, max_state_bytes
         self._open_runtime, self._clock = open_runtime, clock
         self._runtime: Runtime | None = None
@@ -82,6 +88,7 @@ class Sandboxes:
         self.nesting = asyncio.Semaphore(max_workers // 2)
         self.writes_code: dict[str, bool] = {}  # model → whether it can write programs, if that was tried
         self._tasks: set[asyncio.Task[None]] = set()
+        self._adopting, self._adopted = asyncio.Lock(), False
 
     async def runtime(self) -> Runtime:
         """What starts workers.
@@ -100,11 +107,30 @@ class Sandboxes:
         return len(self._sandboxes)
 
     @property
+    def num_in_memory_only(self) -> int:
+        """How many have a state that is not on disk."""
+        return sum(not each.kept.unread and each.kept.state is not each.state for each in self._sandboxes.values())
+
+    @property
     def num_workers(self) -> int:
         """How many have a worker."""
         return sum(each.worker is not None for each in self._sandboxes.values())
 
     # Made and found
+
+    async def ready(self, service: Service) -> None:
+        """Add the sandboxes that are on disk, once. Their time to live begins anew."""
+        async with self._adopting:
+            if self._adopted:
+                return
+            for adopted in adopt_all(await self.keeping.heads(), self._clock()):
+                self._sandboxes[adopted.sandbox_id] = adopted
+                service.limits.keep(adopted.owner, 1)
+            self._adopted = True
+
+    def all(self) -> list[Sandbox]:
+        """Those of all owners, for the user whose process this is."""
+        return list(self._sandboxes.values())
 
     async def create(self, service: Service, caller: Caller, name: str = "", model: str = "") -> Sandbox:
         """Make a sandbox without variables, whose programs ask a model; the default one if it has no name.
@@ -144,7 +170,8 @@ class Sandboxes:
         """
         found = self.find(owner, sandbox)
         if found is None:
-            raise UnknownSandbox(sandbox, [each.name for each in self.of(owner)])
+            names = [each.name for each in self.of(owner)]
+            raise UnknownSandbox(sandbox, names, self.keeping.was_damaged(owner, sandbox))
         return found
 
     def infos(self, owner: str) -> list[SandboxInfo]:
@@ -161,19 +188,25 @@ class Sandboxes:
             sandbox.parent,
             sandbox.busy,
             idle_s,
-            max(0.0, self.ttl_s - idle_s),
+            max(0.0, self._ttl_of(sandbox) - idle_s),
             dict(state.variables),
             tuple(state.remembered),
-            len(state.dump),
+            state.nbytes,
+            sandbox.kept.persisted,
+            tuple(sorted(sandbox.kept.versions)),
         )
 
     async def fork(
-        self, service: Service, caller: Caller, sandbox: str, count: int | None, names: Sequence[str]
+        self, service: Service, caller: Caller, sandbox: str, count: int | None, names: Sequence[str], version: str = ""
     ) -> list[Sandbox]:
         """New sandboxes that begin where the latest finished run of another ended, and remember what it remembers.
 
+        With a `version` they begin where the sandbox was when that was persisted.
+
         Raises:
             UnknownSandbox: there is none of that handle or name.
+            UnknownVersion: it has no such version on disk.
+            StorageError: what is on disk of it is damaged, or cannot be read.
             InvalidRequest: there are too many, or a name cannot be one, or is taken.
             CapacityError: there would be more than there may be, or than the owner may have.
             EngineDead: the engine thread has ended.
@@ -185,18 +218,22 @@ class Sandboxes:
             raise InvalidRequest(f"count is {num}; it must be from 1 to {MAX_FORKS}.")
         parent.used_at = self._clock()
         await self.expire(service)
-        forks = self._add(service, caller.tenant, num, names, parent.state, parent.model, parent.sandbox_id)
+        state = await self.keeping.state_of(parent, version)
+        own_state = replace(state, remembered={})  # what goes with a fork that fails must not be the parent's
+        forks = self._add(service, caller.tenant, num, names, own_state, parent.model, parent.sandbox_id)
         remembered: list[dict[str, str]] = [{} for _ in forks]
         try:
-            for key, session in parent.state.remembered.items():
-                for own, handle in zip(remembered, await fork_all(service, caller, session, num), strict=True):
+            for key, session in state.remembered.items():
+                with anyio.CancelScope(shield=True):  # who is cancelled meanwhile must know what to close
+                    handles = await fork_all(service, caller, session, num)
+                for own, handle in zip(remembered, handles, strict=True):
                     own[key] = handle
         except BaseException:
             await self._remove(service, forks)
             await close_sessions(service, caller.tenant, {each for own in remembered for each in own.values()})
             raise
         for fork, own in zip(forks, remembered, strict=True):
-            fork.state = State(parent.state.dump, parent.state.version, parent.state.variables, own)
+            fork.state = replace(state, remembered=own)
         return forks
 
     # Run
@@ -231,11 +268,14 @@ class Sandboxes:
                     await report([Meter(line=f"waiting: {self.max_workers} programs run already")])
                 async with self._places:
                     await self._make_room(sandbox)
+                    await self.keeping.read(sandbox)
                     asker = Asker(service, caller, budget, report, model or sandbox.model)
                     host = HostCalls(asker, sandbox.state.remembered, program.functions)
                     name = sandbox.name or f"{sandbox.sandbox_id[:8]}…"
                     with service.observer.workflow("sandbox_run", caller.tenant, name, lambda: asker.line):
-                        return await sandbox.run(runtime, limits, program, host)
+                        ran = await sandbox.run(runtime, limits, program, host)
+                    await self.keeping.ran(sandbox)
+                    return ran
             finally:
                 sandbox.running = None
                 sandbox.used_at = self._clock()
@@ -253,17 +293,21 @@ class Sandboxes:
     async def expire(self, service: Service) -> None:
         """End the sandboxes that were not used for `ttl_s`."""
         now = self._clock()
-        old = [each for each in self._sandboxes.values() if not each.busy and now - each.used_at > self.ttl_s]
-        await self._remove(service, old)
+        idle = (each for each in self._sandboxes.values() if not each.busy)
+        await self._remove(service, [each for each in idle if now - each.used_at > self._ttl_of(each)])
 
     async def end(self) -> None:
-        """End all workers: the process is about to end."""
+        """End all workers, and save what has changed: the process is about to end."""
+        await self.keeping.close(self.all())
         for sandbox in self._sandboxes.values():
             await sandbox.release()
         if self._runtime is not None:
             await self._runtime.close()
 
     # Beneath
+
+    def _ttl_of(self, sandbox: Sandbox) -> float:
+        return self.keeping.options.persisted_ttl_s if sandbox.kept.persisted else self.ttl_s
 
     def _add(
         self,
@@ -315,7 +359,7 @@ class Sandboxes:
 
     def _check_bytes(self) -> None:
         """See that the states of all sandboxes take no more memory than they may; forks share theirs."""
-        held = sum({id(each.state.dump): len(each.state.dump) for each in self._sandboxes.values()}.values())
+        held = sum({id(each.state.dump): each.state.nbytes for each in self._sandboxes.values()}.values())
         if held > self.max_state_bytes:
             raise CapacityError(
                 f"The variables of all sandboxes take {held / 1e6:.0f} MB, and may take "
@@ -350,6 +394,7 @@ class Sandboxes:
             else:
                 await sandbox.release()
                 await close_sessions(service, sandbox.owner, set(sandbox.state.remembered.values()))
+                await self.keeping.remove(service, sandbox)
 
 
 @asynccontextmanager
@@ -362,21 +407,21 @@ async def closing(sandboxes: Sandboxes) -> AsyncIterator[None]:
             await sandboxes.end()
 
 
-async def default_runtime() -> Runtime:
-    """What runs programs here.
+async def runtime_in(folder: Path) -> Runtime:
+    """What runs programs here; what starts its processes is kept in a folder that is the user's alone.
 
     Raises:
         SandboxFailed: nothing can; the text says what to install.
     """
     from mlx_mcp.workflows.sandbox.monty import open_runtime  # only for the first program: it looks at the system
 
-    return await open_runtime()
+    return await open_runtime(folder)
 
 
-async def fork_all(service: Service, caller: Caller, session: str, num: int) -> list[str]:
-    """The handles of so many forks of a session; its own if it has ended, so that its use says so."""
-    try:
-        with service.limits.opening(caller.tenant, num, known_sessions(service).values()):
-            return [fork.session_id for fork in await service.engine.fork(caller.tenant, session, num)]
-    except UnknownSession:
-        return [session] * num
+async def no_runtime() -> Runtime:
+    """What there is where nobody has said what runs programs.
+
+    Raises:
+        SandboxFailed: always.
+    """
+    raise SandboxFailed("This server was built without sandboxes. Give `build_server` those of the process.")

@@ -226,7 +226,7 @@ async def test_what_is_not_there_or_cannot_be_is_refused_with_the_next_step(
         assert "Sandbox not found: 'x-1'" in await refusal(client, "close_session", sessions=["mail", "x-1"])
         assert "Session not found" in await refusal(client, "close_session", sessions=["mail", "nobody"])
         assert [each["name"] for each in (await call(client, "list_sessions"))["sandboxes"]] == ["mail"]
-        assert "leave out `version`" in await refusal(client, "fork_session", session="mail", version="v")
+        assert "'mail' has no version 'v' on disk" in await refusal(client, "fork_session", session="mail", version="v")
         assert "There are 1 names for 2 forks" in await refusal(
             client, "fork_session", session="mail", count=2, names=["a"]
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 from collections.abc import Generator
 from typing import Any
@@ -120,7 +122,7 @@ async def test_a_remembered_text_is_asked_over_and_never_changed(service: Servic
     [
         ("llm_query", (), {}, "missing a required argument: 'prompt'"),
         ("llm_query", (1,), {}, "prompt is a str, not int"),
-        ("llm_query", ("a",), {"model": "x"}, "there is no argument 'model'"),
+        ("llm_query", ("a",), {"model": "x"}, "got an unexpected keyword argument 'model'"),
         ("llm_query", ("a",), {"max_tokens": True}, "max_tokens is an int, not bool"),
         ("llm_query", ("a",), {"temperature": "0"}, "temperature is an int or a float, not str"),
         ("llm_query", ("a",), {"schema": "int"}, "schema is a dict (a JSON schema), not str"),
@@ -128,7 +130,7 @@ async def test_a_remembered_text_is_asked_over_and_never_changed(service: Servic
         ("llm_query_batched", ("abc",), {}, "prompts is a list, not str"),
         ("llm_query_batched", (["a", 1],), {}, "prompts[1] is a str, not int"),
         ("llm_map", ("a", "b"), {}, "items is a list, not str"),
-        ("llm_map", ("a", ["b"]), {"over": "c"}, "there is no argument 'over'"),
+        ("llm_map", ("a", ["b"]), {"over": "c"}, "got an unexpected keyword argument 'over'"),
         ("llm_ask", ("a",), {}, "missing a required argument: 'questions'"),
         ("remember", ("a", 1), {}, "name is a str, not int"),
         ("submit", (), {}, "missing a required argument: 'value'"),
@@ -141,6 +143,17 @@ async def test_a_wrong_call_says_how_it_is_called(
         "TypeError",
         f"{name}: {told}. Call it so: {FUNCTIONS[name]}.",
     )
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+async def test_a_function_takes_its_arguments_in_the_order_that_is_told(service: Service, name: str) -> None:
+    function = inspect.signature(host_of(service)._functions[name])
+    told = ast.parse(FUNCTIONS[name], mode="eval").body
+    assert isinstance(told, ast.Call)
+    names = [each.id for each in told.args if isinstance(each, ast.Name)] + [each.arg for each in told.keywords]
+    assert list(function.parameters) == names
+    defaults = [ast.literal_eval(each.value) for each in told.keywords]
+    assert [each.default for each in function.parameters.values()][len(told.args) :] == defaults
 
 
 async def test_what_the_service_refuses_is_an_exception_that_says_what_to_change(service: Service) -> None:

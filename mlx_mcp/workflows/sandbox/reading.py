@@ -1,0 +1,40 @@
+"""Reads one variable of a kept state, in a worker of its own, so that a run that goes on is not disturbed."""
+
+from __future__ import annotations
+
+import keyword
+from typing import Any
+
+from mlx_mcp.errors import InvalidRequest
+from mlx_mcp.workflows.sandbox.runtime import Ended, Limits, Runtime
+from mlx_mcp.workflows.sandbox.sandbox import State, end, loaded
+
+
+async def value_of(runtime: Runtime, state: State, variable: str) -> Any:
+    """The value of a variable as JSON has it; a text of it where it is nothing that JSON has.
+
+    Raises:
+        InvalidRequest: there is no such variable.
+        MlxMcpError: the state cannot be loaded.
+    """
+    missing = (
+        f"There is no variable {variable[:80]!r} in this sandbox. Give one of: {', '.join(sorted(state.variables))}."
+    )
+    if not state.variables:
+        missing = "This sandbox has no variables yet. Run a program in it first (sandbox_run)."
+    if not state.dump or not variable.isidentifier() or keyword.iskeyword(variable):
+        raise InvalidRequest(missing)
+    worker, _ = await loaded(runtime, Limits(), state)
+    try:
+        ended = await worker.run(variable)
+    finally:
+        await end(worker)
+    assert isinstance(ended, Ended), "a name calls nothing"
+    if ended.error is not None and ended.error.type == "NameError":
+        raise InvalidRequest(missing)
+    if ended.error is not None:
+        raise InvalidRequest(
+            f"The variable {variable[:80]!r} cannot be read: {ended.error.message[:200]}. Have a program in the "
+            "sandbox put a part of it into another variable, and read that."
+        )
+    return ended.value
