@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -146,7 +146,7 @@ class Sandbox:
 
 
 async def loaded(
-    runtime: Runtime, limits: Limits, state: State, functions: Sequence[str] = tuple(FUNCTIONS)
+    runtime: Runtime, limits: Limits, state: State, functions: Collection[str] = tuple(FUNCTIONS)
 ) -> tuple[Worker, State]:
     """A new worker that has a state, and the state as it is for this runtime, which may have had to rebuild it.
 
