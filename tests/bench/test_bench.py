@@ -63,7 +63,7 @@ def test_everything_is_measured_on_a_tiny_model(tiny, tmp_path):
 
 @pytest.mark.parametrize("pass_tokens", [128, 512])
 def test_prompts_are_read_in_passes_of_the_length_that_a_line_names(tiny, pass_tokens):
-    rows = measure.loaded_rows(Config.load(model=str(tiny)), QUICK, measure.new_report())
+    rows = measure.loaded_rows(Config.load(model=str(tiny)), QUICK, measure.new_report(), 1 << 30)
     ours = Ours(rows.subject, Prefill(pass_tokens, 512, pass_tokens))
     launch, passes = ours.runner.launch, []
     ours.runner.launch = lambda step: passes.extend(c.end - c.start for c in step.prefill) or launch(step)
