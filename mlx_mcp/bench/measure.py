@@ -8,15 +8,18 @@ import platform
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_mcp import __version__
+from mlx_mcp.bench.effort import Effort
 from mlx_mcp.bench.report import Figure, Report
-from mlx_mcp.bench.rows import Effort, Rows
 from mlx_mcp.config import Config, available_memory_bytes
 from mlx_mcp.core.ports import LoadProgress
 from mlx_mcp.mlx_backend.cpu.openblas import prefer_openblas
 from mlx_mcp.wiring import prefill_options, registry_of, wire
+
+if TYPE_CHECKING:
+    from mlx_mcp.bench.rows import Rows
 
 STORE_BYTES = 8 << 30
 
@@ -85,6 +88,7 @@ def parts(config: Config, effort: Effort, report: Report, say: Callable[[str], N
 
 def loaded_rows(config: Config, effort: Effort, report: Report, max_kv_bytes: int) -> Rows:
     """The model in this thread, for both sides, whose keys and values may take so much."""
+    from mlx_mcp.bench.rows import Rows
     from mlx_mcp.bench.sides import Subject
     from mlx_mcp.mlx_backend.loader import MlxLoader
     from mlx_mcp.mlx_backend.runner import Runner
