@@ -14,6 +14,8 @@ from mlx_mcp.mlx_backend.device import keeps_scores, uses_cpu_attention
 from mlx_mcp.mlx_backend.hook import AttendingCache, Handle, mlx_lm_attention
 from mlx_mcp.mlx_backend.slabs import FullLayer, num_shared
 
+async_eval: Any = mx.async_eval  # which has no types
+
 
 class PrefillCache(AttendingCache):
     """One row of a FULL layer while a chunk of its prompt is computed."""
@@ -71,7 +73,10 @@ class PrefillCache(AttendingCache):
             if outs:  # otherwise MLX computes the scores of all parts first, and then goes on with them
                 q = mx.depends(q, outs[-1])
             outs.append(mlx_lm_attention(q, keys, values, self, scale, part, sinks))
-        return outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=2)
+        out = outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=2)
+        if device.on_cpu():
+            async_eval(out)  # while this thread still builds the layers after it
+        return out
 
     def queries_at_once(self, queries: mx.array) -> int:
         """How many of a chunk's queries are attended to at once: all, unless their scores would take too much."""

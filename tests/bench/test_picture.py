@@ -35,7 +35,7 @@ def test_no_words_lie_over_others():
         left = float(t.get("x")) - (wide if t.get("text-anchor") == "end" else 0)
         spans.append((float(t.get("y")), left, left + wide))
     for y, left, right in spans:
-        assert 0 <= left
+        assert left >= 0
         assert right <= WIDTH
         assert sum(y == at and left < end and start < right for at, start, end in spans) == 1, (y, left, right)
 

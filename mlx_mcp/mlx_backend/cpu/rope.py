@@ -1,7 +1,7 @@
 """Rotary positions with fewer operations: what all layers turn by is computed once in a pass.
 
 On a CPU `mx.fast.rope` consists of 29 operations, of which 16 compute cosines and sines that are the same for queries,
-keys and every layer: a fifth of all operations of a small model's pass. The numbers are the same, bit by bit. Engine
+keys and every layer: a sixth of all operations of a pass. The numbers are the same, bit by bit. Engine
 thread only.
 """
 

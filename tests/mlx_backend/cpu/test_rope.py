@@ -4,9 +4,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx_lm.utils import load_model
 
+from mlx_mcp.mlx_backend import device
 from mlx_mcp.mlx_backend.cpu.rope import share_angles
 from tests.mlx_backend.operations import of_graph
+from tests.mlx_backend.test_runner import Machine, sequence
+from tests.models_made import make_model
 
 ROPES = {
     "whole": {},
@@ -80,3 +84,20 @@ def test_a_second_runner_of_a_model_has_the_say():
     first, second = share_angles(model), share_angles(model)
     assert model.ropes[0].angles is second is not first
     assert same(model.ropes[0](x, 3), plain(x, 3))
+
+
+@pytest.mark.parametrize(("way", "expected"), [("CPU", 1), ("GPU", 4)])
+def test_a_step_of_a_model_on_a_cpu_computes_angles_once(tmp_path, monkeypatch, way, expected):
+    monkeypatch.setattr(device, "on_cpu", lambda: way == "CPU")
+    model, _ = load_model(make_model(tmp_path))  # two layers, each with queries and keys
+    machine = Machine(model)
+    for index in range(3):
+        machine.scheduler.add(sequence(index, 5 + index))
+    while not all(s.decoding for s in machine.scheduler.running) or machine.scheduler.waiting:
+        machine.advance(ahead=False)
+    calls, rope = [], mx.fast.rope
+    monkeypatch.setattr(mx.fast, "rope", lambda x, *rest, **more: calls.append(x.shape) or rope(x, *rest, **more))
+    for _ in range(3):
+        calls.clear()
+        machine.advance(ahead=False)
+        assert len(calls) == expected
