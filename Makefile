@@ -19,7 +19,7 @@ COMPUTING := tests/mlx_backend/test_runner.py tests/mlx_backend/test_architectur
 # What asks for the device is in mlx_backend; these come by all of it, in two minutes each way.
 DEVICE_TESTS := tests/mlx_backend/test_device.py tests/mlx_backend/test_layers.py tests/mlx_backend/test_loader.py \
   tests/mlx_backend/test_sampler.py tests/mlx_backend/test_prefill_cache.py tests/mlx_backend/test_decode_cache.py \
-  tests/mlx_backend/test_operations.py tests/engine/test_with_mlx.py
+  tests/mlx_backend/test_operations.py tests/mlx_backend/test_device_memory.py tests/engine/test_with_mlx.py
 
 # Where it is set, every one of the hundreds of processes that tests start compiles all that it imports.
 unexport PYTHONDONTWRITEBYTECODE

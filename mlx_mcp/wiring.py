@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from mlx_mcp.config import Config, ModelDefaults, available_memory_bytes, config_path
+from mlx_mcp.config import Config, ModelDefaults, config_path
 from mlx_mcp.core.cache.shared_prefixes import Sharing
-from mlx_mcp.core.memory import MemorySettings, fixed_budget
+from mlx_mcp.core.memory import Budget, MemorySettings, budget_for
 from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelLoader, ModelOptions, ModelSpec, PreparedModel, Report
 from mlx_mcp.core.prefill import PrefillOptions
 from mlx_mcp.core.scheduler import Limits
@@ -34,8 +34,8 @@ from mlx_mcp.storage.store import Store
 class LateLoader:
     """The MLX loader, imported at its first use: importing mlx_lm takes seconds that a handshake does not have."""
 
-    def __init__(self, config: Config, memory_share: float = 1.0, say: Callable[[str], None] | None = None) -> None:
-        self._config, self._memory, self._say = config, memory_settings(config, memory_share), say
+    def __init__(self, config: Config, budget: Budget | None = None, say: Callable[[str], None] | None = None) -> None:
+        self._config, self._budget, self._say = config, budget, say
 
     def prepare(self, spec: ModelSpec, report: Report) -> PreparedModel:
         """See ModelLoader.prepare; what has to be fetched is fetched before anything of MLX is imported."""
@@ -50,8 +50,8 @@ class LateLoader:
                 prefer_openblas()
             prepared = self._loader().prepare(spec, report)
             say, self._say = self._say, None
-            if say is not None:  # once
-                say((prepared.budget or fixed_budget(self._memory, available_memory_bytes())).words)
+            if say is not None and self._budget is not None:  # once
+                say(self._budget.words)
             return prepared
         finally:
             self.close()
@@ -73,7 +73,7 @@ class LateLoader:
             # a tenth of a second. Nothing of a model is there yet, which may go again.
             gc.freeze()
         its = self._config
-        return MlxLoader(its.kv_bits, prefill_options(its), its.sampling_defaults, self._memory)
+        return MlxLoader(its.kv_bits, prefill_options(its), its.sampling_defaults, self._budget, its.wired_bytes)
 
 
 def registry_of(config: Config, named: dict[str, ModelSpec] | None = None) -> Registry:
@@ -89,9 +89,16 @@ def registry_of(config: Config, named: dict[str, ModelSpec] | None = None) -> Re
     return Registry(config.model, named=named, sampling_defaults=config.sampling_defaults, settings=settings)
 
 
-def max_weights_bytes(config: Config) -> int:
-    """The memory that the weights of all models may take, as far as that is known before the device is asked."""
-    return fixed_budget(memory_settings(config), available_memory_bytes()).max_weights_bytes
+def memory_budget(config: Config, share: float = 1.0) -> Budget:
+    """What may take how much of the memory of the device in force. Imports MLX, which takes 15 ms.
+
+    `share` is how much of the ceiling is taken; see core.memory.
+    """
+    if config.openblas:
+        prefer_openblas()  # before MLX is there
+    from mlx_mcp.mlx_backend.device_memory import device_memory
+
+    return budget_for(memory_settings(config, share), device_memory())
 
 
 def memory_settings(config: Config, share: float = 1.0) -> MemorySettings:
@@ -129,7 +136,9 @@ def wire(
         ConfigError: the configured model cannot be one.
     """
     registry = registry_of(config)
-    loader = LateLoader(config, memory_share, say)
+    # Asked once: what is free of a GPU's memory is less when a model is there.
+    budget = memory_budget(config, memory_share)
+    loader = LateLoader(config, budget, say)
     limits = Limits(config.max_running, config.max_waiting)  # how prompts are read is said with each model
     engine_options = EngineOptions(
         config.block_tokens,
@@ -141,8 +150,6 @@ def wire(
         config.model_ttl_s,
         config.share_prefixes,
     )
-    # Where the device has a ceiling, its limits come with the first model: to ask it takes imports.
-    budget = fixed_budget(memory_settings(config), available_memory_bytes())
     weights_bytes, max_kv_bytes = budget.max_weights_bytes, budget.kv_bytes(0)
     options = PersistenceOptions(bool(config.max_offload_bytes), config.autosave_s, config.persisted_ttl_s)
 

@@ -8,8 +8,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from statistics import median
 
+from mlx_mcp.bench.effort import Effort
 from mlx_mcp.bench.report import Figure
-from mlx_mcp.bench.rows import Effort
 from mlx_mcp.chat.message import Message
 from mlx_mcp.core.ports import LoadedModel
 from mlx_mcp.core.sampling import Sampling

@@ -8,18 +8,20 @@ import platform
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_mcp import __version__
+from mlx_mcp.bench.effort import Effort
 from mlx_mcp.bench.report import Figure, Report
-from mlx_mcp.bench.rows import Effort, Rows
 from mlx_mcp.config import Config, available_memory_bytes
 from mlx_mcp.core.ports import LoadProgress
 from mlx_mcp.mlx_backend.cpu.openblas import prefer_openblas
 from mlx_mcp.wiring import prefill_options, registry_of, wire
 
+if TYPE_CHECKING:
+    from mlx_mcp.bench.rows import Rows
+
 STORE_BYTES = 8 << 30
-KV_SHARE = 8  # of all memory, where the settings do not say what keys and values may take
 
 
 def new_report() -> Report:
@@ -65,7 +67,7 @@ def parts(config: Config, effort: Effort, report: Report, say: Callable[[str], N
         yield Figure("memory", "weights", float(of_model.weights_bytes), "bytes")
         yield Figure("memory", "a token of context", float(of_model.kv_token_bytes), "bytes")
         yield Figure("memory", "peak of these calls", float(mx.get_peak_memory()), "bytes")
-        for name, limit in (("weights", stats.max_weights_bytes), ("keys and values", max_kv_bytes(config))):
+        for name, limit in (("weights", stats.max_weights_bytes), ("keys and values", stats.max_kv_bytes)):
             yield Figure("limits", name, float(limit), "bytes")
         yield from primed.figures
         say("calls from disk, on an engine that has just started")
@@ -77,15 +79,16 @@ def parts(config: Config, effort: Effort, report: Report, say: Callable[[str], N
     del client, registry
     gc.collect()
     mx.clear_cache()
-    rows = loaded_rows(config, effort, report)
+    rows = loaded_rows(config, effort, report, stats.max_kv_bytes)
     say("prefill beside mlx_lm")
     yield from rows.prefill()
     say("decode beside mlx_lm")
     yield from rows.decode()
 
 
-def loaded_rows(config: Config, effort: Effort, report: Report) -> Rows:
-    """The model in this thread, for both sides."""
+def loaded_rows(config: Config, effort: Effort, report: Report, max_kv_bytes: int) -> Rows:
+    """The model in this thread, for both sides, whose keys and values may take so much."""
+    from mlx_mcp.bench.rows import Rows
     from mlx_mcp.bench.sides import Subject
     from mlx_mcp.mlx_backend.loader import MlxLoader
     from mlx_mcp.mlx_backend.runner import Runner
@@ -108,16 +111,11 @@ def loaded_rows(config: Config, effort: Effort, report: Report) -> Rows:
     runner = loaded.runner
     assert isinstance(runner, Runner)
     report.model |= {"context_tokens": loaded.context_tokens, "vocab_size": loaded.vocab_size}
-    return Rows(Subject(loaded, runner.model, config.kv_bits, max_kv_bytes(config)), effort, loaded.context_tokens)
+    return Rows(Subject(loaded, runner.model, config.kv_bits, max_kv_bytes), effort, loaded.context_tokens)
 
 
 def ignore(progress: LoadProgress) -> None:
     """Take a report of progress that nobody wants."""
-
-
-def max_kv_bytes(config: Config) -> int:
-    """The memory that keys and values may take."""
-    return config.max_kv_bytes or available_memory_bytes() // KV_SHARE
 
 
 def device_facts() -> dict[str, Any]:

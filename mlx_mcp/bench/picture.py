@@ -43,7 +43,8 @@ def picture(report: Report) -> str:
             parts.append(text(MARGIN, y, title, size=15, weight="600"))
             shown, words = bars_and_words(figures)
             if words:
-                parts.append(text(WIDTH - MARGIN, y, words, fill=FAINT, anchor="end"))
+                y += 18
+                parts.append(text(MARGIN, y, cut(words, 110), fill=FAINT))
             y += GAP
             for part, height in panel(shown, y):
                 parts.append(part)
@@ -62,7 +63,7 @@ def picture(report: Report) -> str:
 
 
 def bars_and_words(figures: list[Figure]) -> tuple[list[Figure], str]:
-    """The figures of a section that are bars, and what its title says at its end."""
+    """The figures of a section that are bars, and what stands under its title."""
     if figures[0].section == "fan-out":
         words = ", ".join(f"{f.name}: {spelled(f.value, f.unit)}" for f in figures if f.unit == "s")
         return [f for f in figures if f.unit != "s"], words

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from statistics import median
 
+from mlx_mcp.bench.effort import Effort
 from mlx_mcp.bench.report import Figure
 from mlx_mcp.bench.sides import ROOM, Ours, Side, Subject, Theirs, wait
 from mlx_mcp.core.prefill import CPU_PREFILL, Prefill
@@ -17,24 +17,6 @@ EQUAL_ROWS = (1, 4, 16)
 MIXED_ROWS = (4, 16)
 EQUAL_TOKENS = 128
 BLOCK = 5  # steps timed together
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How long to look: lengths in tokens, time in seconds."""
-
-    prompt_tokens: int = 2048
-    longest_row: int = 900
-    prefills: int = 3
-    most_blocks: int = 30
-    decode_s: float = 6.0  # for the blocks of one line
-    most_s: float = 25.0  # a line that would take longer is left out
-    samples: int = 3  # of each time to the first token
-    call_tokens: int = 1024  # the prompts of calls
-    calls: int = 8  # of a fan-out
-
-
-QUICK = Effort(256, 200, 1, 2, 0.2, 60.0, 1, 128)
 
 
 class Rows:

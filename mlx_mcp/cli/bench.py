@@ -43,9 +43,9 @@ def bench(
     for file in (json_file, picture_file):
         if file is not None and not file.absolute().parent.is_dir():
             raise InvalidRequest(f"There is no folder {str(file.parent)!r} to write {file.name} to. Make it first.")
+    from mlx_mcp.bench.effort import QUICK, Effort
     from mlx_mcp.bench.measure import measure, new_report
     from mlx_mcp.bench.picture import picture
-    from mlx_mcp.bench.rows import QUICK, Effort
     from mlx_mcp.config import Config
 
     config = Config.load(model=model, openblas=openblas)

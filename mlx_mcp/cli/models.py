@@ -167,14 +167,17 @@ def row(model: dict[str, Any]) -> list[str]:
 def stats_of(config: Any) -> EngineStats:
     """What the engine process has in memory, and what there is room for."""
     from mlx_mcp.stats import EngineStats, ModelStats
-    from mlx_mcp.wiring import max_weights_bytes
+    from mlx_mcp.wiring import memory_budget
 
-    state, limit = engine_status(), max_weights_bytes(config)
+    state = engine_status()
     if state is None:
-        return EngineStats(max_weights_bytes=limit)
+        return EngineStats(max_weights_bytes=memory_budget(config).max_weights_bytes)
     of_models = {name: ModelStats(**each) for name, each in state["of_models"].items()}
     return EngineStats(
-        models=tuple(of_models), of_models=of_models, weights_bytes=state["weights_bytes"], max_weights_bytes=limit
+        models=tuple(of_models),
+        of_models=of_models,
+        weights_bytes=state["weights_bytes"],
+        max_weights_bytes=state["max_weights_bytes"],
     )
 
 
@@ -188,7 +191,7 @@ def engine_status() -> dict[str, Any] | None:
     except EngineUnavailable as error:
         note(str(error))
         return None
-    return state if state and "of_models" in state else None
+    return state if state and "max_weights_bytes" in state else None
 
 
 def on_hub(name: str) -> str:

@@ -31,6 +31,7 @@ def status_of(
         "of_models": {name: asdict(model) for name, model in stats.of_models.items()},
         "loading": [*stats.loading, *stats.awaited],
         "weights_bytes": stats.weights_bytes,
+        "max_weights_bytes": stats.max_weights_bytes,
         "max_memory_bytes": stats.max_memory_bytes,
         "max_kv_bytes": stats.max_kv_bytes,
         "kv_bytes": stats.kv_bytes,

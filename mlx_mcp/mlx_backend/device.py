@@ -18,6 +18,8 @@ from mlx_mcp.mlx_backend.softmax import Softmax
 
 SPARE_BYTES = 256 << 20  # freed memory that MLX, or the C library, may keep while nothing runs, for the rows to come
 MIN_SCORES = 10_000  # attention of no more scores takes too little time for the arithmetic in `cpu/` to pay
+FUSED_HEAD_DIMS = (64, 80, 128)  # of Metal's kernels for chunks: attention of other heads goes by way of all scores
+MAX_SCORES = 1 << 26  # of a chunk at once: 128 MB in half precision, and hundreds of queries of most models
 
 
 def on_cpu() -> bool:
@@ -42,6 +44,14 @@ def uses_cpu_attention(num_scores: int, dtype: mx.Dtype) -> bool:
     row stays bitwise what it is alone.
     """
     return num_scores > MIN_SCORES and dtype == mx.float32 and on_cpu() and uses_openblas()
+
+
+def keeps_scores(head_dim: int, quantized: bool) -> bool:
+    """Whether the scores of a chunk's attention lie in memory, rather than within a kernel.
+
+    `quantized` are keys and values, for which mlx_lm has no kernel. A CPU has none at all, but its chunks are short.
+    """
+    return quantized or head_dim not in FUSED_HEAD_DIMS
 
 
 def softmax_for(num_scores: int, dtype: mx.Dtype) -> Softmax:

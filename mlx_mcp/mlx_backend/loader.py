@@ -22,14 +22,15 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_adapters, load_model
 
-from mlx_mcp.core.memory import MemorySettings, budget_for
+from mlx_mcp.core.memory import Budget
 from mlx_mcp.core.ports import LoadedModel, LoadProgress, ModelOptions, ModelSpec, PreparedModel, Report
 from mlx_mcp.core.prefill import PrefillOptions
 from mlx_mcp.core.sampling import defaults_of
 from mlx_mcp.errors import MlxMcpError, ModelError
 from mlx_mcp.mlx_backend import device
 from mlx_mcp.mlx_backend.device import SPARE_BYTES
-from mlx_mcp.mlx_backend.device_memory import PASS_TOKENS, device_memory, limit_mlx, pass_bytes
+from mlx_mcp.mlx_backend.device_memory import limit_mlx
+from mlx_mcp.mlx_backend.pass_memory import PASS_TOKENS, pass_bytes
 from mlx_mcp.mlx_backend.runner import Runner
 from mlx_mcp.mlx_backend.streams import clear_streams
 from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
@@ -44,8 +45,8 @@ class MlxLoader:
     """Loads models with mlx_lm.
 
     `kv_bits` (8, 4 or None) is what their keys and values are stored in, `prefill` what is set for reading prompts.
-    `sampling_defaults` says whether what a model's makers recommend for sampling holds, and `memory` what a user has
-    set for it.
+    `sampling_defaults` says whether what a model's makers recommend for sampling holds. `budget` is what may take how
+    much of the device's memory, if that is limited, and `wired_bytes` how much of it macOS keeps resident.
     """
 
     def __init__(
@@ -53,9 +54,11 @@ class MlxLoader:
         kv_bits: int | None = None,
         prefill: PrefillOptions | None = None,
         sampling_defaults: bool = True,
-        memory: MemorySettings | None = None,
+        budget: Budget | None = None,
+        wired_bytes: int = 0,
     ) -> None:
-        self.kv_bits, self.sampling_defaults, self.memory = kv_bits, sampling_defaults, memory
+        self.kv_bits, self.sampling_defaults, self.budget = kv_bits, sampling_defaults, budget
+        self.wired_bytes = wired_bytes
         self.prefill = prefill or PrefillOptions()
 
     def prepare(self, spec: ModelSpec, report: Report) -> PreparedModel:
@@ -83,11 +86,11 @@ class MlxLoader:
         if adapter:
             weights_bytes += checked_size(Path(adapter) / ADAPTER_WEIGHTS)
         prepared = PreparedModel(spec.name, folder, config, tokenizer, weights_bytes, spec.options)
-        budget = None if self.memory is None else budget_for(self.memory, device_memory())
-        if budget is None or budget.ceiling_bytes is None:
+        if self.budget is None or self.budget.ceiling_bytes is None:
             return prepared
-        taken = pass_bytes(config, max(PASS_TOKENS, self.prefill.on(device.prefill()).idle_tokens))
-        return replace(prepared, kv_bits=self._kv_bits(spec.options), pass_bytes=taken, budget=budget)
+        kv_bits = self._kv_bits(spec.options)
+        taken = pass_bytes(config, max(PASS_TOKENS, self.prefill.on(device.prefill()).idle_tokens), kv_bits)
+        return replace(prepared, kv_bits=kv_bits, pass_bytes=taken, budget=self.budget)
 
     def materialise(self, prepared: PreparedModel) -> Generator[LoadProgress, None, LoadedModel]:
         """Build the model and read its weights a slice at a time; yields the bytes done.
@@ -98,8 +101,8 @@ class MlxLoader:
             ModelError: architecture and weights do not fit, or the architecture is not supported.
         """
         mx.clear_cache()  # of what was unloaded for it
-        if prepared.budget is not None and self.memory is not None:
-            limit_mlx(prepared.budget, self.memory)
+        if prepared.budget is not None:
+            limit_mlx(prepared.budget, self.wired_bytes)
         try:
             model, _ = load_model(prepared.folder, lazy=True)
         except Exception as error:  # model code raises of every kind for a config or weights it does not expect

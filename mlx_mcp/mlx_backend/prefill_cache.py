@@ -8,10 +8,13 @@ import mlx.core as mx
 from mlx_lm.models.cache import create_attention_mask
 
 from mlx_mcp.core.slots import SharedPrefix, Slot
+from mlx_mcp.mlx_backend import device
 from mlx_mcp.mlx_backend.cpu.chunk_attention import Pair, chunk_attention, row_attention
-from mlx_mcp.mlx_backend.device import uses_cpu_attention
+from mlx_mcp.mlx_backend.device import keeps_scores, uses_cpu_attention
 from mlx_mcp.mlx_backend.hook import AttendingCache, Handle, mlx_lm_attention
 from mlx_mcp.mlx_backend.slabs import FullLayer, num_shared
+
+async_eval: Any = mx.async_eval  # which has no types
 
 
 class PrefillCache(AttendingCache):
@@ -59,14 +62,44 @@ class PrefillCache(AttendingCache):
         simple = mask is None or isinstance(mask, str) or (mask.ndim == 2 and mask.dtype == mx.bool_)
         if simple and self.uses_cpu_attention(queries):
             return row_attention(queries, self.shared, self.own, mask, scale, sinks)
-        # [:], since mlx-lm's quantized attention changes its queries, and a layer may attend twice with the same.
-        out: mx.array = mlx_lm_attention(queries[:], self.keys, self.values, self, scale, mask, sinks)
+        num_queries, most = queries.shape[2], self.queries_at_once(queries)
+        outs: list[mx.array] = []
+        for start in range(0, num_queries, most):
+            end = min(start + most, num_queries)
+            seen = self.offset - (num_queries - end)  # later tokens are after the last of these queries
+            part = mask[..., start:end, :seen] if isinstance(mask, mx.array) else mask
+            # A slice, since mlx-lm's quantized attention changes its queries, and a layer may attend twice with them.
+            q, keys, values = queries[:, :, start:end], first(self.keys, seen), first(self.values, seen)
+            if outs:  # otherwise MLX computes the scores of all parts first, and then goes on with them
+                q = mx.depends(q, outs[-1])
+            outs.append(mlx_lm_attention(q, keys, values, self, scale, part, sinks))
+        out = outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=2)
+        if device.on_cpu():
+            async_eval(out)  # while this thread still builds the layers after it
         return out
+
+    def queries_at_once(self, queries: mx.array) -> int:
+        """How many of a chunk's queries are attended to at once: all, unless their scores would take too much."""
+        _, heads, num_queries, _ = queries.shape
+        if not self.keeps_scores(queries):
+            return num_queries
+        return min(num_queries, max(1, device.MAX_SCORES // (heads * self.offset)))
+
+    def keeps_scores(self, queries: mx.array) -> bool:
+        """Whether the scores of these queries lie in memory."""
+        return keeps_scores(queries.shape[-1], self.layer.kv_bits is not None)
 
     def uses_cpu_attention(self, queries: mx.array) -> bool:
         """Whether the attention of a chunk's queries, or of as many, is computed by `cpu/`."""
         num_scores = queries.shape[1] * queries.shape[2] * self.offset
         return self.layer.kv_bits is None and uses_cpu_attention(num_scores, queries.dtype)
+
+
+def first(planes: Any, num_tokens: int) -> Any:
+    """The first tokens of keys or values: of an array, or of the planes of a quantized one."""
+    if isinstance(planes, mx.array):
+        return planes[:, :, :num_tokens]
+    return tuple(plane[:, :, :num_tokens] for plane in planes)
 
 
 class PrefillBatchCache(AttendingCache):
@@ -101,9 +134,12 @@ class PrefillBatchCache(AttendingCache):
             return self._attend_at_once(first.prefix, queries, scale)
         for row in self.rows:  # once all is written: otherwise each row of a slab would have the slab copied
             row.fetch()
-        longest, outs = queries.shape[2], []
+        longest, outs = queries.shape[2], list[mx.array]()
         for i, (row, size, of_row) in enumerate(zip(self.rows, self.sizes, mask, strict=True)):
-            out = row.attend(queries[i : i + 1, :, :size], scale, of_row, sinks)
+            q = queries[i : i + 1, :, :size]
+            if outs and row.keeps_scores(q):  # one row's at a time
+                q = mx.depends(q, outs[-1])
+            out = row.attend(q, scale, of_row, sinks)
             outs.append(out if size == longest else mx.pad(out, [(0, 0), (0, 0), (0, longest - size), (0, 0)]))
         return mx.concatenate(outs)
 

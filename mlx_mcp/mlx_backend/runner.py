@@ -18,7 +18,10 @@ from mlx_mcp.core.sequence import Constraint, SamplingParams, TokenLogprobs
 from mlx_mcp.core.slots import KvCost
 from mlx_mcp.core.steps import Admission, Chunk, Cut, Step
 from mlx_mcp.mlx_backend import device
+from mlx_mcp.mlx_backend.cache_tree import leaves
 from mlx_mcp.mlx_backend.cpu.memory import keep_freed_memory
+from mlx_mcp.mlx_backend.cpu.rope import Angles, share_angles
+from mlx_mcp.mlx_backend.decode_cache import DecodeCache
 from mlx_mcp.mlx_backend.device import SPARE_BYTES
 from mlx_mcp.mlx_backend.head import Head
 from mlx_mcp.mlx_backend.make_rows import make_rows
@@ -114,12 +117,19 @@ def held(row: LiveRow, drawn: Drawn, i: int) -> Choice | None:
     return draw(drawn.logits[i : i + 1], [again]).read()[0]
 
 
+def offsets_of(caches: list[Any]) -> mx.array | None:
+    """The rows' offsets, which all decoding caches of FULL layers have from one placement; None if there are none."""
+    return next((cache.offset for cache in leaves(caches) if isinstance(cache, DecodeCache)), None)
+
+
 class Runner:
     """A model and the keys and values of its live rows."""
 
     def __init__(self, model: Any, kv_bits: int | None = None, chunk_tokens: int = 128) -> None:
+        self.angles: Angles | None = None
         if device.on_cpu():
             keep_freed_memory(SPARE_BYTES)
+            self.angles = share_angles(model)
         self.model = model
         self.rows = make_rows(model, kv_bits, chunk_tokens)
         self.head = Head(model, cut=isinstance(self.rows, SlottedRows))
@@ -189,6 +199,8 @@ class Runner:
         given = {each.sequence_id: each.token for each in step.decode}
         for sequence_ids, caches in self.rows.batches(list(given)):
             inputs = self._inputs([given[i] for i in sequence_ids], sequence_ids)
+            if self.angles is not None and (offsets := offsets_of(caches)) is not None:
+                self.angles.begin(offsets)
             logits = self.model(inputs, cache=caches)[:, -1]
             ahead = given[sequence_ids[0]] is None
             self._draw(flight, sequence_ids, logits, inputs[:, 0] if ahead else None)
@@ -198,6 +210,8 @@ class Runner:
             for chunk in chunks:
                 own = (cut for cut in step.cuts if cut.sequence_id == chunk.sequence_id)
                 self._cut(flight, [cut for cut in own if chunk.start < cut.end <= chunk.end])
+        if self.angles is not None:
+            self.angles.begin()  # what is kept of a pass has no use in another
         assert len(flight.payloads) == len(step.cuts), "a cut of tokens that the step does not compute"
         self.latest = flight
         self.num_launched += 1

@@ -1,14 +1,16 @@
 """`mlx-mcp bench` on models that are there, and what it says where it cannot go on. No figure is judged."""
 
 import json
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 
 import pytest
 from typer.testing import CliRunner
 
 from mlx_mcp.bench import measure
+from mlx_mcp.bench.effort import QUICK
 from mlx_mcp.bench.report import SECTIONS, Figure
-from mlx_mcp.bench.rows import QUICK
 from mlx_mcp.bench.sides import Ours
 from mlx_mcp.cli.main import app
 from mlx_mcp.config import Config
@@ -64,13 +66,30 @@ def test_everything_is_measured_on_a_tiny_model(tiny, tmp_path):
 
 @pytest.mark.parametrize("pass_tokens", [128, 512])
 def test_prompts_are_read_in_passes_of_the_length_that_a_line_names(tiny, pass_tokens):
-    rows = measure.loaded_rows(Config.load(model=str(tiny)), QUICK, measure.new_report())
+    rows = measure.loaded_rows(Config.load(model=str(tiny)), QUICK, measure.new_report(), 1 << 30)
     ours = Ours(rows.subject, Prefill(pass_tokens, 512, pass_tokens))
     launch, passes = ours.runner.launch, []
     ours.runner.launch = lambda step: passes.extend(c.end - c.start for c in step.prefill) or launch(step)
     rows._fill(ours, [600])
     ours.close()
     assert max(passes) == pass_tokens
+
+
+def test_openblas_is_in_front_before_anything_imports_mlx():
+    program = """
+import sys
+from mlx_mcp.bench import measure
+from mlx_mcp.cli.main import app
+
+def stop():
+    print([name for name in ("mlx.core", "mlx_lm", "numpy") if name in sys.modules])
+    raise SystemExit(0)
+
+measure.prefer_openblas = stop
+app(["bench", "embedded", "--quick", "--openblas"])
+"""
+    options = {"capture_output": True, "text": True, "timeout": 60, "check": True}
+    assert subprocess.run([sys.executable, "-c", program], **options).stdout == "[]\n"
 
 
 @pytest.mark.long

@@ -26,6 +26,20 @@ def test_bars_are_as_long_as_their_figures_say_and_within_the_frame():
     assert all(0 <= float(t.get("x")) <= WIDTH and 0 < float(t.get("y")) < height for t in drawn.iter(f"{SVG}text"))
 
 
+def test_no_words_lie_over_others():
+    rows = [Figure("decode", f"{n} rows", 9e9, "tokens/s", 8e9, f"mixed: 20 to {n} tokens" * 3) for n in range(9)]
+    drawn = ET.fromstring(picture(report(*rows, Figure("first token", "cold", 1.0, "s", note="a prompt of 9 tokens"))))
+    spans = []
+    for t in drawn.iter(f"{SVG}text"):
+        wide = 0.58 * float(t.get("font-size")) * len(t.text)
+        left = float(t.get("x")) - (wide if t.get("text-anchor") == "end" else 0)
+        spans.append((float(t.get("y")), left, left + wide))
+    for y, left, right in spans:
+        assert left >= 0
+        assert right <= WIDTH
+        assert sum(y == at and left < end and start < right for at, start, end in spans) == 1, (y, left, right)
+
+
 def test_what_was_left_out_has_no_bar_and_says_why():
     drawn = picture(report(Figure("prefill", "passes of 512", None, "tokens/s", note="it would take 240 s")))
     assert "left out: it would take 240 s" in drawn

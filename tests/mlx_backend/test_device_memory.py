@@ -1,11 +1,18 @@
-"""What devices say of their memory, and what passes take there."""
+"""What devices say of their memory, and what a model comes with where that is limited."""
+
+import os
 
 import mlx.core as mx
 import pytest
 
-from mlx_mcp.core.memory import Budget, MemorySettings
+from mlx_mcp.core.memory import Budget, DeviceMemory, MemorySettings, budget_for
+from mlx_mcp.core.ports import ModelSpec
 from mlx_mcp.errors import ConfigError
-from mlx_mcp.mlx_backend.device_memory import described, limit_mlx, pass_bytes
+from mlx_mcp.mlx_backend import device
+from mlx_mcp.mlx_backend.device_memory import described, device_memory, limit_mlx
+from mlx_mcp.mlx_backend.loader import MlxLoader
+from mlx_mcp.mlx_backend.pass_memory import pass_bytes
+from tests.models_made import make_model
 
 GB = 10**9
 M4_MAX = {
@@ -33,11 +40,11 @@ def test_mlx_is_given_the_ceiling_and_its_cache_and_nothing_is_wired(monkeypatch
     for name in ("set_memory_limit", "set_cache_limit", "set_wired_limit"):
         monkeypatch.setattr(mx, name, lambda limit, name=name: told.update({name: limit}))
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
-    limit_mlx(Budget(5, None), MemorySettings())
+    limit_mlx(Budget(5, None), 0)
     assert told == {}
-    limit_mlx(Budget(5, None, 9, 2), MemorySettings())
+    limit_mlx(Budget(5, None, 9, 2), 0)
     assert told == {"set_memory_limit": 9, "set_cache_limit": 2}
-    limit_mlx(Budget(5, None, 9, 2), MemorySettings(wired_bytes=7))
+    limit_mlx(Budget(5, None, 9, 2), 7)
     assert told["set_wired_limit"] == 7
 
 
@@ -50,60 +57,38 @@ def test_more_than_can_be_wired_is_refused_with_the_systems_own_limit(monkeypatc
         monkeypatch.setattr(mx, name, lambda limit: 0)
     monkeypatch.setattr(mx, "set_wired_limit", refuse)
     with pytest.raises(ConfigError, match=r"cannot be wired.*iogpu\.wired_limit_mb"):
-        limit_mlx(Budget(5, None, 9, 2), MemorySettings(wired_bytes=7))
+        limit_mlx(Budget(5, None, 9, 2), 7)
 
 
-LLAMA_8B = {
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "vocab_size": 128_256,
-    "head_dim": 128,
-}
+def test_the_device_in_force_is_asked():
+    found, physical = device_memory(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert found.is_gpu is not device.on_cpu()
+    if device.on_cpu():
+        assert found == DeviceMemory("cpu", physical)
+    else:
+        assert found == described(mx.device_info(), physical, mx.metal.is_available())
 
 
-def test_a_pass_takes_more_where_attention_is_not_fused_or_experts_are_many():
-    plain = pass_bytes(LLAMA_8B)
-    assert 0.5 * GB < plain < 2 * GB
-    assert pass_bytes(LLAMA_8B | {"head_dim": 256}) > plain
-    assert pass_bytes(LLAMA_8B | {"num_experts_per_tok": 8, "moe_intermediate_size": 4096}) > plain
-    assert pass_bytes({"text_config": LLAMA_8B}) == plain
-    assert pass_bytes(LLAMA_8B, 128) < plain / 8
+@pytest.mark.parametrize("way", ["CPU", "GPU"])
+def test_a_model_comes_with_the_ceiling_and_a_pass_where_the_device_has_one_memory_for_all(tmp_path, monkeypatch, way):
+    monkeypatch.setattr(device, "on_cpu", lambda: way == "CPU")
+    folder, budget, limits = make_model(tmp_path, head_dim=32), budget_for(MemorySettings(), device_memory()), {}
+    for name in ("set_memory_limit", "set_cache_limit"):
+        monkeypatch.setattr(mx, name, lambda limit, name=name: limits.update({name: limit}))
 
+    def prepare(kv_bits=None):
+        loader = MlxLoader(kv_bits, budget=budget)
+        prepared = loader.prepare(ModelSpec("m", "folder", str(folder)), lambda progress: None)
+        for _ in loader.materialise(prepared):
+            pass
+        return prepared
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "qwen3_moe"])
-def test_no_pass_takes_more_than_was_counted(kind):
-    import importlib
-
-    from mlx.utils import tree_map
-
-    tokens, small = 512, {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4, "vocab_size": 256}
-    config = small | {
-        "model_type": kind,
-        "intermediate_size": 512,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "rms_norm_eps": 1e-5,
-        "max_position_embeddings": 1024,
-        "rope_theta": 10000.0,
-    }
-    if kind == "qwen3_moe":
-        config |= {
-            "num_experts": 8,
-            "num_experts_per_tok": 2,
-            "decoder_sparse_step": 1,
-            "mlp_only_layers": [],
-            "moe_intermediate_size": 256,
-            "norm_topk_prob": True,
-            "tie_word_embeddings": True,
-        }
-    module = importlib.import_module(f"mlx_lm.models.{kind}")
-    model = module.Model(module.ModelArgs.from_dict(config))
-    model.update(tree_map(lambda p: p.astype(mx.float32), model.parameters()))
-    mx.eval(model.parameters())
-    inner = getattr(model, "model", model)
-    mx.eval(inner(mx.zeros((1, tokens), mx.int32)))
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    mx.eval(inner(mx.zeros((1, tokens), mx.int32)))
-    assert 0 < mx.get_peak_memory() - before <= pass_bytes(config, tokens)
+    found = prepare()
+    if way == "CPU":
+        assert (found.budget, found.pass_bytes) == (None, 0)
+        assert limits == {"set_cache_limit": device.SPARE_BYTES}
+    else:
+        assert found.budget == budget
+        assert found.pass_bytes == pass_bytes(found.config, 2048)
+        assert limits == {"set_memory_limit": budget.ceiling_bytes, "set_cache_limit": budget.cache_bytes}
+        assert prepare(8).pass_bytes == pass_bytes(found.config, 2048, 8)

@@ -314,6 +314,7 @@ def test_a_cut_takes_the_bytes_that_were_reserved_for_it(kind, row):
 def test_a_payload_keeps_nothing_of_its_row_alive(kind, exact_memory):
     model, kv_bits, _, _ = kind
     Runner(model, kv_bits)
+    mx.synchronize()
     before = mx.get_active_memory()
     table = Table(model, kv_bits)
     s, other = table.sequence(1, prompt(2, PROMPT)), table.sequence(2, prompt(1, 70))

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from mlx_mcp.core.slots import SharedPrefix, Slab, Slot
+from mlx_mcp.mlx_backend import device, prefill_cache
 from mlx_mcp.mlx_backend.prefill_cache import PrefillBatchCache, PrefillCache
-from mlx_mcp.mlx_backend.slabs import FullLayer, num_shared
+from mlx_mcp.mlx_backend.slabs import FullLayer, KvBits, num_shared
 from tests.mlx_backend.layer_rows import LONG, ROWS, Rows, in_pieces, use_cpu_attention
 
 
@@ -24,6 +25,33 @@ def test_a_chunk_of_a_row_that_shares_its_prefix_is_bit_by_bit_what_it_is_whole(
         outs.append(np.array(handle.cache.attend(queries, rows.scale, cache.make_mask(num_tokens), None)))
         assert cache.offset == 76 + num_tokens
     assert (outs[0] == outs[1]).all()
+
+
+@pytest.mark.parametrize(("bits", "sinks"), [(None, False), (None, True), (8, False)])
+@pytest.mark.parametrize("window", [None, 20])
+def test_a_chunk_with_too_many_scores_is_attended_to_in_parts(monkeypatch, bits, sinks, window):
+    rows, (slot, _, _) = Rows(ROWS[:1], kv_bits=bits, key_width=96, value_width=96), ROWS[0]
+    queries = mx.random.normal((1, 4, 9, 96))
+    keys, values = mx.random.normal((2, 1, 2, 9, 96))
+    extra = mx.random.normal((4,)) if sinks else None
+    calls, outs, whole = [], [], prefill_cache.mlx_lm_attention
+    monkeypatch.setattr(prefill_cache, "mlx_lm_attention", lambda q, *rest: calls.append(q.shape[2]) or whole(q, *rest))
+    for most in (1 << 20, 4 * 85 * 4, 1):
+        monkeypatch.setattr(device, "MAX_SCORES", most)
+        rows.decode(rows.shared, shared=True)  # for the tokens before
+        cache = PrefillCache(rows.shared, slot, 76, LONG)
+        mask = cache.make_mask(9, window_size=window)
+        handle, _ = cache.update_and_fetch(keys, values)
+        outs.append(np.array(handle.cache.attend(queries, rows.scale, mask, extra)))
+    assert calls == [9, 4, 4, 1, *[1] * 9]
+    assert all(np.abs(out - outs[0]).max() < 1e-6 for out in outs[1:])
+
+
+def test_a_chunk_that_a_kernel_attends_to_is_never_parted(monkeypatch):
+    monkeypatch.setattr(device, "MAX_SCORES", 1)
+    queries = mx.zeros((1, 4, 9, 64))
+    assert PrefillCache(FullLayer(None), ROWS[0][0], 76).queries_at_once(queries) == 9
+    assert PrefillCache(FullLayer(KvBits(8, 32)), ROWS[0][0], 76).queries_at_once(queries) == 1
 
 
 @pytest.mark.usefixtures("cpu_ways")

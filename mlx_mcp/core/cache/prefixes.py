@@ -121,6 +121,9 @@ class PrefixCache:
             rest = tuple(tokens[node.end : node.end + self.block_tokens])
             used, best = usable_tokens(chain, node.end), node
             for child in node.children.values():
+                more = max(used - node.end, 0) + 1  # what it needs in common to be better; there may be thousands
+                if child.tokens[:more] != rest[:more]:
+                    continue
                 end = node.end + common(child.tokens, rest)
                 if used < end and used < (end := usable_tokens([*chain, child], end)):
                     used, best = end, child

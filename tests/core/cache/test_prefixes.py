@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from mlx_mcp.core.cache import prefixes
 from mlx_mcp.core.cache.blocks import BlockPool
 from mlx_mcp.core.cache.prefixes import PrefixCache, common
 from mlx_mcp.core.layout import Layout, PromptEnd
@@ -74,6 +75,17 @@ def test_the_branch_that_goes_on_longest_alike_is_found():
     for tail in ([7, 8], [7, 9, 1], [7, 9]):
         table.put([*range(8), *tail])
     assert table.match([*range(8), 7, 9, 1, 5, 5]) == 11
+
+
+def test_branches_that_begin_alike_are_not_compared_one_by_one(monkeypatch):
+    table = Table()
+    for i in range(200):
+        table.put([1, 2, 3, i])
+    compared = []
+    monkeypatch.setattr(prefixes, "common", lambda one, other: compared.append(one) or common(one, other))
+    assert table.match([1, 2, 3, 777, 5]) == 3
+    assert table.match([1, 2, 3, 199, 5]) == 4
+    assert len(compared) <= 4
 
 
 def test_the_same_block_after_another_prefix_is_no_hit():
