@@ -1,8 +1,8 @@
 """Answers that come as a stream of events, for every API.
 
 A token goes through here at every step of every stream, so that nothing is done for it but to write it: one task beside
-the request's own looks whether the client is still there, and sends comments while nothing else is sent. A client that
-does not read is cut off by its connection (`api/http/arrival.py`).
+the request's own looks whether the client is still there, and sends a comment now and then. A client that does not
+read is cut off by its connection (`api/http/arrival.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-PING_S = 15.0  # a comment after so long keeps proxies and clients from taking a silent stream for dead
+PING_S = 15.0  # a comment so often keeps proxies and clients from taking a silent stream for dead
 PING = b": ping\n\n"
 HEADERS = {"cache-control": "no-store", "connection": "keep-alive", "x-accel-buffering": "no"}
 
@@ -43,8 +43,7 @@ class EventStream(Response):
         self.status_code, self.background = 200, None
         self.init_headers(HEADERS)
         self._first, self._events = first, events
-        self._latest = 0.0  # when something was sent, by the event loop's clock
-        self._writes = False  # whether the client has to read before more can be sent
+        self._writes = True  # whether no comment may be sent now: before the head, while something is sent, at the end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
@@ -56,6 +55,7 @@ class EventStream(Response):
                     await self._write(send, self._first)
                     async for event in self._events:
                         await self._write(send, event)
+                    self._writes = True
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
                 finally:
                     watching.cancel()
@@ -63,21 +63,17 @@ class EventStream(Response):
     async def _write(self, send: Send, data: bytes) -> None:
         self._writes = True
         await send({"type": "http.response.body", "body": data, "more_body": True})
-        self._writes, self._latest = False, asyncio.get_running_loop().time()
+        self._writes = False
 
     async def _watch(self, receive: Receive, send: Send, connected: anyio.CancelScope) -> None:
         """Cancel the sending once the client has left; send comments until then."""
-        clock = asyncio.get_running_loop().time
-        self._latest = clock()
         while True:
             try:
-                async with asyncio.timeout_at(self._latest + PING_S):
+                async with asyncio.timeout(PING_S):
                     while (await receive())["type"] != "http.disconnect":
                         pass
                 connected.cancel()
                 return
             except TimeoutError:
-                if self._writes:
-                    self._latest = clock()
-                elif clock() - self._latest >= PING_S:
-                    await self._write(send, PING)
+                if not self._writes:
+                    await send({"type": "http.response.body", "body": PING, "more_body": True})
