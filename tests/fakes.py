@@ -359,7 +359,7 @@ class FakeFlight:
         result = StepResult()
         for sequence_id in self.step.drawing:
             row = self.rows[sequence_id]
-            said = tuple(map(ord, self.runner.says("".join(map(chr, row.prompt_ids)).rpartition("|")[2])))
+            said = tuple(map(ord, self.runner.says("".join(map(chr, row.prompt_ids)).rpartition("|")[2]) or "|"))
             if said[0] in self.runner.broken:
                 result.failed[sequence_id] = "broken"
                 continue

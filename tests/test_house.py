@@ -79,13 +79,13 @@ LAYERS = {
         ("api/web", "service", "workflows", "chat", "errors", "__init__"),
         ("mcp", "mcp_types", "pydantic", "anyio"),
     ),
-    "api/anthropic": (("service", "chat", "errors", "api/web"), ("pydantic", "starlette", "sse_starlette")),
+    "api/anthropic": (("service", "chat", "errors", "api/web"), ("pydantic", "starlette")),
     "api/openai": (("api/web", "service", "chat", "errors"), ("pydantic", "starlette")),
     "api/sessions": (
         ("api/web", "service", "chat", "errors"),
-        ("pydantic", "starlette", "sse_starlette"),
+        ("pydantic", "starlette"),
     ),
-    "api/web": (("service", "chat", "errors"), ("pydantic", "starlette", "sse_starlette", "anyio")),
+    "api/web": (("service", "chat", "errors"), ("pydantic", "starlette", "anyio")),
     "api/http": (("service", "config"), ("mcp", "mcp_types", "pydantic", "starlette", "uvicorn", "h11", "jwt")),
     "api/http/metrics": (("service",), ("starlette", "prometheus_client")),
     "hosting": (

@@ -7,6 +7,7 @@ import json
 import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import BinaryIO
 
 import anyio
@@ -175,12 +176,13 @@ class StreamLines:
 
 def request_id(line: bytes) -> int | str | None:
     """The id of an invalid request, so that its sender gets an answer; None if it is not certain."""
-    text = line[:1_000_000].decode("utf-8", "replace")
+    text, found = line[:1_000_000].decode("utf-8", "replace"), None
     try:
         found = json.loads(text).get("id")
     except (ValueError, AttributeError, RecursionError):
         match = _ID.search(text.partition('"params"')[0])
-        found = json.loads(match[1], strict=False) if match else None
+        with suppress(ValueError):  # it has a broken escape, or thousands of digits
+            found = json.loads(match[1], strict=False) if match else None
     return found if isinstance(found, int | str) and not isinstance(found, bool) else None
 
 

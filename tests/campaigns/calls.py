@@ -44,6 +44,17 @@ ALL = (
         {"model": "tiny", "messages": USER, "max_tokens": 5},
         {"anthropic-version": "2023-06-01"},
     ),
+    Call(
+        "openai-chat-stream",
+        "/v1/chat/completions",
+        {"model": "tiny", "messages": USER, "max_tokens": 5, "stream": True},
+    ),
+    Call(
+        "anthropic-stream",
+        "/v1/messages",
+        {"model": "tiny", "messages": USER, "max_tokens": 5, "stream": True},
+        {"anthropic-version": "2023-06-01"},
+    ),
     Call("batch", "/v1/batch", {"model": "tiny", "prompts": ["hello"], "max_tokens": 5}),
 )
 CALLS = tuple(call for call in ALL if ("POST", call.path) in routes())

@@ -28,7 +28,7 @@ def engine():
 
 @pytest.mark.timeout(seconds(120))
 @pytest.mark.parametrize("call", CALLS, ids=lambda each: each.name)
-async def test_whatever_is_sent_over_http_is_answered_and_breaks_nothing(engine, call):
+async def test_whatever_is_sent_over_http_is_answered_and_breaks_nothing(engine, call, caplog):
     rng = random.Random(call.name)
     async with serving_all(engine) as address, httpx2.AsyncClient(headers=call.headers, timeout=20) as http:
         for number in range(NUM):
@@ -40,6 +40,7 @@ async def test_whatever_is_sent_over_http_is_answered_and_breaks_nothing(engine,
         response = await http.post(address + call.path, json=call.body)
         assert response.status_code == 200
         assert engine.thread.dead is None
+    assert raised(caplog) == []
 
 
 def id_of(body):
@@ -59,7 +60,7 @@ def answers(text, id_):
 
 
 @pytest.mark.timeout(seconds(120))
-async def test_whatever_is_sent_over_stdio_is_answered_and_breaks_nothing(engine):
+async def test_whatever_is_sent_over_stdio_is_answered_and_breaks_nothing(engine, caplog):
     rng = random.Random("stdio")
     async with serving(engine) as (wire, _):
         await wire.handshake()
@@ -74,3 +75,9 @@ async def test_whatever_is_sent_over_stdio_is_answered_and_breaks_nothing(engine
                     message = json.loads(await asyncio.to_thread(wire.from_server.readline))
                     missing.discard(message.get("id"))
     assert engine.thread.dead is None
+    assert raised(caplog) == []
+
+
+def raised(caplog):
+    """What was logged as an exception: an error that nobody had thought of, whatever the caller was told."""
+    return [record.exc_text or record.getMessage() for record in caplog.records if record.exc_info]

@@ -16,6 +16,7 @@ from collections import deque
 import anyio
 import pytest
 from mcp import Client, StdioServerParameters
+from mcp_types import INVALID_PARAMS
 
 from mlx_mcp.api.mcp.server import build_server
 from mlx_mcp.hosting.message_lines import request_id
@@ -103,6 +104,7 @@ BAD_LINES = [
     (b'{"jsonrpc":"2.0","id":5,"method":"tools/call","params":{"x":"\xff"}}\n', 5, "not UTF-8 at byte 61"),
     (b'{"jsonrpc":"2.0","id":"s","method":"ping","params":{"x":"\\ud800"}}\n', "s", "not a JSON-RPC message"),
     (b'{"jsonrpc":"2.0","id":6,"method":"ping","params":{"x":' + b"[" * 5000 + b"]" * 5000 + b"}}\n", 6, "JSON-RPC"),
+    (b'{"jsonrpc":"2.0","id":"\\u0\xff0","method":"ping"}\n', None, "not UTF-8 at byte 26"),
     (b'{"jsonrpc":"2.0","id":7}\n', 7, "not a JSON-RPC message"),
     (b'{"jsonrpc":"2.0","id":8,"method":5}\n', 8, "not a JSON-RPC message"),
     (b"garbage\n", None, "not a JSON-RPC message"),
@@ -126,6 +128,14 @@ async def test_a_bad_line_is_answered_and_the_server_goes_on(engine, line, id_, 
         assert words in message["error"]["message"]
         await wire.send(b"\n", b"   \n", call(11))
         assert (await wire.answer(11))["result"]["structuredContent"]["text"] == "hello"
+
+
+@pytest.mark.parametrize("name", [["generate"], {}, 1, True])
+async def test_a_tool_whose_name_is_no_text_is_refused_as_bad_params(engine, name):
+    async with serving(engine) as (wire, _):
+        await wire.handshake()
+        await wire.send(PING | {"method": "tools/call", "params": {"name": name}})
+        assert (await wire.answer(99))["error"]["code"] == INVALID_PARAMS
 
 
 async def test_the_end_of_stdin_frees_every_row_within_a_step(engine):
@@ -172,6 +182,8 @@ async def test_a_request_without_a_last_newline_is_still_answered(engine):
         (b'{"id": 1.5}', None),
         (b'{"params": {"id": 4}, broken', None),
         (b'{"id": "a\\"b", broken', 'a"b'),
+        (b'{"id": "a\\u0\xff00", broken', None),
+        (b'{"id": ' + b"1" * 5000 + b", broken", None),
         (b"[1]", None),
         (b"", None),
     ],

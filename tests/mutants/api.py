@@ -220,4 +220,18 @@ MUTANTS = [
         "        for failure in ():\n",
         "web/test_openapi.py::test_errors_have_the_status_and_the_shape_that_the_api_gives_them",
     ),
+    fault(
+        "stream not closed when its client leaves",
+        "api/web/events.py",
+        "                connected.cancel()\n",
+        "                pass\n",
+        "web/test_events.py::test_a_client_that_leaves_has_the_events_closed",
+    ),
+    fault(
+        "comments sent to a client that does not read",
+        "api/web/events.py",
+        "                if not self._writes:\n",
+        "                if True:\n",
+        "web/test_events.py::test_no_comment_is_sent_to_a_client_that_has_not_read_the_latest",
+    ),
 ]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from sse_starlette import ServerSentEvent
 from starlette.responses import JSONResponse, Response
 
 from mlx_mcp.api.anthropic.answer_shapes import Answer, ErrorBody, ModelInfo, ModelPage, TokenCount
@@ -17,6 +16,7 @@ from mlx_mcp.api.anthropic.shapes import CountRequest, MessagesRequest
 from mlx_mcp.api.anthropic.translate import Told, told_by
 from mlx_mcp.api.anthropic.writing import Event, Writer
 from mlx_mcp.api.web.endpoint import Api, Asked, Endpoint
+from mlx_mcp.api.web.events import encoded
 from mlx_mcp.api.web.events import stream as stream_of
 from mlx_mcp.api.web.failure import failure_of
 from mlx_mcp.errors import InvalidRequest, MlxMcpError, UnknownModel
@@ -30,6 +30,7 @@ VERSION = "anthropic-version"  # the header that tells this API from others with
 CONVERSATION = "x-claude-code-session-id"  # the same for a window's main agent and all its sub-agents
 PING_S = 5.0  # events are never further apart
 MAX_LISTED, LISTED = 1000, 20  # models on a page
+AS_JSON = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` makes an encoder for each event
 
 
 async def create_message(asked: Asked) -> Response:
@@ -38,7 +39,7 @@ async def create_message(asked: Asked) -> Response:
     told, name = told_by(request, lane_of(asked)), request_id()
     count_ignored(asked, told)
     if request.stream:
-        response = await stream_of(as_sent(events(asked, told, name)))
+        response = await stream_of(events(asked, told, name))
         response.headers[REQUEST_ID] = name
         return response
     writer = Writer(told)
@@ -52,7 +53,7 @@ async def create_message(asked: Asked) -> Response:
     raise AssertionError("a generation ends with an answer or an error")
 
 
-async def events(asked: Asked, told: Told, name: str) -> AsyncGenerator[Event]:
+async def events(asked: Asked, told: Told, name: str) -> AsyncGenerator[bytes]:
     """The events of a message; an error before the first is raised, and a later one is the last event.
 
     The message begins once the engine reads the prompt, so that whatever refuses it has a status; or it waits for long.
@@ -61,18 +62,19 @@ async def events(asked: Asked, told: Told, name: str) -> AsyncGenerator[Event]:
     try:
         async with aclosing(stream(asked.service, asked.caller, told.context, told.options)) as updates:
             async for update in updates:
-                for event in events_of(asked, told, update, writer, silent_s=time.monotonic() - sent_at):
-                    yield event
+                made = events_of(asked, told, update, writer, silent_s=time.monotonic() - sent_at)
+                if made:
+                    yield as_sent(made)
                     sent_at = time.monotonic()
     except MlxMcpError as error:
         if not writer.started:
             raise
-        yield body(failure_of(error), name)
+        yield as_sent([body(failure_of(error), name)])
 
 
 def events_of(
     asked: Asked, told: Told, update: Progress | Delta | Answered, writer: Writer, silent_s: float
-) -> Iterable[Event]:
+) -> list[Event]:
     """The events that an update of a generation makes, where none was for `silent_s` before it."""
     match update:
         case Answered():
@@ -88,11 +90,9 @@ def events_of(
     return [{"type": "ping"}] if writer.started and silent_s >= PING_S else []
 
 
-async def as_sent(made: AsyncGenerator[Event]) -> AsyncGenerator[ServerSentEvent]:
-    """Events as a stream has them."""
-    async with aclosing(made):
-        async for event in made:
-            yield ServerSentEvent(json.dumps(event, ensure_ascii=False), event=event["type"], sep="\n")
+def as_sent(made: Sequence[Event]) -> bytes:
+    """Events that come together, as a stream has them."""
+    return b"".join(encoded(AS_JSON(event), event["type"]) for event in made)
 
 
 async def count_tokens(asked: Asked) -> TokenCount:

@@ -33,7 +33,7 @@ def traced(tools: Collection[str]) -> ServerMiddleware[Any]:
     async def handle(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
         method = ctx.method if ctx.method in METHODS else OTHER
         named = (ctx.params or {}).get("name") if method == "tools/call" else None
-        tool = (named if named in tools else OTHER) if named is not None else ""
+        tool = (named if isinstance(named, str) and named in tools else OTHER) if named is not None else ""
         meta: Any = ctx.meta
         over_http = getattr(ctx.request, "scope", {}).get("mlx_mcp.trace")
         parent = parent_of(meta) or (over_http.context if isinstance(over_http, RequestTrace) else None)

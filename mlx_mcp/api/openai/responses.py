@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, aclosing
+from itertools import chain
 
 from starlette.responses import Response
 
@@ -89,28 +90,23 @@ class Making:
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The events of a stream; an error before the first is raised."""
-        beginning, last = Beginning(), list[bytes]()
+        beginning, last = Beginning(), b""
         async with aclosing(self._pieces()) as pieces:
             try:
                 async for piece in pieces:
-                    if beginning.at(piece):
-                        for made in self.writer.opening():
-                            yield event(made, made.type)
-                    told = [event(made, made.type) for made in self._of(piece)]
+                    opening = self.writer.opening() if beginning.at(piece) else ()
+                    told = b"".join(event(made, made.type) for made in chain(opening, self._of(piece)))
                     if isinstance(piece[1], Result):
                         last = told
-                        continue
-                    for each in told:
-                        yield each
+                    elif told:  # what comes together is written at once
+                        yield told
             except MlxMcpError as error:
                 if not beginning.begun:
                     raise
-                for made in self.writer.failing(error):
-                    yield event(made, made.type)
+                yield b"".join(event(made, made.type) for made in self.writer.failing(error))
                 return
         await self._kept()  # before its last event: whoever has that may go on from it at once
-        for each in last:
-            yield each
+        yield last
 
     async def _in_background(self, report: Report) -> None:
         try:

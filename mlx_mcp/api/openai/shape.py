@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, model_validator
 from starlette.responses import Response
 
+from mlx_mcp.api.web.events import encoded
+
 
 class Taken(BaseModel):
     """A part of a request. What is null counts as left out, and what nobody knows is ignored."""
@@ -54,12 +56,8 @@ def event(given: Given, name: str = "") -> bytes:
     return encoded(given.model_dump_json(exclude_unset=True), name)
 
 
-def encoded(data: str, name: str = "") -> bytes:
-    """An event, as it is sent; the data is one line."""
-    return (f"event: {name}\ndata: {data}\n\n" if name else f"data: {data}\n\n").encode()
-
-
 MARK = "\0"  # the text of a template, which is filled in
+AS_JSON = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` makes an encoder for each text
 
 
 class Template:
@@ -71,4 +69,4 @@ class Template:
 
     def event(self, text: str) -> bytes:
         """The event with this text."""
-        return encoded(json.dumps(text, ensure_ascii=False).join(self._parts))
+        return encoded(AS_JSON(text).join(self._parts))

@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 
 from mlx_mcp.api.openai.errors import error_in_stream
-from mlx_mcp.api.openai.shape import Given, encoded, event
+from mlx_mcp.api.openai.shape import Given, event
+from mlx_mcp.api.web.events import encoded
 from mlx_mcp.errors import MlxMcpError
 from mlx_mcp.service.several import Piece
 from mlx_mcp.service.values import Progress
@@ -49,16 +50,12 @@ async def chunk_events(
     async with aclosing(pieces):
         try:
             async for piece in pieces:
-                if beginning.at(piece):
-                    for chunk in opening():
-                        yield event(chunk)
-                for encoded_chunk in chunks(piece):
-                    yield encoded_chunk
+                begun = map(event, opening()) if beginning.at(piece) else ()
+                if made := b"".join((*begun, *chunks(piece))):  # what comes together is written at once
+                    yield made
         except MlxMcpError as error:
             if not beginning.begun:
                 raise
             yield event(error_in_stream(error))
             return
-    for chunk in closing():
-        yield event(chunk)
-    yield DONE
+    yield b"".join((*map(event, closing()), DONE))

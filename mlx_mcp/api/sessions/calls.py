@@ -9,7 +9,6 @@ from contextlib import aclosing
 from typing import Any
 
 from pydantic import BaseModel
-from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 
 from mlx_mcp.api.sessions.bodies import LongBody
@@ -23,7 +22,7 @@ from mlx_mcp.api.sessions.shapes import (
     RunningCall,
 )
 from mlx_mcp.api.web.endpoint import Asked, answer
-from mlx_mcp.api.web.events import stream
+from mlx_mcp.api.web.events import encoded, stream
 from mlx_mcp.api.web.failure import Failure, failure_of
 from mlx_mcp.errors import InvalidRequest, MlxMcpError
 from mlx_mcp.service.activity import Meter, progress_line
@@ -95,7 +94,7 @@ def fingerprint(asked: Asked) -> str:
     return hashlib.sha256(said.encode()).hexdigest()
 
 
-async def events_of(asked: Asked, job: Job) -> AsyncGenerator[ServerSentEvent]:
+async def events_of(asked: Asked, job: Job) -> AsyncGenerator[bytes]:
     """The events of a generation.
 
     Raises:
@@ -119,7 +118,7 @@ async def events_of(asked: Asked, job: Job) -> AsyncGenerator[ServerSentEvent]:
         first = False
         yield event(DeltaEvent(kind=delta.kind.value, text=delta.text))
     if job.error is not None and not first:
-        yield ServerSentEvent(problem(failure_of_work(job.error)).model_dump_json(exclude_none=True), event="error")
+        yield encoded(problem(failure_of_work(job.error)).model_dump_json(exclude_none=True), "error")
     else:
         yield event(ResultEvent(result=job.result()))
 
@@ -129,9 +128,9 @@ def progress_of(meter: Meter) -> ProgressEvent:
     return ProgressEvent(phase=meter.phase, message=meter.line, done=meter.done, total=meter.total)
 
 
-def event(made: ProgressEvent | DeltaEvent | ResultEvent) -> ServerSentEvent:
+def event(made: ProgressEvent | DeltaEvent | ResultEvent) -> bytes:
     """A shape as an event of its type."""
-    return ServerSentEvent(made.model_dump_json(exclude_none=True), event=made.type)
+    return encoded(made.model_dump_json(exclude_none=True), made.type)
 
 
 def running(job: Job) -> RunningCall:

@@ -8,11 +8,10 @@ from contextlib import aclosing
 from typing import Any
 
 from pydantic import BaseModel
-from sse_starlette import ServerSentEvent
 from starlette.responses import JSONResponse, Response
 
 from mlx_mcp.api.web.endpoint import Api, Asked, Endpoint
-from mlx_mcp.api.web.events import stream
+from mlx_mcp.api.web.events import encoded, stream
 from mlx_mcp.api.web.failure import Failure
 from mlx_mcp.chat.message import Message
 from mlx_mcp.config import Config
@@ -58,12 +57,12 @@ async def echo(asked: Asked) -> BaseModel:
 async def echo_events(asked: Asked) -> Response:
     """The same as it comes."""
 
-    async def events() -> AsyncGenerator[ServerSentEvent]:
+    async def events() -> AsyncGenerator[bytes]:
         context = Context(messages=(Message("user", asked.body.text),))
         options = Options("tiny", sampling=Sampling(max_tokens=asked.body.max_tokens))
         async with aclosing(stream_answer(asked.service, asked.caller, context, options)) as updates:
             async for update in updates:
-                yield ServerSentEvent(update.text * asked.body.width if isinstance(update, Delta) else "progress")
+                yield encoded(update.text * asked.body.width if isinstance(update, Delta) else "progress")
 
     return await stream(events())
 

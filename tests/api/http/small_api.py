@@ -3,10 +3,10 @@
 from collections.abc import AsyncGenerator
 
 from pydantic import BaseModel
-from sse_starlette import ServerSentEvent
 from starlette.responses import JSONResponse, Response
 
 from mlx_mcp.api.web.endpoint import Api, Asked, Endpoint
+from mlx_mcp.api.web.events import encoded
 from mlx_mcp.api.web.events import stream as stream_of
 from mlx_mcp.api.web.failure import Failure
 from mlx_mcp.chat.message import Message
@@ -38,12 +38,12 @@ async def answer(asked: Asked) -> Said | Response:
     return Said(text=(await generate(asked.service, asked.caller, context, options, unheard)).result.text)
 
 
-async def events(asked: Asked, context: Context, options: Options) -> AsyncGenerator[ServerSentEvent]:
+async def events(asked: Asked, context: Context, options: Options) -> AsyncGenerator[bytes]:
     async for update in stream(asked.service, asked.caller, context, options):
         if isinstance(update, Delta):
-            yield ServerSentEvent(update.text)
+            yield encoded(update.text)
         elif isinstance(update, Answered):
-            yield ServerSentEvent(update.result.text, event="end")
+            yield encoded(update.result.text, "end")
 
 
 def refuse(failure: Failure) -> Response:

@@ -80,7 +80,7 @@ def problem(response):
 def events(response):
     """The events of a stream: names, and data."""
     assert response.headers["content-type"].startswith("text/event-stream")
-    blocks = [block.splitlines() for block in response.text.strip().split("\r\n\r\n")]
+    blocks = [block.splitlines() for block in response.text.strip().split("\n\n")]
     named = [dict(line.split(": ", 1) for line in block) for block in blocks if not block[0].startswith(":")]
     told = [(each["event"], json.loads(each["data"])) for each in named]
     assert all(name == data.get("type", "error") for name, data in told)
