@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pydantic_monty import SyncSnapshot as Step
 
 MAX_ASKED = 10_000  # looks at the clock, and at names and files that are not there, in one run
-TOO_LARGE_COUNTS = 250  # as that many looks: what is too large has been read to be known as such
+TOO_LARGE_COUNTS = MAX_ASKED // 5  # as that many looks: what is too large has been read to be known as such
 MAX_ENTROPY_BYTES = 1 << 20
 EXCEPTION_TYPES = frozenset(
     "SystemExit TimeoutError RuntimeError ValueError TypeError KeyError OSError PermissionError FileNotFoundError "
@@ -223,6 +223,8 @@ class MontyWorker:
                     call = HostCall(step.function_name, *_arguments(step))
                 except TooLarge as exc:
                     self._num_asked += TOO_LARGE_COUNTS
+                    if self._num_asked > MAX_ASKED:
+                        return spoiled(ASKED)
                     step = step.resume({"exc_type": "ValueError", "message": f"{step.function_name}(): {exc}"})
                     continue
                 self._waiting = step
