@@ -96,9 +96,9 @@ async def attacked(worker, program: str, outside: Outside) -> None:
     assert len(printed) <= LIMITS.output_chars, program[:500]
     assert outside.secret not in printed, program[:500]
     if isinstance(step, Ended):
-        told = json.dumps(step.value) + repr(step.error)
-        assert outside.secret not in told, program[:500]
-        assert len(told) < 1_000_000, program[:500]
+        assert outside.secret not in json.dumps(step.value), program[:500]
+        assert outside.secret not in repr(step.error), program[:500]
+        assert len(repr(step.error)) < 10_000, program[:500]
         if not step.spoiled:
             shown = await asyncio.wait_for(worker.variables(), WAIT_S)
             assert outside.secret not in repr(shown), program[:500]
