@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mcp import Client
 
 from mlx_mcp.api.mcp.server import build_server
@@ -41,6 +42,7 @@ def make_files(folder: Path) -> None:
         path.write_text(text)
 
 
+@pytest.mark.long
 async def test_the_programs_of_the_page_run_and_no_text_of_the_input_comes_back(tmp_path: Path) -> None:
     make_files(tmp_path / "project")
     client, registry = wire(Config.load())

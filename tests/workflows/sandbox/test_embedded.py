@@ -52,7 +52,7 @@ def a_text(rng: random.Random, num_chars: int) -> tuple[str, dict[str, int]]:
 
 @pytest.mark.parametrize(
     ("num_texts", "num_chars"),
-    [pytest.param(4, 2_000, id="short"), pytest.param(200, 5_000, id="a megabyte", marks=pytest.mark.slow)],
+    [pytest.param(3, 1_500, id="short"), pytest.param(200, 5_000, id="a megabyte", marks=pytest.mark.slow)],
 )
 async def test_every_text_is_asked_twice_and_computed_once(tmp_path: Path, num_texts: int, num_chars: int) -> None:
     rng = random.Random(1)
