@@ -1,5 +1,6 @@
 """The backend in force, as doctor names it: metal, cuda, cpu, and none."""
 
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 from mlx_mcp import doctor
 from mlx_mcp.config import Config
 from mlx_mcp.core.memory import DeviceMemory
+from mlx_mcp.errors import SandboxFailed
 from mlx_mcp.mlx_backend import device_memory
 from mlx_mcp.process import endings
 from mlx_mcp.process.place import user_place
@@ -72,3 +74,30 @@ def test_without_any_backend_it_says_what_to_install(monkeypatch):
     said = told(doctor.examine(Config.load()))
     assert "fault: mlx does not import: libmlx.so" in said
     assert "mlx[cuda13]" in said
+
+
+@pytest.mark.parametrize(
+    ("isolation", "kind", "advised"),
+    [("bubblewrap", "ok", ""), ("seatbelt", "ok", ""), ("interpreter only", "hint", "install bubblewrap")],
+)
+def test_says_what_is_around_programs_of_a_sandbox(monkeypatch, isolation, kind, advised):
+    async def found(folder):
+        return SimpleNamespace(isolation=isolation)
+
+    monkeypatch.setattr(doctor, "open_runtime", found)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    finding = doctor.sandbox_finding()
+    assert finding.kind == kind
+    assert f"isolation: {isolation}" in finding.text
+    assert advised in finding.text
+
+
+def test_a_sandbox_that_cannot_start_is_a_fault(monkeypatch):
+    async def broken(folder):
+        raise SandboxFailed("Sandboxes need the package pydantic-monty. Run: pip install it.")
+
+    monkeypatch.setattr(doctor, "open_runtime", broken)
+    assert doctor.sandbox_finding() == doctor.Finding(
+        "fault", "Sandboxes need the package pydantic-monty. Run: pip install it."
+    )

@@ -36,7 +36,8 @@ CONSUMING_METHODS = frozenset("join extend update writelines fromkeys".split())
 OTHER_NAMES = {"IOError": "OSError", "EnvironmentError": "OSError", "ConnectionError": "OSError"}
 OTHER_NAMES |= {"UnicodeError": "ValueError"}
 FLAGS = {"S": "DOTALL", "M": "MULTILINE", "I": "IGNORECASE", "A": "ASCII", "U": "NOFLAG", "UNICODE": "NOFLAG"}
-GROUP = re.compile(r"(?<!\\)((?:\\\\)*)\\([1-9])")  # `\1` in the new text of a substitution
+ESCAPE = re.compile(r"\\(.)", re.DOTALL)  # in the new text of a substitution
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v"}
 CALLED = frozenset("map filter reduce partial defaultdict".split())  # these take a function first
 
 
@@ -195,12 +196,12 @@ class Rewriting(ClassRewriting):
         return node
 
     def _substituted(self, node: ast.Call, func: ast.Attribute, owner: str) -> None:
-        r"""Substitutions by a function, and `\1` before a letter, which the interpreter takes for a name."""
+        r"""Substitutions by a function; `\1` before a letter and `\n`, which the interpreter reads in its own way."""
         of_module = self.known.modules.get(owner) == "re" or owner == "re"
         new = node.args[1 if of_module else 0]
         if func.attr == "sub" and isinstance(new, ast.Constant):
             if isinstance(new.value, str):
-                new.value = GROUP.sub(r"\1\\g<\2>", new.value)
+                new.value = ESCAPE.sub(_escape, new.value)
         elif of_module:
             node.func = self.part(f"_re_{func.attr}")
         else:
@@ -286,6 +287,11 @@ def _dotted(node: ast.expr) -> str:
         owner = _dotted(node.value)
         return owner and f"{owner}.{node.attr}"
     return ""
+
+
+def _escape(found: re.Match[str]) -> str:
+    after = found[1]
+    return f"\\g<{after}>" if after in "123456789" else ESCAPES.get(after, found[0])
 
 
 def _lacks(module: str, name: str, line: int) -> ProgramError:

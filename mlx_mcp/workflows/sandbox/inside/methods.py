@@ -1,13 +1,18 @@
 """What the interpreter lacks of `re`, `json`, `str`, `datetime`, `functools`, `dataclasses` and `operator`."""
 
+_escapes = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v"}
+
 
 def _groups_named(new):
-    r"""`\g<1>` for `\1`, which the interpreter takes for a name where a letter follows."""
+    r"""`\g<1>` for `\1`, which the interpreter takes for a name where a letter follows, and a new line for `\n`."""
     found, rest = "", new
     while "\\" in rest:
         before, _, rest = rest.partition("\\")
-        found += before + ("\\g<" + rest[0] + ">" if rest[:1].isdigit() and rest[:1] != "0" else "\\" + rest[:1])
+        after = rest[:1]
         rest = rest[1:]
+        found += before + (
+            "\\g<" + after + ">" if after in "123456789" and after else _escapes.get(after, "\\" + after)
+        )
     return found + rest
 
 
