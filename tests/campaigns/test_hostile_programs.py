@@ -20,7 +20,7 @@ from tests.workflows.sandbox.running import run, started
 
 NUM = drawn(200, least=60)
 SEED = int(os.environ.get("HOSTILE_SEED", "0"))
-LIMITS = Limits(seconds=0.1, memory_bytes=48 << 20, output_chars=50_000)
+LIMITS = Limits(seconds=0.05, memory_bytes=48 << 20, output_chars=50_000)
 MAX_CALLS = 30  # of the host, in one program: whoever drives a sandbox has a budget
 WAIT_S = 60.0  # for one program on a busy machine
 ANSWERS = ("yes", None, 3, {"a": [1, "\ud800"]}, "x" * 100_000, [None] * 1000)

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from pydantic_monty import CollectString, Frame, FunctionSnapshot, MontyError, MontySession
     from pydantic_monty import SyncSnapshot as Step
 
-MAX_ASKED = 20_000  # looks at the clock, and at names and files that are not there, in one run
-TOO_LARGE_COUNTS = 500  # as that many looks: what is too large has been read to be known as such
+MAX_ASKED = 10_000  # looks at the clock, and at names and files that are not there, in one run
+TOO_LARGE_COUNTS = 250  # as that many looks: what is too large has been read to be known as such
 MAX_ENTROPY_BYTES = 1 << 20
 EXCEPTION_TYPES = frozenset(
     "SystemExit TimeoutError RuntimeError ValueError TypeError KeyError OSError PermissionError FileNotFoundError "
@@ -127,7 +127,7 @@ class MontyWorker:
             found = json.loads(head)
             version = str(found["version"])
         except (ValueError, KeyError, TypeError) as exc:
-            raise SandboxFailed("This is no state of a sandbox. Begin a new sandbox.") from exc
+            raise SandboxFailed("What was given is not the state of a sandbox. Begin a new sandbox.") from exc
         if version != self._version:
             raise SandboxFailed(
                 f"This state was kept by {version[:80]!r}, and this is {self._version!r}. Run its programs again."

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from mlx_mcp.errors import SandboxFailed
+from mlx_mcp.workflows.sandbox.monty import open_runtime
 from mlx_mcp.workflows.sandbox.runtime import Ended, HostCall, Limits
 from tests.workflows.sandbox.running import MOMENT, run, runtime, started
 
@@ -75,10 +76,11 @@ async def test_values_that_json_does_not_have_become_lists_texts_and_dicts():
         assert ended.value == ([2], "2026-01-02", {"x": 1}, "ab", "an integer of 19932 bits", {"(1, 'a')": 2})
 
 
-async def test_a_value_that_is_too_large_is_told_of_and_a_call_with_one_fails():
+async def test_a_value_that_is_too_large_is_told_of_and_a_call_with_one_fails(monkeypatch):
+    monkeypatch.setattr("mlx_mcp.workflows.sandbox.values.MAX_VALUES", 1000)
     async with started() as worker:
-        ended = await run(worker, "x = [0] * 300_000\nx")
-        assert "more than 200000 parts" in ended.value
+        ended = await run(worker, "x = [0] * 1000\nx")
+        assert "more than 1000 parts" in ended.value
         ended = await run(worker, "llm_query(x)")
         assert ended.error.type == "ValueError"
         assert "llm_query(): the value has more than" in ended.error.message
@@ -175,10 +177,10 @@ async def test_a_dump_within_a_host_call_goes_on_from_there_as_often_as_one_like
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda dump: b"", "no state of a sandbox"),
-        (lambda dump: b"{}\n" + dump, "no state of a sandbox"),
-        (lambda dump: dump.replace(b'"version": "monty', b'"version": "other'), "this is"),
-        (lambda dump: dump[: dump.index(b"\n") + 5], "damaged"),
+        (lambda dump: b"", "given is not the state"),
+        (lambda dump: b"{}\n" + dump, "given is not the state"),
+        (lambda dump: dump.replace(b'"version": "monty', b'"version": "other'), "Run its programs again"),
+        (lambda dump: dump[: dump.index(b"\n") + 5], "The state of this sandbox is damaged"),
     ],
 )
 async def test_what_is_no_dump_is_refused_and_the_next_is_taken(damage, said):
@@ -260,7 +262,7 @@ async def test_no_process_is_left_of_workers_that_were_closed():
         os.kill(pid, 0)
 
 
-@pytest.mark.parametrize("how", ["closed", "busy", "left"])
+@pytest.mark.parametrize("how", ["closed", *(pytest.param(how, marks=pytest.mark.long) for how in ("busy", "left"))])
 def test_a_python_that_exits_after_a_sandbox_is_not_aborted(how):
     code = f"""
 import asyncio, os
@@ -311,3 +313,34 @@ async def test_what_ends_as_a_result_can_be_written_as_json():
     async with started() as worker:
         ended = await run(worker, "import re\n(lambda: 1, len, re.compile('a'), ..., 1j, ValueError('x'), range(3))")
         assert json.dumps(ended.value)
+
+
+async def test_a_worker_that_does_not_start_says_what_to_do(monkeypatch, tmp_path):
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\nexit 3\n")
+    broken.chmod(0o700)
+    monkeypatch.setattr("mlx_mcp.workflows.sandbox.isolation.Enclosed.ready", lambda self: broken)
+    with pytest.raises(SandboxFailed, match=r"interpreter does not start .* Try again; `mlx-mcp doctor` says"):
+        await runtime().start(Limits(), ())
+
+
+async def test_what_is_missing_of_the_interpreter_is_told_with_a_command(monkeypatch, tmp_path):
+    def missing(explicit=None):
+        raise FileNotFoundError("could not locate the `monty` binary")
+
+    monkeypatch.setattr("pydantic_monty._binary.find_monty_binary", missing)
+    with pytest.raises(SandboxFailed, match=r"which is not installed whole. Run: pip install --force-reinstall"):
+        await open_runtime(tmp_path)
+
+
+async def test_helpers_and_modules_of_the_sandbox_refuse_what_they_cannot_do():
+    told = {
+        "chunks('abc', 0)": "needs a size of 1 or more, and a smaller overlap",
+        "import statistics\nstatistics.mean([])": "statistics needs at least one value",
+        "import statistics\nstatistics.stdev([1])": "statistics.variance needs at least two values",
+        "from enum import Enum\nclass C(Enum):\n    A = 1\nC(2)": "2 is not a valid C",
+    }
+    async with started() as worker:
+        for program, message in told.items():
+            ended = await run(worker, program)
+            assert (ended.error.type, message in ended.error.message) == ("ValueError", True), ended.error

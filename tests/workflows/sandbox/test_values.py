@@ -8,7 +8,8 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from mlx_mcp.workflows.sandbox.values import MAX_DEPTH, MAX_VALUES, TooLarge, plain, sendable
+from mlx_mcp.workflows.sandbox import values
+from mlx_mcp.workflows.sandbox.values import MAX_DEPTH, TooLarge, plain, sendable
 
 
 def test_plain_values_stay_and_others_become_what_json_has():
@@ -32,10 +33,11 @@ def test_plain_values_stay_and_others_become_what_json_has():
     assert json.dumps(plain(given))
 
 
-def test_a_value_with_too_many_parts_or_too_deep_is_refused():
-    plain([0] * (MAX_VALUES - 1))
-    with pytest.raises(TooLarge):
-        plain([0] * MAX_VALUES)
+def test_a_value_with_too_many_parts_or_too_deep_is_refused(monkeypatch):
+    monkeypatch.setattr(values, "MAX_VALUES", 1000)
+    plain([0] * 999)
+    with pytest.raises(TooLarge, match="more than 1000 parts"):
+        plain([0] * 1000)
     twice = [0]
     for _ in range(40):  # small in memory, and without end as JSON
         twice = [twice, twice]
