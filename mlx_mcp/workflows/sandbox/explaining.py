@@ -8,8 +8,8 @@ from mlx_mcp.workflows.sandbox.runtime import Ended, Limits, ProgramError
 
 ENDED = "the sandbox's process has ended. Run the program again: the variables are those of before it"
 ASKED = (
-    "the program looked too often at the clock, or at files and names that are not there. Do without: its variables "
-    "are those of before"
+    "the program looked too often at the clock, or at files and names that are not there, or asked too often with "
+    "values that are too large. Do without: its variables are those of before"
 )
 
 MAX_CHARS = 2000  # of a message: a program may put anything into its exceptions
