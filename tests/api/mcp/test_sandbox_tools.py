@@ -223,7 +223,7 @@ async def test_what_is_not_there_or_cannot_be_is_refused_with_the_next_step(
             name = "sandbox" if tool == "sandbox_run" else "session"
             told = await refusal(client, tool, **{name: "x-none"})
             assert "Sandbox not found: 'x-none'. It was closed" in told
-        assert "Did you mean 'mail'?" in await refusal(client, "sandbox_run", sandbox="mial")
+        assert "Did you mean 'mail'?" in await refusal(client, "sandbox_run", sandbox="mails")
         assert "Sandbox not found: 'x-1'" in await refusal(client, "close_session", sessions=["mail", "x-1"])
         assert "Session not found" in await refusal(client, "close_session", sessions=["mail", "nobody"])
         assert [each["name"] for each in (await call(client, "list_sessions"))["sandboxes"]] == ["mail"]

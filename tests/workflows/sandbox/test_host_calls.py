@@ -109,8 +109,8 @@ async def test_a_remembered_text_is_asked_over_and_never_changed(service: Servic
     ]
     assert set(host.remembered.values()) == host.opened == set(known_sessions(service))
     assert {info.num_tokens for info in known_sessions(service).values()} == {len("S.Once.\n\n"), len("Other.\n\n")}
-    told = await refusal(host, "llm_query", "Who?", over="stroy")
-    assert told == ("ValueError", "'stroy' is not remembered, but 'story', 'text2'. Call remember(text, name) first.")
+    told = await refusal(host, "llm_query", "Who?", over="stori")
+    assert told == ("ValueError", "'stori' is not remembered, but 'story', 'text2'. Call remember(text, name) first.")
     told = await refusal(host, "llm_query", "Who?", over="story", system="S.")
     assert "give it to remember, not here. Call it so: llm_query(prompt, text=''" in told[1]
     await service.engine.close_sessions("us", (host.remembered["story"],))
