@@ -8,8 +8,8 @@ UV     := $(shell command -v uv 2>/dev/null)
 
 # The versions that are installed with the tests; `make test LOCK=` takes the newest that pyproject.toml allows.
 LOCK   ?= requirements/ci.txt
-# Twice as many as there are cores: tests that start processes wait for them most of the time.
-WORKERS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
+# One more than there are cores, since tests that start processes wait for them; each worker takes ten seconds to find the tests.
+WORKERS ?= $(shell echo $$((1 + $$(getconf _NPROCESSORS_ONLN))))
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 COMPUTING := tests/mlx_backend/test_runner.py tests/mlx_backend/test_architectures.py $(wildcard tests/*/test_*with_mlx.py) \
   tests/engine/test_held_answers.py tests/api/mcp/test_forks_recall.py tests/api/mcp/test_persisted.py \
@@ -103,8 +103,10 @@ types: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/mypy -p benchmarks.hosts
 
-# The training recipe end to end, in a few steps, and the benchmarks in their shortest form.
-smoke: $(VENV)-training/installed $(VENV)/installed
+# What the documents for beginners say, as a stranger copies it; the training recipe end to end, in a few steps; and the
+# benchmarks in their shortest form.
+smoke: $(VENV)-training/installed $(VENV)/installed-dev
+	LONG=1 $(BIN)/python -m pytest -q tests/test_readme.py
 	$(BIN)/python benchmarks/engine.py overhead --rounds 1
 	$(BIN)/python benchmarks/sharing.py --short
 	$(BIN)/python benchmarks/persistence.py --short

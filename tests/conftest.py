@@ -4,6 +4,7 @@ Nor does any join a user's engine: those that want one share one of this test ru
 test-openblas` has OpenBLAS in front instead, and bounds in place of bits (comparing.py).
 """
 
+import gc
 import os
 import shutil
 import sys
@@ -57,6 +58,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_collection_finish() -> None:
+    """Keep modules and tests, which stay to the end, out of every garbage collection: a full one took a second."""
+    gc.freeze()
 
 
 def pytest_sessionfinish() -> None:

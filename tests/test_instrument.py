@@ -53,6 +53,7 @@ def test_an_undamaged_cache_never_changes_an_answer(model, probes, change):
 
 
 # One test for all: tests of one file may run on several workers, and each would make the dialogs.
+@pytest.mark.long
 def test_every_damage_shows_in_recall_or_probe(model, probes):
     shown = {damage: dialogs_with_a_wrong_answer(model, probes, DAMAGES[damage]) for damage in MUST_SHOW}
     assert shown == {damage: set(range(NUM_DIALOGS)) for damage in MUST_SHOW}

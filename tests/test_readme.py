@@ -51,6 +51,7 @@ def stranger(tmp_path_factory):
         yield home, {**kept, **state, "HOME": str(home), "PATH": path, "HF_HUB_OFFLINE": "1"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
 def test_every_command_that_a_stranger_copies_works(document, stranger):
     home, env = stranger

@@ -57,6 +57,7 @@ def assert_all_measured(model, folder):
     assert f"attach {folder / 'b.json'} and {folder / 'b.svg'} to an issue" in done.stderr
 
 
+@pytest.mark.long
 def test_everything_is_measured_on_a_tiny_model(tiny, tmp_path):
     assert_all_measured(tiny, tmp_path)
 

@@ -221,6 +221,7 @@ def test_doctor_finds_a_sound_installation_and_says_what_would_help():
     assert "FAULT" not in done.stdout
 
 
+@pytest.mark.long
 def test_doctor_calls_a_damaged_embedded_model_a_fault(tmp_path):
     import shutil
 
@@ -295,6 +296,7 @@ def test_a_reader_that_stops_early_is_no_error():
         assert running.stderr.read() == b""
 
 
+@pytest.mark.long
 def test_a_terminal_without_unicode_gets_escapes_and_no_traceback(tmp_path):
     (tmp_path / "модель").mkdir()
     env = {"PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"}

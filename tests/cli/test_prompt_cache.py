@@ -46,7 +46,7 @@ KINDS = [
     ("llama", 8),
     pytest.param("llama", 4, marks=pytest.mark.long),
     ("gemma3", None),
-    ("qwen3_next", None),
+    pytest.param("qwen3_next", None, marks=pytest.mark.long),
     pytest.param("mamba2", None, marks=pytest.mark.long),
 ]
 

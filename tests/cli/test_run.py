@@ -27,6 +27,7 @@ def piped(*arguments, stdin=subprocess.DEVNULL):
     return subprocess.Popen(command(*arguments), stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+@pytest.mark.long
 def test_what_is_piped_in_comes_before_the_prompt_or_is_the_prompt(tmp_path):
     assert invoked("run", QUESTION, stdin=FACT).stdout == "8931\n"
     assert invoked("run", stdin=f"{FACT} {QUESTION}\n").stdout == "8931\n"

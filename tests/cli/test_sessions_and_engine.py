@@ -28,6 +28,7 @@ def started(env, *arguments):
     return subprocess.Popen(command(*arguments), env=env, text=True, **pipes)
 
 
+@pytest.mark.long
 def test_a_prompt_cache_goes_out_and_comes_in_through_a_running_engine(tmp_path):
     with state_folder(**settings(tmp_path / "store")) as (_, env), Window(env) as window:
 

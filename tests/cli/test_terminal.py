@@ -92,6 +92,7 @@ def test_serve_says_nothing_to_a_host():
         window.close()
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_a_run_with_130_wherever_it_is():
     for words in ("starting MLX", "1 2 3"):
         with Terminal("run", "Count from 1 to 99.", "--max-tokens", "1000") as terminal:
@@ -102,6 +103,7 @@ def test_ctrl_c_ends_a_run_with_130_wherever_it_is():
             assert "terminate" not in terminal.text
 
 
+@pytest.mark.long
 def test_a_load_is_shown_in_bytes_and_leaves_the_answer_alone():
     with Terminal("run", "Alice's badge is 771. What is Alice's badge?") as terminal:
         assert terminal.end() == 0

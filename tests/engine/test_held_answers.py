@@ -109,6 +109,7 @@ def obeys(call):
     return True
 
 
+@pytest.mark.long
 async def test_arguments_obey_the_schema_once_a_call_has_begun(client):
     said = await answer(client, ask("Look up Alice's city.", tools=TOOLS))
     assert said.tool_calls == (ToolCall("lookup", {"key": "Alice's city"}),)

@@ -218,7 +218,7 @@ def replay(commands):
     return run
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2))])
 def test_recorded_commands_bring_about_the_same_events_in_a_fresh_engine(count_handles, seed):
     count_handles()
     recorded, caller = record(seed)

@@ -122,6 +122,7 @@ async def test_models_that_take_turns_for_the_room_of_one_each_say_what_they_say
         assert tight.close()
 
 
+@pytest.mark.long
 async def test_answers_at_temperature_1_all_obey_the_schema(client):
     grammar = Grammar(GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA))
     count = drawn(200, least=10)

@@ -42,6 +42,7 @@ def test_a_call_under_way_ends_and_what_has_changed_is_saved_before_the_server_d
             wait_until(lambda: saved(env, "kept"))
 
 
+@pytest.mark.long
 def test_health_says_degraded_while_nothing_can_be_kept_and_generations_go_on(tmp_path):
     (tmp_path / "store").write_text("in the way")
     env = os.environ | {"MLX_MCP_STORE_DIR": str(tmp_path / "store"), "MLX_MCP_MAX_SSD_BYTES": str(1 << 30)}

@@ -230,6 +230,7 @@ def test_a_file_that_changes_while_it_is_edited_is_left_as_it_is_then(place):
     assert there.data() == b'{"a": 1}'
 
 
+@pytest.mark.long
 def test_several_installs_at_once_each_leave_their_entry_or_say_to_run_again(place, tmp_path):
     there, names = place("cursor", b'{"a": 1}'), [f"mlx{at}" for at in range(6)]
     command = [sys.executable, "-m", "mlx_mcp", "install", "cursor", "--name"]

@@ -30,6 +30,7 @@ def run(hub, home, *arguments, offline="0"):
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=90)
 
 
+@pytest.mark.long
 def test_a_hub_model_is_downloaded_once_and_then_serves_offline(hub, tmp_path):
     asked = ("run", "hi", "--max-tokens", "4", "--model", "someone/tiny")
     first = run(hub, tmp_path / "home", *asked)

@@ -166,6 +166,7 @@ def test_an_engine_whose_starter_was_killed_is_joined_by_the_next():
         assert daemon.ask(place, "status") is None
 
 
+@pytest.mark.long
 def test_an_idle_engine_ends_and_the_next_call_of_an_open_window_starts_another():
     with state_folder(MLX_MCP_ENGINE_IDLE_S="0.5") as (place, env), Window(env) as open_window:
         engine = status(place)["pid"]

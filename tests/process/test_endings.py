@@ -106,6 +106,7 @@ def test_five_windows_survive_the_death_of_the_engine_in_the_middle_of_a_step(tm
                 window.close()
 
 
+@pytest.mark.long
 def test_an_engine_that_its_user_kills_takes_no_memory_from_the_next():
     with state_folder() as (place, env), Window(env) as window:
         assert window.serves()

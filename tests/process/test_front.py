@@ -301,6 +301,7 @@ def test_an_engine_that_cannot_start_is_told_of_by_the_first_call_and_not_by_the
             assert window.close() == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("era", rare_ones_slow(ERAS, ERAS, ["legacy"]))
 def test_where_no_engine_can_be_shared_the_window_serves_alone_and_the_host_notices_nothing(era):
     with state_folder() as (place, env):
@@ -339,6 +340,7 @@ def test_a_host_hears_that_lists_have_changed_where_the_engine_says_something_el
             window.others.append(window.lines.get(timeout=deadline - time.monotonic()))
 
 
+@pytest.mark.long
 def test_a_host_hears_that_its_sessions_are_gone_with_their_engine():
     with state_folder() as (place, env), Window(env) as window:
         window.ask("create_session", system="Be short.", name="base")

@@ -125,6 +125,7 @@ def test_five_clients_have_one_copy_of_the_weights_and_one_cache():
         assert others[1].generate(QUESTION, session="facts")["cached_tokens"] == made["tokens"]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at libraries through /proc")
 def test_the_engine_computes_with_the_blas_that_it_was_told_to(shared):
     place, env = shared
@@ -149,6 +150,7 @@ def test_a_client_that_is_killed_frees_its_rows_and_disturbs_no_other(shared):
     wait_until(lambda: status(place)["connections"] == [])
 
 
+@pytest.mark.long
 def test_the_names_that_a_listener_was_allowed_are_its_own(shared):
     _, env = shared
     allowed = env | {"MLX_MCP_ALLOWED_HOSTS": "mine.example", "MLX_MCP_ALLOWED_ORIGINS": "https://page.example"}
@@ -240,6 +242,7 @@ async def test_the_sdks_client_sees_the_engines_end_as_a_tools_error_and_calls_a
             assert result.structured_content["text"] == "4096"
 
 
+@pytest.mark.long
 def test_a_listener_outlives_its_engine():
     with state_folder() as (place, env), HttpListener(env) as listener:
         asyncio.run(over_http(listener.address, "auto", prompt=FACTS + QUESTION))

@@ -49,6 +49,7 @@ def test_windows_get_every_answer_whenever_their_engine_is_stopped(how):
                 assert not result.get("isError"), result
 
 
+@pytest.mark.long
 def test_http_clients_get_every_answer_whenever_the_engine_is_stopped():
     async def calls(address, stop):
         async with Client(address, mode="auto") as client:

@@ -55,6 +55,7 @@ def test_blocks_are_found_again_after_a_restart(tmp_path):
         assert got[0].has_state
 
 
+@pytest.mark.long
 def test_ten_thousand_blocks_take_one_open_and_one_read_per_file_to_find():
     class Counting(Calls):
         num_opens = num_reads = 0
