@@ -152,7 +152,8 @@ campaign: $(VENV)/installed-dev
 	  tests/core/test_scheduler.py tests/mlx_backend/test_runner.py \
 	  tests/engine/test_sessions_any_order.py tests/engine/test_sessions_with_mlx.py \
 	  tests/storage/test_kills.py tests/storage/test_power_cuts.py tests/storage/test_store_any_order.py \
-	  tests/process/test_one_engine.py tests/api/test_any_request.py tests/campaigns
+	  tests/process/test_one_engine.py tests/api/test_any_request.py tests/workflows/sandbox/test_kills.py \
+  tests/workflows/sandbox/test_kill_loop.py tests/campaigns
 
 # Plants faults one at a time in a copy of the tree, each of which the tests of its own layer must catch; minutes.
 mutants: $(VENV)/installed-dev

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,12 +20,14 @@ from mlx_mcp.core.memory import budget_for
 from mlx_mcp.core.sampling import Sampling
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.requests import GenerateRequest, Result
-from mlx_mcp.errors import MlxMcpError
+from mlx_mcp.errors import MlxMcpError, SandboxFailed
 from mlx_mcp.mlx_backend.cpu.openblas import HINT, find_openblas, prefer_openblas
 from mlx_mcp.models.registry import EMBEDDED
 from mlx_mcp.process import endings
 from mlx_mcp.process.place import user_place
 from mlx_mcp.wiring import memory_settings, wire
+from mlx_mcp.workflows.sandbox.isolation import advice
+from mlx_mcp.workflows.sandbox.monty import open_runtime
 
 TESTED = {"mcp": "2.3", "mlx": "0.32", "mlx-lm": "0.32"}
 QUESTION = "Dana's badge is 482. The launch code is 9053. Rex has the color green. What is the launch code?"
@@ -59,6 +62,7 @@ def examine(config: Config) -> Iterator[Finding]:
     for entry in registry.entries():
         size = "not downloaded yet" if entry.weights_bytes is None else f"{entry.weights_bytes / 1e6:,.1f} MB"
         yield Finding("ok", f"model {entry.spec.name}{' (default)' if entry.default else ''}: {size}")
+    yield sandbox_finding()
     if registry.nothing_configured:
         yield Finding("hint", "no model is configured: the small embedded one serves. Choose one with --model.")
     try:
@@ -130,6 +134,18 @@ def backend_findings(backend: str) -> Iterator[Finding]:
         yield Finding(
             "hint", "Metal is not in force: this needs an Apple chip, and a Python for arm64, not for x86_64."
         )
+
+
+def sandbox_finding() -> Finding:
+    """What programs of `sandbox_run` run in, which is tried out."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="mlx-mcp-doctor-") as folder:
+            runtime = asyncio.run(open_runtime(Path(folder)))
+    except SandboxFailed as error:
+        return Finding("fault", str(error))
+    found = f"sandbox: pydantic-monty {version('pydantic-monty')}, isolation: {runtime.isolation}"
+    hint = advice(runtime.isolation)
+    return Finding("hint", f"{found}; {hint}.") if hint else Finding("ok", found)
 
 
 async def embedded_finding(client: EngineClient) -> Finding:

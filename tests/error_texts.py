@@ -47,6 +47,10 @@ PARTS = {
 # What is raised and leaves the package as no error, and why.
 INSIDE = {
     "More": "a reader asks for more text",
+    "WrongCall": "a program's mistake: `HostCalls.answer` says how the function is called",
+    "Refused": "raised in a program, whose author is told of it",
+    "CannotReplay": "why a state cannot be rebuilt: `loaded` says it in an OtherInterpreter",
+    "Submitted": "a program has given its value",
     "Malformed": "a note on an answer, not an error: what the model wrote is returned as text",
     "Unsound": "a damaged file is a miss and a counter; commands that read one say so in a text of their own",
     "CutOff": "a download goes on by itself, or ends in a text of its own",

@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import threading
+from functools import partial
 
 import pytest
 from mcp import Client, MCPError
@@ -21,6 +22,7 @@ from mlx_mcp.config import Config
 from mlx_mcp.hosting import faces
 from mlx_mcp.hosting.logs import configure_logs, log_generations
 from mlx_mcp.service import tracing
+from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, closing, runtime_in
 from tests.api.http.small_api import SMALL
 from tests.api.http.watched import served
 from tests.effort import THOROUGH
@@ -29,12 +31,17 @@ from tests.fakes import FakeLoader, fake_client
 CANARY = "canary7f3a"
 NUMBER = 73217321
 WRONG = [{CANARY: [CANARY]}, f"s_{CANARY}", NUMBER]
+PROGRAM = f"""
+print(llm_query("{CANARY}", text=context), remember("{CANARY}", "{CANARY}"))
+raise ValueError(context)
+"""
 # What a tool's call is like that does something.
 USUAL = {
     "generate": {"prompt": CANARY, "system": CANARY, "model": "tiny", "max_tokens": 5},
     "generate_batch": {"prompts": [CANARY, CANARY], "model": "tiny", "max_tokens": 5},
     "create_session": {"system": CANARY, "model": "tiny", "ephemeral": True},
     "count_tokens": {"prompt": CANARY, "model": "tiny"},
+    "sandbox_run": {"code": PROGRAM, "context": CANARY, "model": "tiny"},
     "list_models": {},
     "list_sessions": {},
 }
@@ -95,9 +102,10 @@ def filled(schema, defs, depth=0):
     return {"integer": 1, "number": 1.0, "boolean": False, "null": None}.get(kind, CANARY)
 
 
-async def through_tools(service):
+async def through_tools(service, folder):
     count = 0
-    async with Client(build_server(service)) as client:
+    sandboxes = Sandboxes(partial(runtime_in, folder))
+    async with closing(sandboxes), Client(build_server(service, sandboxes=sandboxes)) as client:
         for tool in (await client.list_tools()).tools:
             names = tool.input_schema["properties"]
             usual = USUAL.get(tool.name, dict.fromkeys(tool.input_schema.get("required", []), CANARY))
@@ -143,12 +151,12 @@ async def through_apis(http, apis):
     return count
 
 
-async def test_nothing_that_a_caller_writes_is_seen_by_those_who_watch(log, spans, capfd):
+async def test_nothing_that_a_caller_writes_is_seen_by_those_who_watch(log, spans, capfd, tmp_path):
     engine = fake_client(FakeLoader(context_tokens=2000))
     apis = (*faces.APIS, SMALL)
     async with served(engine, apis) as (http, service):
         log_generations(service.observer)
-        calls = await through_tools(service) + await through_apis(http, apis)
+        calls = await through_tools(service, tmp_path / "runtime") + await through_apis(http, apis)
         engine.loader.runner.explode = ValueError(CANARY)  # a step fails with a text that quotes a prompt
         await http.post("/small/generate", json={"prompt": CANARY})
         seen = {

@@ -63,6 +63,17 @@ LAYERS = {
     ),
     # The inside of the sandbox: an interpreter and what surrounds it. It knows nothing of the service.
     "workflows/sandbox/runtime": ((), ()),
+    "workflows/sandbox/values": ((), ()),
+    "workflows/sandbox/inside": ((), ()),
+    "workflows/sandbox/prelude": ((), ()),
+    "workflows/sandbox/explaining": (("workflows/sandbox/runtime",), ()),
+    "workflows/sandbox/classes": (("workflows/sandbox/runtime",), ()),
+    "workflows/sandbox/rewriting": (("workflows/sandbox",), ()),
+    "workflows/sandbox/idioms": (("workflows/sandbox",), ()),
+    "workflows/sandbox/isolation": (("errors",), ()),
+    "workflows/sandbox/monty": (("workflows/sandbox", "errors"), ("pydantic_monty",)),
+    "workflows/sandbox/monty_process": (("workflows/sandbox", "errors"), ("pydantic_monty",)),
+    "workflows/sandbox/monty_worker": (("workflows/sandbox", "errors"), ("pydantic_monty",)),
     "api": ((), ()),
     "api/mcp": (
         ("api/web", "service", "workflows", "chat", "errors", "__init__"),
@@ -106,7 +117,10 @@ LAYERS = {
         ("mlx", "mlx_lm"),
     ),
     "doctor": (
-        ("chat", "config", "core", "engine", "errors", "mlx_backend", "models", "process", "wiring", "__init__"),
+        (
+            *("chat", "config", "core", "engine", "errors", "mlx_backend", "models", "process", "wiring", "__init__"),
+            *("workflows/sandbox/isolation", "workflows/sandbox/monty"),
+        ),
         ("mlx",),
     ),
     "cli": (None, ("typer", "rich", "anyio", "tomlkit")),

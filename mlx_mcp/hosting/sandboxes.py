@@ -6,9 +6,11 @@ from functools import partial
 from pathlib import Path
 
 from mlx_mcp.config import Config
+from mlx_mcp.errors import NoSharedEngine, SandboxFailed
 from mlx_mcp.process.place import sandbox_folder
 from mlx_mcp.wiring import open_sandbox_log
 from mlx_mcp.workflows.sandbox.keeping import Keeping, KeepingOptions
+from mlx_mcp.workflows.sandbox.runtime import Runtime
 from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, runtime_in
 
 
@@ -18,4 +20,20 @@ def sandboxes_of(config: Config) -> Sandboxes:
     keeping = Keeping(None, options=options)
     if config.max_ssd_bytes and config.max_sandbox_disk_bytes:
         keeping = Keeping(partial(open_sandbox_log, config), config.sandbox_dir.exists, options)
-    return Sandboxes(partial(runtime_in, Path(sandbox_folder())), keeping, config.session_ttl_s)
+    return Sandboxes(user_runtime, keeping, config.session_ttl_s)
+
+
+async def user_runtime() -> Runtime:
+    """What runs programs here; what starts it is in the user's state folder.
+
+    Raises:
+        SandboxFailed: it does not run here, or that folder cannot be made.
+        EngineUnavailable: something else is in the folder's place, or others may enter.
+    """
+    try:
+        folder = Path(sandbox_folder())
+    except NoSharedEngine as error:
+        raise SandboxFailed(
+            f"What starts sandboxes has no place: {error}. Set MLX_MCP_STATE_DIR to a folder of yours, and start again."
+        ) from error
+    return await runtime_in(folder)

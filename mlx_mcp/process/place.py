@@ -11,6 +11,7 @@ import stat
 import struct
 import sys
 import zlib
+from contextlib import suppress
 
 from mlx_mcp.errors import EngineUnavailable, NoSharedEngine
 
@@ -117,8 +118,16 @@ def state_folder() -> str:
 
 
 def sandbox_folder() -> str:
-    """The folder with what starts the interpreters of sandboxes."""
-    return os.path.join(state_folder(), "sandbox")
+    """The folder with what starts the interpreters of sandboxes, made if it is missing; nobody else may enter.
+
+    Raises:
+        NoSharedEngine: it cannot be made.
+        EngineUnavailable: something else is in its place, or others may enter.
+    """
+    folder = os.path.join(state_folder(), "sandbox")
+    for each in (state_folder(), folder):
+        make_private_folder(each)
+    return folder
 
 
 def user_folder(variable: str, below_home: str) -> str:
@@ -145,13 +154,12 @@ def make_private_folder(path: str) -> None:
         EngineUnavailable: something else is in its place, or others may enter.
     """
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        pass
+        with suppress(FileExistsError):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.mkdir(path, 0o700)
+        info = os.lstat(path)
     except OSError as error:
         raise NoSharedEngine(f"the folder {path} cannot be made ({error.strerror})") from error
-    info = os.lstat(path)
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
         raise EngineUnavailable(
             f"{path} is {describe_file(info)}, not a folder of yours: no engine is run there. Look at it and take it "

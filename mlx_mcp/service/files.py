@@ -173,8 +173,8 @@ class FileReader:
             if inside:
                 return inside
         raise InvalidRequest(
-            f"No file matches {shown(pattern)} in {', '.join(map(str, self._roots))}. Names that begin with a dot, and "
-            "links to folders, are left out."
+            f"No file matches {shown(pattern)} in {', '.join(map(str, self._roots))}. Give another pattern, or the "
+            "path; names that begin with a dot, and links to folders, are left out."
         )
 
     def _tops(self) -> list[Path]:

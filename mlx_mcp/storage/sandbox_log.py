@@ -271,13 +271,13 @@ def _facts_of(said: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         KeyError: one is missing.
-        TypeError: one is of another type.
+        Unsound: one is of another type.
     """
     for name, hint in FACTS.items():
         kinds = (int, float) if hint is float else (get_origin(hint) or hint,)
         texts = said[name].items() if get_args(hint) else ()
         if type(said[name]) not in kinds or any(type(part) is not str for pair in texts for part in pair):
-            raise TypeError(name)
+            raise Unsound(f"{name} is of another type")
     return {name: said[name] for name in FACTS}
 
 

@@ -55,7 +55,7 @@ def add_sandbox_resources(server: MCPServer[Any], service: Service, sandboxes: S
     async def trajectory(id: str) -> str:
         """What was run in a sandbox of yours, by handle or name: code, the beginning of the output, how it ended."""
         asked = await found(id)
-        journal = (await sandboxes.keeping.state_of(asked)).journal
+        journal = await sandboxes.keeping.journal_of(asked)
         runs = [as_markdown(number, cell) for number, cell in enumerate(journal.cells(), 1)]
         head = f"# Sandbox {asked.name or asked.sandbox_id}\n"
         return "\n".join([head if journal.is_whole else f"{head}\n{LEFT_OUT}\n", *runs])

@@ -61,6 +61,14 @@ class PersistArguments(LongArguments):
     version: Annotated[str, Field(description="Keep a snapshot under this name too, for fork_session.")] = ""
 
 
+class ListArguments(Arguments):
+    """Of `list_sessions`."""
+
+    text: Annotated[
+        str, Field(max_length=1000, description="Only those in which this was said; of sandboxes, in code or output.")
+    ] = ""
+
+
 class CloseArguments(Arguments):
     """Of `close_session`."""
 

@@ -8,11 +8,16 @@ from mcp.server.mcpserver import Context as ToolContext
 from mcp_types import CallToolResult
 from pydantic import BaseModel
 
-from mlx_mcp.api.mcp.arguments import Arguments
 from mlx_mcp.api.mcp.calls import ToolSet, translated
 from mlx_mcp.api.mcp.consent import may_remove
 from mlx_mcp.api.mcp.results import reply
-from mlx_mcp.api.mcp.session_arguments import CloseArguments, CreateArguments, ForkArguments, PersistArguments
+from mlx_mcp.api.mcp.session_arguments import (
+    CloseArguments,
+    CreateArguments,
+    ForkArguments,
+    ListArguments,
+    PersistArguments,
+)
 from mlx_mcp.api.mcp.workflow_results import Forked, Held, Kept, closed_with, forked, held_list, kept
 from mlx_mcp.api.web.results import Closed, NewSession
 from mlx_mcp.api.web.translate import closed_list, forks, new_session, persisted, session_list
@@ -28,6 +33,8 @@ from mlx_mcp.service.sessions import (
     list_sessions,
     persist_session,
 )
+from mlx_mcp.service.transcripts import MAX_SEARCHED, said_in_them
+from mlx_mcp.workflows.sandbox.reading import run_in_them
 from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes
 
 
@@ -107,10 +114,11 @@ class SessionTools(ToolSet):
         return await self._long(ctx, given, "persist_session", work)
 
     @translated
-    async def list_sessions(self, given: Arguments, ctx: ToolContext) -> Annotated[CallToolResult, Held]:
+    async def list_sessions(self, given: ListArguments, ctx: ToolContext) -> Annotated[CallToolResult, Held]:
         """List your sessions and sandboxes, the ones used last first; beyond 100 they are counted in not_shown.
 
-        Call it to find a handle again, or to see what can be closed. Returns {sessions: [{session, name, model, tokens,
+        Call it to find a handle again, by a `text` that was said there (of the 200 used last of either kind), or to see
+        what can be closed. Returns {sessions: [{session, name, model, tokens,
         cached_tokens, busy, pinned, ephemeral, idle_s, expires_in_s, parent, persisted, versions}]}: cached_tokens are
         in memory now, busy means that a turn is under way; and sandboxes: [{sandbox, name, variables, remembered, …}].
         """
@@ -118,7 +126,12 @@ class SessionTools(ToolSet):
         infos = await list_sessions(self._service, caller)
         known = await self._known()
         await known.expire(self._service)
-        return reply(held_list(session_list(infos), known.infos(caller.tenant)))
+        held = known.infos(caller.tenant)
+        if given.text:
+            infos = await said_in_them(self._service, caller, infos, given.text)
+            used_last = [known.get(caller.tenant, info.sandbox_id) for info in held[:MAX_SEARCHED]]
+            held = [known.info(each) for each in await run_in_them(known.keeping, used_last, given.text)]
+        return reply(held_list(session_list(infos), held))
 
     @translated
     async def close_session(self, given: CloseArguments, ctx: ToolContext) -> Annotated[CallToolResult, Closed]:

@@ -40,7 +40,7 @@ There are no files, no network and no packages; re, json, math, datetime, iterto
 LOOK = {
     "context": "print(len(context), context[:500])",
     "files": "for name, text in list(files.items())[:20]:\n    print(name, len(text), text[:80])",
-    "": "show_vars()",
+    "": "print(show_vars())",
 }
 BEGIN = "Begin. Reply with one line and one block of code."
 EXTRACT = (

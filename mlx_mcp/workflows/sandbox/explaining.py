@@ -12,6 +12,7 @@ ASKED = (
     "are those of before"
 )
 
+MAX_CHARS = 2000  # of a message: a program may put anything into its exceptions
 # "Type: message" → what to write instead, the first that is found; `{1}` is the first group.
 HINTS: tuple[tuple[str, str], ...] = (
     (
@@ -89,12 +90,15 @@ HINTS: tuple[tuple[str, str], ...] = (
 
 def explain(type_name: str, message: str, line: int | None) -> ProgramError:
     """The exception with a hint. `line` counts from 1 in `code`, as it was sent."""
-    if message.startswith("\x1e"):  # an exception of the program's own (`inside/objects.py`)
+    if message.count("\x1e") >= 2 and message.startswith(
+        "\x1e"
+    ):  # an exception of the program's own (`inside/objects.py`)
         _, type_name, message = message.split("\x1e", 2)
-        return ProgramError(type_name, message, line, "")
+        return ProgramError(type_name[:MAX_CHARS], message[:MAX_CHARS], line, "")
+    message = message[:MAX_CHARS]
     text = f"{type_name}: {message}"
     for pattern, hint in HINTS:
-        if found := re.search(pattern, text[:2000]):
+        if found := re.search(pattern, text):
             return ProgramError(type_name, message, line, hint.format(found[0], *found.groups()))
     return ProgramError(type_name, message, line, "")
 

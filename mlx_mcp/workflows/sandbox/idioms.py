@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import ast
 import copy
+import sys
+import threading
 import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
@@ -31,8 +33,9 @@ from mlx_mcp.workflows.sandbox.explaining import explain
 from mlx_mcp.workflows.sandbox.rewriting import Rewriting
 from mlx_mcp.workflows.sandbox.runtime import ProgramError
 
-MAX_CODE_CHARS = 100_000
+MAX_CODE_CHARS = 40_000  # it is parsed in this process, in some 0.2 s at most
 MAX_NESTING = 80  # of brackets: beyond it Python's own parser may take very long
+_WARNINGS = threading.Lock()  # what is done with warnings belongs to the process, and programs are read on threads
 DEEP = ProgramError("SyntaxError", "nested too deeply", None, "Build deep values in a loop, or with json.loads.")
 
 
@@ -41,7 +44,9 @@ class Rewritten:
     """A program as the interpreter gets it, and what must run before it."""
 
     code: str
-    prelude: str
+    prelude: str = ""
+    # What is wrong with it to this Python's grammar, which may be older than the interpreter's: it is as it was then.
+    doubt: ProgramError | None = None
 
 
 class Idioms:
@@ -65,7 +70,12 @@ class Idioms:
             NotRun: it is no Python, too long, or has what can be neither run nor rewritten.
         """
         self._sent, self._written = None, code
-        tree = parsed(code)
+        try:
+            tree = parsed(code)
+        except NotRun as exc:
+            if exc.error.line is None or sys.version_info >= (3, 14):
+                raise
+            return Rewritten(code, doubt=exc.error)
         known = Known(**copy.deepcopy(asdict(self._known)))
         try:
             before = ast.dump(tree)
@@ -75,6 +85,9 @@ class Idioms:
                 self._sent, self._written = tree, ast.unparse(tree)
         except RecursionError:
             raise NotRun(DEEP) from None
+        except ValueError:  # of an integer that Python does not print, written in another base
+            hint = "Write it as a power, or make it of a text with int(text, 16)."
+            raise NotRun(ProgramError("SyntaxError", "an integer is too long", None, hint)) from None
         self._known = known
         # An interpreter that gets no statement does not take the inputs either.
         return Rewritten(self._written if tree.body else "None", prelude.source_of(rewriting.used))
@@ -107,13 +120,13 @@ def parsed(code: str) -> ast.Module:
         if depth > MAX_NESTING:
             raise NotRun(DEEP)
     try:
-        with warnings.catch_warnings():
+        with _WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes such as "\d"
             return ast.parse(code)
     except SyntaxError as exc:
         raise NotRun(explain("SyntaxError", exc.msg, exc.lineno)) from None
-    except (ValueError, RecursionError, MemoryError) as exc:
-        error = ProgramError("SyntaxError", str(exc) or "nested too deeply", None, DEEP.hint)
+    except (ValueError, RecursionError, MemoryError, SystemError) as exc:  # SystemError is a fault of Python's own
+        error = ProgramError("SyntaxError", str(exc) if isinstance(exc, ValueError) else DEEP.message, None, DEEP.hint)
         raise NotRun(error) from None
 
 

@@ -75,6 +75,18 @@ def enclose(interpreter: Path, folder: Path) -> Enclosed:
     )
 
 
+def advice(isolation: str) -> str:
+    """What a user can do where nothing is around the interpreter; "" where something is."""
+    if isolation != NOTHING or sys.platform != "linux":
+        return ""
+    if shutil.which("bwrap"):
+        return (
+            "bubblewrap is installed and does not work here: allow user namespaces (on Ubuntu, a profile of AppArmor "
+            "for bwrap does)"
+        )
+    return "install bubblewrap, and the system keeps it in as well (on Debian and Ubuntu: apt-get install bubblewrap)"
+
+
 def _enclosures(interpreter: Path) -> list[tuple[str, str]]:
     """Names and shell commands, the best first."""
     found = []

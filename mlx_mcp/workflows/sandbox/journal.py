@@ -90,7 +90,7 @@ class Journal:
         """The journal with one more cell. Inputs and answers go where they are too long, or cannot be written."""
         lines = list(self.lines)
         if self.is_whole:
-            with suppress(ValueError, TypeError, RecursionError):
+            with suppress(ValueError, RecursionError):
                 # First by a look: to write a long one takes a tenth of a second for each 20 MB.
                 if self.nbytes + num_chars((cell.inputs, cell.answers)) <= MAX_BYTES:
                     line = encoded(cell)
@@ -144,7 +144,7 @@ def asked(call: HostCall) -> str:
     """What tells a host call from others: its function, and a digest of its arguments."""
     try:
         said = json.dumps(tagged([call.args, call.kwargs])).encode()
-    except (TypeError, ValueError, RecursionError):  # whatever answers it will refuse it
+    except (ValueError, RecursionError):  # whatever answers it will refuse it
         said = b""
     return f"{call.name} {hashlib.sha256(said).hexdigest()[:32]}"
 
@@ -172,7 +172,7 @@ def encoded(cell: Cell) -> bytes:
     """A cell as a line of JSON.
 
     Raises:
-        ValueError, TypeError, RecursionError: it has values that cannot be written.
+        ValueError, RecursionError: it has values that cannot be written.
     """
     said = asdict(replace(cell, inputs={}, answers=()))
     said["inputs"] = tagged(cell.inputs)
@@ -192,7 +192,7 @@ def tagged(value: Any) -> Any:
     """A value as JSON that tells its type: lists and scalars as they are, everything else as an object of one key.
 
     Raises:
-        TypeError: no program can have such a value.
+        CannotReplay: no program can have such a value.
     """
     match value:
         case None | bool() | float() | str():
@@ -205,7 +205,7 @@ def tagged(value: Any) -> Any:
             return {"tuple": [tagged(each) for each in value]}
         case dict():
             return {"dict": [[tagged(key), tagged(each)] for key, each in value.items()]}
-    raise TypeError(type(value).__name__)
+    raise CannotReplay(f"a value of type {type(value).__name__} cannot be written")
 
 
 def untagged(said: Any) -> Any:

@@ -115,6 +115,14 @@ class Keeping:
             raise UnknownVersion(sandbox.name or sandbox.sandbox_id, version, tuple(sorted(sandbox.kept.versions)))
         return await self._load(sandbox, version)
 
+    async def journal_of(self, sandbox: Sandbox) -> Journal:
+        """What was run in a sandbox. One that is on disk only stays there.
+
+        Raises:
+            StorageError: it is damaged, or cannot be read.
+        """
+        return (await self._load(sandbox, "")).journal if sandbox.kept.unread else sandbox.state.journal
+
     async def _load(self, sandbox: Sandbox, version: str) -> State:
         record = await self._do(lambda log: log.load(sandbox.sandbox_id, version))
         if record is None:

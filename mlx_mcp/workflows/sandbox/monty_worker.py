@@ -10,14 +10,11 @@ task that waits for it is cancelled, and at `close`. `load` starts another one.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
-import os
 import re
-import signal
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -27,19 +24,16 @@ from mlx_mcp.workflows.sandbox.classes import NotRun
 from mlx_mcp.workflows.sandbox.explaining import ASKED, ENDED, explain, limit_reached, spoiled, too_slow
 from mlx_mcp.workflows.sandbox.idioms import Idioms
 from mlx_mcp.workflows.sandbox.isolation import Enclosed
+from mlx_mcp.workflows.sandbox.monty_process import MontyProcess, foreign_errors
 from mlx_mcp.workflows.sandbox.runtime import Ended, HostCall, Limits
 from mlx_mcp.workflows.sandbox.values import TooLarge, plain, sendable
 
 if TYPE_CHECKING:
-    from pydantic_monty import AsyncFunctionSnapshot, AsyncMonty, AsyncMontySession, CollectString, Frame, MontyError
+    from pydantic_monty import CollectString, Frame, FunctionSnapshot, MontyError, MontySession
+    from pydantic_monty import SyncSnapshot as Step
 
-# Beyond the time that a program may take: for the interpreter to notice it, and to send and receive what crosses.
-TURN_GRACE_S = 30.0
-# Each suspension is a call of the host: its caller bounds those of its own functions, MAX_ASKED bounds the others.
-MAX_SUSPENSIONS = 1_000_000_000
 MAX_ASKED = 20_000  # looks at the clock, and at names and files that are not there, in one run
 TOO_LARGE_COUNTS = 500  # as that many looks: what is too large has been read to be known as such
-MAX_RECURSION = 500
 MAX_ENTROPY_BYTES = 1 << 20
 EXCEPTION_TYPES = frozenset(
     "SystemExit TimeoutError RuntimeError ValueError TypeError KeyError OSError PermissionError FileNotFoundError "
@@ -61,10 +55,8 @@ class MontyWorker:
         """`on_close` is called with the worker when it is closed."""
         self._enclosed, self._version, self._limits, self._on_close = enclosed, version, limits, on_close
         self._functions = frozenset(functions)
-        self._pool: AsyncMonty | None = None
-        self._session: AsyncMontySession | None = None
-        self._pid: int | None = None
-        self._waiting: AsyncFunctionSnapshot | None = None
+        self._process: MontyProcess | None = None
+        self._waiting: FunctionSnapshot | None = None
         self._idioms = Idioms(self._functions)
         self._code = ""
         self._moment = 0.0
@@ -79,38 +71,12 @@ class MontyWorker:
         Raises:
             SandboxFailed: it does not start.
         """
-        import pydantic_monty
-
-        seconds = self._limits.seconds
-        self._pool = pydantic_monty.AsyncMonty(
-            binary_path=self._enclosed.ready(),
-            min_processes=0,
-            max_processes=1,
-            max_checkouts_per_worker=1,
-            request_timeout=seconds + TURN_GRACE_S,
-            feed_duration_limit_grace=TURN_GRACE_S / 2,
-        )
+        self._process = MontyProcess(self._enclosed, self._limits)
         try:
-            await self._pool.__aenter__()
-            self._session = self._pool.checkout(
-                limits={
-                    "max_feed_duration_secs": seconds,
-                    "max_memory": self._limits.memory_bytes,
-                    "max_suspensions": MAX_SUSPENSIONS,
-                    "max_recursion_depth": MAX_RECURSION,
-                },
-                os_policy={"datetime": "call_host", "random_start": "call_host", "sleep": "zero"},
-                # A failed `assert` says what it was written with, as in Python, and quotes no values.
-                assert_message_annotations=False,
-            )
-            await self._session.__aenter__()
-        except (pydantic_monty.MontyError, OSError, RuntimeError) as exc:
-            await self._end()
-            raise SandboxFailed(
-                f"The sandbox's interpreter does not start ({type(exc).__name__}). Try again; `mlx-mcp doctor` says "
-                "what is wrong if it goes on."
-            ) from exc
-        self._pid = self._session.worker_pid
+            await self._process.start()
+        except BaseException:
+            self._process = None
+            raise
 
     async def run(self, code: str, inputs: Mapping[str, Any] = {}, moment: float | None = None) -> HostCall | Ended:
         """See `Worker.run`."""
@@ -122,10 +88,13 @@ class MontyWorker:
         except NotRun as exc:
             return Ended(error=exc.error)
         if rewritten.prelude:
-            ended = await self._turn(lambda: self._feed(rewritten.prelude, {}))
+            ended = await self._feed(rewritten.prelude, {})
             if isinstance(ended, Ended) and ended.error is not None:
                 return ended
-        return await self._turn(lambda: self._feed(rewritten.code, inputs))
+        step = await self._feed(rewritten.code, inputs)
+        if rewritten.doubt and isinstance(step, Ended) and step.error is not None and step.error.type == "SyntaxError":
+            return Ended(error=rewritten.doubt)
+        return step
 
     async def answer(self, value: Any) -> HostCall | Ended:
         """See `Worker.answer`."""
@@ -139,20 +108,16 @@ class MontyWorker:
 
     async def dump(self) -> bytes:
         """See `Worker.dump`."""
-        if self._session is None:
+        if self._process is None:
             raise SandboxFailed(ENDED)
         head = {"version": self._version, "waiting": self._waiting is not None, "idioms": self._idioms.state()}
         head |= {"moment": self._moment, "num_asked": self._num_asked, "code": self._code}
+        waiting = self._waiting
         try:
-            if self._waiting is not None:
-                state = await asyncio.to_thread(self._waiting.dump)
-            else:
-                state = await self._session.dump()
-        except BaseException as exc:
+            state = await self._process.do(lambda session: session.dump() if waiting is None else waiting.dump())
+        except foreign_errors() as exc:
             await self._end()
-            if isinstance(exc, _foreign_errors()):
-                raise SandboxFailed(ENDED) from exc
-            raise
+            raise SandboxFailed(ENDED) from exc
         return json.dumps(head).encode() + b"\n" + state
 
     async def load(self, dump: bytes) -> HostCall | None:
@@ -169,32 +134,32 @@ class MontyWorker:
             )
         await self._end()
         await self.begin()
-        assert self._session is not None
+        assert self._process is not None
         self._moment, self._num_asked, self._code = found["moment"], found["num_asked"], found["code"]
         self._idioms = Idioms(self._functions, found["idioms"])
         try:
             if not found["waiting"]:
-                await self._session.load_session(state)
+                await self._process.do(lambda session: session.load_session(state))
                 return None
             self._idioms.rewrite(self._code)  # for the lines of errors that are still to come
-            self._new_output()
-            call = await self._advance(await self._session.load_snapshot(state, print_callback=self._output))
-        except BaseException as exc:
+            output = self._new_output()
+            call = await self._process.do(
+                lambda session: self._advance(session.load_snapshot(state, print_callback=output))
+            )
+        except foreign_errors() as exc:
             await self._end()
-            if isinstance(exc, _foreign_errors()):
-                raise SandboxFailed("The state of this sandbox is damaged. Begin a new sandbox.") from exc
-            raise
+            raise SandboxFailed("The state of this sandbox is damaged. Begin a new sandbox.") from exc
         assert isinstance(call, HostCall), "a program that waits for a call waits again"
         return call
 
     async def variables(self) -> dict[str, str]:
         """See `Worker.variables`."""
         assert self._waiting is None, "the variables of a program that waits are not looked at"
-        if self._session is None:
+        if self._process is None:
             return {}
         self._keep_output()
         program = f"{prelude.source_of(['_described'])}\n{prelude.DESCRIBE}"
-        ended = await self._turn(lambda: self._feed(program, {"_helpers": sorted(prelude.HELPERS)}))
+        ended = await self._feed(program, {"_helpers": sorted(prelude.HELPERS)})
         self._output = None  # a program may have put something that prints in place of what this needs, such as `len`
         if not isinstance(ended, Ended) or not isinstance(ended.value, dict):
             return {}
@@ -213,95 +178,95 @@ class MontyWorker:
 
     # -- one turn of the interpreter --
 
-    async def _feed(self, code: str, inputs: Mapping[str, Any]) -> Any:
-        assert self._session is not None
-        self._new_output()
-        return await self._session.feed_start(code, inputs=sendable(dict(inputs)), print_callback=self._output)
+    async def _feed(self, code: str, inputs: Mapping[str, Any]) -> HostCall | Ended:
+        output, given = self._new_output(), sendable(dict(inputs))
+        return await self._turn(lambda session: session.feed_start(code, inputs=given, print_callback=output))
 
     async def _resume(self, answer: Any) -> HostCall | Ended:
         waiting, self._waiting = self._waiting, None
         assert waiting is not None, "no program waits for an answer"
-        return await self._turn(lambda: waiting.resume(answer))
+        return await self._turn(lambda _: waiting.resume(answer))
 
-    async def _turn(self, begin: Callable[[], Awaitable[Any]]) -> HostCall | Ended:
+    async def _turn(self, begin: Callable[[MontySession], Step]) -> HostCall | Ended:
         """Take the program to its next host call or its end, and say how it ended."""
         from pydantic_monty import MontyCrashedError, MontyError
 
-        if self._session is None:
+        if self._process is None:
             return spoiled(ENDED)
         try:
-            return await self._advance(await begin())
+            step = await self._process.do(lambda session: self._advance(begin(session)))
         except MontyCrashedError as exc:
-            await self._end()
-            return too_slow(self._limits) if exc.timed_out else spoiled(ENDED)
+            step = too_slow(self._limits) if exc.timed_out else spoiled(ENDED)
         except MontyError as exc:
-            return await self._failed(exc)
-        except BaseException as exc:
-            # Also where the task is cancelled: what the program was doing is unknown.
+            step = self._failed(exc)
+        except RuntimeError:  # the library's word for a process that is gone
+            step = spoiled(ENDED)
+        except BaseException:
             await self._end()
-            if isinstance(exc, RuntimeError):
-                return spoiled(ENDED)
             raise
+        if isinstance(step, Ended) and step.spoiled:
+            await self._end()
+        return step
 
-    async def _advance(self, step: Any) -> HostCall | Ended:
+    # -- on the thread of the process --
+
+    def _advance(self, step: Step) -> HostCall | Ended:
         """Answer what the interpreter asks, up to a host call or the end."""
-        from pydantic_monty import AsyncFunctionSnapshot, AsyncNameLookupSnapshot, MontyComplete
+        from pydantic_monty import FunctionSnapshot, MontyComplete, NameLookupSnapshot
 
         while True:
             if isinstance(step, MontyComplete):
-                return Ended(value=await asyncio.to_thread(lambda done: _value(done.output), step))
-            if isinstance(step, AsyncFunctionSnapshot) and step.function_name in self._functions:
+                return Ended(value=_value(step.output))
+            if isinstance(step, FunctionSnapshot) and step.function_name in self._functions:
                 try:
-                    args, kwargs = await asyncio.to_thread(_arguments, step)
+                    call = HostCall(step.function_name, *_arguments(step))
                 except TooLarge as exc:
                     self._num_asked += TOO_LARGE_COUNTS
-                    step = await step.resume({"exc_type": "ValueError", "message": f"{step.function_name}(): {exc}"})
+                    step = step.resume({"exc_type": "ValueError", "message": f"{step.function_name}(): {exc}"})
                     continue
                 self._waiting = step
-                return HostCall(step.function_name, args, kwargs)
+                return call
             self._num_asked += 1
             if self._num_asked > MAX_ASKED:
-                await self._end()
                 return spoiled(ASKED)
-            if isinstance(step, AsyncFunctionSnapshot):
-                step = await self._ask(step)
-            elif isinstance(step, AsyncNameLookupSnapshot) and step.variable_name in self._functions:
-                step = await step.resume(value=_function(step.variable_name))
-            elif isinstance(step, AsyncNameLookupSnapshot):
-                step = await step.resume()
+            if isinstance(step, FunctionSnapshot):
+                step = self._asked(step)
+            elif isinstance(step, NameLookupSnapshot) and step.variable_name in self._functions:
+                step = step.resume(value=_function(step.variable_name))
+            elif isinstance(step, NameLookupSnapshot):
+                step = step.resume()
             else:
-                await self._end()
                 return spoiled(ENDED)
 
-    async def _ask(self, call: AsyncFunctionSnapshot) -> Any:
+    def _asked(self, call: FunctionSnapshot) -> Step:
         """Answer the clock and the source of random numbers; files and unknown functions are not there."""
         moment = self._moment + self._num_asked / 1000  # so that time passes, and always the same
         match call.function_name:
             case "time.time":
-                return await call.resume({"return_value": moment})
+                return call.resume({"return_value": moment})
             case "datetime.now":
                 zone = call.args[0] if call.args else None
                 now = datetime.fromtimestamp(moment, zone or UTC)
-                return await call.resume({"return_value": now if zone else now.replace(tzinfo=None)})
+                return call.resume({"return_value": now if zone else now.replace(tzinfo=None)})
             case "date.today":
-                return await call.resume({"return_value": datetime.fromtimestamp(moment, UTC).date()})
+                return call.resume({"return_value": datetime.fromtimestamp(moment, UTC).date()})
             case "os.urandom" if isinstance(size := call.args[0], int) and 0 <= size <= MAX_ENTROPY_BYTES:
                 seed = hashlib.shake_256(f"{self._moment!r} {self._num_asked}".encode())
-                return await call.resume({"return_value": seed.digest(size)})
+                return call.resume({"return_value": seed.digest(size)})
             case name if call.is_os_function:
-                return await call.resume_not_handled()
+                return call.resume_not_handled()
             case name:
-                return await call.resume({"exc_type": "NameError", "message": f"name '{name}' is not defined"})
+                return call.resume({"exc_type": "NameError", "message": f"name '{name}' is not defined"})
 
-    async def _failed(self, exc: MontyError) -> Ended:
+    # -- what becomes of it --
+
+    def _failed(self, exc: MontyError) -> Ended:
         """How a program ended by an exception of the interpreter."""
         inner = exc.exception()
         if isinstance(inner, SystemExit):
             return Ended()
         message = str(exc)
         if limit := limit_reached(inner, message, self._limits):
-            if limit.spoiled:
-                await self._end()
             return limit
         name, separator, rest = message.partition(": ")
         if not re.fullmatch(r"[A-Za-z_][\w.]*", name) or name.rpartition(".")[2] != type(inner).__name__:
@@ -320,27 +285,20 @@ class MontyWorker:
         self._printed += printed[self._num_kept :]
         self._num_kept = len(printed)
 
-    def _new_output(self) -> None:
+    def _new_output(self) -> CollectString:
         from pydantic_monty import CollectString
 
         self._keep_output()
         self._output, self._num_kept = CollectString(max_bytes=self._limits.output_chars), 0
+        return self._output
 
     async def _end(self) -> None:
         """End the process, whatever it does. `load` starts another one."""
-        pool, session, pid = self._pool, self._session, self._pid
-        self._pool = self._session = self._pid = self._waiting = None
+        process, self._process, self._waiting = self._process, None, None
+        if process is not None:
+            await process.end()
         self._keep_output()
         self._output, self._num_kept = None, 0
-        if pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(*_foreign_errors()):
-            if session is not None:
-                await session.__aexit__(None, None, None)
-        with contextlib.suppress(*_foreign_errors()):
-            if pool is not None:
-                await pool.__aexit__(None, None, None)
 
 
 def _value(value: Any) -> Any:
@@ -351,7 +309,7 @@ def _value(value: Any) -> Any:
         return f"<{type(value).__name__}: {exc}>"
 
 
-def _arguments(step: AsyncFunctionSnapshot) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _arguments(step: FunctionSnapshot) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return tuple(map(plain, step.args)), {name: plain(each) for name, each in step.kwargs.items()}
 
 
@@ -363,10 +321,3 @@ def _function(name: str) -> Callable[..., None]:
 
     function.__name__ = name
     return function
-
-
-def _foreign_errors() -> tuple[type[Exception], ...]:
-    """What the interpreter's library raises where its process is gone or what it was given makes no sense."""
-    from pydantic_monty import MontyError
-
-    return (MontyError, RuntimeError, OSError, ValueError, TypeError)

@@ -1,13 +1,16 @@
-"""Reads one variable of a kept state, in a worker of its own, so that a run that goes on is not disturbed."""
+"""Reads kept states: one variable, in a worker of its own, so that no run is disturbed; and what the runs said."""
 
 from __future__ import annotations
 
 import keyword
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from mlx_mcp.errors import InvalidRequest
+from mlx_mcp.errors import InvalidRequest, StorageError
+from mlx_mcp.workflows.sandbox.keeping import Keeping
 from mlx_mcp.workflows.sandbox.runtime import Ended, Limits, Runtime
-from mlx_mcp.workflows.sandbox.sandbox import State, end, loaded
+from mlx_mcp.workflows.sandbox.sandbox import Sandbox, State, end, loaded
 
 
 async def value_of(runtime: Runtime, state: State, variable: str) -> Any:
@@ -38,3 +41,17 @@ async def value_of(runtime: Runtime, state: State, variable: str) -> Any:
             "sandbox put a part of it into another variable, and read that."
         )
     return ended.value
+
+
+async def run_in_them(keeping: Keeping, sandboxes: Sequence[Sandbox], text: str) -> list[Sandbox]:
+    """Those of the sandboxes whose programs, or what these printed first, have a text, capitals or not.
+
+    What cannot be read does not count.
+    """
+    wanted, found = text.casefold(), []
+    for sandbox in sandboxes:
+        with suppress(StorageError):
+            cells = (await keeping.journal_of(sandbox)).cells()
+            if any(wanted in said.casefold() for cell in cells for said in (cell.code, cell.output)):
+                found.append(sandbox)
+    return found

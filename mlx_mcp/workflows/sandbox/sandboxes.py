@@ -42,7 +42,7 @@ MAX_STATE_BYTES = 2 << 30
 IDLE_S = 600.0
 TTL_S = 86_400.0
 FULL_RETRY_S = 60.0
-CLOSED = "The sandbox was closed while its program ran. sandbox_run without `sandbox` makes another."
+CLOSED = "The sandbox was closed while its program ran. Run it in another: call sandbox_run without `sandbox`."
 
 
 @dataclass(frozen=True)

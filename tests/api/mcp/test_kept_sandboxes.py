@@ -141,6 +141,31 @@ async def test_the_resources_show_what_there_is_and_what_was_run(engine: EngineC
     await sandboxes.end()
 
 
+async def test_sessions_and_sandboxes_are_found_by_what_was_said_in_them(
+    engine: EngineClient, sandboxes: Sandboxes
+) -> None:
+    async with connect(engine, sandboxes) as client:
+        one = await call(client, "create_session", system="The badge of Alice is 771.")
+        await call(client, "create_session", system="The badge of Bob is 208.")
+        await call(client, "persist_session", session=one["session"])
+        mail = (await call(client, "sandbox_run", code="counts", name="mail"))["sandbox"]
+        await call(client, "sandbox_run", code="fails")
+
+        async def found(text: str) -> list[str]:
+            listed = await call(client, "list_sessions", text=text)
+            assert "not_shown" not in listed
+            sessions = [each["session"] for each in listed["sessions"]]
+            return sessions + [each["sandbox"] for each in listed.get("sandboxes", [])]
+
+        assert await found("of ALICE") == [one["session"]]
+        assert await found("N is 1") == [mail]
+        assert await found("COUNTS") == [mail]
+        assert await found("CANARY") == [], "what a model was asked is not looked at"
+        assert len(await found("f")) == 3
+        assert await found("nobody said that") == []
+    await sandboxes.end()
+
+
 async def test_in_the_next_process_tools_and_resources_find_what_was_kept(
     engine: EngineClient, sandboxes: Sandboxes, tmp_path: Path
 ) -> None:

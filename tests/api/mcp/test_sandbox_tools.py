@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.service import Service
 from mlx_mcp.workflows.sandbox.runtime import HostCall
-from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes
+from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, closing, runtime_in
 from tests.fakes import FakeLoader, fake_client
 from tests.workflows.fakes import FakeRuntime, Spoil
 
@@ -262,3 +263,40 @@ async def test_a_run_that_takes_long_tells_how_many_answers_there_are_and_can_be
         listed = await call(client, "list_sessions")
         assert [each["busy"] for each in listed["sandboxes"]] == [False]
         assert (await run(client, sandbox=made["sandbox"]))["remembered"] == ["text"]
+
+
+CAUGHT = """
+try:
+    answers = llm_query_batched(["a", "b", "c"])
+except RuntimeError as error:
+    print(error)
+after = 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "told"),
+    [
+        ("x = 1\nwhile True: pass", {"python_s": 0.2}, "TimeoutError: the program ran for more than 0.2 s"),
+        ("x = 1\ny = ['a' * 1000 for _ in range(100_000)]", {"memory_mb": 16}, "MemoryError"),
+        (CAUGHT, {"max_calls": 2}, "These are 3 calls, and this run may make 2 more (of 2). Ask fewer"),
+        (CAUGHT, {"max_tokens_in_all": 0}, "had 0 tokens computed and written, and may have 0. Ask fewer or shorter"),
+        (CAUGHT, {"timeout_s": 1e-9}, "This run has used the 1e-09 s that it may take. Ask fewer, or run again"),
+        ("for i in range(30): print('a' * 100_000)", {"output_chars": 100}, "characters are left out: print less"),
+    ],
+)
+async def test_each_budget_of_a_run_ends_it_and_is_named(
+    engine: EngineClient, tmp_path: Path, code: str, options: dict[str, Any], told: str
+) -> None:
+    service, sandboxes = Service(engine, Registry(None)), Sandboxes(partial(runtime_in, tmp_path))
+    async with closing(sandboxes), Client(build_server(service, sandboxes=sandboxes)) as client:
+        made = await run(client, "before = 1")
+        ran = await run(client, code, sandbox=made["sandbox"], options=options)
+        error = ran.get("error", {"type": "", "message": ""})
+        assert told in f"{error['type']}: {error['message']}\n{ran.get('output')}"
+        rolled_back = "The variables are as they were before this run." in ran.get("note", "")
+        assert rolled_back is bool({"python_s", "memory_mb"} & options.keys())
+        assert ("after" in ran["variables"]) is (code is CAUGHT)
+        assert "x" not in ran["variables"]
+        assert len(ran.get("output") or "") < 1000
+        assert (await run(client, "before + 1", sandbox=made["sandbox"]))["value"] == 2

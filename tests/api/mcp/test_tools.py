@@ -225,8 +225,14 @@ async def test_text_that_reads_as_json_stays_text_and_null_is_as_good_as_nothing
         ({"queue": True, "keep": True}, "`queue`"),
         ({"tool_choice": "required"}, "there are no tools"),
         ({"reasoning_budget": -1}, "reasoning_budget"),
-        ({"messages": [{"role": "assistant", "tool_calls": [{"name": "f"}]}]}, 'This is no call: {"name": "f"}'),
-        ({"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[]"}]}]}, "This is no call"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"name": "f"}]}]},
+            'no call: {"name": "f"}; write it as it came',
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[]"}]}]},
+            "it as it came in `tool_calls`",
+        ),
         ({"messages": [{"role": "tool", "name": "f", "content": "x"}]}, "right after the answer that asked for it"),
     ],
 )

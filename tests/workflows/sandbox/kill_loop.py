@@ -66,9 +66,14 @@ class Watched:
 
     def kill(self) -> None:
         """End the process, as the system would."""
-        pid = self.worker._pid
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
+        os.kill(self.pid, signal.SIGKILL)
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self.worker._process is not None
+        assert self.worker._process._pid is not None
+        return self.worker._process._pid
 
     async def run(self, code: str, inputs: Mapping[str, Any] = {}, moment: float | None = None) -> HostCall | Ended:
         return self._seen(await self.worker.run(code, inputs, moment))
@@ -124,7 +129,7 @@ async def live(folder: Path, seed: int, pipe: int) -> None:
         nonlocal num
         num += 1
         if kills.get(num) == "server":
-            os.write(pipe, f"pid {worker.worker._pid}\nkilled server\n".encode())
+            os.write(pipe, f"pid {worker.pid}\nkilled server\n".encode())
             os.kill(os.getpid(), signal.SIGKILL)
         if kills.get(num) == "worker":
             os.write(pipe, b"killed worker\n")

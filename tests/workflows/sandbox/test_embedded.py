@@ -36,13 +36,14 @@ submit({"sum": sum(badges), "most": max(badges), "num": len(badges)})
 
 
 def a_text(rng: random.Random, num_chars: int) -> tuple[str, dict[str, int]]:
-    """A text of that length which tells the badges of some people among other things; and these badges."""
+    """A text of that length which tells the badges of some people among other things, and at its end; and these."""
     badges = {name: rng.randrange(100, 1000) for name in rng.sample(NAMES, NUM_NAMES)}
-    told = [f"{name}'s badge is {badge}." for name, badge in badges.items()] * TIMES
-    while sum(map(len, told)) + len(told) < num_chars:
+    facts = [f"{name}'s badge is {badge}." for name, badge in badges.items()]
+    told = facts * (TIMES - 1)
+    while len(" ".join([*told, *facts])) < num_chars:
         told.append(a_filler(rng))
     rng.shuffle(told)
-    return " ".join(told), badges
+    return " ".join([*told, *facts]), badges
 
 
 @pytest.mark.parametrize(

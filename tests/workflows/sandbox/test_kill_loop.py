@@ -10,7 +10,7 @@ import pytest
 from tests.effort import drawn, seconds
 
 ROOT = Path(__file__).parents[3]
-NUM_KILLS = drawn(60)
+NUM_KILLS = drawn(10, least=4)  # 500 in `make campaign`
 
 
 @pytest.mark.timeout(seconds(600))
@@ -20,4 +20,4 @@ def test_no_kill_loses_a_run_that_was_answered_and_a_replay_asks_nobody() -> Non
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["violations"] == []
-    assert min(report["killed"].values()) >= NUM_KILLS / 4
+    assert min(report["killed"].values()) >= max(1, NUM_KILLS // 4)

@@ -1,0 +1,104 @@
+"""Programs that want out of the sandbox, or want everything there is: each ends in its limits, and gets nothing.
+
+60 in `make test`, 10,000 in `make campaign`. Meanwhile another worker's programs go on.
+"""
+
+import asyncio
+import json
+import os
+import random
+import secrets
+import socket
+from pathlib import Path
+
+import pytest
+
+from mlx_mcp.workflows.sandbox.runtime import Ended, HostCall, Limits
+from tests.effort import drawn, seconds
+from tests.workflows.sandbox.hostile import COLLECTED, drawn_program
+from tests.workflows.sandbox.running import run, started
+
+NUM = drawn(200, least=60)
+SEED = int(os.environ.get("HOSTILE_SEED", "0"))
+LIMITS = Limits(seconds=0.1, memory_bytes=48 << 20, output_chars=50_000)
+MAX_CALLS = 30  # of the host, in one program: whoever drives a sandbox has a budget
+WAIT_S = 60.0  # for one program on a busy machine
+ANSWERS = ("yes", None, 3, {"a": [1, "\ud800"]}, "x" * 100_000, [None] * 1000)
+
+
+class Outside:
+    """A file and a port that no program may reach, and what is known of them afterwards."""
+
+    def __init__(self, folder: Path) -> None:
+        self.secret = secrets.token_hex(16)
+        self.file = folder / "canary"
+        self.file.write_text(self.secret)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener.setblocking(False)
+
+    def named_in(self, program: str) -> str:
+        return program.replace("CANARY", str(self.file)).replace("PORT", str(self.listener.getsockname()[1]))
+
+    def check(self) -> None:
+        assert self.file.read_text() == self.secret
+        with pytest.raises(BlockingIOError):
+            self.listener.accept()
+
+
+@pytest.fixture
+def outside(tmp_path):
+    outside = Outside(tmp_path)
+    yield outside
+    outside.listener.close()
+
+
+@pytest.mark.timeout(seconds(120))
+async def test_no_hostile_program_gets_out_or_goes_on_and_others_do(outside):
+    rng = random.Random(f"hostile {SEED}")
+    programs = rng.sample(COLLECTED, min(NUM // 2, len(COLLECTED)))
+    programs = [outside.named_in(each) for each in programs + [drawn_program(rng) for _ in range(NUM - len(programs))]]
+    waiting = iter(programs)
+    going = True
+
+    async def attack() -> None:
+        for program in waiting:
+            async with started(LIMITS) as worker:
+                await attacked(worker, program, outside)
+
+    async def go_on() -> int:
+        async with started(LIMITS) as worker:
+            await run(worker, "n = 0")
+            count = 0
+            while going:
+                ended = await asyncio.wait_for(run(worker, "n += 1\nn"), WAIT_S)
+                count += 1
+                assert ended == Ended(value=count)
+                await asyncio.sleep(0)
+            return count
+
+    other = asyncio.ensure_future(go_on())
+    await asyncio.gather(attack(), attack())
+    going = False
+    assert await other > 0
+    outside.check()
+
+
+async def attacked(worker, program: str, outside: Outside) -> None:
+    """One program, which ends by itself, by a limit, or by its driver's patience; and it has learnt nothing."""
+    step = await asyncio.wait_for(worker.run(program, {"files": {"a.txt": "a\n"}}, 0.0), WAIT_S)
+    for number in range(MAX_CALLS):
+        if not isinstance(step, HostCall):
+            break
+        assert outside.secret not in repr((step.args, step.kwargs)), program[:500]
+        answered = worker.refuse("SystemExit", "") if step.name == "submit" else worker.answer(ANSWERS[number % 6])
+        step = await asyncio.wait_for(answered, WAIT_S)
+    printed = worker.take_output()
+    assert len(printed) <= LIMITS.output_chars, program[:500]
+    assert outside.secret not in printed, program[:500]
+    if isinstance(step, Ended):
+        told = json.dumps(step.value) + repr(step.error)
+        assert outside.secret not in told, program[:500]
+        assert len(told) < 1_000_000, program[:500]
+        if not step.spoiled:
+            shown = await asyncio.wait_for(worker.variables(), WAIT_S)
+            assert outside.secret not in repr(shown), program[:500]
