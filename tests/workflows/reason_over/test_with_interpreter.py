@@ -1,6 +1,7 @@
 """The programs of ours, and a scripted model's, in the real interpreter."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -115,6 +116,34 @@ async def test_a_model_that_writes_programs_sees_real_errors_and_hints(house):
     )
     assert (made.answer.value, made.answer.stopped) == ({"who": "Orla"}, Stopped.SUBMITTED)
     assert [step.error for step in made.answer.steps] == ["NameError", "", ""]
+
+
+async def test_a_program_asks_a_question_over_a_text_of_its_own(house):
+    """Two levels deep, each in a worker of its own; the inner one has no such function."""
+    outer = "\n".join(
+        [
+            "part = context.split('\\n')[230:240]",
+            "found = rlm_query('Which line?', '\\n'.join(part))",
+            "submit({'who': found})",
+        ]
+    )
+    inner = "\n".join(
+        [
+            "try:",
+            "    rlm_query('x', 'y')",
+            "except NameError as error:",
+            "    submit(context.split('\\n')[7])",
+        ]
+    )
+
+    def says(text):
+        code = inner if "The question: Which line?" in text else outer
+        return f"I go.\n```python\n{code}\n```"
+
+    asked = replace(replaced(Strategy.FREE), depth=2)
+    made = await house(asked, says, context="\n".join(LINES))
+    assert (made.answer.value, made.answer.stopped) == ({"who": LINES[237]}, Stopped.SUBMITTED)
+    assert made.counts.calls == 4
 
 
 def replaced(strategy, budget=None):
