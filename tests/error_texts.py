@@ -65,6 +65,9 @@ INSIDE = {
     "next": "one branch's error, which is made elsewhere",
     "Failed": "of `text_processes`: caught by the caller; the engine's holds an error that is made elsewhere",
     "TemplateError": "raised for a template in its own process; `chat_template` says what to do",
+    "NotRun": "a program's error and hint, made elsewhere; tests/workflows/sandbox looks at each",
+    "TooLarge": "becomes a program's ValueError, or a text in place of its value",
+    "RuntimeError": "of `MontyProcess`: caught as what the interpreter's library raises",
     "SecurityError": "raised for a template in its own process; `chat_template` says what to do",
 }
 MAKERS = OURS | PROTOCOL | PARTS.keys()
@@ -126,7 +129,9 @@ class Package:
     """All sources, and the texts of errors in them."""
 
     def __init__(self, folder: Path) -> None:
-        self.modules = [Module(path) for path in sorted(folder.rglob("*.py"))]
+        # What runs in a sandbox alone raises what Python raises there.
+        paths = [path for path in folder.rglob("*.py") if path.parts[-3:-1] != ("sandbox", "inside")]
+        self.modules = [Module(path) for path in sorted(paths)]
         self.constants: dict[str, list[ast.expr]] = {}
         for module in self.modules:
             for name, values in module.constants.items():

@@ -16,7 +16,8 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 # The log is of other days.
 DOCUMENTS = [path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")] if path.name != "log.md"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-COMES_WITH = {"mcp_types": "mcp"}  # a part of the other, in a distribution of its own
+# A part of the other, in a distribution of its own.
+COMES_WITH = {"mcp_types": "mcp", "pydantic_monty": "pydantic-monty"}
 
 
 def imported(folder):

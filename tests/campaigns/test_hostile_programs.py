@@ -20,7 +20,7 @@ from tests.workflows.sandbox.running import run, started
 
 NUM = drawn(200, least=60)
 SEED = int(os.environ.get("HOSTILE_SEED", "0"))
-LIMITS = Limits(seconds=0.1, memory_bytes=48 << 20, output_chars=50_000)
+LIMITS = Limits(seconds=0.05, memory_bytes=48 << 20, output_chars=50_000)
 MAX_CALLS = 30  # of the host, in one program: whoever drives a sandbox has a budget
 WAIT_S = 60.0  # for one program on a busy machine
 ANSWERS = ("yes", None, 3, {"a": [1, "\ud800"]}, "x" * 100_000, [None] * 1000)
@@ -96,9 +96,9 @@ async def attacked(worker, program: str, outside: Outside) -> None:
     assert len(printed) <= LIMITS.output_chars, program[:500]
     assert outside.secret not in printed, program[:500]
     if isinstance(step, Ended):
-        told = json.dumps(step.value) + repr(step.error)
-        assert outside.secret not in told, program[:500]
-        assert len(told) < 1_000_000, program[:500]
+        assert outside.secret not in json.dumps(step.value), program[:500]
+        assert outside.secret not in repr(step.error), program[:500]
+        assert len(repr(step.error)) < 10_000, program[:500]
         if not step.spoiled:
             shown = await asyncio.wait_for(worker.variables(), WAIT_S)
             assert outside.secret not in repr(shown), program[:500]

@@ -28,6 +28,12 @@ EXCEPTIONS = frozenset(
 )
 DECORATORS = {"staticmethod": "static", "classmethod": "class", "property": "property", "cached_property": "property"}
 DROPPED = frozenset("abstractmethod override final unique total_ordering runtime_checkable".split())
+# Methods of built-in values, which the interpreter can call but not pass on.
+METHODS = frozenset(
+    "get index count append add items keys values pop lower upper strip lstrip rstrip title split splitlines "
+    "startswith endswith isdigit isalpha isupper islower isspace format join find replace casefold search match "
+    "findall group sub".split()
+)
 # Methods that the interpreter never calls, so that a class would silently not do what it says.
 IGNORED = frozenset("__bool__ __getattr__ __getattribute__ __setattr__ __new__ __format__ __del__ __delitem__".split())
 
@@ -75,6 +81,8 @@ class ClassRewriting(ast.NodeTransformer):
                 self._learn(node)
         classes = known.classes.values()
         self._kinds = {name for each in classes for name in each["kinds"]}
+        called = {name for each in classes for name, kind in each["kinds"].items() if kind != "property"}
+        self.properties = self._kinds - called
         self._has_errors = any(each["error"] for each in classes)
         self._has_bases = any(each["bases"] for each in classes)
         self._has_len = any("__len__" in each["members"] for each in classes) or "_Enumeration" in known.classes
@@ -139,9 +147,8 @@ class ClassRewriting(ast.NodeTransformer):
         outer, self._class = self._class, node.name
         node.body = [self._member(each) for each in node.body]
         self._class = outer
-        is_dataclass = any(_last(each) == "dataclass" for each in node.decorator_list)
         node.decorator_list = [self.visit(each) for each in node.decorator_list if _last(each) not in DROPPED]
-        if is_dataclass:
+        if any(_last(each) == "dataclass" for each in node.decorator_list):
             inherited = known["fields"][: len(known["fields"]) - sum(isinstance(e, ast.AnnAssign) for e in node.body)]
             node.body = [*(ast.parse(each).body[0] for each in inherited), *node.body]
             own |= {name for each in node.body for name in _defined(each)}
@@ -180,6 +187,9 @@ class ClassRewriting(ast.NodeTransformer):
             for each in node.decorator_list:
                 if _last(each) in ("setter", "deleter"):
                     raise _not_run(f"{node.name} has a setter", node, f"Write a method set_{node.name}, and call it.")
+                if _last(each) in ("staticmethod", "classmethod") and node.name in METHODS:
+                    hint = "Give it another name, for instance from_text or make."
+                    raise _not_run(f"{node.name} is a method of built-in values too", node, hint)
             node.decorator_list = [e for e in node.decorator_list if _last(e) not in DROPPED | DECORATORS.keys()]
         return self.visit(node)
 

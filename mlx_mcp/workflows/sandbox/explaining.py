@@ -45,11 +45,11 @@ HINTS: tuple[tuple[str, str], ...] = (
         "Ask first, then sort: keys = llm_query_batched([...]); sorted(zip(keys, items)). No function of the host "
         "can be called within key=, or within a method like __repr__ or __eq__.",
     ),
+    (r"dataclass\(\) does not yet support the (\w+) option", "Leave out {1}=; sort with key=, for instance."),
     (r"does not yet support (yield|async)", "Collect the values in a list, and return that."),
     (r"class inheritance and metaclasses", "Write a class without bases, or keep the other object in an attribute."),
     (r"method decorators", "Write a plain method, or a function beside the class."),
-    (r"does not yet support (the )?(.+)", "Write it without {2}."),
-    (r"dataclass\(\) does not yet support the (\w+) option", "Leave out {1}=; sort with key=, for instance."),
+    (r"does not yet support (?:the )?(.+)", "Write it without {1}."),
     (r"can't be awaited", "Functions of the host are called without await."),
     (r"'list' object is not an iterator", "Use next(iter(values), default)."),
     (

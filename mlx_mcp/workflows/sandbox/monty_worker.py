@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from pydantic_monty import CollectString, Frame, FunctionSnapshot, MontyError, MontySession
     from pydantic_monty import SyncSnapshot as Step
 
-MAX_ASKED = 20_000  # looks at the clock, and at names and files that are not there, in one run
-TOO_LARGE_COUNTS = 500  # as that many looks: what is too large has been read to be known as such
+MAX_ASKED = 10_000  # looks at the clock, and at names and files that are not there, in one run
+TOO_LARGE_COUNTS = 250  # as that many looks: what is too large has been read to be known as such
 MAX_ENTROPY_BYTES = 1 << 20
 EXCEPTION_TYPES = frozenset(
     "SystemExit TimeoutError RuntimeError ValueError TypeError KeyError OSError PermissionError FileNotFoundError "
@@ -127,7 +127,7 @@ class MontyWorker:
             found = json.loads(head)
             version = str(found["version"])
         except (ValueError, KeyError, TypeError) as exc:
-            raise SandboxFailed("This is no state of a sandbox. Begin a new sandbox.") from exc
+            raise SandboxFailed("What was given is not the state of a sandbox. Begin a new sandbox.") from exc
         if version != self._version:
             raise SandboxFailed(
                 f"This state was kept by {version[:80]!r}, and this is {self._version!r}. Run its programs again."
@@ -230,33 +230,13 @@ class MontyWorker:
             if self._num_asked > MAX_ASKED:
                 return spoiled(ASKED)
             if isinstance(step, FunctionSnapshot):
-                step = self._asked(step)
+                step = _asked(step, self._moment, self._num_asked)
             elif isinstance(step, NameLookupSnapshot) and step.variable_name in self._functions:
                 step = step.resume(value=_function(step.variable_name))
             elif isinstance(step, NameLookupSnapshot):
                 step = step.resume()
             else:
                 return spoiled(ENDED)
-
-    def _asked(self, call: FunctionSnapshot) -> Step:
-        """Answer the clock and the source of random numbers; files and unknown functions are not there."""
-        moment = self._moment + self._num_asked / 1000  # so that time passes, and always the same
-        match call.function_name:
-            case "time.time":
-                return call.resume({"return_value": moment})
-            case "datetime.now":
-                zone = call.args[0] if call.args else None
-                now = datetime.fromtimestamp(moment, zone or UTC)
-                return call.resume({"return_value": now if zone else now.replace(tzinfo=None)})
-            case "date.today":
-                return call.resume({"return_value": datetime.fromtimestamp(moment, UTC).date()})
-            case "os.urandom" if isinstance(size := call.args[0], int) and 0 <= size <= MAX_ENTROPY_BYTES:
-                seed = hashlib.shake_256(f"{self._moment!r} {self._num_asked}".encode())
-                return call.resume({"return_value": seed.digest(size)})
-            case name if call.is_os_function:
-                return call.resume_not_handled()
-            case name:
-                return call.resume({"exc_type": "NameError", "message": f"name '{name}' is not defined"})
 
     # -- what becomes of it --
 
@@ -299,6 +279,27 @@ class MontyWorker:
             await process.end()
         self._keep_output()
         self._output, self._num_kept = None, 0
+
+
+def _asked(call: FunctionSnapshot, start: float, number: int) -> Step:
+    """Answer the clock and the source of random numbers; files and unknown functions are not there."""
+    moment = start + number / 1000  # so that time passes, and always the same
+    match call.function_name:
+        case "time.time":
+            return call.resume({"return_value": moment})
+        case "datetime.now":
+            zone = call.args[0] if call.args else None
+            now = datetime.fromtimestamp(moment, zone or UTC)
+            return call.resume({"return_value": now if zone else now.replace(tzinfo=None)})
+        case "date.today":
+            return call.resume({"return_value": datetime.fromtimestamp(moment, UTC).date()})
+        case "os.urandom" if isinstance(size := call.args[0], int) and 0 <= size <= MAX_ENTROPY_BYTES:
+            seed = hashlib.shake_256(f"{start!r} {number}".encode())
+            return call.resume({"return_value": seed.digest(size)})
+        case name if call.is_os_function:
+            return call.resume_not_handled()
+        case name:
+            return call.resume({"exc_type": "NameError", "message": f"name '{name}' is not defined"})
 
 
 def _value(value: Any) -> Any:

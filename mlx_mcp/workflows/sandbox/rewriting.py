@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlx_mcp.workflows.sandbox import prelude
-from mlx_mcp.workflows.sandbox.classes import MARKERS, ClassRewriting, Known, NotRun, template
+from mlx_mcp.workflows.sandbox.classes import MARKERS, METHODS, ClassRewriting, Known, NotRun, template
 from mlx_mcp.workflows.sandbox.explaining import explain
 from mlx_mcp.workflows.sandbox.runtime import ProgramError
 
@@ -28,12 +28,6 @@ TYPING = frozenset(
 )
 TYPES = frozenset("str list dict set tuple bytes int float".split())
 CLASS_METHODS = frozenset("fromkeys fromhex from_bytes maketrans".split())
-# Methods of built-in values, which the interpreter can call but not pass on.
-METHODS = frozenset(
-    "get index count append add items keys values pop lower upper strip lstrip rstrip title split splitlines "
-    "startswith endswith isdigit isalpha isupper islower isspace format join find replace casefold search match "
-    "findall group sub".split()
-)
 # Methods that the interpreter lacks, by names that nothing else has.
 LACKED_METHODS = {"isocalendar": "_isocalendar", "fromtimestamp": "_fromtimestamp", "translate": "_translate"}
 # What takes a generator expression as the list that it is to the interpreter.
@@ -43,7 +37,7 @@ OTHER_NAMES = {"IOError": "OSError", "EnvironmentError": "OSError", "ConnectionE
 OTHER_NAMES |= {"UnicodeError": "ValueError"}
 FLAGS = {"S": "DOTALL", "M": "MULTILINE", "I": "IGNORECASE", "A": "ASCII", "U": "NOFLAG", "UNICODE": "NOFLAG"}
 GROUP = re.compile(r"(?<!\\)((?:\\\\)*)\\([1-9])")  # `\1` in the new text of a substitution
-CALLED = frozenset("map filter reduce partial sorted max min defaultdict".split())
+CALLED = frozenset("map filter reduce partial defaultdict".split())  # these take a function first
 
 
 class Rewriting(ClassRewriting):
@@ -61,7 +55,10 @@ class Rewriting(ClassRewriting):
         imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
         self._bound |= {alias.asname or alias.name for node in imports for alias in node.names}
         # Functions that do nothing but ask the model: name → the same as a lambda.
-        self._asking = {node.name: _as_lambda(node) for node in nodes if isinstance(node, ast.FunctionDef)}
+        self._asking: dict[str, ast.Lambda | None] = {}
+        for node in nodes:
+            if isinstance(node, ast.FunctionDef):
+                self._asking[node.name] = None if node.name in self._asking else _as_lambda(node)
 
     # -- names and modules --
 
@@ -153,7 +150,7 @@ class Rewriting(ClassRewriting):
             assert isinstance(func, ast.Attribute)
             func.value, node.args = node.args[0], node.args[1:]
         for each in node.keywords:
-            if each.arg in ("key", "default"):
+            if each.arg == "key":
                 each.value = self._passed_on(each.value)
         if node.args and (name in CALLED or method in CALLED):
             node.args[0] = self._passed_on(node.args[0])
@@ -161,7 +158,13 @@ class Rewriting(ClassRewriting):
             helpers = ast.Constant(" ".join(sorted(prelude.HELPERS)))
             return ast.copy_location(template("F(locals(), H.split())", F=self.part("_show_vars"), H=helpers), node)
         node = self._lacked(node)
-        self.generic_visit(node)
+        if isinstance(node.func, ast.Attribute) and node.func.attr in self.properties:
+            # What is called is hardly a property, and a method of a built-in value can be called only by its name.
+            node.func.value = self.visit(node.func.value)
+            node.args = [self.visit(each) for each in node.args]
+            node.keywords = [self.visit(each) for each in node.keywords]
+        else:
+            self.generic_visit(node)
         return self.called(node)
 
     def _passed_on(self, node: ast.expr) -> ast.expr:
@@ -209,7 +212,7 @@ class Rewriting(ClassRewriting):
         """`map(llm_query, prompts)` and its like as one batch, or None."""
         name = node.func.id if isinstance(node.func, ast.Name) else ""
         method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-        if "llm_query_batched" not in self._functions:
+        if not self._functions - self._bound >= {"llm_query", "llm_query_batched"}:
             return None
         if method == "gather" and len(node.args) == 1 and isinstance(node.args[0], ast.Starred):
             many = node.args[0].value
@@ -234,7 +237,7 @@ class Rewriting(ClassRewriting):
         """A host function has its value at once, and so has a batch."""
         self.generic_visit(node)
         called = node.value.func if isinstance(node.value, ast.Call) else None
-        if isinstance(called, ast.Name) and (called.id in self._functions or called.id.startswith("llm_")):
+        if isinstance(called, ast.Name) and called.id in self._functions - self._bound:
             return node.value
         return node
 

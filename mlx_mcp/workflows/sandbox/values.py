@@ -40,7 +40,7 @@ def sendable(value: Any, depth: int = 0) -> Any:
         if isinstance(value, list | tuple):
             each = [sendable(each, depth + 1) for each in value]
             return each if isinstance(value, list) else tuple(each)
-    return str(value)[:10_000]
+    return "…" if isinstance(value, Mapping | list | tuple) else str(value)[:10_000]
 
 
 @dataclasses.dataclass

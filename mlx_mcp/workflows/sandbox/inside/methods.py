@@ -73,6 +73,8 @@ def _str_maketrans(old, new=None, removed=""):
 
 
 def _translate(text, table):
+    if not isinstance(text, str):
+        return text.translate(table)
     found = [table.get(ord(each), each) for each in text]
     return "".join([chr(each) if isinstance(each, int) else each for each in found if each is not None])
 

@@ -44,9 +44,10 @@ class Snippet:
     printed: str | None  # what it must print, where CPython is not asked
 
 
-def read_snippets() -> list[Snippet]:
+def read_snippets(*paths: Path) -> list[Snippet]:
+    """Those of some files, or all that models write."""
     found = []
-    for path in sorted(Path(__file__).parent.glob("*.snippets")):
+    for path in paths or sorted(Path(__file__).parent.glob("*.snippets")):
         for part in path.read_text().split("#%% ")[1:]:
             name, _, code = part.partition("\n")
             printed = "".join(f"{line[3:]}\n" for line in code.splitlines() if line.startswith("#= "))
