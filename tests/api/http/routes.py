@@ -94,9 +94,9 @@ def routes(apis: Sequence[Api] = (*APIS, ECHO)) -> list[tuple[str, str]]:
     return own + sorted(set(theirs))
 
 
-def paths_with_bodies(apis: Sequence[Api] = (*APIS, ECHO)) -> list[str]:
-    """The paths that a body is posted to."""
-    theirs = [plain_path(each.path) for api in apis for each in api.endpoints if each.method == "POST" and each.takes]
+def posted_paths(apis: Sequence[Api] = (*APIS, ECHO)) -> list[str]:
+    """The paths that are posted to, whether a body is needed there or not."""
+    theirs = [plain_path(each.path) for api in apis for each in api.endpoints if each.method == "POST"]
     return ["/mcp", *sorted(set(theirs))]
 
 

@@ -21,12 +21,12 @@ from mlx_mcp.hosting.access import access_of
 from mlx_mcp.hosting.http import HttpServer
 from mlx_mcp.hosting.tls import tls_context
 from mlx_mcp.process.listener import listen
-from tests.api.http.routes import paths_with_bodies, routes, serving_all
+from tests.api.http.routes import posted_paths, routes, serving_all
 from tests.api.http.test_arrival import connected, said, trickle
 from tests.engine.test_client import until
 from tests.fakes import FakeLoader, fake_client
 
-POSTS = paths_with_bodies()
+POSTS = posted_paths()
 HEAD = b"POST %s HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 
 
