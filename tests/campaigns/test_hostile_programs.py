@@ -63,7 +63,10 @@ async def test_no_hostile_program_gets_out_or_goes_on_and_others_do(outside):
     async def attack() -> None:
         for program in waiting:
             async with started(LIMITS) as worker:
-                await attacked(worker, program, outside)
+                try:
+                    await attacked(worker, program, outside)
+                except TimeoutError:
+                    pytest.fail(f"goes on for {WAIT_S} s: {program[:2000]!r}")
 
     async def go_on() -> int:
         async with started(LIMITS) as worker:

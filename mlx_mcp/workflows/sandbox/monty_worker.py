@@ -24,7 +24,7 @@ from mlx_mcp.workflows.sandbox.classes import NotRun
 from mlx_mcp.workflows.sandbox.explaining import ASKED, ENDED, explain, limit_reached, spoiled, too_slow
 from mlx_mcp.workflows.sandbox.idioms import Idioms
 from mlx_mcp.workflows.sandbox.isolation import Enclosed
-from mlx_mcp.workflows.sandbox.monty_process import MontyProcess, foreign_errors
+from mlx_mcp.workflows.sandbox.monty_process import TURN_GRACE_S, MontyProcess, foreign_errors
 from mlx_mcp.workflows.sandbox.runtime import Ended, HostCall, Limits
 from mlx_mcp.workflows.sandbox.values import TooLarge, plain, sendable
 
@@ -214,6 +214,7 @@ class MontyWorker:
         """Answer what the interpreter asks, up to a host call or the end."""
         from pydantic_monty import FunctionSnapshot, MontyComplete, NameLookupSnapshot
 
+        deadline = time.monotonic() + self._limits.seconds + TURN_GRACE_S  # of what is asked here; it costs little time
         while True:
             if isinstance(step, MontyComplete):
                 return Ended(value=_value(step.output))
@@ -229,6 +230,8 @@ class MontyWorker:
             self._num_asked += 1
             if self._num_asked > MAX_ASKED:
                 return spoiled(ASKED)
+            if time.monotonic() > deadline:
+                return too_slow(self._limits)
             if isinstance(step, FunctionSnapshot):
                 step = _asked(step, self._moment, self._num_asked)
             elif isinstance(step, NameLookupSnapshot) and step.variable_name in self._functions:
