@@ -16,7 +16,7 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 # The log is of other days.
 DOCUMENTS = [path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")] if path.name != "log.md"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# A part of the other, in a distribution of its own.
+# Parts of the others, in distributions of their own.
 COMES_WITH = {"mcp_types": "mcp", "pydantic_monty": "pydantic-monty"}
 
 

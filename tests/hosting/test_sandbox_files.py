@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from mlx_mcp.config import Config
-from mlx_mcp.errors import ConfigError, InvalidRequest, NotOnDisk
+from mlx_mcp.errors import ConfigError, InvalidRequest, NotOnDisk, StorageError
 from mlx_mcp.hosting.sandbox_files import answer_sandbox, done
+from mlx_mcp.hosting.sandboxes import sandboxes_of
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.workflows.sandbox.runtime import HostCall
 from tests.fakes import FakeStore
@@ -110,3 +111,27 @@ async def test_the_answer_comes_over_the_socket(
     assert told[-1].keys() == expected.keys()
     [(key, value)] = expected.items()
     assert told[-1][key] == value or value in told[-1][key]
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"max_ssd_bytes": 1 << 30}, True),
+        ({"max_ssd_bytes": 0}, False),
+        ({"max_ssd_bytes": 1 << 30, "max_sandbox_disk_bytes": 0}, False),
+    ],
+)
+async def test_the_settings_say_whether_and_where_sandboxes_are_kept(
+    tmp_path: Path, settings: dict[str, int], kept: bool
+) -> None:
+    sandboxes = sandboxes_of(Config.load(store_dir=tmp_path / "store", sandbox_autosave_s=7.0, **settings))
+    assert sandboxes.keeping.options.autosave_s == 7
+    async with process(FakeRuntime(PROGRAMS), None) as server:
+        sandbox = await sandboxes.create(server.service, CALLER)
+        if kept:
+            await sandboxes.keeping.persist(server.service, CALLER, sandbox)
+        else:
+            with pytest.raises(StorageError, match="max_ssd_bytes above 0"):
+                await sandboxes.keeping.persist(server.service, CALLER, sandbox)
+    await sandboxes.end()
+    assert len(list((tmp_path / "store").glob("sandboxes/*.sandbox.safetensors"))) == kept

@@ -216,4 +216,25 @@ MUTANTS = [
         "if entry.head.ttl_s is not None and now < entry.used_at",
         "test_session_log.py::test_sessions_end_when_their_ttl_is_over",
     ),
+    fault(
+        "damaged dump of a sandbox believed",
+        "storage/sandbox_log.py",
+        "if len(part) < length or digest((part,)) != expected:",
+        "if len(part) < length:",
+        "test_sandbox_log.py::test_any_damaged_byte_is_told_and_never_read",
+    ),
+    fault(
+        "persisted sandbox makes room",
+        "storage/sandbox_log.py",
+        "if not entry.head.persisted:",
+        "if entry.head:",
+        "test_sandbox_log.py::test_what_nobody_asked_to_keep_makes_room_the_least_recently_used_first",
+    ),
+    fault(
+        "sandbox under anothers name",
+        "storage/sandbox_log.py",
+        "if self._file_name(entry.head) != name:",
+        "if not name:",
+        "test_sandbox_log.py::test_a_file_that_was_swapped_for_another_ones_is_not_read",
+    ),
 ]

@@ -307,12 +307,12 @@ def test_a_window_that_reads_no_files_says_why_and_what_to_set(root, monkeypatch
     monkeypatch.setenv("HOME", str(root))
     folder = folder and folder.format(home=root)
     with pytest.raises(InvalidRequest, match="MLX_MCP_FILE_ROOTS") as refused:
-        FileReader.of_window(roots, folder, 1000, 1000).read(["a.py"])
+        FileReader.of_window(roots, folder, 1000, 1000, 1000).read(["a.py"])
     assert words.format(home=root) in str(refused.value)
 
 
 def test_a_window_reads_its_projects_folder_or_what_was_set(root, monkeypatch):
     monkeypatch.setenv("HOME", str(root.parent))
     write(root / "src" / "b.py", "one")
-    assert "one" in FileReader.of_window(None, str(root / "src"), 1000, 1000).read(["b.py"])
-    assert "one" in FileReader.of_window((root / "src",), "/", 1000, 1000).read(["b.py"])
+    assert "one" in FileReader.of_window(None, str(root / "src"), 1000, 1000, 1000).read(["b.py"])
+    assert "one" in FileReader.of_window((root / "src",), "/", 1000, 1000, 1000).read(["b.py"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import Any
@@ -56,7 +57,8 @@ def add_sandbox_resources(server: MCPServer[Any], service: Service, sandboxes: S
         """What was run in a sandbox of yours, by handle or name: code, the beginning of the output, how it ended."""
         asked = await found(id)
         journal = await sandboxes.keeping.journal_of(asked)
-        runs = [as_markdown(number, cell) for number, cell in enumerate(journal.cells(), 1)]
+        cells = await asyncio.to_thread(list, journal.cells())  # which may have megabytes of inputs
+        runs = [as_markdown(number, cell) for number, cell in enumerate(cells, 1)]
         head = f"# Sandbox {asked.name or asked.sandbox_id}\n"
         return "\n".join([head if journal.is_whole else f"{head}\n{LEFT_OUT}\n", *runs])
 

@@ -35,13 +35,19 @@ class SandboxArguments(LongArguments):
     model: Annotated[str, Field(description="That is asked, if not the default.")] = ""
     max_calls: Annotated[
         int,
-        Field(ge=0, le=100_000, json_schema_extra=option(f"max_calls ({BUDGET.calls:,} questions to the model a run)")),
+        Field(
+            ge=0,
+            le=100_000,
+            strict=True,
+            json_schema_extra=option(f"max_calls ({BUDGET.calls:,} questions to the model a run)"),
+        ),
     ] = BUDGET.calls
     max_tokens_in_all: Annotated[
         int,
         Field(
             ge=0,
             le=10**10,
+            strict=True,
             json_schema_extra=option(f"max_tokens_in_all ({BUDGET.tokens:,} computed and written)"),
         ),
     ] = BUDGET.tokens
@@ -52,10 +58,10 @@ class SandboxArguments(LongArguments):
         float, Field(gt=0, le=600, json_schema_extra=option(f"python_s ({LIMITS.seconds:g} of Python itself)"))
     ] = LIMITS.seconds
     memory_mb: Annotated[
-        int, Field(ge=8, le=4_096, json_schema_extra=option(f"memory_mb ({LIMITS.memory_bytes // MEBI})"))
+        int, Field(ge=8, le=4_096, strict=True, json_schema_extra=option(f"memory_mb ({LIMITS.memory_bytes // MEBI})"))
     ] = LIMITS.memory_bytes // MEBI
     output_chars: Annotated[
-        int, Field(ge=100, le=100_000, json_schema_extra=option("output_chars (10,000 come back)"))
+        int, Field(ge=1, le=100_000, strict=True, json_schema_extra=option("output_chars (10,000 come back)"))
     ] = 10_000
 
     def budget(self) -> Budget:

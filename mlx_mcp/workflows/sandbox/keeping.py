@@ -290,7 +290,10 @@ class Keeping:
             StorageError: it failed, or nothing is kept here.
         """
         if self._open is None:
-            raise StorageError("Nothing is kept on disk. Have the server started with max_ssd_bytes above 0.")
+            raise StorageError(
+                "No sandbox is kept on disk. Have the server started with max_ssd_bytes above 0, and "
+                "max_sandbox_disk_bytes too."
+            )
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "mlx-sandboxes")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import keyword
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 from mlx_mcp.errors import InvalidRequest, StorageError
+from mlx_mcp.workflows.sandbox.journal import Journal
 from mlx_mcp.workflows.sandbox.keeping import Keeping
 from mlx_mcp.workflows.sandbox.runtime import Ended, Limits, Runtime
 from mlx_mcp.workflows.sandbox.sandbox import Sandbox, State, end, loaded
@@ -51,7 +53,12 @@ async def run_in_them(keeping: Keeping, sandboxes: Sequence[Sandbox], text: str)
     wanted, found = text.casefold(), []
     for sandbox in sandboxes:
         with suppress(StorageError):
-            cells = (await keeping.journal_of(sandbox)).cells()
-            if any(wanted in said.casefold() for cell in cells for said in (cell.code, cell.output)):
+            journal = await keeping.journal_of(sandbox)
+            if await asyncio.to_thread(says, journal, wanted):  # a journal may have megabytes of inputs
                 found.append(sandbox)
     return found
+
+
+def says(journal: Journal, wanted: str) -> bool:
+    """Whether code or output has a text that is case-folded."""
+    return any(wanted in said.casefold() for cell in journal.cells() for said in (cell.code, cell.output))

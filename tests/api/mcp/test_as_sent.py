@@ -7,8 +7,15 @@ import pytest
 from mlx_mcp.api.mcp.answer_arguments import BatchArguments, CountArguments, GenerateArguments
 from mlx_mcp.api.mcp.model_tools import LoadArguments, UnloadArguments
 from mlx_mcp.api.mcp.result_arguments import CancelArguments, GetResultArguments
-from mlx_mcp.api.mcp.session_arguments import CloseArguments, CreateArguments, ForkArguments, PersistArguments
+from mlx_mcp.api.mcp.session_arguments import (
+    CloseArguments,
+    CreateArguments,
+    ForkArguments,
+    ListArguments,
+    PersistArguments,
+)
 from mlx_mcp.api.mcp.tools import make_tools
+from mlx_mcp.api.mcp.workflow_arguments import SandboxArguments
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.service import Service
 from tests.api.mcp.test_tools import connect, engine, generate  # noqa: F401
@@ -25,6 +32,8 @@ TOOLS = {
     CancelArguments: {"result_id": "r"},
     LoadArguments: {"model": "tiny"},
     UnloadArguments: {"model": "tiny"},
+    ListArguments: {},
+    SandboxArguments: {"code": "1"},
 }
 OPTIONAL = [(tool, name) for tool, given in TOOLS.items() for name in tool.model_fields if name not in given]
 INTEGERS = [
@@ -38,6 +47,7 @@ STRUCTURED = [
     (GenerateArguments, "logit_bias", {"5": 1.5}),
     (GenerateArguments, "tools", [LOOK]),
     (GenerateArguments, "files", ["a.txt"]),
+    (SandboxArguments, "files", ["*.txt", "a.txt"]),
     (GenerateArguments, "messages", SAID),
     (BatchArguments, "prompts", ["a", "[0]"]),
     (CreateArguments, "messages", SAID),

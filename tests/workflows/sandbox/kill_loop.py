@@ -195,7 +195,7 @@ def forked(work: Callable[[int], Any]) -> tuple[list[str], int]:
         try:
             asyncio.run(work(writing))
         except BaseException as error:
-            os.write(writing, f"failed {error!r}"[:4000].replace("\n", " ").encode() + b"\n")
+            os.write(writing, f"failed {error!r} from {error.__cause__!r}"[:4000].replace("\n", " ").encode() + b"\n")
             os._exit(1)
         os._exit(0)
     os.close(writing)
