@@ -110,6 +110,7 @@ smoke: $(VENV)-training/installed $(VENV)/installed-dev
 	$(BIN)/python benchmarks/engine.py overhead --rounds 1
 	$(BIN)/python benchmarks/sharing.py --short
 	$(BIN)/python benchmarks/persistence.py --short
+	$(BIN)/python benchmarks/long_input.py --short
 	rm -rf build/smoke
 	$(VENV)-training/bin/python -m training train --smoke --workers 2 --work build/smoke --out build/smoke/model
 	$(VENV)-training/bin/python -m training evaluate --model build/smoke/model --cases 1 --damage-cases 1 --no-goals

@@ -11,7 +11,7 @@ Run with `python benchmarks/long_input.py --model MODEL [TASK …] [--tokens 800
 A line of the table is one task at one size by one arm: how much of it was right (0 to 1, the mean over the rounds),
 calls of the model, tokens that were cached and computed, characters that came back to the host, and seconds. Where a
 prompt does not fit, the arm has no score. The texts are made here (see long_tasks.py), so no figure of a published
-benchmark can be compared with these. `--short` is one task at 500 tokens on the built-in model, which cannot do any of
+benchmark can be compared with these. `--short` is one task at 300 tokens on the built-in model, which cannot do any of
 it: it shows that the benchmark runs. With --out the figures are written as JSON and as a picture too.
 """
 
@@ -23,6 +23,8 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -37,6 +39,7 @@ from mlx_mcp.config import Config
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.service import Service
 from mlx_mcp.wiring import wire
+from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, closing, runtime_in
 
 ARMS = ("direct", "map_reduce", "free", "host")
 COLORS = dict(zip(ARMS, ("#b6bcc4", "#1f6feb", "#8250df", "#1a7f37"), strict=True))
@@ -76,7 +79,8 @@ async def ask(client: Client, task: Task, tokens: int, arm: str, path: str) -> S
     made: dict[str, Any] = result.structured_content or {}
     host_chars = sum(len(getattr(block, "text", "")) for block in result.content)
     if result.is_error:
-        return Sample(task.name, tokens, arm, None, 0, 0, 0, host_chars, seconds, result.content[0].text[:200])
+        note = str(getattr(result.content[0], "text", ""))[:200]
+        return Sample(task.name, tokens, arm, None, 0, 0, 0, host_chars, seconds, note)
     counts = made if arm == "direct" else made["calls"]
     answer, note = answer_of(made, arm), str(made.get("why") or made.get("error") or "")[:200]
     cached, computed = counts["cached_tokens"], counts["computed_tokens"]
@@ -103,16 +107,15 @@ async def measure(
     try:
         with TemporaryDirectory() as folder:
             files = FileReader((Path(folder),), MAX_BYTES, MAX_BYTES)
-            async with Client(build_server(Service(engine, registry), files)) as client:
-                for tokens in sorted(sizes):
-                    for name in tasks:
-                        for seed in range(rounds):
-                            task = TASKS[name](tokens, seed)
-                            path = Path(folder) / f"{name}-{tokens}-{seed}.log"
-                            path.write_text(task.text)
-                            for arm in arms:
-                                samples.append(await ask(client, task, tokens, arm, path.name))
-                                print(line_of(samples[-1:]), flush=True)
+            sandboxes = Sandboxes(partial(runtime_in, Path(folder)))
+            server = build_server(Service(engine, registry), files, sandboxes=sandboxes)
+            async with closing(sandboxes), Client(server) as client:
+                for tokens, name, seed in product(sorted(sizes), tasks, range(rounds)):
+                    task, path = TASKS[name](tokens, seed), Path(folder) / f"{name}-{tokens}-{seed}.log"
+                    path.write_text(task.text)
+                    for arm in arms:
+                        samples.append(await ask(client, task, tokens, arm, path.name))
+                        print(line_of(samples[-1:]), flush=True)
     finally:
         engine.close()
     return samples
@@ -192,12 +195,12 @@ def main() -> None:
     parser.add_argument("--arm", action="append", choices=ARMS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="a folder for long_input.json and long_input.svg")
-    parser.add_argument("--short", action="store_true", help="the built-in model and 500 tokens of one task")
+    parser.add_argument("--short", action="store_true", help="the built-in model and 300 tokens of one task")
     args = parser.parse_args()
     config = Config.load(**({"model": args.model} if args.model else {}), max_ssd_bytes=0)
     tasks, sizes, rounds = args.tasks or list(TASKS), args.tokens, args.rounds
     if args.short:
-        tasks, sizes, rounds = tasks[:1], [500], 1
+        tasks, sizes, rounds = tasks[:1], [300], 1
     print(HEAD, flush=True)
     samples = asyncio.run(measure(config, tasks, sizes, args.arm or ARMS, rounds))
     print("\n".join(["", HEAD, *map(line_of, grouped(samples))]))

@@ -62,6 +62,7 @@ async def reason_over(
         MlxMcpError: the model cannot be asked, or programs cannot be run here.
     """
     check(question)
+    question = replace(question, model=question.model or sandbox.model)
     purse, line = Purse(question.budget), "begins"
 
     async def told(meters: Sequence[Meter]) -> None:

@@ -24,12 +24,7 @@ READ = re.compile(r"(?P<plan>.*?)```[a-zA-Z]*\n(?P<code>.*?)^```", re.DOTALL | r
 
 RULES = """\
 You answer a question about input that is too long to read. It lies in variables of a Python interpreter, and you \
-write programs that run there. Reply each time with one line that says what you do next, then one block of code:
-
-Look at the input first.
-```python
-print(len(context), context[:500])
-```
+write programs that run there. Reply each time with one line that says what you do next, then one block of code.
 
 You see only what a program prints, at most {max_chars} characters of it. Variables stay from one program to the next.
 - Look first: sizes, some lines, how it is built. Never print all of it.
@@ -41,6 +36,12 @@ characters at most each. Ask many at once, never one by one in a loop:
 - Print what you would submit, and look whether it can be right. Then submit(value) ends the work.
 There are no files, no network and no packages; re, json, math, datetime, itertools and collections are there.
 """
+# What a first program may be, by the variable that has the input.
+LOOK = {
+    "context": "print(len(context), context[:500])",
+    "files": "for name, text in list(files.items())[:20]:\n    print(name, len(text), text[:80])",
+    "": "print(show_vars())",
+}
 BEGIN = "Begin. Reply with one line and one block of code."
 EXTRACT = (
     "You can run no more programs. Give the best answer to the question that what you have seen allows, and nothing "
@@ -81,7 +82,9 @@ def asked(question: Question, variables: Mapping[str, str]) -> str:
     form = ""
     if question.schema is not None:
         form = f"\nSubmit a value that obeys this JSON schema: {json.dumps(question.schema, ensure_ascii=False)}"
-    return f"The variables:\n{listed(variables)}\n\nThe question: {question.text}{form}"
+    look = LOOK["context" if "context" in variables else "files" if "files" in variables else ""]
+    example = f"A first reply may be:\nI look at the input.\n```python\n{look}\n```"
+    return f"The variables:\n{listed(variables)}\n\nThe question: {question.text}{form}\n\n{example}"
 
 
 def listed(variables: Mapping[str, str]) -> str:
@@ -93,8 +96,9 @@ def listed(variables: Mapping[str, str]) -> str:
 
 def told(ran: Ran, before: Mapping[str, str], after: Mapping[str, str], fault: str, turn: str) -> str:
     """What a model is told of its program: what it printed, how it failed, and what became of its variables."""
-    parts = [cut(ran.output).rstrip() or SILENT]
-    error = ran.ended.error
+    error, value = ran.ended.error, ran.ended.value
+    shown = SILENT if value is None or ran.said.submitted else f"(Nothing was printed. It ended in: {cut(repr(value))})"
+    parts = [cut(ran.output).rstrip() or shown]
     if error is not None:
         line = "" if error.line is None else f" in line {error.line}"
         parts.append(f"The program failed{line}: {error.type}: {cut(error.message)}")

@@ -129,6 +129,18 @@ async def test_the_hint_of_an_error_reaches_the_model(house):
     assert "SyntaxError: no program 'none\\n'\nHint: Write another." in house.heard[1]
 
 
+async def test_a_program_that_prints_nothing_is_told_so_with_what_it_ended_in(house):
+    def ends_in(v, say):
+        return [1, 2]
+        yield
+
+    script = {"Begin.": writes("silent"), "Program 1 of 20.": writes("ends"), "Program 2 of 20.": writes("right")}
+    house = house(script, {"silent": nothing, "ends": ends_in, "right": submits(1)})
+    await house.ask(SUM)
+    assert "(Nothing was printed. Print what you want to see.)" in house.heard[1]
+    assert "(Nothing was printed. It ended in: [1, 2])" in house.heard[2]
+
+
 async def test_a_value_that_does_not_obey_the_schema_is_not_taken(house):
     script = {"Begin.": writes("text"), "Program 1 of 20.": writes("right")}
     house = house(script, {"text": submits("six"), "right": submits(6)})
