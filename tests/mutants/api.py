@@ -104,7 +104,7 @@ MUTANTS = [
     fault(
         "persisted session deleted unasked",
         "api/mcp/session_tools.py",
-        "        if not await may_remove(ctx, [info.name or info.session_id for info in kept], given.confirm):\n",
+        "        if not await may_remove(ctx, durable, given.confirm):\n",
         "        if False:\n",
         "mcp/test_persisted.py::test_a_persisted_session_is_deleted_only_if_the_user_wants_it",
     ),

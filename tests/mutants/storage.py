@@ -116,7 +116,7 @@ MUTANTS = [
         "storage/session_log.py",
         "entry.head.version) != name:",
         "entry.head.version) == name + SUFFIX:",
-        "test_session_log.py::test_a_session_file_under_others_name_is_no_session",
+        "test_session_log.py::test_a_session_file_under_anothers_name_is_no_session",
     ),
     fault(
         "import takes over another tenant's session",
@@ -231,7 +231,7 @@ MUTANTS = [
         "test_sandbox_log.py::test_what_nobody_asked_to_keep_makes_room_the_least_recently_used_first",
     ),
     fault(
-        "sandbox under others name",
+        "sandbox file under the name of another",
         "storage/sandbox_log.py",
         "if self._file_name(entry.head) != name:",
         "if not name:",
