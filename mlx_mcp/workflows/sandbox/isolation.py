@@ -38,12 +38,19 @@ class Enclosed:
                 return self.script
         except OSError:
             pass
-        self.script.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_private(self.script.parent)
         new = self.script.with_name(f"{self.script.name}.{os.getpid()}")
         new.write_text(self.text)
         new.chmod(0o700)
         new.replace(self.script)
         return self.script
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder, and those above it that are not there, for the user alone."""
+    if not folder.is_dir():
+        _make_private(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def enclose(interpreter: Path, folder: Path) -> Enclosed:

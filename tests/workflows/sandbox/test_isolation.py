@@ -75,7 +75,8 @@ def test_an_interpreter_that_does_not_run_is_told_with_what_to_do(tmp_path, monk
 
 def test_a_script_that_was_removed_or_changed_is_written_again(interpreter, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    enclosed = enclose(interpreter, tmp_path / "scripts")
+    enclosed = enclose(interpreter, tmp_path / "state" / "scripts")
+    assert {folder.stat().st_mode & 0o777 for folder in (tmp_path / "state", tmp_path / "state" / "scripts")} == {0o700}
     shutil.rmtree(enclosed.script.parent)
     assert enclosed.ready().read_text() == enclosed.text
     enclosed.script.write_text("other")
