@@ -253,14 +253,17 @@ class Sandboxes:
 
         Raises:
             SandboxBusy: another run goes on with it.
+            UnknownSandbox: it was closed.
             CapacityError: the states of all sandboxes take too much memory.
             GenerationFailed: it was closed meanwhile.
             MlxMcpError: programs cannot be run here, or the engine thread has ended.
         """
+        runtime = await self.runtime()  # first: nothing may come between the look and the beginning
+        self._check_bytes()
+        if sandbox.closed:
+            raise UnknownSandbox(sandbox.sandbox_id)
         if sandbox.busy:
             raise SandboxBusy(sandbox.name or sandbox.sandbox_id)
-        self._check_bytes()
-        runtime = await self.runtime()
         with anyio.CancelScope() as scope:
             sandbox.running = scope
             try:

@@ -152,6 +152,24 @@ async def test_a_sandbox_that_is_closed_ends_its_run_and_all_that_it_remembers(s
     assert overview(service)["workflows"] == []
 
 
+async def test_of_two_runs_that_begin_while_the_runtime_is_opened_one_is_refused(service: Service) -> None:
+    runtime, opened = FakeRuntime({"asks": asks}), asyncio.Event()
+
+    async def opening() -> FakeRuntime:
+        await opened.wait()
+        return runtime
+
+    sandboxes = Sandboxes(opening)
+    sandbox, other = [await sandboxes.create(service, CALLER) for _ in range(2)]
+    begun = [(sandbox, "Once"), (sandbox, "Twice"), (other, "Once")]
+    runs = [asyncio.create_task(run(sandboxes, service, each, "asks", text=text)) for each, text in begun]
+    await asyncio.sleep(0)
+    await sandboxes.close(service, CALLER.tenant, [other])
+    opened.set()
+    came = await asyncio.gather(*runs, return_exceptions=True)
+    assert [type(each) for each in came] == [Ran, SandboxBusy, UnknownSandbox]
+
+
 async def test_an_owner_never_sees_anothers_sandbox(service: Service) -> None:
     sandboxes = Sandboxes(FakeRuntime().opened)
     sandbox = await sandboxes.create(service, CALLER, "mine")
