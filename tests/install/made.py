@@ -27,8 +27,8 @@ REPOSITORY = PROJECT["urls"]["Documentation"].removesuffix("#readme")
 REGISTRY_NAME = "io.github.mlx-mcp/mlx-mcp"
 SHORT = "Local MLX language models for agents: private, many calls at once, every context shared."
 TOOLS = (
-    "generate generate_batch get_result cancel create_session fork_session persist_session list_sessions close_session "
-    "list_models load_model unload_model count_tokens"
+    "generate generate_batch deliberate get_result cancel create_session fork_session persist_session list_sessions "
+    "close_session sandbox_run reason_over list_models load_model unload_model count_tokens"
 ).split()
 MADE = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 MODEL = {

@@ -19,6 +19,7 @@ Call = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]  # tool, argum
 TOOLS = [
     "generate",
     "generate_batch",
+    "deliberate",
     "get_result",
     "cancel",
     "create_session",
@@ -26,6 +27,8 @@ TOOLS = [
     "persist_session",
     "list_sessions",
     "close_session",
+    "sandbox_run",
+    "reason_over",
     "list_models",
     "load_model",
     "unload_model",

@@ -66,7 +66,10 @@ class DeliberateArguments(ContextArguments):
     vote_on: Annotated[str, Field(description="The property that is counted; needed if there are several.")] = ""
     timeout_s: TimeoutS = None
     budget_tokens: Annotated[
-        int | None, Field(ge=16, json_schema_extra=option("budget_tokens (all may write so many, the judge included)"))
+        int | None,
+        Field(
+            ge=16, strict=True, json_schema_extra=option("budget_tokens (all may write so many, the judge included)")
+        ),
     ] = None
     reasoning: Annotated[
         Literal["off", "on", "low", "medium", "high"] | None,

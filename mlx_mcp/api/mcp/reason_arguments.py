@@ -31,13 +31,14 @@ class ReasonArguments(LongArguments):
     ] = "auto"
     model: Annotated[str, Field(description="A name from list_models, if not the default.")] = ""
     max_programs: Annotated[
-        int, Field(ge=1, le=100, json_schema_extra=option("max_programs (20 that the model may write)"))
+        int, Field(ge=1, le=100, strict=True, json_schema_extra=option("max_programs (20 that the model may write)"))
     ] = 20
     depth: Annotated[
         int,
         Field(
             ge=1,
             le=MAX_DEPTH,
+            strict=True,
             json_schema_extra=option("depth (2: its programs may ask such questions over texts themselves)"),
         ),
     ] = 1
@@ -45,13 +46,14 @@ class ReasonArguments(LongArguments):
         bool, Field(json_schema_extra=option("keep (true: the sandbox with all variables stays, and comes back)"))
     ] = False
     max_calls: Annotated[
-        int, Field(ge=1, le=100_000, json_schema_extra=option(f"max_calls ({BUDGET.calls:,} of models)"))
+        int, Field(ge=1, le=100_000, strict=True, json_schema_extra=option(f"max_calls ({BUDGET.calls:,} of models)"))
     ] = BUDGET.calls
     max_tokens_in_all: Annotated[
         int,
         Field(
             ge=1,
             le=10**10,
+            strict=True,
             json_schema_extra=option(f"max_tokens_in_all ({BUDGET.tokens:,} computed and written)"),
         ),
     ] = BUDGET.tokens

@@ -24,6 +24,8 @@ PROMPT = "x" * 40
 WITH_HANDLES = {
     "generate": {"prompt": "y", "session": "H"},
     "generate_batch": {"prompts": ["y"], "session": "H"},
+    "deliberate": {"task": "y", "session": "H"},
+    "reason_over": {"question": "y", "session": "H"},
     "fork_session": {"session": "H"},
     "persist_session": {"session": "H"},
     "close_session": {"sessions": ["H"]},

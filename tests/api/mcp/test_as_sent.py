@@ -5,7 +5,9 @@ import json
 import pytest
 
 from mlx_mcp.api.mcp.answer_arguments import BatchArguments, CountArguments, GenerateArguments
+from mlx_mcp.api.mcp.deliberate_arguments import DeliberateArguments
 from mlx_mcp.api.mcp.model_tools import LoadArguments, UnloadArguments
+from mlx_mcp.api.mcp.reason_arguments import ReasonArguments
 from mlx_mcp.api.mcp.result_arguments import CancelArguments, GetResultArguments
 from mlx_mcp.api.mcp.session_arguments import (
     CloseArguments,
@@ -34,6 +36,8 @@ TOOLS = {
     UnloadArguments: {"model": "tiny"},
     ListArguments: {},
     SandboxArguments: {"code": "1"},
+    DeliberateArguments: {"task": "x"},
+    ReasonArguments: {"question": "x", "session": "s"},
 }
 OPTIONAL = [(tool, name) for tool, given in TOOLS.items() for name in tool.model_fields if name not in given]
 INTEGERS = [
@@ -68,8 +72,9 @@ def test_null_stands_for_an_argument_that_is_left_out(tool, name):
 
 @pytest.mark.parametrize(("tool", "name"), INTEGERS, ids=lambda value: getattr(value, "__name__", value))
 def test_an_integer_may_be_a_text_or_have_a_point(tool, name):
-    for given in ("8", 8.0, "8.0"):
-        assert getattr(tool.model_validate(TOOLS[tool] | {name: given}), name) == 8
+    number = {"depth": 2, "budget_tokens": 16}.get(name, 8)  # within its bounds
+    for given in (str(number), float(number), f"{number}.0"):
+        assert getattr(tool.model_validate(TOOLS[tool] | {name: given}), name) == number
     for given in (True, False, "8.5", 8.5, "8_0", "eight", "", float("inf"), [8], "9" * 5000):
         with pytest.raises(ValueError, match=name):
             tool.model_validate(TOOLS[tool] | {name: given})
