@@ -127,7 +127,8 @@ evaluate: $(VENV)-training/installed
 conformance: $(VENV)/installed
 	$(BIN)/python -m benchmarks.hosts --conformance
 
-# Claude Code of npm with a scripted model: what people do in it. Where npm cannot be reached the tests are skipped, and counted.
+# Claude Code of npm with a scripted model: what people do in it; and tokens of an authorization server of npm. Where npm
+# cannot be reached the tests are skipped, and counted.
 test-claude-code: $(VENV)/installed-dev
 	@$(BIN)/python -m benchmarks.hosts.packages || test $$? = 75
 	$(BIN)/python -m pytest -q tests/hosts

@@ -84,6 +84,7 @@ def test_every_command_works_while_an_engine_runs_and_the_same_without(tmp_path)
         assert window.ask("list_sessions")["sessions"] == [], "the window has another engine started"
 
 
+@pytest.mark.long
 def test_an_engine_that_is_just_ending_is_waited_for(tmp_path):
     """It holds the folder until it has written everything, and cannot be asked any more."""
     keep(tmp_path / "store")
@@ -115,6 +116,7 @@ def test_no_engine_starts_on_the_folder_while_a_command_changes_it(tmp_path):
                 window.ask("persist_session", session=session)
 
 
+@pytest.mark.long
 def test_an_engine_that_has_another_folder_open_is_none_of_the_commands_business(tmp_path):
     keep(tmp_path / "other")
     with state_folder(**settings(tmp_path / "store")) as (_, env):

@@ -41,6 +41,7 @@ def test_where_no_terminal_is_nothing_is_cut(sessions):
     assert "mlx-community/Qwen3-4B-4bit`." in mlx_mcp_command("models", COLUMNS="40").stdout
 
 
+@pytest.mark.long
 def test_the_engine_and_its_sessions_fit_too():
     with state_folder() as (place, env), Window(env) as window:
         session = window.ask("create_session", system="Alice's badge is 771.")["session"]

@@ -93,6 +93,7 @@ async def test_a_template_that_loops_for_one_prompt_is_left_with_its_calls_and_a
         assert client.close()
 
 
+@pytest.mark.long
 async def test_models_that_take_turns_for_the_room_of_one_each_say_what_they_say_alone(tmp_path):
     names = ("one", "two")
     folders = [make_model(tmp_path / name, intermediate_size=4096 + 64 * i) for i, name in enumerate(names)]

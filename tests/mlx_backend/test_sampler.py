@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mlx_mcp.core.sequence import SamplingParams
 from mlx_mcp.mlx_backend.sampler import Row, _adjust, _first_above, draw, on_host, sample, uniform
+from tests import effort
 
 NAMESPACES = pytest.mark.parametrize("xp", [np, mx], ids=["numpy", "mlx"])
 PROBS = [0.5, 0.3, 0.15, 0.05]
@@ -173,7 +174,7 @@ def batches(draw):
 
 
 @NAMESPACES
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=effort.drawn(400), deadline=None)
 @given(batches())
 def test_sampling_agrees_with_exact_arithmetic(xp, batch):
     logits, rows = batch
@@ -190,7 +191,7 @@ def test_numpy_and_mlx_draw_the_same():
 
 
 @NAMESPACES
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=effort.drawn(400), deadline=None)
 @given(
     st.lists(st.just(0.0) | st.floats(2**-100, 1, width=32), min_size=1, max_size=400),
     st.integers(0, 399),
@@ -281,7 +282,7 @@ def test_a_limit_falls_on_the_same_bit_in_any_company(xp):
 # Penalties, biases and masks
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=effort.drawn(200), deadline=None)
 @given(st.data())
 def test_penalties_and_biases_change_what_they_name(data):
     vocab = data.draw(st.integers(1, 20))

@@ -12,6 +12,7 @@ from mlx_mcp.chat.message import Message, ToolCall
 from mlx_mcp.chat.prompt import Grammar, GrammarKind, Holding, Prompt, Reasoning
 from mlx_mcp.errors import InvalidRequest
 from mlx_mcp.mlx_backend.tokenizer import ChatTokenizer
+from tests.effort import drawn
 from tests.mlx_backend.tokenizers_made import (
     ANSWERED,
     ASKED,
@@ -193,7 +194,7 @@ def test_a_log_of_turns_is_what_the_chat_would_be(families, family):
     assert log == tokenizer.encode_chat(chat).ids
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=drawn(150, least=10), deadline=None)
 @given(parts=st.lists(st.text(max_size=20) | st.sampled_from([*CONTROLS, "\U000f0000"]), max_size=4))
 @pytest.mark.parametrize("family", ["chatml", "embedded"])
 def test_any_text_is_the_same_in_a_turn_and_in_a_chat(families, family, parts):

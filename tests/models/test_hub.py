@@ -47,6 +47,7 @@ def test_a_hub_model_is_downloaded_once_and_then_serves_offline(hub, tmp_path):
     assert "someone/tiny" in run(hub, tmp_path / "home", "models").stdout
 
 
+@pytest.mark.long
 def test_a_repository_that_the_hub_does_not_have_is_named(hub, tmp_path):
     done = run(hub, tmp_path / "home", "run", "hi", "--model", "someone/else")
     assert done.returncode == 2
@@ -54,6 +55,7 @@ def test_a_repository_that_the_hub_does_not_have_is_named(hub, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_listing_and_serving_the_embedded_model_ask_the_hub_nothing(hub, tmp_path):
     assert run(hub, tmp_path / "home", "models").returncode == 0
     assert run(hub, tmp_path / "home", "run", "Hello.", "--max-tokens", "4").returncode == 0

@@ -68,6 +68,7 @@ def test_a_fault_is_caught_by_the_test_that_fails_and_survives_those_that_pass(t
     assert (tree / "mlx_mcp/core/sums.py").read_text() == SOURCE
 
 
+@pytest.mark.long
 def test_a_test_that_fails_without_any_fault_catches_none(tree, capsys):
     wrong = fault("wrong", "core/sums.py", "a + b", "a * b", "test_sums.py::test_that_always_fails")
     assert run([wrong], tree, jobs=1) == 2

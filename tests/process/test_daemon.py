@@ -93,6 +93,7 @@ def test_the_engine_is_detached_from_whoever_started_it(shared):
         starter.close()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at descriptors through /proc")
 def test_no_descriptor_of_the_host_reaches_the_engine():
     with state_folder() as (place, env):
@@ -190,6 +191,7 @@ def test_an_engine_is_not_idle_while_a_call_runs_or_an_open_window_has_sessions(
             wait_until(lambda: not is_alive(engine))
 
 
+@pytest.mark.long
 def test_stop_lets_a_running_call_end_and_the_window_goes_on_afterwards(running):
     place, env = running
     with Window(env) as open_window:
@@ -218,6 +220,7 @@ def test_a_signal_ends_the_engine_within_the_time_for_that():
 # Other versions, other settings
 
 
+@pytest.mark.long
 def test_an_idle_engine_of_another_version_makes_room_at_once_while_a_window_is_open(running):
     place, env = running
     with Window(env) as open_window:
@@ -231,6 +234,7 @@ def test_an_idle_engine_of_another_version_makes_room_at_once_while_a_window_is_
         assert status(place)["pid"] != engine
 
 
+@pytest.mark.long
 def test_a_busy_engine_of_another_version_makes_room_once_it_is_idle(running):
     place, env = running
     with Window(env) as open_window:

@@ -91,6 +91,7 @@ def test_an_engine_that_answers_is_stopped_by_force_as_without():
             assert "Traceback" not in log.read()
 
 
+@pytest.mark.long
 def test_a_listener_says_that_its_engine_hangs_and_so_does_every_new_connection():
     with state_folder(**QUICK) as (place, env), HttpListener(env) as listener:
         health = listener.address.removesuffix("/mcp") + "/health"

@@ -30,6 +30,7 @@ def connect(engine):
     return Client(build_server(Service(engine, Registry(None))))
 
 
+@pytest.mark.long
 async def test_eight_branches_over_one_context_with_the_built_in_model():
     """Each recalls the fact, and computes no more than its own tail."""
     facts = [f"{name}'s badge is {37 * i + 100}." for i, name in enumerate(NAMES)]

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[3]
 NUM_KILLS = drawn(10, least=4)  # 500 in `make campaign`
 
 
+@pytest.mark.long
 @pytest.mark.timeout(seconds(600))
 def test_no_kill_loses_a_run_that_was_answered_and_a_replay_asks_nobody() -> None:
     command = [sys.executable, "-m", "tests.workflows.sandbox.kill_loop", "--kills", str(NUM_KILLS)]
