@@ -33,6 +33,7 @@ def command(program: Path, server: Json, home: Path) -> list[str]:
     """How it is started with one server, and a model that nobody asks it to know."""
     servers = json.dumps({"mcpServers": {SERVER: server}})
     chosen = ["--strict-mcp-config", "--mcp-config", servers, "--model", "scripted", "--allowedTools", ALLOWED]
+    chosen += ["--permission-mode", "acceptEdits"]  # a command of a story writes a file in the project
     return [str(program), *chosen, "--debug-file", str(home / "debug.log")]
 
 
