@@ -163,6 +163,13 @@ class Limiter:
         with self._account(tenant) as (account, limits):
             self._take_requests(account, limits, num, self._clock())
 
+    def is_over(self, tenant: str) -> bool:
+        """Whether the next request of the principal would be refused, since it has made as many as it may."""
+        account, per_minute = self._accounts.get(tenant), self.limits_of(tenant).requests_per_minute
+        if account is None or per_minute is None:
+            return False
+        return account.requests.fill(per_minute, self._clock()) + ROUNDING < 1
+
     @contextmanager
     def opening(self, tenant: str, num: int, sessions: Iterable[SessionInfo]) -> Iterator[None]:
         """Let sessions be made, which are among the `sessions` of all principals from the end of the block on.

@@ -18,6 +18,7 @@ from mlx_mcp.api.http.health import health_routes
 from mlx_mcp.api.http.messages import Messages
 from mlx_mcp.api.http.metrics import metrics_route
 from mlx_mcp.api.http.observed import Observed
+from mlx_mcp.api.http.paced import Paced
 from mlx_mcp.config import Config
 from mlx_mcp.service.service import Service
 
@@ -49,7 +50,7 @@ def http_app(
     known: ASGIApp = app
     if tokens is not None:
         how_to_get_in = [urlsplit(tokens.metadata_url).path] if tokens.metadata_url else []
-        known = Auth(app, tokens, refuse or plain, [*OPEN_PATHS, *how_to_get_in])
+        known = Auth(Paced(app, service.limits), tokens, refuse or plain, [*OPEN_PATHS, *how_to_get_in])
     return Observed(Gate(known, config), service, app.router.routes)
 
 
