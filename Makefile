@@ -36,7 +36,7 @@ ci: lint types test smoke test-openblas test-gpu-ways docs conformance test-clau
 demo: $(VENV)/installed
 	$(BIN)/python examples/recall.py
 
-# Set up, and run the tests: every promise, with a few of the cases that are drawn. Four to five minutes on two cores.
+# Set up, and run the tests: every promise, with a few of the cases that are drawn. About four minutes on two cores.
 test: $(VENV)/installed-dev
 	$(PYTEST)
 
