@@ -36,6 +36,7 @@ from mlx_mcp.workflows.deliberate.judging import (
 from mlx_mcp.workflows.deliberate.task import TTL_S, Branch, Judge, Task, check
 
 JUDGES_SHARE = 4  # one part in so many of the budget is kept for the judge, if it needs as much
+KEPT = "What the branches said is in their sessions, which generate goes on with."
 JUDGES_TOKENS = 1024  # what it needs at most where `max_tokens` says nothing
 NO_ANSWERS = "No branch had begun to answer by its deadline, or within the budget: raise timeout_s or budget_tokens."
 NO_VOTES = "No branch gave a whole answer with `{}`, so there was nothing to count. Raise max_tokens or timeout_s."
@@ -239,10 +240,14 @@ class Deliberation:
             tokens = min(left, request.sampling.max_tokens or JUDGES_TOKENS)
             request = replace(request, sampling=replace(request.sampling, max_tokens=max(1, tokens)))
         [came] = await self.branches.run([request], [None])
+        if came.error is not None:
+            raise GenerationFailed(
+                f"The judge, which reads every answer, could not answer: {came.error} Lower max_tokens if the answers "
+                f"are too long for it. {KEPT}"
+            )
         if came.result is None or (schema is not None and came.status is not Status.DONE):
             raise GenerationFailed(
-                f"The judge gave no whole answer ({came.error or came.status}). Raise max_tokens or budget_tokens; "
-                "what the branches said is in their sessions, which generate goes on with."
+                f"The judge gave no whole answer ({came.status}). Raise max_tokens or budget_tokens. {KEPT}"
             )
         return came.result
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import threading
 from dataclasses import replace
 
@@ -191,6 +192,14 @@ async def test_a_judge_that_fails_loses_nothing_of_the_branches(service):
     assert "gave no whole answer (length). Raise max_tokens or budget_tokens" in made.error
     assert statuses(made) == ["done", "done"]
     assert len(await sessions(service)) == 2
+
+
+async def test_answers_that_are_too_long_for_the_judge_are_said_to_be(service):
+    service.engine.loader.runner.says = judged_by("never")
+    made = await ask(service, task("a" * 4000, "b" * 4000, "c" * 4000))
+    assert re.search(r"could not answer: .* Lower max_tokens if the answers are too long for it\.", made.error)
+    assert "What the branches said is in their sessions" in made.error
+    assert len(await sessions(service)) == 3
 
 
 async def test_one_budget_ends_all_branches_and_leaves_the_judge_its_share(service, monkeypatch):
