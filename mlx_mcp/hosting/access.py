@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from mlx_mcp.config import LOOPBACK, Config
 from mlx_mcp.errors import ConfigError, StorageError
-from mlx_mcp.process.place import user_place
+from mlx_mcp.process.place import state_folder
 from mlx_mcp.storage.token_file import DEFAULT, TokenFile, digest_of
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def metadata_url(config: Config) -> str:
 
 def token_file() -> TokenFile:
     """The tokens of this user."""
-    return TokenFile(user_place().folder)
+    return TokenFile(state_folder())
 
 
 def serves_others(config: Config) -> bool:
