@@ -34,7 +34,7 @@ from mlx_mcp.workflows.sandbox.sandbox import Kept, Sandbox, State
 
 logger = logging.getLogger(__name__)
 
-SMALL_BYTES = 1 << 20
+SMALL_BYTES = 16 << 20
 PATIENCE_S = 2.0
 T = TypeVar("T")
 
