@@ -224,7 +224,7 @@ class Config(BaseSettings):
         4 << 30, ge=0, description="what sandboxes on disk may take, beside that; 0: they are kept in memory only"
     )
     sandbox_autosave_s: float = Field(
-        300.0, ge=0, description="how often a changed sandbox is saved that has more than 1 MiB; a smaller one at once"
+        300.0, ge=0, description="how often a changed sandbox is saved that has more than 16 MiB; a smaller one at once"
     )
     persisted_ttl_s: float = Field(
         30 * 86400.0, gt=0, le=315_360_000, description="how long an unused persisted session stays, if it does not say"

@@ -27,7 +27,6 @@ from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mlx_mcp.workflows.sandbox import prelude
 from mlx_mcp.workflows.sandbox.classes import Known, NotRun
 from mlx_mcp.workflows.sandbox.explaining import explain
 from mlx_mcp.workflows.sandbox.rewriting import Rewriting
@@ -41,10 +40,10 @@ DEEP = ProgramError("SyntaxError", "nested too deeply", None, "Build deep values
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A program as the interpreter gets it, and what must run before it."""
+    """A program as the interpreter gets it, and which names of the prelude must be defined before it."""
 
     code: str
-    prelude: str = ""
+    used: frozenset[str] = frozenset()
     # What is wrong with it to this Python's grammar, which may be older than the interpreter's: it is as it was then.
     doubt: ProgramError | None = None
 
@@ -90,7 +89,7 @@ class Idioms:
             raise NotRun(ProgramError("SyntaxError", "an integer is too long", None, hint)) from None
         self._known = known
         # An interpreter that gets no statement does not take the inputs either.
-        return Rewritten(self._written if tree.body else "None", prelude.source_of(rewriting.used))
+        return Rewritten(self._written if tree.body else "None", frozenset(rewriting.used))
 
     def line(self, line: int, column: int) -> int:
         """The line of the program as it was sent, for a place in the one that `rewrite` has written last."""

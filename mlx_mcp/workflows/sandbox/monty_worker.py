@@ -58,6 +58,7 @@ class MontyWorker:
         self._process: MontyProcess | None = None
         self._waiting: FunctionSnapshot | None = None
         self._idioms = Idioms(self._functions)
+        self._defined: set[str] = set()  # names of the prelude
         self._code = ""
         self._moment = 0.0
         self._num_asked = 0
@@ -87,10 +88,9 @@ class MontyWorker:
             rewritten = await asyncio.to_thread(self._idioms.rewrite, code)
         except NotRun as exc:
             return Ended(error=exc.error)
-        if rewritten.prelude:
-            ended = await self._feed(rewritten.prelude, {})
-            if isinstance(ended, Ended) and ended.error is not None:
-                return ended
+        ended = await self._define(rewritten.used)
+        if ended is not None and ended.error is not None:
+            return ended
         step = await self._feed(rewritten.code, inputs)
         if rewritten.doubt and isinstance(step, Ended) and step.error is not None and step.error.type == "SyntaxError":
             return Ended(error=rewritten.doubt)
@@ -112,6 +112,7 @@ class MontyWorker:
             raise SandboxFailed(ENDED)
         head = {"version": self._version, "waiting": self._waiting is not None, "idioms": self._idioms.state()}
         head |= {"moment": self._moment, "num_asked": self._num_asked, "code": self._code}
+        head["defined"] = sorted(self._defined)
         waiting = self._waiting
         try:
             state = await self._process.do(lambda session: session.dump() if waiting is None else waiting.dump())
@@ -136,7 +137,7 @@ class MontyWorker:
         await self.begin()
         assert self._process is not None
         self._moment, self._num_asked, self._code = found["moment"], found["num_asked"], found["code"]
-        self._idioms = Idioms(self._functions, found["idioms"])
+        self._idioms, self._defined = Idioms(self._functions, found["idioms"]), set(found.get("defined", ()))
         try:
             if not found["waiting"]:
                 await self._process.do(lambda session: session.load_session(state))
@@ -158,8 +159,8 @@ class MontyWorker:
         if self._process is None:
             return {}
         self._keep_output()
-        program = f"{prelude.source_of(['_described'])}\n{prelude.DESCRIBE}"
-        ended = await self._feed(program, {"_helpers": sorted(prelude.HELPERS)})
+        await self._define(["_described"])
+        ended = await self._feed(prelude.DESCRIBE, {"_helpers": sorted(prelude.HELPERS)})
         self._output = None  # a program may have put something that prints in place of what this needs, such as `len`
         if not isinstance(ended, Ended) or not isinstance(ended.value, dict):
             return {}
@@ -177,6 +178,17 @@ class MontyWorker:
         self._on_close(self)
 
     # -- one turn of the interpreter --
+
+    async def _define(self, wanted: Collection[str]) -> Ended | None:
+        """Define names of the prelude, each once: the interpreter keeps the source of all that it ever got."""
+        names = [name for name in prelude.needed(wanted) if name not in self._defined]
+        if not names:
+            return None
+        ended = await self._feed(prelude.source_of(names), {})
+        assert isinstance(ended, Ended), "definitions call no host"
+        if ended.error is None:
+            self._defined.update(names)
+        return ended
 
     async def _feed(self, code: str, inputs: Mapping[str, Any]) -> HostCall | Ended:
         output, given = self._new_output(), sendable(dict(inputs))

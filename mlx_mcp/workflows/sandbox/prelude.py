@@ -45,20 +45,26 @@ def names() -> frozenset[str]:
     return frozenset(_parts())
 
 
-def source_of(wanted: Iterable[str]) -> str:
-    """A program that defines these names and those that they use, except what is defined already; "" for none."""
+def needed(wanted: Iterable[str]) -> list[str]:
+    """These names and those that they use, in the order in which they must be defined."""
     parts = _parts()
-    needed: dict[str, None] = {}  # in the order in which they must be defined
+    found: dict[str, None] = {}
 
     def need(name: str, within: frozenset[str]) -> None:
-        if name not in needed and name not in within:
+        if name not in found and name not in within:
             for each in parts[name][1]:
                 need(each, within | {name})
-            needed[name] = None
+            found[name] = None
 
     for name in sorted(wanted):
         need(name, frozenset())
-    return "\n".join(f"if {name!r} not in locals():\n{_indented(parts[name][0])}" for name in needed)
+    return list(found)
+
+
+def source_of(names: Iterable[str]) -> str:
+    """A program that defines these names, except what is defined already."""
+    parts = _parts()
+    return "\n".join(f"if {name!r} not in locals():\n{_indented(parts[name][0])}" for name in names)
 
 
 def _indented(text: str) -> str:

@@ -136,4 +136,4 @@ async def test_helpers_cut_search_and_show():
 def test_a_program_without_anything_to_rewrite_is_left_as_it_is():
     program = "x = 1  # kept\nprint( x )\n"
     rewritten = Idioms(FUNCTIONS).rewrite(program)
-    assert (rewritten.code, rewritten.prelude) == (program, "")
+    assert (rewritten.code, rewritten.used) == (program, frozenset())

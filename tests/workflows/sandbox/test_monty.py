@@ -255,6 +255,17 @@ async def test_a_worker_whose_process_dies_says_so_and_others_go_on():
         assert await run(worker, "x") == Ended(value=1)
 
 
+async def test_a_run_adds_to_the_state_what_it_made_and_its_own_source_alone():
+    async with started() as worker:
+        sizes = []
+        for _ in range(5):
+            await run(worker, "n = max(map(int, ['1', '2']))")  # `map` is defined by the prelude
+            assert (await worker.variables())["n"].startswith("int")
+            sizes.append(len(await worker.dump()))
+            await worker.load(await worker.dump())
+    assert sizes[4] - sizes[1] < 3000, sizes
+
+
 async def test_no_process_is_left_of_workers_that_were_closed():
     async with started() as worker:
         pid = worker._process._pid
