@@ -1,6 +1,8 @@
 """The tool `deliberate` as an in-memory MCP client sees it."""
 
+import asyncio
 import json
+import threading
 
 import pytest
 from mcp import Client
@@ -64,7 +66,8 @@ async def test_eight_branches_over_one_context_with_the_built_in_model():
 
 
 async def test_a_deliberation_that_goes_on_can_be_followed_and_cancelled(engine):
-    engine.loader.runner.endless = True
+    runner, steps = engine.loader.runner, threading.Semaphore(50)  # then the engine waits
+    runner.endless, runner.gate.wait = True, lambda seconds: steps.acquire(timeout=seconds)
     async with connect(engine) as client:
         given = {"task": "x", "system": "S.", "branches": ["a", "b", "c"], "max_tokens": 1900, "wait_s": 0}
         began = (await client.call_tool("deliberate", given)).structured_content
@@ -73,8 +76,10 @@ async def test_a_deliberation_that_goes_on_can_be_followed_and_cancelled(engine)
         result_id = {"result_id": began["result_id"]}
         on = (await client.call_tool("get_result", result_id | {"wait_s": 0.2})).structured_content
         assert on["progress"].startswith("0 of 3 done")
-        ended = (await client.call_tool("cancel", result_id)).structured_content
-        assert ended["status"] == "cancelled"
+        cancelling = asyncio.create_task(client.call_tool("cancel", result_id))
+        await asyncio.sleep(0)
+        steps.release(100)  # fewer than the branches want
+        assert (await cancelling).structured_content["status"] == "cancelled"
         await until(lambda: engine.stats.rows == 0)
         assert (await client.call_tool("list_sessions", {})).structured_content["sessions"] == []
 
