@@ -25,6 +25,7 @@ from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.jobs import Job, Work
 from mlx_mcp.service.models import to_be_fetched
 from mlx_mcp.service.service import Service
+from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes
 
 PROGRESS_INTERVAL_S = 0.1  # each notification costs about 0.5 ms of the event loop
 R = TypeVar("R")
@@ -121,6 +122,21 @@ class ToolSet:
 
     def _seconds(self, context: ToolContext, given: LongArguments) -> float:
         return wait_s(context, given.wait_s, self._wait_s)
+
+
+class SandboxToolSet(ToolSet):
+    """Tools that need the sandboxes of the process too."""
+
+    def __init__(
+        self,
+        service: Service,
+        sandboxes: Sandboxes,
+        files: FileReader | None = None,
+        activity: Activity | None = None,
+        wait_s: float | None = None,
+    ) -> None:
+        super().__init__(service, files, activity, wait_s)
+        self._sandboxes = sandboxes
 
 
 async def while_connected(context: ToolContext, work: Coroutine[Any, Any, R]) -> R:

@@ -6,16 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from mlx_mcp.api.mcp.arguments import LongArguments, option
+from mlx_mcp.api.mcp.arguments import option
+from mlx_mcp.api.mcp.workflow_arguments import BUDGET, BudgetArguments
 from mlx_mcp.service.files import MAX_TEXTS
-from mlx_mcp.workflows.asking import Budget
 from mlx_mcp.workflows.reason_over.input import Input
 from mlx_mcp.workflows.reason_over.question import MAX_DEPTH, Question, Strategy
 
-BUDGET = Budget()
 
-
-class ReasonArguments(LongArguments):
+class ReasonArguments(BudgetArguments):
     """Of `reason_over`."""
 
     question: Annotated[str, Field(description="What you want to know of the input; it must stand alone.")]
@@ -48,18 +46,6 @@ class ReasonArguments(LongArguments):
     max_calls: Annotated[
         int, Field(ge=1, le=100_000, strict=True, json_schema_extra=option(f"max_calls ({BUDGET.calls:,} of models)"))
     ] = BUDGET.calls
-    max_tokens_in_all: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=10**10,
-            strict=True,
-            json_schema_extra=option(f"max_tokens_in_all ({BUDGET.tokens:,} computed and written)"),
-        ),
-    ] = BUDGET.tokens
-    timeout_s: Annotated[
-        float, Field(gt=0, le=86_400, json_schema_extra=option(f"timeout_s ({BUDGET.seconds:g} in all)"))
-    ] = BUDGET.seconds
 
     def over(self) -> Input:
         """What it is asked over."""
@@ -72,7 +58,7 @@ class ReasonArguments(LongArguments):
             self.json_schema,
             Strategy(self.strategy),
             self.model,
-            Budget(self.max_calls, self.max_tokens_in_all, self.timeout_s),
+            self.budget(),
             self.max_programs,
             self.depth,
         )

@@ -8,31 +8,17 @@ from mcp.server.mcpserver import Context as ToolContext
 from mcp_types import CallToolResult
 from pydantic import BaseModel
 
-from mlx_mcp.api.mcp.calls import ToolSet
+from mlx_mcp.api.mcp.calls import SandboxToolSet
 from mlx_mcp.api.mcp.reason_arguments import ReasonArguments
 from mlx_mcp.api.mcp.reason_results import Reasoning, reasoning
-from mlx_mcp.service.activity import Activity, Report
-from mlx_mcp.service.files import FileReader
-from mlx_mcp.service.service import Service
+from mlx_mcp.service.activity import Report
 from mlx_mcp.workflows.reason_over.input import filled
 from mlx_mcp.workflows.reason_over.question import check
 from mlx_mcp.workflows.reason_over.reason_over import reason_over
-from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes
 
 
-class ReasonTools(ToolSet):
+class ReasonTools(SandboxToolSet):
     """The tool that answers questions over long input."""
-
-    def __init__(
-        self,
-        service: Service,
-        sandboxes: Sandboxes,
-        files: FileReader | None = None,
-        activity: Activity | None = None,
-        wait_s: float | None = None,
-    ) -> None:
-        super().__init__(service, files, activity, wait_s)
-        self._sandboxes = sandboxes
 
     async def reason_over(self, given: ReasonArguments, ctx: ToolContext) -> Annotated[CallToolResult, Reasoning]:
         """Answer a question over input that is too long for any prompt: logs, a repository, chats, hundreds of files.

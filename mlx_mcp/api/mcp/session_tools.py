@@ -8,7 +8,7 @@ from mcp.server.mcpserver import Context as ToolContext
 from mcp_types import CallToolResult
 from pydantic import BaseModel
 
-from mlx_mcp.api.mcp.calls import ToolSet
+from mlx_mcp.api.mcp.calls import SandboxToolSet
 from mlx_mcp.api.mcp.consent import may_remove
 from mlx_mcp.api.mcp.results import reply
 from mlx_mcp.api.mcp.session_arguments import (
@@ -22,9 +22,7 @@ from mlx_mcp.api.mcp.workflow_results import Forked, Held, Kept, closed_with, fo
 from mlx_mcp.api.web.results import Closed, NewSession
 from mlx_mcp.api.web.translate import closed_list, forks, new_session, persisted, session_list
 from mlx_mcp.errors import InvalidRequest
-from mlx_mcp.service.activity import Activity, Report
-from mlx_mcp.service.files import FileReader
-from mlx_mcp.service.service import Service
+from mlx_mcp.service.activity import Report
 from mlx_mcp.service.sessions import (
     close_sessions,
     create_session,
@@ -38,19 +36,8 @@ from mlx_mcp.workflows.sandbox.reading import run_in_them
 from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes
 
 
-class SessionTools(ToolSet):
+class SessionTools(SandboxToolSet):
     """Tools that make sessions and end them; those that fork, list and close take sandboxes by the same rules."""
-
-    def __init__(
-        self,
-        service: Service,
-        sandboxes: Sandboxes,
-        files: FileReader | None = None,
-        activity: Activity | None = None,
-        wait_s: float | None = None,
-    ) -> None:
-        super().__init__(service, files, activity, wait_s)
-        self._sandboxes = sandboxes
 
     async def _known(self) -> Sandboxes:
         """The sandboxes, with those that are on disk."""

@@ -9,33 +9,20 @@ from mcp.server.mcpserver import Context as ToolContext
 from mcp_types import CallToolResult
 from pydantic import BaseModel
 
-from mlx_mcp.api.mcp.calls import ToolSet
+from mlx_mcp.api.mcp.calls import SandboxToolSet
 from mlx_mcp.api.mcp.workflow_arguments import SandboxArguments
 from mlx_mcp.api.mcp.workflow_results import SandboxRun, described, left_out, run_of
 from mlx_mcp.errors import InvalidRequest
-from mlx_mcp.service.activity import Activity, Report
-from mlx_mcp.service.files import FileReader, Texts
-from mlx_mcp.service.service import Service
+from mlx_mcp.service.activity import Report
+from mlx_mcp.service.files import Texts
 from mlx_mcp.workflows.sandbox.host_calls import FUNCTIONS
 from mlx_mcp.workflows.sandbox.sandbox import Program, Sandbox
-from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes
 
 NOTHING = "None"  # a program that only takes its inputs
 
 
-class WorkflowTools(ToolSet):
+class WorkflowTools(SandboxToolSet):
     """Tools that run programs over many calls of the models."""
-
-    def __init__(
-        self,
-        service: Service,
-        sandboxes: Sandboxes,
-        files: FileReader | None = None,
-        activity: Activity | None = None,
-        wait_s: float | None = None,
-    ) -> None:
-        super().__init__(service, files, activity, wait_s)
-        self._sandboxes = sandboxes
 
     async def sandbox_run(self, given: SandboxArguments, ctx: ToolContext) -> Annotated[CallToolResult, SandboxRun]:
         """Run Python beside the local model, over input that is too large for you: logs, a repository, 500 tickets.
