@@ -131,14 +131,14 @@ class EngineClient:
                     else:
                         yield step
 
-    async def session(self, tenant: str, session: str) -> SessionInfo:
-        """The session of that handle or name, as of the engine's latest step.
+    async def session(self, tenant: str, session: str, fresh: bool = False) -> SessionInfo:
+        """The session of that handle or name, as of the engine's latest step; `fresh` after all commands so far.
 
         Raises:
             UnknownSession: the tenant has none, or has it no more.
             EngineDead: the engine thread has ended.
         """
-        found = find(self.thread.sessions, tenant, session)
+        found = None if fresh else find(self.thread.sessions, tenant, session)
         if found is None:  # those on disk are known once the engine has begun
             theirs = await self.sessions(tenant)
             found = find({info.session_id: info for info in theirs}, tenant, session)

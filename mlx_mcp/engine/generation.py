@@ -36,7 +36,7 @@ from mlx_mcp.engine.messages import (
 from mlx_mcp.engine.requests import Delta, GenerateRequest, Progress, Result, Update, sampling_params, without_tokens
 from mlx_mcp.engine.spellings import Spellings
 from mlx_mcp.engine.worker import EngineThread
-from mlx_mcp.errors import EngineDead, InvalidRequest
+from mlx_mcp.errors import EngineDead, InvalidRequest, UnknownSession
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ class Generation:
         registry: ModelRegistry,
         models: Models,
         spellings: Spellings,
-        find_session: Callable[[str, str], Awaitable[SessionInfo]],
+        find_session: Callable[[str, str, bool], Awaitable[SessionInfo]],
         request: GenerateRequest,
         group: str,
     ) -> None:
@@ -121,7 +121,7 @@ class Generation:
         """Yield progress of a load, and last the request as tokens, for a model that stays until it is handed over."""
         request = self._request
         # Looked up again each time: another turn may have gone on with it.
-        session = await self._find_session(request.tenant, request.session) if request.session else None
+        session = await self._find_session(request.tenant, request.session, False) if request.session else None
         name = request.model if session is None else request.model or session.model
         spec = self._registry.at_hand(name)
         if spec is None:
@@ -220,6 +220,8 @@ class Generation:
                     self._ended = True
                     reason = FinishReason.LENGTH if ending.wanted else reason
                     deltas = answer.finish(reason)
+                    if session is not None and session.num_tokens > answer.num_prompt + answer.num_tokens:
+                        session = await self._shortened(session)
                 case EncodeAgain(loaded):
                     if not loaded:
                         self._models.forget(ready.spec)
@@ -235,6 +237,12 @@ class Generation:
                 return
             if not deltas:
                 yield replace(progress, num_prompt=answer.num_prompt, num_cached=answer.num_cached)
+
+    async def _shortened(self, session: SessionInfo) -> SessionInfo:
+        """A session that ended by itself before the engine took the Finish that shortens it, as that leaves it."""
+        with suppress(UnknownSession, EngineDead):  # it is closed by now, and the answer is whole all the same
+            return await self._find_session(self._request.tenant, session.session_id, True)
+        return session
 
 
 def turn_of(request: GenerateRequest, session: SessionInfo | None) -> Turn:

@@ -671,9 +671,30 @@ async def test_a_generation_that_is_ended_early_keeps_what_it_wrote_and_its_sess
                 request.ending.end()
     assert isinstance(update, Result)
     assert (update.text, update.finish_reason, update.completion_tokens) == ("he", "length", 2)
+    assert update.session.num_tokens == len("hello" + "he")
     client.loader.runner.endless = False
     on = await answer(client, asking("x", session=update.session.session_id))
     assert (on.text, on.prompt_tokens) == ("x", len("hello" + "he" + "|x"))
+
+
+def wait_for_rows_to_end(client):
+    """Hold the event loop until the engine has ended all rows, so that no token is read before."""
+    while client.stats.running:
+        time.sleep(0.001)
+
+
+async def test_a_session_that_ended_by_itself_before_it_could_be_cut_is_told_as_it_was_cut(client):
+    client.loader.runner.endless = True
+    cut = []
+    for stop in ((), ("he",)):
+        request = asking("hello", opens=SessionOptions(), max_tokens=60, stop=stop)
+        async with aclosing(client.generate(request)) as updates:
+            async for update in updates:
+                wait_for_rows_to_end(client)
+                if not stop and isinstance(update, Delta):
+                    request.ending.end()
+        cut.append((update.text, update.session.num_tokens, update.completion_tokens))
+    assert cut == [("h", len("hello" + "h"), 1), ("", len("hello" + "he"), 2)]
 
 
 async def test_a_generation_that_waits_for_its_row_can_be_ended_too(client):
