@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +25,20 @@ from mlx_mcp.errors import MlxMcpError, SandboxFailed
 from mlx_mcp.mlx_backend.cpu.openblas import HINT, find_openblas, prefer_openblas
 from mlx_mcp.models.registry import EMBEDDED
 from mlx_mcp.process import endings
-from mlx_mcp.process.place import user_place
+from mlx_mcp.process.place import trials_file, user_place
+from mlx_mcp.service.caller import Caller
+from mlx_mcp.service.context import Context
+from mlx_mcp.service.count import count_tokens
+from mlx_mcp.service.generate import Options
+from mlx_mcp.service.service import Service
 from mlx_mcp.wiring import memory_settings, wire
+from mlx_mcp.workflows.asking import unheard
+from mlx_mcp.workflows.reason_over.question import Purse
+from mlx_mcp.workflows.reason_over.trial import PROBE, key_of, writes_programs
 from mlx_mcp.workflows.sandbox.isolation import advice
 from mlx_mcp.workflows.sandbox.monty import open_runtime
+from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, closing
+from mlx_mcp.workflows.sandbox.trials import Trials
 
 TESTED = {"mcp": "2.3", "mlx": "0.32", "mlx-lm": "0.32"}
 QUESTION = "Dana's badge is 482. The launch code is 9053. Rex has the color green. What is the launch code?"
@@ -62,11 +73,15 @@ def examine(config: Config) -> Iterator[Finding]:
     for entry in registry.entries():
         size = "not downloaded yet" if entry.weights_bytes is None else f"{entry.weights_bytes / 1e6:,.1f} MB"
         yield Finding("ok", f"model {entry.spec.name}{' (default)' if entry.default else ''}: {size}")
-    yield sandbox_finding()
+    found = sandbox_finding()
+    sandboxes_work = found.kind != "fault"
+    yield found
     if registry.nothing_configured:
         yield Finding("hint", "no model is configured: the small embedded one serves. Choose one with --model.")
     try:
         yield asyncio.run(embedded_finding(client))
+        if sandboxes_work:
+            yield asyncio.run(programs_finding(Service(client, registry), Trials(trials_file())))
     finally:
         client.close()
 
@@ -162,3 +177,35 @@ async def embedded_finding(client: EngineClient) -> Finding:
             "fault", f"the embedded model answers {text!r} instead of {ANSWER!r}: the installation is damaged."
         )
     return Finding("ok", f"the embedded model answers right, {time.monotonic() - began:.1f} s with loading")
+
+
+async def programs_finding(service: Service, trials: Trials) -> Finding:
+    """Whether the default model can write programs for `reason_over`, which is tried where it is not known."""
+    entry = next(entry for entry in service.registry.entries() if entry.default)
+    name, known = entry.spec.name, trials.known(key_of(service, ""))
+    if known is None:
+        if entry.weights_bytes is None:
+            return Finding("ok", f"whether {name} can write programs is tried once it is downloaded")
+        if user_place().listener_pid() is not None:  # it may have the model in memory, which has room for one
+            return Finding(
+                "hint",
+                f"whether {name} can write programs is not known: reason_over tries it at its first use, or "
+                "`mlx-mcp engine stop` and then `mlx-mcp doctor`.",
+            )
+        try:
+            known = await tried(service, trials)
+        except MlxMcpError as error:
+            return Finding("hint", f"whether {name} can write programs could not be tried: {error}")
+    does = "writes its own programs" if known else "cannot write programs: ours read the input for it, part by part"
+    return Finding("ok", f"reason_over: {name} {does}")
+
+
+async def tried(service: Service, trials: Trials) -> bool:
+    """Load the default model, and try whether it can write programs."""
+    with tempfile.TemporaryDirectory(prefix="mlx-mcp-doctor-") as folder:
+        sandboxes = Sandboxes(partial(open_runtime, Path(folder)), trials=trials)
+        async with closing(sandboxes):
+            counted = await count_tokens(
+                service, Caller(), Context(messages=(Message("user", QUESTION),)), Options(), unheard
+            )
+            return await writes_programs(service, Caller(), sandboxes, "", counted.context_tokens, Purse(PROBE.budget))

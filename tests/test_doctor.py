@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,10 @@ from mlx_mcp.errors import SandboxFailed
 from mlx_mcp.mlx_backend import device_memory
 from mlx_mcp.process import endings
 from mlx_mcp.process.place import user_place
+from mlx_mcp.service.service import Service
+from mlx_mcp.wiring import wire
+from mlx_mcp.workflows.reason_over.trial import key_of
+from mlx_mcp.workflows.sandbox.trials import Trials
 
 
 def wheels(monkeypatch, *names):
@@ -101,3 +106,41 @@ def test_a_sandbox_that_cannot_start_is_a_fault(monkeypatch):
     assert doctor.sandbox_finding() == doctor.Finding(
         "fault", "Sandboxes need the package pydantic-monty. Run: pip install it."
     )
+
+
+@pytest.fixture
+def service():
+    client, registry = wire(Config.load(max_ssd_bytes=0))
+    yield Service(client, registry)
+    client.close()
+
+
+async def test_tries_once_whether_the_default_model_writes_programs(service, tmp_path, monkeypatch):
+    trials = Trials(str(tmp_path / "writes-programs.json"))
+    said = "reason_over: embedded cannot write programs: ours read the input for it, part by part"
+    assert told([await doctor.programs_finding(service, trials)]) == f"ok: {said}"
+    assert trials.known(key_of(service, "")) is False
+    monkeypatch.setattr(doctor, "tried", None)  # which would fail
+    assert told([await doctor.programs_finding(service, trials)]) == f"ok: {said}"
+    trials.note(key_of(service, ""), True)
+    assert told([await doctor.programs_finding(service, trials)]) == "ok: reason_over: embedded writes its own programs"
+
+
+async def test_does_not_load_a_model_beside_a_running_engine_or_one_that_is_not_there(service, monkeypatch):
+    monkeypatch.setattr(doctor, "tried", None)
+    monkeypatch.setattr(doctor, "user_place", lambda: SimpleNamespace(listener_pid=lambda: 17))
+    assert "reason_over tries it at its first use, or `mlx-mcp engine stop`" in told(
+        [await doctor.programs_finding(service, Trials())]
+    )
+    entry = replace(service.registry.entries()[0], weights_bytes=None)
+    monkeypatch.setattr(service.registry, "entries", lambda: [entry])
+    assert "is tried once it is downloaded" in told([await doctor.programs_finding(service, Trials())])
+
+
+async def test_a_trial_that_could_not_be_made_is_said_with_its_reason(service, monkeypatch):
+    async def fails(service, trials):
+        raise SandboxFailed("The sandbox's interpreter does not start. Try again.")
+
+    monkeypatch.setattr(doctor, "tried", fails)
+    said = told([await doctor.programs_finding(service, Trials())])
+    assert said.startswith("hint: whether embedded can write programs could not be tried: The sandbox's interpreter does")

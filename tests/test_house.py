@@ -64,6 +64,7 @@ LAYERS = {
     # The inside of the sandbox: an interpreter and what surrounds it. It knows nothing of the service.
     "workflows/sandbox/runtime": ((), ()),
     "workflows/sandbox/values": ((), ()),
+    "workflows/sandbox/trials": ((), ()),
     "workflows/sandbox/inside": ((), ()),
     "workflows/sandbox/prelude": ((), ()),
     "workflows/sandbox/explaining": (("workflows/sandbox/runtime",), ()),
@@ -119,7 +120,7 @@ LAYERS = {
     "doctor": (
         (
             *("chat", "config", "core", "engine", "errors", "mlx_backend", "models", "process", "wiring", "__init__"),
-            *("workflows/sandbox/isolation", "workflows/sandbox/monty"),
+            *("service", "workflows"),
         ),
         ("mlx",),
     ),

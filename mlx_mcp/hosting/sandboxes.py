@@ -7,11 +7,12 @@ from pathlib import Path
 
 from mlx_mcp.config import Config
 from mlx_mcp.errors import NoSharedEngine, SandboxFailed
-from mlx_mcp.process.place import sandbox_folder
+from mlx_mcp.process.place import sandbox_folder, trials_file
 from mlx_mcp.wiring import open_sandbox_log
 from mlx_mcp.workflows.sandbox.keeping import Keeping, KeepingOptions
 from mlx_mcp.workflows.sandbox.runtime import Runtime
 from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, runtime_in
+from mlx_mcp.workflows.sandbox.trials import Trials
 
 
 def sandboxes_of(config: Config) -> Sandboxes:
@@ -20,7 +21,7 @@ def sandboxes_of(config: Config) -> Sandboxes:
     keeping = Keeping(None, options=options)
     if config.max_ssd_bytes and config.max_sandbox_disk_bytes:
         keeping = Keeping(partial(open_sandbox_log, config), config.sandbox_dir.exists, options)
-    return Sandboxes(user_runtime, keeping, config.session_ttl_s)
+    return Sandboxes(user_runtime, keeping, config.session_ttl_s, trials=Trials(trials_file()))
 
 
 async def user_runtime() -> Runtime:

@@ -130,6 +130,11 @@ def sandbox_folder() -> str:
     return folder
 
 
+def trials_file() -> str:
+    """The file that says which models can write programs. Its folder need not be there."""
+    return os.path.join(state_folder(), "writes-programs.json")
+
+
 def user_folder(variable: str, below_home: str) -> str:
     """One of the user's folders for settings or state, as platformdirs chooses them."""
     if sys.platform == "darwin":

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mlx_mcp.chat.message import Message
-from mlx_mcp.errors import EngineDead, MlxMcpError
 from mlx_mcp.service.activity import Meter, Report
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.context import Context
@@ -20,6 +19,7 @@ from mlx_mcp.workflows.reason_over.free import FreeRun, room_of
 from mlx_mcp.workflows.reason_over.input import fill
 from mlx_mcp.workflows.reason_over.programs import PROGRAMS, SIZE
 from mlx_mcp.workflows.reason_over.question import Answer, Purse, Question, Step, Stopped, Strategy, check, fault_of
+from mlx_mcp.workflows.reason_over.trial import writes_programs
 from mlx_mcp.workflows.sandbox.host_calls import HostFunction
 from mlx_mcp.workflows.sandbox.runtime import Limits
 from mlx_mcp.workflows.sandbox.sandbox import Program, Ran, Sandbox
@@ -28,13 +28,6 @@ from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes
 MAX_PARTS = 200  # an input of more parts is searched, not read as a whole, by a model that writes no programs
 CHILD_SHARE = 4  # a question within a program may have one part in so many of what is left
 RLM_QUERY = "rlm_query(question, text)  # for a text that itself is too long to read: as you work, with programs; slow"
-PROBE = Question(
-    "What is the sum of the numbers in `context`, one on each line, that are larger than 20?",
-    {"type": "integer"},
-    budget=Budget(calls=8, tokens=40_000, seconds=300.0),
-    turns=3,
-)
-PROBE_TEXT, PROBE_SUM = "17\n25\n4\n63\n20\n31\n", 119
 
 
 @dataclass(frozen=True)
@@ -95,40 +88,20 @@ class Reasoning:
         chunk_chars = room_of(counted.context_tokens).chunk_chars
         strategy = self.question.strategy
         if strategy is Strategy.AUTO:
-            strategy = await self._chosen(sandbox, counted.model, counted.context_tokens, chunk_chars)
+            strategy = await self._chosen(sandbox, counted.context_tokens, chunk_chars)
         if strategy is Strategy.FREE:
             return await self._free(self.question, sandbox, counted.context_tokens)
         return await self._ours(strategy, sandbox, chunk_chars)
 
-    async def _chosen(self, sandbox: Sandbox, model: str, context_tokens: int, chunk_chars: int) -> Strategy:
+    async def _chosen(self, sandbox: Sandbox, context_tokens: int, chunk_chars: int) -> Strategy:
         """The strategy for a model, and for as much input as there is."""
-        if await self._writes_code(model, context_tokens):
+        await self.report([Meter(line="trying whether the model can write programs, if that is not known")])
+        service, caller, model = self.service, self.caller, self.question.model
+        if await writes_programs(service, caller, self.sandboxes, model, context_tokens, self.purse):
             return Strategy.FREE
         ran = await self._program(SIZE, sandbox, {}, "its input is measured")
         size = ran.ended.value if ran.ended.error is None and isinstance(ran.ended.value, int) else 0
         return Strategy.MAP_REDUCE if size <= MAX_PARTS * chunk_chars else Strategy.SEARCH
-
-    async def _writes_code(self, model: str, context_tokens: int) -> bool:
-        """Whether a model can work by programs: it is tried once, with a sum."""
-        known = self.sandboxes.writes_code
-        if model not in known:
-            await self.report([Meter(line=f"trying whether {model} can write programs")])
-            sandbox = await self.sandboxes.create(self.service, self.caller, model=self.question.model)
-            purse = Purse(PROBE.budget)
-            try:
-                await fill(self.service, self.caller, self.sandboxes, sandbox, {"context": PROBE_TEXT})
-                probe = replace(PROBE, model=self.question.model)
-                run = FreeRun(self.service, self.caller, self.sandboxes, sandbox, probe, purse, context_tokens, unheard)
-                answer = await run.run()
-                known[model] = answer.stopped is Stopped.SUBMITTED and answer.value == PROBE_SUM
-            except EngineDead:
-                raise
-            except MlxMcpError:  # such as that its context is too short for what such a model is told
-                known[model] = False
-            finally:
-                self.purse.spend(purse.counts)
-                await self.sandboxes.close(self.service, self.caller.tenant, [sandbox])
-        return known[model]
 
     async def _free(self, question: Question, sandbox: Sandbox, context_tokens: int) -> Answer:
         functions: Mapping[str, HostFunction] = {}

@@ -34,6 +34,7 @@ from mlx_mcp.workflows.sandbox.host_calls import HostCalls
 from mlx_mcp.workflows.sandbox.keeping import Keeping, adopt_all
 from mlx_mcp.workflows.sandbox.runtime import Limits, Runtime
 from mlx_mcp.workflows.sandbox.sandbox import Program, Ran, Sandbox, State
+from mlx_mcp.workflows.sandbox.trials import Trials
 
 HANDLE_PREFIX = "x-"
 MAX_WORKERS = 8
@@ -76,17 +77,17 @@ class Sandboxes:
         max_state_bytes: int = MAX_STATE_BYTES,
         idle_s: float = IDLE_S,
         clock: Callable[[], float] = time.monotonic,
+        trials: Trials | None = None,
     ) -> None:
         self.keeping, self.ttl_s, self.idle_s = keeping or Keeping(), ttl_s, idle_s
         self.max_workers, self.max_sandboxes, self.max_state_bytes = max_workers, max_sandboxes, max_state_bytes
-        self._open_runtime, self._clock = open_runtime, clock
+        self._open_runtime, self._clock, self.trials = open_runtime, clock, trials or Trials()
         self._runtime: Runtime | None = None
         self._opening = asyncio.Lock()
         self._sandboxes: dict[str, Sandbox] = {}
         self._places = asyncio.Semaphore(max_workers)  # one for each run that has a worker
         # For programs that wait for other programs: some places are left to these.
         self.nesting = asyncio.Semaphore(max_workers // 2)
-        self.writes_code: dict[str, bool] = {}  # model → whether it can write programs, if that was tried
         self._tasks: set[asyncio.Task[None]] = set()
         self._adopting, self._adopted = asyncio.Lock(), False
 

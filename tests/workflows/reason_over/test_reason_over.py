@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from mlx_mcp.errors import BudgetSpent, InvalidRequest
+from mlx_mcp.errors import BudgetSpent, CapacityError, InvalidRequest, PromptTooLong
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.service import Service, known_sessions
 from mlx_mcp.workflows.asking import Budget
-from mlx_mcp.workflows.reason_over.question import Question, Stopped, Strategy
-from mlx_mcp.workflows.reason_over.reason_over import PROBE_SUM, reason_over
+from mlx_mcp.workflows.reason_over import trial
+from mlx_mcp.workflows.reason_over.question import Purse, Question, Stopped, Strategy
+from mlx_mcp.workflows.reason_over.reason_over import reason_over
 from mlx_mcp.workflows.reason_over.replies import read
+from mlx_mcp.workflows.reason_over.trial import PROBE_SUM, key_of
 from mlx_mcp.workflows.sandbox.runtime import HostCall
 from mlx_mcp.workflows.sandbox.runtime import Limits as ProgramLimits
 from mlx_mcp.workflows.sandbox.sandbox import Program
@@ -288,10 +290,30 @@ async def test_auto_tries_a_model_once_and_has_those_work_freely_that_can(house)
 
     made = await ask("30\n31")
     assert (made.answer.value, made.answer.strategy) == (61, Strategy.FREE)
-    assert house.sandboxes.writes_code == {"tiny": True}
+    assert house.sandboxes.trials.known(key_of(house.service, "")) is True
     assert made.counts.calls == 4, "the trial's are among them"
     assert (await ask("40\n41")).counts.calls == 2
     assert str(PROBE_SUM) not in house.heard[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "known"),
+    [
+        (PromptTooLong(30, 1, 20), False),
+        (CapacityError("The queue is full.", 1.0), None),
+        (BudgetSpent("The run has made 8 calls."), None),
+    ],
+)
+async def test_a_trial_that_failed_for_want_of_room_or_time_says_nothing_of_the_model(house, monkeypatch, error, known):
+    async def fails(*given):
+        raise error
+
+    house = house({}, {})
+    monkeypatch.setattr(trial, "fill", fails)
+    sandboxes, purse = house.sandboxes, Purse(Budget())
+    assert await trial.writes_programs(house.service, CALLER, sandboxes, "", 20_000, purse) is False
+    assert sandboxes.trials.known(key_of(house.service, "")) is known
+    assert sandboxes.num == 0
 
 
 @pytest.mark.parametrize(
