@@ -143,4 +143,6 @@ async def test_a_trial_that_could_not_be_made_is_said_with_its_reason(service, m
 
     monkeypatch.setattr(doctor, "tried", fails)
     said = told([await doctor.programs_finding(service, Trials())])
-    assert said.startswith("hint: whether embedded can write programs could not be tried: The sandbox's interpreter does")
+    assert said.startswith(
+        "hint: whether embedded can write programs could not be tried: The sandbox's interpreter does"
+    )

@@ -64,6 +64,7 @@ LAYERS = {
     # The inside of the sandbox: an interpreter and what surrounds it. It knows nothing of the service.
     "workflows/sandbox/runtime": ((), ()),
     "workflows/sandbox/values": ((), ()),
+    "workflows/sandbox/places": ((), ()),
     "workflows/sandbox/trials": ((), ()),
     "workflows/sandbox/inside": ((), ()),
     "workflows/sandbox/prelude": ((), ()),

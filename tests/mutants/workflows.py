@@ -68,4 +68,25 @@ MUTANTS = [
         "reason_over/test_with_interpreter.py::"
         "test_parts_that_are_too_long_for_a_model_are_halved_and_what_stays_unread_is_told",
     ),
+    fault(
+        "places of programs all for one owner",
+        "workflows/sandbox/places.py",
+        " and self._taken[owner] < self.num_of_one",
+        "",
+        "sandbox/test_places.py::test_one_owner_never_has_all_places",
+    ),
+    fault(
+        "places of programs given to who has most",
+        "workflows/sandbox/places.py",
+        "chosen = min(could",
+        "chosen = max(could",
+        "sandbox/test_places.py::test_a_place_that_gets_free_goes_to_the_owner_who_has_fewest",
+    ),
+    fault(
+        "trial that failed for want of room remembered",
+        "workflows/reason_over/trial.py",
+        "        if isinstance(error, RequestError) and not isinstance(error, BudgetSpent):\n",
+        "        if True:\n",
+        "reason_over/test_reason_over.py::test_a_trial_that_failed_for_want_of_room_or_time_says_nothing_of_the_model",
+    ),
 ]

@@ -138,7 +138,7 @@ class FreeRun:
 
         program = Program(code, functions=self.functions)
         if self.functions:  # it may wait for other programs
-            async with self.sandboxes.nesting:
+            async with self.sandboxes.places.nesting:
                 ran = await self._run_in(program, report)
         else:
             ran = await self._run_in(program, report)

@@ -2,8 +2,8 @@
 
 Guarantees:
     - An owner never sees another owner's sandboxes: a foreign handle and a missing one give the same error.
-    - There are at most `max_workers` worker processes. A run waits for one. An idle sandbox gives its own up for it,
-      and after `idle_s` without a run in any case; its state stays.
+    - There are at most `max_workers` worker processes. A run waits for one (`places.py`). An idle sandbox gives its own
+      up for it, and after `idle_s` without a run in any case; its state stays.
     - One run at a time goes on in a sandbox. Forks made meanwhile begin where its latest finished run ended.
     - Those that an earlier process kept on disk (`keeping.py`) are there from `ready` on.
 
@@ -32,6 +32,7 @@ from mlx_mcp.service.service import Service, known_sessions
 from mlx_mcp.workflows.asking import Asker, Budget, close_sessions, fork_all
 from mlx_mcp.workflows.sandbox.host_calls import HostCalls
 from mlx_mcp.workflows.sandbox.keeping import Keeping, adopt_all
+from mlx_mcp.workflows.sandbox.places import Places
 from mlx_mcp.workflows.sandbox.runtime import Limits, Runtime
 from mlx_mcp.workflows.sandbox.sandbox import Program, Ran, Sandbox, State
 from mlx_mcp.workflows.sandbox.trials import Trials
@@ -80,14 +81,11 @@ class Sandboxes:
         trials: Trials | None = None,
     ) -> None:
         self.keeping, self.ttl_s, self.idle_s = keeping or Keeping(), ttl_s, idle_s
-        self.max_workers, self.max_sandboxes, self.max_state_bytes = max_workers, max_sandboxes, max_state_bytes
+        self.places, self.max_sandboxes, self.max_state_bytes = Places(max_workers), max_sandboxes, max_state_bytes
         self._open_runtime, self._clock, self.trials = open_runtime, clock, trials or Trials()
         self._runtime: Runtime | None = None
         self._opening = asyncio.Lock()
         self._sandboxes: dict[str, Sandbox] = {}
-        self._places = asyncio.Semaphore(max_workers)  # one for each run that has a worker
-        # For programs that wait for other programs: some places are left to these.
-        self.nesting = asyncio.Semaphore(max_workers // 2)
         self._tasks: set[asyncio.Task[None]] = set()
         self._adopting, self._adopted = asyncio.Lock(), False
 
@@ -268,9 +266,9 @@ class Sandboxes:
         with anyio.CancelScope() as scope:
             sandbox.running = scope
             try:
-                if self._places.locked():
-                    await report([Meter(line=f"waiting: {self.max_workers} programs run already")])
-                async with self._places:
+                if not self.places.are_there(caller.tenant):
+                    await report([Meter(line=f"waiting: {self.places.why_not(caller.tenant)}")])
+                async with self.places.one(caller.tenant):
                     await self._make_room(sandbox)
                     await self.keeping.read(sandbox)
                     asker = Asker(service, caller, budget, report, model or sandbox.model)
@@ -373,7 +371,7 @@ class Sandboxes:
 
     async def _make_room(self, sandbox: Sandbox) -> None:
         """See that one more sandbox can have a worker: the one whose latest run ended first gives its own up."""
-        while sandbox.worker is None and self.num_workers >= self.max_workers:
+        while sandbox.worker is None and self.num_workers >= self.places.num:
             idle = [each for each in self._sandboxes.values() if each.worker is not None and not each.busy]
             await min(idle, key=lambda each: each.used_at).release()
 
