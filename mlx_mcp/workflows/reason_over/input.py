@@ -64,8 +64,9 @@ async def filled(
         inputs["context"] = await said_in(service, caller, given.session)
     if given.sandbox:
         [sandbox] = await sandboxes.fork(service, caller, given.sandbox, 1, ())
+        sandbox.kept.temporary = True
     else:
-        sandbox = await sandboxes.create(service, caller, model=model)
+        sandbox = await sandboxes.create(service, caller, model=model, temporary=True)
     whole = False
     try:
         if inputs:
@@ -73,8 +74,11 @@ async def filled(
         yield Filled(sandbox, texts)
         whole = True
     finally:
-        if not (keep and whole):
+        sandbox.kept.temporary = not (keep and whole)
+        if sandbox.kept.temporary:
             await sandboxes.close(service, caller.tenant, [sandbox])
+        else:
+            await sandboxes.keeping.ran(sandbox)
 
 
 async def fill(

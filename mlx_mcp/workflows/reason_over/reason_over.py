@@ -128,7 +128,7 @@ class Reasoning:
             str(question), None, self.question.strategy, self.question.model, share, self.question.turns // 2 or 1, 1
         )
         check(asked)
-        sandbox = await self.sandboxes.create(self.service, self.caller, model=self.question.model)
+        sandbox = await self.sandboxes.create(self.service, self.caller, model=self.question.model, temporary=True)
         purse = Purse(share)
         try:
             await fill(self.service, self.caller, self.sandboxes, sandbox, {"context": str(text)})

@@ -46,7 +46,7 @@ async def writes_programs(
     own, clock = Purse(PROBE.budget), asyncio.get_running_loop().time
     ends = clock() + PROBE.budget.seconds
     try:
-        sandbox = await sandboxes.create(service, caller, model=model)
+        sandbox = await sandboxes.create(service, caller, model=model, temporary=True)
         try:
             await fill(service, caller, sandboxes, sandbox, {"context": PROBE_TEXT})
             probe = replace(PROBE, model=model)

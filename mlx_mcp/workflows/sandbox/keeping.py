@@ -178,7 +178,7 @@ class Keeping:
 
     async def ran(self, sandbox: Sandbox) -> None:
         """See that the state of a sandbox, in which a run has ended, gets to the disk in time."""
-        if self._open is None or sandbox.closed or sandbox.state is sandbox.kept.state:
+        if self._open is None or sandbox.closed or sandbox.state is sandbox.kept.state or sandbox.kept.temporary:
             return
         if sandbox.state.nbytes <= SMALL_BYTES:
             with anyio.move_on_after(PATIENCE_S):
@@ -201,7 +201,7 @@ class Keeping:
         A failure is for the log: the state is in memory, and the next run tries again.
         """
         changed = sandbox.state is not sandbox.kept.state and not sandbox.kept.unread
-        if changed and sandbox.state.dump and not sandbox.closed:
+        if changed and sandbox.state.dump and not (sandbox.closed or sandbox.kept.temporary):
             try:
                 await self._save(sandbox, sandbox.state)
             except StorageError as error:

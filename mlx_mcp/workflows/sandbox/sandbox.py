@@ -60,6 +60,7 @@ class Kept:
 
     state: State | None = None  # the one that is there; None if there is none, or none in memory
     unread: bool = False  # the state is there, and not in memory
+    temporary: bool = False  # it ends with a call, and is not saved
     persisted: bool = False  # a caller asked for it
     versions: frozenset[str] = frozenset()
     saved_at: float = -math.inf  # by the event loop's clock

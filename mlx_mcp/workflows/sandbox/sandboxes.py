@@ -131,8 +131,12 @@ class Sandboxes:
         """Those of all owners, for the user whose process this is."""
         return list(self._sandboxes.values())
 
-    async def create(self, service: Service, caller: Caller, name: str = "", model: str = "") -> Sandbox:
+    async def create(
+        self, service: Service, caller: Caller, name: str = "", model: str = "", temporary: bool = False
+    ) -> Sandbox:
         """Make a sandbox without variables, whose programs ask a model; the default one if it has no name.
+
+        A `temporary` one is closed by whoever makes it, and never written to disk.
 
         Raises:
             InvalidRequest: the name cannot be one, or is taken.
@@ -143,6 +147,7 @@ class Sandboxes:
             await asyncio.to_thread(service.registry.resolve, model)
         await self.expire(service)
         [made] = self._add(service, caller.tenant, 1, (name,) if name else (), State(), model)
+        made.kept.temporary = temporary
         return made
 
     def find(self, owner: str, sandbox: str) -> Sandbox | None:

@@ -23,6 +23,7 @@ from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.limits import Limiter, Limits
 from mlx_mcp.service.service import known_sessions
 from mlx_mcp.storage.sandbox_log import SandboxLog
+from mlx_mcp.workflows.reason_over.input import Input, filled
 from mlx_mcp.workflows.sandbox import keeping as keepings
 from mlx_mcp.workflows.sandbox.keeping import Keeping, KeepingOptions
 from mlx_mcp.workflows.sandbox.reading import value_of
@@ -102,6 +103,20 @@ async def test_the_state_of_the_latest_run_is_there_in_the_next_process(tmp_path
         assert await value_of(await second.sandboxes.runtime(), again.state, "n") == 3
         assert await value_of(await second.sandboxes.runtime(), again.state, "m") == [1, 2]
         assert second.num_asked == 1
+
+
+@pytest.mark.parametrize("keep", [False, True])
+async def test_the_sandbox_of_a_question_is_on_disk_only_once_it_is_to_stay(tmp_path: Path, keep: bool) -> None:
+    folder = tmp_path / "kept"
+    async with process(runtime(), folder) as first:
+        source = await first.sandboxes.create(first.service, CALLER, "repo")
+        await first.run(source, "count")
+        [saved] = files_in(folder)
+        async with filled(first.service, CALLER, first.sandboxes, Input(sandbox="repo"), "", keep) as there:
+            await first.run(there.sandbox, "count")
+            assert files_in(folder) == [saved]
+        assert len(files_in(folder)) == 1 + keep
+        assert first.sandboxes.num == 1 + keep
 
 
 async def test_a_process_that_made_no_sandbox_leaves_no_folder(tmp_path: Path) -> None:
