@@ -273,7 +273,10 @@ class FakeRunner:
             row.capacity = move.new.capacity
             assert len(row.tokens) - row.num_shared <= row.capacity
         for restore in step.restores:
-            self._restore(restore)
+            if restore.logits is not None:
+                assert letters(restore.logits) == self.live[restore.sequence_id].tokens, "another prompt's logits"
+            if restore.num_tokens:
+                self._restore(restore)
         for chunk in step.prefill:
             assert self.rows.get(chunk.sequence_id, 0) == chunk.start
             self._compute(chunk.sequence_id, chunk.end - chunk.start)
@@ -300,8 +303,6 @@ class FakeRunner:
         if self.layout.states:
             assert restore.parts[-1].num_tokens == len(letters(restore.parts[-1].payload))
             assert restore.parts[-1].payload.has_state
-        if restore.logits is not None:
-            assert letters(restore.logits) == row.tokens, "another prompt's logits"
         if row.prefix is not None:
             first = self.prefixes.setdefault(row.prefix.prefix_id, tokens[: row.num_shared])
             assert first == tokens[: row.num_shared], "a prefix shared with another's"

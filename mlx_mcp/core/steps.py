@@ -58,7 +58,7 @@ class Restore:
     """A row whose first tokens are copied out of the cache before the step: the parts, concatenated.
 
     Tokens of a shared prefix are written there, and the others to the row's slot. If the row has no other tokens, its
-    next token is drawn from `logits`.
+    next token is drawn from `logits`; of a row that ends with this token no tokens are restored.
     """
 
     sequence_id: int

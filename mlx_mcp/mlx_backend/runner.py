@@ -191,7 +191,8 @@ class Runner:
         for move in step.moves:
             self.rows.move(move)
         for restore in step.restores:
-            self.rows.restore(restore)
+            if restore.num_tokens:
+                self.rows.restore(restore)
         repeats: list[Any] = [r for r in step.restores if r.logits is not None]
         if repeats:
             logits = np.stack([np.frombuffer(restore.logits.data, np.float32) for restore in repeats])
@@ -298,7 +299,8 @@ class Runner:
                     mask = row.constraint.mask()
                 except Exception as error:  # a grammar that breaks at run time must not take the other rows with it
                     flight.failed[row.sequence_id] = f"its grammar failed, write it with smaller repetitions: {error}"
-            index = self.rows.lengths[row.sequence_id] - len(row.prompt_ids)
+            length = self.rows.lengths.get(row.sequence_id)  # None where nothing was restored: the row ends now
+            index = len(row.output_ids) if length is None else length - len(row.prompt_ids)
             rows.append(Row(row.params, index, row.prompt_ids, row.output_ids, mask))
         drawn = draw(logits, rows, latest, [i for i, row in enumerate(live) if row.sequence_id in flight.read])
         flight.drawn.append((live, drawn))

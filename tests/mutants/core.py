@@ -397,4 +397,12 @@ MUTANTS = [
         "            index = alike(coded, other) + 1\n",
         "cache/test_misses.py::test_a_changed_nonce_near_the_beginning_is_found_and_shown",
     ),
+    fault(
+        "row that goes on after cached logits not restored",
+        "core/scheduler.py",
+        "restore.logits is not None and len(sequence.output_ids) + 1 >= sequence.params.max_tokens",
+        "restore.logits is not None",
+        "cache/test_publishing.py::"
+        "test_a_prompt_that_comes_again_for_one_token_is_neither_restored_nor_copied_once_more[full]",
+    ),
 ]

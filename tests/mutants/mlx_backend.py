@@ -27,8 +27,8 @@ MUTANTS = [
     fault(
         "draw goes by the row's place in the batch",
         "mlx_backend/runner.py",
-        "index = self.rows.lengths[row.sequence_id] - len(row.prompt_ids)",
-        "index = len(rows)",
+        "else length - len(row.prompt_ids)",
+        "else len(rows)",
         "test_runner.py::test_a_seed_draws_the_same_text_alone_and_among_others",
     ),
     fault(

@@ -117,9 +117,8 @@ class Publishing:
                 publication.stopped = True
                 return
             if block.end == start and until <= sequence.num_tokens:
-                tokens = sequence.tokens(start, until)
-                there = self.cache.child(block, self.cache.hash(block.hash, tokens), tokens)
-                if there is not None and not self._poorer(there, cut):
+                there = self._child(block, cut, sequence.tokens(start, until))
+                if there is not None:
                     publication.block, publication.planned = there, until
                     continue
             pool.acquire(block)
@@ -130,6 +129,11 @@ class Publishing:
             self.building[cut] = block
             publication.planned = until
             cuts.append(cut)
+
+    def _child(self, parent: Block, cut: Cut, tokens: tuple[int, ...]) -> Block | None:
+        """The block of a cut's tokens after `parent`, if it is there with all that the cut would have."""
+        there = self.cache.child(parent, self.cache.hash(parent.hash, tokens), tokens)
+        return None if there is None or self._poorer(there, cut) else there
 
     def _poorer(self, block: Block, cut: Cut) -> bool:
         """Whether a block lacks what a cut would have."""
@@ -174,11 +178,16 @@ class Publishing:
             start = block.end if block.end < end else block.start
             until = min(start + size, end)
             state = states and until == end
+            parent = block if start == block.end else block.parent
+            assert parent is not None, "a root has no states"
+            there = self._child(parent, Cut(sequence.sequence_id, start, until, state), tokens[start:until])
+            if there is not None:  # computed by another, or what this one began with
+                there.private &= sequence.ephemeral
+                block = there
+                continue
             charged = self._cost(start, until, state)
             if not self._charge(sequence, block, charged):
                 break
-            parent = block if start == block.end else block.parent
-            assert parent is not None, "a root has no states"
             try:
                 payload = cut(start, until, state)
             except Exception:  # of any kind: the bytes were charged before
