@@ -93,8 +93,11 @@ class FakeTokenizer:
 
     digest = b"letters"
 
-    def transcript(self, ids: tuple[int, ...]) -> str:
-        return json.dumps([self.decode(ids)])
+    def transcript(self, ids: tuple[int, ...], begins: tuple[int, ...] = ()) -> str:
+        parts: list[Any] = [self.decode(ids[: begins[0]] if begins else ids)]
+        for begin, end in zip(begins, (*begins[1:], len(ids)), strict=True):
+            parts += [["", begin], self.decode(ids[begin:end])]
+        return json.dumps(parts)
 
     def reader(self, prompt: Prompt, tools: Tools = (), plain: bool = False) -> FakeReader:
         return FakeReader({} if plain else MARKERS)

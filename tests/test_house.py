@@ -40,6 +40,7 @@ LAYERS = {
     "service": (
         (
             "chat",
+            "core/origin",
             "core/sampling",
             "core/session",
             "engine/client",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 ROLES = {
     "system": "system",
@@ -34,18 +35,20 @@ FRAME = re.compile(r"end|eo[tms]|bo[st]|begin|start|header|message|turn|im_|pad|
 
 @dataclass(frozen=True)
 class Said:
-    """A message of a session. `role` is empty if it is not known who speaks."""
+    """A message of a session, or what of it was said in one turn. `role` is empty if it is not known who speaks."""
 
     role: str
     text: str
+    turn: int | None = None  # how many tokens come before the turn in which it was said; None if that is not known
 
 
-def said_in(parts: Sequence[str | Sequence[str]]) -> list[Said]:
-    """The messages of a session, whose text is in parts: control tokens, each in a list of its own, and texts between.
+def said_in(parts: Sequence[str | Sequence[Any]]) -> list[Said]:
+    """The messages of a session, whose text is in parts; see ChatTokenizer.transcript.
 
-    Messages without text are left out.
+    Messages without text are left out. One that goes on in the next turn is told as two.
     """
     said: list[Said] = []
+    turn: int | None = None
     role, content = "", list[tuple[str, bool]]()  # pieces, and which of them are control tokens
     opened = False  # whether a header may come
 
@@ -55,11 +58,14 @@ def said_in(parts: Sequence[str | Sequence[str]]) -> list[Said]:
         while content and ((content[0][1] and FRAME.search(content[0][0])) or not content[0][0].strip()):
             content.pop(0)
         if content:
-            said.append(Said(role, "".join(text for text, _ in content).strip()))
+            said.append(Said(role, "".join(text for text, _ in content).strip(), turn))
         content.clear()
 
     for part in parts:
-        if not isinstance(part, str):
+        if not isinstance(part, str) and len(part) > 1:
+            close()
+            turn = int(part[1])
+        elif not isinstance(part, str):
             named = role_of(part[0])
             if named:
                 close()

@@ -169,8 +169,11 @@ def list_(as_json: Json = False) -> None:
 @sessions.command()
 @reporting_errors
 def show(session: Session, version: Version = "", as_json: Json = False) -> None:
-    """Show what was said in a session."""
-    from mlx_mcp.core.durable import find_heads, session_as_json, transcript
+    """Show what was said in a session.
+
+    Before each turn stands when it was asked for, and by which client.
+    """
+    from mlx_mcp.core.durable import find_heads, session_with_text
 
     def read(log: SessionLog) -> dict[str, Any]:
         (head,) = find_heads(log.heads(), session, version)
@@ -180,14 +183,24 @@ def show(session: Session, version: Version = "", as_json: Json = False) -> None
                 f"What was kept of session {session[:80]!r} is damaged. Remove it: "
                 f"`mlx-mcp sessions rm {session[:80]}`."
             )
-        return session_as_json(record) | {"text": transcript(record)}
+        return session_with_text(record)
 
     note_old()
     found = look(read, do="show", session=session, at=version)
     if as_json:
         show_json(found)
     else:
-        typer.echo(found["text"])
+        typer.echo(with_origins(found["text"], found.get("turns", [])))
+
+
+def with_origins(text: str, turns: list[dict[str, Any]]) -> str:
+    """The text of a session, with a line before each turn that says when it was asked for, and by which client."""
+    from mlx_mcp.core.origin import Origin
+
+    for turn in reversed(turns):
+        before, after = text[: turn["begin"]], text[turn["begin"] :]
+        text = f"{before}\n[{Origin(turn['who'], turn['at']).line}]\n{after}"
+    return text.lstrip("\n")
 
 
 @sessions.command()

@@ -9,6 +9,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from mlx_mcp.core.origin import Origin
 from mlx_mcp.core.ports import BlockTier, StoredBlock
 from mlx_mcp.errors import InvalidRequest, NotOnDisk, StorageError
 
@@ -42,6 +43,7 @@ class SessionRecord(SessionFacts):
     text: str  # the transcript, for people
     tokens: tuple[int, ...]
     blocks: tuple[bytes, ...]  # keys, in order, with the tail
+    origins: tuple[Origin, ...] = ()  # of its latest turns; none in a file of a version that did not keep them
 
     @property
     def num_tokens(self) -> int:
@@ -81,10 +83,20 @@ def old_sessions_warning(num_old: int) -> str:
     )
 
 
-def transcript(record: SessionRecord) -> str:
-    """The text of a session, control tokens included."""
+def session_with_text(record: SessionRecord) -> dict[str, Any]:
+    """A session on disk as JSON, with its text, control tokens included, and its turns.
+
+    The `begin` of a turn is the number of characters of the text before it.
+    """
     parts: list[Any] = json.loads(record.text or "[]")
-    return "".join(part if isinstance(part, str) else part[0] for part in parts)
+    origins = {origin.begin: origin for origin in record.origins}
+    text, turns = "", []
+    for part in parts:
+        if not isinstance(part, str) and len(part) > 1 and part[1] in origins:
+            origin = origins[part[1]]
+            turns.append({"who": origin.who, "at": origin.at, "begin": len(text)})
+        text += part if isinstance(part, str) else part[0]
+    return session_as_json(record) | {"text": text, "turns": turns}
 
 
 def find_heads(heads: Iterable[SessionHead], session: str, version: str | None = None) -> list[SessionHead]:

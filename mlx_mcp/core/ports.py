@@ -151,8 +151,11 @@ class ChatTokenizer(Protocol):
     def digest(self) -> bytes:
         """A digest of what the token ids mean. Tokenizers that give every id the same text have the same digest."""
 
-    def transcript(self, ids: tuple[int, ...]) -> str:
-        """The text of a log, as a JSON list in which control tokens are told from text."""
+    def transcript(self, ids: tuple[int, ...], begins: tuple[int, ...] = ()) -> str:
+        """The text of a log, as a JSON list of texts, and between them of lists.
+
+        Such a list has a control token. Where a turn `begins`, it has an empty text and the number of tokens before it.
+        """
 
     def reader(self, prompt: Prompt, tools: tuple[dict[str, Any], ...] = (), plain: bool = False) -> AnswerReader:
         """Make a reader for one answer to `prompt`. With `plain` set, it takes all text for the answer."""

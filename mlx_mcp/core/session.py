@@ -14,6 +14,7 @@ from typing import Any
 
 from mlx_mcp.core.cache.blocks import Block, BlockPool, walk
 from mlx_mcp.core.durable import SessionHead, SessionRecord
+from mlx_mcp.core.origin import Origin, is_sound, with_turn
 from mlx_mcp.core.ports import ChatTokenizer
 from mlx_mcp.core.session_names import HANDLE_PREFIX, SessionNames
 from mlx_mcp.errors import CapacityError, InvalidRequest, SessionBusy, UnknownSession
@@ -68,6 +69,7 @@ class Session:
     tools: tuple[dict[str, Any], ...] = ()
     parent_id: str = ""
     log: tuple[int, ...] = ()  # shared with forks, and replaced as a whole
+    origins: tuple[Origin, ...] = ()  # of its latest turns, in order; shared and replaced likewise
     leaf: Block | None = None  # where its keys and values end; they may have been evicted
     turn: int | None = None  # the sequence of the turn that is under way
     latest: tuple[int, int] = (0, 0)  # the sequence of the latest turn that ended, and where its output begins
@@ -130,6 +132,7 @@ class Session:
             self.tools,
             self.session_id,
             self.log,
+            self.origins,
             num_kept=self.num_kept,
             fingerprint=self.fingerprint,
             tokenizer=self.tokenizer,
@@ -215,8 +218,15 @@ class SessionStore:
         session.turn = turn
         self.use(session)
 
-    def finish(self, session: Session, log: tuple[int, ...], leaf: Block | None, after: str) -> None:
-        """End a turn with the session's new tokens; `leaf` is the last block of those that have keys and values."""
+    def finish(
+        self, session: Session, log: tuple[int, ...], leaf: Block | None, after: str, origin: Origin | None = None
+    ) -> None:
+        """End a turn with the session's new tokens; `leaf` is the last block of those that have keys and values.
+
+        `origin` is that of the turn; None if the session's latest turn only ends elsewhere.
+        """
+        if origin is not None:
+            session.origins = with_turn(session.origins, origin, len(session.log))
         session.turn, session.log, session.after = None, log, after
         session.num_kept, session.keys = 0 if leaf is None else leaf.end, ()
         self._move_leaf(session, leaf)
@@ -336,6 +346,7 @@ class SessionStore:
         held: dict[Block, int] = {}
         for session in self.sessions.values():
             leaf = session.leaf
+            assert is_sound(session.origins, len(session.log)), f"turns of {session.session_id} begin where it has none"
             if leaf is not None:
                 held[leaf] = held.get(leaf, 0) + 1
                 chain = list(leaf.chain())
@@ -385,6 +396,7 @@ class SessionStore:
 def fill_from(session: Session, record: SessionRecord) -> None:
     """Fill a session with what was read from disk."""
     session.log, session.num_kept, session.keys = record.tokens, record.num_kept, record.blocks
+    session.origins = record.origins
     session.fingerprint, session.unverified = record.fingerprint, record
 
 

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from copy import copy
 from typing import Any
 
+from mlx_mcp.core.origin import Origin
 from mlx_mcp.core.ports import LoadedModel, ModelLoader, ModelRegistry
 from mlx_mcp.core.session import SessionInfo
 from mlx_mcp.engine.generation import EncodedRequest, Generation
@@ -202,8 +203,8 @@ class EngineClient:
         assert isinstance(event, Sessions), f"{event} in answer to a question about sessions"
         return event.held_bytes
 
-    async def transcript(self, tenant: str, session: str) -> tuple[SessionInfo, str]:
-        """A session, and its text as JSON: a list of control tokens, each in a list of its own, and texts between them.
+    async def transcript(self, tenant: str, session: str) -> tuple[SessionInfo, str, tuple[Origin, ...]]:
+        """A session, its text as JSON (see ChatTokenizer.transcript), and where its turns come from.
 
         No model is loaded for that, and a turn that is under way is not in it.
 
@@ -215,8 +216,9 @@ class EngineClient:
         found = await self._answer(ReadTokens(next(self.thread.ids), tenant, session))
         assert isinstance(found, SessionTokens), f"{found} in answer to a question for a session's tokens"
         if found.tokenizer is None:
-            return found.info, found.text
-        return found.info, await asyncio.to_thread(found.tokenizer.transcript, found.tokens)
+            return found.info, found.text, found.origins
+        begins = tuple(origin.begin for origin in found.origins)
+        return found.info, await asyncio.to_thread(found.tokenizer.transcript, found.tokens, begins), found.origins
 
     async def on_disk(
         self, what: Heads | Read | Remove | Purge | Export | Import, waiting: Callable[[], Awaitable[None]]

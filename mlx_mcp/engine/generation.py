@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from mlx_mcp.chat.prompt import AUTO, NO_BUDGET, NO_OFF, NO_SWITCH, NONE, Holding, Prompt, Reasoning
+from mlx_mcp.core.origin import Origin
 from mlx_mcp.core.ports import LoadedModel, ModelRegistry, ModelSpec
 from mlx_mcp.core.sequence import Constraint, FinishReason, SamplingParams
 from mlx_mcp.core.session import SessionInfo
@@ -247,13 +249,15 @@ class Generation:
 
 def turn_of(request: GenerateRequest, session: SessionInfo | None) -> Turn:
     """What the engine has to know of a request's session."""
-    context = ""
-    if request.context:
-        context = "assistant" if request.messages[-1].role == "assistant" else "user"
+    turn = Turn(request.tenant, shorten=request.shorten, origin=Origin(request.who, time.time()))
     if session is None:
-        return Turn(request.tenant, opens=request.opens, shorten=request.shorten, tools=request.tools, context=context)
+        context = ""
+        if request.context:
+            context = "assistant" if request.messages[-1].role == "assistant" else "user"
+        return replace(turn, opens=request.opens, tools=request.tools, context=context)
     shorten = request.shorten or request.sampling.max_tokens is None
-    return Turn(request.tenant, session.session_id, session.after, request.keep, request.queue, shorten)
+    turn = replace(turn, session=session.session_id, after=session.after)
+    return replace(turn, keep=request.keep, queue=request.queue, shorten=shorten)
 
 
 def encode(

@@ -11,6 +11,7 @@ from typing import Any
 
 from mlx_mcp.core.cache.misses import Miss
 from mlx_mcp.core.durable import Transfer
+from mlx_mcp.core.origin import UNKNOWN, Origin
 from mlx_mcp.core.ports import ChatTokenizer, LoadedModel, LoadProgress, PreparedModel
 from mlx_mcp.core.sequence import Constraint, FinishReason, SamplingParams, TokenLogprobs
 from mlx_mcp.core.session import SessionInfo, SessionOptions
@@ -130,6 +131,7 @@ class SessionTokens:
     tokens: tuple[int, ...]
     tokenizer: ChatTokenizer | None
     text: str
+    origins: tuple[Origin, ...] = ()
 
 
 # A call's last event. One that holds its model goes on after Loaded, and is told nothing more.
@@ -184,6 +186,7 @@ class Turn:
     opens: SessionOptions | None = None  # a new session keeps prompt and output
     tools: tuple[dict[str, Any], ...] = ()  # of the new session
     context: str = ""  # nothing is generated: the session opens with the prompt, which ends in this role's message
+    origin: Origin = UNKNOWN  # who asks; where the turn begins is known at its end
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,8 @@ class Persistence:
         def write() -> tuple[SessionRecord, int]:
             record = described
             if tokenizer is not None:
-                record = replace(record, tokenizer=tokenizer.digest, text=tokenizer.transcript(log))
+                text = tokenizer.transcript(log, tuple(origin.begin for origin in described.origins))
+                record = replace(record, tokenizer=tokenizer.digest, text=text)
             elif unverified is not None:
                 record = replace(record, tokenizer=unverified.tokenizer, text=unverified.text)
             num_bytes = write_in_batches(store, packed[:-1], lambda: self.engine_busy)
@@ -358,4 +359,5 @@ def record_of(session: Session, keys: tuple[bytes, ...], num_kept: int, ttl_s: f
         saved_at=now,
         used_at=now,
         blocks=keys,
+        origins=session.origins,
     )

@@ -58,6 +58,7 @@ class GenerateRequest:
     tools: tuple[dict[str, Any], ...] = ()
     tool_choice: str = AUTO  # or none, required, or the name of a tool
     reasoning: Reasoning | None = None
+    who: str = ""  # what the client calls itself, for the session's record of its turns
     tenant: str = ""  # sessions are their tenant's, and only prompts of one tenant share keys and values
     session: str = ""  # handle or name: the last message is the next turn of this session
     keep: bool = True  # whether the session goes on with the answer; else it stays as it is

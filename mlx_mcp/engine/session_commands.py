@@ -135,7 +135,7 @@ class SessionCommands:
             self.calls.wait(call, self.persistence.read(session))
             return
         text = "" if session.unverified is None else session.unverified.text
-        self.calls.answer(call, SessionTokens(session.info, session.log, session.tokenizer, text))
+        self.calls.answer(call, SessionTokens(session.info, session.log, session.tokenizer, text, session.origins))
 
     def _persist(self, call: Call, command: Persist) -> None:
         session = self.sessions.get(command.tenant, command.session)

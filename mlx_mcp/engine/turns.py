@@ -135,7 +135,8 @@ class Turns:
             except Exception:  # what is not cached is computed again
                 logger.exception("the end of a sequence could not be cached")
         if session is not None:
-            self.sessions.finish(session, sequence.tokens(0, sequence.num_tokens), leaf, turn.context or "assistant")
+            log, after = sequence.tokens(0, sequence.num_tokens), turn.context or "assistant"
+            self.sessions.finish(session, log, leaf, after, turn.origin)
             self.latest.pop(session.latest[0], None)
             self.latest[call.call_id] = session
             session.latest = call.call_id, len(sequence.prompt_ids)

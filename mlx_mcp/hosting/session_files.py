@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 
 from mlx_mcp.config import Config
-from mlx_mcp.core.durable import SessionRecord, Transfer, session_as_json, transcript
+from mlx_mcp.core.durable import SessionRecord, Transfer, session_as_json, session_with_text
 from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.engine.messages import Export, Heads, Import, Purge, Read, Remove
 from mlx_mcp.errors import ConfigError, MlxMcpError, NotKeptHere
@@ -114,5 +114,5 @@ def as_json(value: Any) -> Any:
         case int() | None:
             return value
         case SessionRecord():
-            return session_as_json(value) | {"text": transcript(value)}
+            return session_with_text(value)
     return session_as_json(value)

@@ -187,11 +187,15 @@ class ChatTokenizer:
         """See core.ports.ChatTokenizer."""
         return self._digest
 
-    def transcript(self, ids: tuple[int, ...]) -> str:
-        """A log as a JSON list of control tokens, each in a list of its own, and the texts between them."""
-        parts: list[str | list[str]] = []
+    def transcript(self, ids: tuple[int, ...], begins: tuple[int, ...] = ()) -> str:
+        """A log as a JSON list of texts, and between them of control tokens and of turns that begin; see ports."""
+        parts: list[str | list[str | int]] = []
         run: list[int] = []
-        for token_id in ids:
+        turns = set(begins)
+        for index, token_id in enumerate(ids):
+            if index in turns:
+                parts += [self.decode(tuple(run)), ["", index]]
+                run = []
             if token_id in self._controls.texts:
                 parts += [self.decode(tuple(run)), [self._controls.texts[token_id]]]
                 run = []

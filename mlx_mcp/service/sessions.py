@@ -48,6 +48,7 @@ async def create_session(
         model or None,
         Sampling(max_tokens=1),
         tools=tools,
+        who=caller.who,
         tenant=caller.tenant,
         opens=options,
         context=True,

@@ -1,5 +1,6 @@
 """The values of the layers below that a face gives to the service and gets from it: faces import them from here."""
 
+from mlx_mcp.core.origin import Origin, called
 from mlx_mcp.core.sampling import PARAMETERS, Parameter, Sampling
 from mlx_mcp.core.session import MAX_FORKS, SessionInfo, SessionOptions
 from mlx_mcp.engine.messages import Persisted
@@ -13,6 +14,7 @@ __all__ = [
     "Delta",
     "Ending",
     "GenerateRequest",
+    "Origin",
     "Parameter",
     "Persisted",
     "Progress",
@@ -21,4 +23,5 @@ __all__ = [
     "SessionInfo",
     "SessionOptions",
     "TokenChoice",
+    "called",
 ]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TELL_S = 1.0
+WHO = "warm context"  # by whom its first turn is said to be asked for
 
 # What makes a session of a context: service.sessions.create_session, which is above this file.
 Create = Callable[..., Awaitable[Any]]
@@ -85,7 +86,7 @@ class Warm:
         return any((info.tenant, info.name) == (caller.tenant, name) for info in infos)
 
     def _start(self, service: Service, caller: Caller, warm: WarmContext) -> asyncio.Task[None]:
-        task = asyncio.create_task(self._prime(service, Caller(caller.tenant, files=self.files), warm))
+        task = asyncio.create_task(self._prime(service, Caller(caller.tenant, files=self.files, who=WHO), warm))
         self._tasks[caller.tenant, warm.name] = task
         task.add_done_callback(log_failure)
         return task

@@ -23,6 +23,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from mlx_mcp.core.durable import SessionFacts, SessionHead, SessionRecord
 from mlx_mcp.core.layout import Tensor
+from mlx_mcp.core.origin import Origin, is_sound
 from mlx_mcp.errors import StorageError
 from mlx_mcp.storage.folder import BAD, Folder, OpenFile, set_aside
 from mlx_mcp.storage.idle_clock import IdleClock
@@ -78,6 +79,7 @@ def describe(record: SessionRecord) -> tuple[dict[str, Any], bytes]:
     facts = {name: getattr(record, name) for name in FACTS} | {"tools": list(record.tools)}
     said = {name: fact.hex() if isinstance(fact, bytes) else fact for name, fact in facts.items()}
     said |= {"num_tokens": len(record.tokens), "text_bytes": len(text), "blocks": [key.hex() for key in record.blocks]}
+    said["turns"] = [[origin.who, origin.at, origin.begin] for origin in record.origins]
     return said, _swapped(array("I", record.tokens)).tobytes() + text
 
 
@@ -120,6 +122,21 @@ def keys_of(said: dict[str, Any], name: str) -> tuple[bytes, ...]:
         raise Unsound("no keys") from exc
 
 
+def origins_of(said: dict[str, Any]) -> tuple[Origin, ...]:
+    """Where the turns of a session come from; nothing is known of those that an earlier version wrote.
+
+    Raises:
+        Unsound: no session can have such turns.
+    """
+    try:
+        origins = tuple(Origin(who, at, begin) for who, at, begin in said.get("turns", []))
+        if is_sound(origins, said["num_tokens"]):
+            return origins
+    except (TypeError, ValueError) as exc:
+        raise Unsound("no turns") from exc
+    raise Unsound("turns that no session can have")
+
+
 def read_record(said: dict[str, Any], file: OpenFile, offset: int, digests: Seq[bytes]) -> SessionRecord:
     """Read a session whose header is `said`, and whose payload begins at `offset` and has the first of the digests.
 
@@ -138,7 +155,7 @@ def read_record(said: dict[str, Any], file: OpenFile, offset: int, digests: Seq[
     except UnicodeDecodeError as exc:
         raise Unsound("no text") from exc
     facts = {name: getattr(found, name) for name in FACTS}
-    return SessionRecord(**facts, tokens=tuple(_swapped(tokens)), text=text, blocks=blocks)
+    return SessionRecord(**facts, tokens=tuple(_swapped(tokens)), text=text, blocks=blocks, origins=origins_of(said))
 
 
 def payload_bytes(said: dict[str, Any]) -> int:

@@ -100,3 +100,19 @@ def test_without_a_mark_that_is_known_there_is_one_text_without_a_role(parts):
 
 def test_nothing_was_said_in_an_empty_session():
     assert said_in([]) == said_in(["", ["<|im_start|>"], "assistant\n"]) == []
+
+
+def test_what_is_said_in_a_turn_has_the_number_of_tokens_before_it():
+    parts = [["", 0], *CHATML[:-2], ["", 6], " there!", *CHATML[-2:], ["<|im_start|>"], "assistant\nHello.", ["", 12]]
+    parts += [*CHATML[-2:], ["<|im_start|>"], "user\nBye!"]
+    assert said_in(parts) == [
+        Said("system", "Be short.", 0),
+        Said("user", "Hi!", 0),
+        Said("user", "there!", 6),
+        Said("assistant", "Hello.", 6),
+        Said("user", "Bye!", 12),
+    ]
+
+
+def test_of_what_came_before_the_turns_that_are_known_the_turn_is_not():
+    assert said_in(["All in one.", ["", 4], "More."]) == [Said("", "All in one."), Said("", "More.", 4)]

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from mlx_mcp.cli.main import app
 from mlx_mcp.core.durable import SessionRecord
+from mlx_mcp.core.origin import Origin
 from mlx_mcp.core.ports import StoredBlock
 from mlx_mcp.storage.store import Store
 from tests.storage.world import raw
@@ -23,7 +24,16 @@ def opened(folder):
     return Store.open(folder, quota_bytes=1 << 30, daily_bytes=1 << 30)
 
 
-def keep(folder, name="facts", version="", text="Alice's badge is 771.", session_id="", model="embedded"):
+def keep(
+    folder,
+    name="facts",
+    version="",
+    text="Alice's badge is 771.",
+    session_id="",
+    model="embedded",
+    parts=None,
+    origins=(),
+):
     block = StoredBlock(
         name.encode(), b"root", 0, (1, 2, 3), 0, True, raw(6 + len(name)), (memoryview(b"CANARY" + name.encode()),)
     )
@@ -35,7 +45,7 @@ def keep(folder, name="facts", version="", text="Alice's badge is 771.", session
         version=version,
         fingerprint=b"f",
         tokenizer=b"t",
-        text=json.dumps([["<|user|>"], text]),
+        text=json.dumps(parts or [["<|user|>"], text]),
         tokens=(1, 2, 3),
         num_kept=3,
         after="user",
@@ -47,6 +57,7 @@ def keep(folder, name="facts", version="", text="Alice's badge is 771.", session
         saved_at=1.0,
         used_at=1.0,
         blocks=(block.key,),
+        origins=origins,
     )
     store = opened(folder)
     store.persist([block], record)
@@ -69,6 +80,21 @@ def test_show_tells_what_was_said(folder):
     keep(folder)
     assert run("show", "facts").output.strip() == "<|user|>Alice's badge is 771."
     assert run("show", "s_facts").exit_code == 0
+
+
+def test_show_tells_before_each_turn_when_it_was_asked_for_and_by_which_client(folder):
+    parts = [["", 0], ["<|user|>"], "Hi", ["", 1], " there!", ["", 2], "Bye!"]
+    origins = (Origin("claude-code 2.1.332", 1764541234.0, 0), Origin("", 1764541235.0, 2))
+    keep(folder, parts=parts, origins=origins)
+    assert run("show", "facts").output == (
+        "[2025-11-30 22:20:34 UTC, claude-code 2.1.332]\n<|user|>Hi there!\n[2025-11-30 22:20:35 UTC]\nBye!\n"
+    )
+    shown = json.loads(run("show", "facts", "--json").output)
+    assert shown["text"] == "<|user|>Hi there!Bye!"
+    assert shown["turns"] == [
+        {"who": "claude-code 2.1.332", "at": 1764541234.0, "begin": 0},
+        {"who": "", "at": 1764541235.0, "begin": 17},
+    ]
 
 
 def test_rm_removes_a_version_or_all_of_a_session_with_its_bytes(folder):

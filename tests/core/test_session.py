@@ -2,6 +2,7 @@
 
 import pytest
 
+from mlx_mcp.core.origin import Origin
 from mlx_mcp.core.session import SessionOptions
 from mlx_mcp.errors import CapacityError, InvalidRequest, SessionBusy, UnknownSession
 from tests.core.house import House, words
@@ -133,3 +134,24 @@ def test_what_has_no_finished_turn_cannot_be_forked_and_there_are_so_many_and_no
     house.store.fork(parent, 49, ())
     with pytest.raises(CapacityError, match="There are 100 sessions, and may be 100"):
         house.store.fork(parent, 1, ())
+
+
+def test_a_fork_has_its_parents_turns_so_far_and_neither_has_the_others_later_ones():
+    house = House()
+    parent = house.store.open("ann", "tiny", SessionOptions(), (), 1)
+    house.store.finish(parent, (1, 2), None, "user", Origin("ann", 1.0))
+    (child,) = house.store.fork(parent, 1, ())
+    assert child.origins is parent.origins, "shared, however many there are"
+    house.store.finish(parent, (1, 2, 3), None, "assistant", Origin("ann", 2.0))
+    house.store.finish(child, (1, 2, 4), None, "assistant", Origin("bob", 3.0))
+    assert parent.origins == (Origin("ann", 1.0, 0), Origin("ann", 2.0, 2))
+    assert child.origins == (Origin("ann", 1.0, 0), Origin("bob", 3.0, 2))
+    house.check()
+
+
+def test_a_turn_that_begins_where_its_session_has_ended_is_a_bug_that_shows():
+    house = House()
+    session = house.open(words(20))
+    session.origins = (Origin("ann", 1.0, len(session.log)),)
+    with pytest.raises(AssertionError, match="begin where it has none"):
+        house.store.check_integrity()

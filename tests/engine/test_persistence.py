@@ -3,12 +3,14 @@
 A runner of letters fails if a row is restored from anything but its own tokens, so every answer here is a proof.
 """
 
+import json
 import shutil
 
 import pytest
 
 from mlx_mcp.core.cache.misses import MissReason
 from mlx_mcp.core.layout import Layout
+from mlx_mcp.core.origin import Origin
 from mlx_mcp.core.session import SessionOptions
 from mlx_mcp.core.slots import KvCost
 from mlx_mcp.engine import session_commands
@@ -185,6 +187,34 @@ def test_a_version_stays_as_it_was_while_its_session_goes_on(folder):
     assert house.log(fork) == words(30) + "apart" + events.text
     with pytest.raises(UnknownVersion, match=r"on disk; it has: v1\. persist_session makes one"):
         house.fork_version("base", "v2")
+
+
+def test_who_asked_for_the_turns_of_a_session_and_its_versions_survives_a_kill(folder):
+    house = KeptHouse(folder)
+    session = house.prime(words(30), name="base")
+    house.say("one", session, after="user", origin=Origin("ann", 10.0))
+    house.run()
+    house.persist("base", "v1")
+    ends = [len(house.log(session))]
+    house.say("|two", session, origin=Origin("bob", 11.0))
+    house.run()
+    house.persist("base")
+    ends.append(len(house.log(session)))
+    before = house.engine.sessions.sessions[session].origins
+    assert before[1:] == (Origin("ann", 10.0, 30), Origin("bob", 11.0, ends[0]))
+    house.die()
+    house = KeptHouse(folder)
+    fork = house.fork_version("base", "v1")
+    house.say("|three", session, origin=Origin("eve", 12.0))
+    house.run()
+    sessions = house.engine.sessions.sessions
+    assert sessions[session].origins == (*before, Origin("eve", 12.0, ends[1]))
+    assert sessions[fork].origins == before[:2]
+    house.persist(session)  # its text was written by the tokenizer now, and that of the fork is the one from disk
+    house.persist(fork)
+    for each in (session, fork):
+        marks = [part[1] for part in json.loads(house.store.sessions.load(each).text) if isinstance(part, list)]
+        assert marks == [origin.begin for origin in sessions[each].origins]
 
 
 def test_closing_a_persisted_session_removes_its_bytes(folder):

@@ -10,6 +10,7 @@ from mlx_mcp.core.cache.blocks import walk
 from mlx_mcp.core.cache.misses import MissReason
 from mlx_mcp.core.cache.shared_prefixes import Sharing
 from mlx_mcp.core.layout import Layout
+from mlx_mcp.core.origin import Origin
 from mlx_mcp.core.sequence import SamplingParams
 from mlx_mcp.core.session import MAX_FORKS, SessionOptions
 from mlx_mcp.core.slots import KvCost
@@ -88,6 +89,48 @@ def test_a_first_turn_that_comes_to_nothing_leaves_no_session():
     house.engine.handle(Cancel(events.sequence_id))
     assert house.ask(ListSessions, "ann") == ()
     house.open("abc", name="mine")
+
+
+def origins(house, session):
+    return house.engine.sessions.sessions[session].origins
+
+
+def test_a_session_knows_who_asked_for_each_of_its_turns_and_when():
+    house = House()
+    opened = house.say("abc", opens=KEEP, context="user", max_tokens=1, origin=Origin("ann", 10.0))
+    house.run()
+    session = opened.session
+    house.say("|x", session, after="user", origin=Origin("bob", 11.0))
+    house.run()
+    house.say("|aside", session, keep=False, origin=Origin("eve", 12.0))
+    house.run()
+    house.runner.endless = True
+    cancelled = house.say("|more", session, origin=Origin("eve", 13.0))
+    for _ in range(8):
+        house.engine.step()
+    house.engine.handle(Cancel(cancelled.sequence_id))
+    assert origins(house, session) == (Origin("ann", 10.0, 0), Origin("bob", 11.0, 3))
+
+
+def test_a_turn_that_is_shortened_after_its_end_is_one_turn_all_the_same():
+    house = House()
+    session = house.open("abc")
+    turn = house.say("|0123456789", session, origin=Origin("ann", 10.0))
+    house.run()
+    house.engine.handle(Finish(turn.sequence_id, 4))
+    house.say("|x", session, origin=Origin("bob", 11.0))
+    house.run()
+    assert origins(house, session)[1:] == (Origin("ann", 10.0, 6), Origin("bob", 11.0, 21))
+
+
+def test_a_turn_whose_prompt_is_encoded_again_was_asked_for_once():
+    house = House()
+    session = house.prime("abc")
+    turn = house.say("|x", session, after="assistant", origin=Origin("ann", 10.0))
+    assert isinstance(turn[-1], EncodeAgain)
+    house.engine.handle(Encoded(turn.sequence_id, tuple(map(ord, "|y")), SamplingParams(9), None, "user"))
+    house.run()
+    assert origins(house, session)[1:] == (Origin("ann", 10.0, 3),)
 
 
 def test_a_turn_that_races_another_is_told_that_the_session_is_busy():

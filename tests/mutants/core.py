@@ -228,6 +228,27 @@ MUTANTS = [
         "test_session.py::test_a_session_is_found_by_its_own_tenant_alone",
     ),
     fault(
+        "turn of another place",
+        "core/session.py",
+        "with_turn(session.origins, origin, len(session.log))",
+        "with_turn(session.origins, origin, len(log))",
+        "test_session.py::test_a_fork_has_its_parents_turns_so_far_and_neither_has_the_others_later_ones",
+    ),
+    fault(
+        "fork that forgets who asked before",
+        "core/session.py",
+        "            self.log,\n            self.origins,\n",
+        "            self.log,\n            (),\n",
+        "test_session.py::test_a_fork_has_its_parents_turns_so_far_and_neither_has_the_others_later_ones",
+    ),
+    fault(
+        "turns of a session without a bound",
+        "core/origin.py",
+        "replace(latest, begin=begin))[-MAX_ORIGINS:]",
+        "replace(latest, begin=begin))",
+        "test_origin.py::test_only_the_latest_512_turns_are_known",
+    ),
+    fault(
         "ttl ignored",
         "core/session.py",
         "and now - s.used_at > s.ttl_s]",

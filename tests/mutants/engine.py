@@ -151,8 +151,8 @@ MUTANTS = [
     fault(
         "session loses its last token",
         "engine/turns.py",
-        "sequence.tokens(0, sequence.num_tokens), leaf, turn.context",
-        "sequence.tokens(0, sequence.num_tokens - 1), leaf, turn.context",
+        "log, after = sequence.tokens(0, sequence.num_tokens)",
+        "log, after = sequence.tokens(0, sequence.num_tokens - 1)",
         "test_sessions.py::test_a_turn_goes_on_where_the_last_one_ended_and_computes_nothing_again",
     ),
     fault(

@@ -203,6 +203,13 @@ MUTANTS = [
         "test_store.py::test_a_fork_shares_its_parents_blocks_and_each_can_go_alone",
     ),
     fault(
+        "turns believed that no session can have",
+        "storage/session_log.py",
+        'if is_sound(origins, said["num_tokens"]):',
+        "if True:",
+        "test_store.py::test_an_import_with_turns_that_no_session_can_have_is_refused",
+    ),
+    fault(
         "clock that jumps ends sessions",
         "storage/idle_clock.py",
         "min(max(0.0, wall - self._wall), MAX_STEP_S)",

@@ -57,6 +57,8 @@ async def test_a_warm_context_is_computed_when_its_model_has_answered_its_first_
     assert await names(service) == {"notes": True}
     turn = await generate(service, CALLER, asked("|And?"), Options(session="notes", keep=False), unheard)
     assert turn.result.cached_tokens > 40
+    _, _, [origin] = await service.engine.transcript(CALLER.tenant, "notes")
+    assert origin.who == "warm context"
 
 
 async def test_a_warm_context_is_there_after_its_model_was_loaded_by_name(serve):

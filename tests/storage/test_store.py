@@ -4,7 +4,9 @@ import os
 
 import pytest
 
+from mlx_mcp.core.origin import Origin
 from mlx_mcp.errors import FolderInUse, StorageError
+from mlx_mcp.storage import session_log
 from mlx_mcp.storage.transfer import from_file, to_file
 from tests.storage.world import T0, Op, block, check_session, content, key_of, open_store, perform, record
 
@@ -128,7 +130,7 @@ def test_a_folder_in_use_is_refused_and_free_again_after_close(tmp_path):
 
 def test_a_session_travels_in_one_file(tmp_path):
     blocks = [block(f"{n}", 1000 + n) for n in range(70)]
-    saved = record("s", blocks)
+    saved = record("s", blocks, origins=(Origin("claude-code 2.1.332", T0, 0), Origin("\N{SNOWMAN}", T0, 8)))
     here, there_ = open_store(tmp_path / "here", **ROOMY), open_store(tmp_path / "there", **ROOMY)
     here.persist(blocks, saved)
     nbytes = here.export("s", "", to_file(tmp_path / "s.mlx-session"))
@@ -140,6 +142,44 @@ def test_a_session_travels_in_one_file(tmp_path):
     store = open_store(tmp_path / "there", **ROOMY)
     assert store.sessions.load("s") == saved
     assert [content(one) for one in store.tier.get(saved.blocks)] == [content(one) for one in blocks]
+    store.close()
+
+
+def test_a_session_of_a_version_that_knew_no_turns_is_read_and_knows_none(tmp_path, monkeypatch):
+    describe = session_log.describe
+
+    def as_before(saved):
+        said, payload = describe(saved)
+        del said["turns"]
+        return said, payload
+
+    store = open_store(tmp_path / "cache")
+    with monkeypatch.context() as patched:
+        patched.setattr(session_log, "describe", as_before)
+        store.persist([block("a")], record("s", [block("a")], origins=(Origin("ann", T0),)))
+        store.export("s", "", to_file(tmp_path / "out"))
+    store.close()
+    store, other = open_store(tmp_path / "cache"), open_store(tmp_path / "other")
+    other.import_(from_file(tmp_path / "out"))
+    assert store.sessions.load("s") == other.sessions.load("s") == record("s", [block("a")])
+    store.close()
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "turns", [7, [7], [["ann", T0]], [["ann", T0, 99]], [["a\nb", T0, 0]], [["ann", "now", 0]], [[None, T0, 0]]]
+)
+def test_an_import_with_turns_that_no_session_can_have_is_refused(tmp_path, monkeypatch, turns):
+    describe = session_log.describe
+    store = open_store(tmp_path / "cache")
+    store.persist([block("a")], record("s", [block("a")]))
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            session_log, "describe", lambda saved: (describe(saved)[0] | {"turns": turns}, describe(saved)[1])
+        )
+        store.export("s", "", to_file(tmp_path / "out"))
+    with pytest.raises(StorageError, match="out is not a whole export"):
+        store.import_(from_file(tmp_path / "out"))
     store.close()
 
 

@@ -17,7 +17,7 @@ from mlx_mcp.api.mcp.arguments import LongArguments
 from mlx_mcp.api.mcp.consent import can_ask, may_fetch
 from mlx_mcp.api.mcp.long_results import part, running
 from mlx_mcp.api.mcp.results import compact, reply
-from mlx_mcp.api.mcp.waiting import max_chars, wait_s
+from mlx_mcp.api.mcp.waiting import max_chars, name_of, wait_s
 from mlx_mcp.errors import ModelError
 from mlx_mcp.service.activity import Activity, Meter, Report, progress_line
 from mlx_mcp.service.caller import Caller
@@ -75,8 +75,8 @@ class ToolSet:
         self._service, self._files, self._wait_s = service, files or FileReader((), 0, 0), wait_s
         self.activity = activity or Activity()
 
-    def _caller(self) -> Caller:
-        return Caller(tenant(), self.activity, self._files)
+    def _caller(self, context: ToolContext) -> Caller:
+        return Caller(tenant(), self.activity, self._files, name_of(context))
 
     async def _long(
         self, context: ToolContext, given: LongArguments, tool: str, work: Work, model: str | None = None

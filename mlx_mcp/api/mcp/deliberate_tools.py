@@ -34,6 +34,6 @@ class DeliberateTools(ToolSet):
         task = given.to_task()
 
         async def work(report: Report) -> BaseModel:
-            return deliberation(await deliberate(self._service, self._caller(), task, report))
+            return deliberation(await deliberate(self._service, self._caller(ctx), task, report))
 
         return await self._long(ctx, given, "deliberate", work, None if given.session else given.model)

@@ -47,7 +47,7 @@ class ModelTools(ToolSet):
         """
 
         async def work(report: Report) -> BaseModel:
-            return model_entry(await load_model(self._service, self._caller(), given.model, report))
+            return model_entry(await load_model(self._service, self._caller(ctx), given.model, report))
 
         return await self._long(ctx, given, "load_model", work, given.model)
 

@@ -37,7 +37,7 @@ class ReasonTools(SandboxToolSet):
         check(question)
 
         async def work(report: Report) -> BaseModel:
-            service, caller, sandboxes = self._service, self._caller(), self._sandboxes
+            service, caller, sandboxes = self._service, self._caller(ctx), self._sandboxes
             async with filled(service, caller, sandboxes, given.over(), given.model, given.keep) as there:
                 made = await reason_over(service, caller, sandboxes, there.sandbox, question, report)
             isolation = (await sandboxes.runtime()).isolation

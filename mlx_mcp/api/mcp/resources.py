@@ -26,6 +26,7 @@ from mlx_mcp.service.models import list_models
 from mlx_mcp.service.service import Service, known_sessions
 from mlx_mcp.service.sessions import list_sessions
 from mlx_mcp.service.transcripts import Transcript, transcript
+from mlx_mcp.service.values import Origin
 
 RESULT = RESULT_URI.format("{id}")
 MODELS, SESSIONS, SESSION, STATS = "mlx://models", "mlx://sessions", "mlx://sessions/{id}", "mlx://stats"
@@ -74,7 +75,10 @@ def add_resources(server: MCPServer[Any], service: Service) -> None:
     @server.resource(SESSION, name="session", title="Transcript of a session", mime_type=MARKDOWN, icons=ICONS)
     @read
     async def session(id: str) -> str:
-        """What was said in a session of yours, by handle or name: a heading for each message, and its text."""
+        """What was said in a session of yours, by handle or name: a heading for each message, and its text.
+
+        Before each turn stands when it was asked for, and by which client.
+        """
         return as_markdown(await transcript(service, Caller(tenant()), id))
 
 
@@ -99,7 +103,15 @@ def as_markdown(found: Transcript) -> str:
     info = found.info
     name = info.name or info.session_id
     head = f"# Session {name}\n\n{info.num_tokens} tokens of {info.model}, `{info.session_id}`\n"
-    return head + "".join(f"\n## {said.role or 'text'}\n\n{said.text}\n" for said in found.messages)
+    told: list[str] = [head]
+    latest: Origin | None = None
+    for said in found.messages:
+        origin = found.origin(said)
+        if origin is not None and origin != latest:
+            told.append(f"\n`{origin.line}`\n")
+        told.append(f"\n## {said.role or 'text'}\n\n{said.text}\n")
+        latest = origin
+    return "".join(told)
 
 
 def unknown_resource(version: str | None, message: str, uri: object) -> MCPError:

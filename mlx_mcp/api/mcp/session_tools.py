@@ -32,6 +32,7 @@ from mlx_mcp.service.sessions import (
     persist_session,
 )
 from mlx_mcp.service.transcripts import MAX_SEARCHED, said_in_them
+from mlx_mcp.service.values import Origin
 from mlx_mcp.workflows.sandbox.reading import run_in_them
 from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes
 
@@ -57,7 +58,7 @@ class SessionTools(SandboxToolSet):
         async def work(report: Report) -> BaseModel:
             tools = tuple(given.tools or ())
             made = await create_session(
-                self._service, self._caller(), given.context(), given.model, tools, given.how(), report
+                self._service, self._caller(ctx), given.context(), given.model, tools, given.how(), report
             )
             return new_session(made)
 
@@ -69,7 +70,7 @@ class SessionTools(SandboxToolSet):
         Takes no time and no memory, however long the context is. A fork sees the parent's finished turns; then neither
         sees what the other says. At most 64 at once. Returns {sessions: [handles]}; go on with generate(session=…).
         """
-        names, caller, known = tuple(given.names or ()), self._caller(), await self._known()
+        names, caller, known = tuple(given.names or ()), self._caller(ctx), await self._known()
         if known.knows(caller.tenant, given.session):
             made_of = (given.session, given.count, names, given.version)
             return reply(forked(await known.fork(self._service, caller, *made_of)))
@@ -88,7 +89,7 @@ class SessionTools(SandboxToolSet):
         """
 
         async def work(report: Report) -> BaseModel:
-            caller, known = self._caller(), await self._known()
+            caller, known = self._caller(ctx), await self._known()
             if known.knows(caller.tenant, given.session):
                 sandbox = known.get(caller.tenant, given.session)
                 return kept(await known.keeping.persist(self._service, caller, sandbox, given.version))
@@ -100,21 +101,24 @@ class SessionTools(SandboxToolSet):
     async def list_sessions(self, given: ListArguments, ctx: ToolContext) -> Annotated[CallToolResult, Held]:
         """List your sessions and sandboxes, the ones used last first; beyond 100 they are counted in not_shown.
 
-        Call it to find a handle again, by a `text` that was said there (of the 200 used last of either kind), or to see
-        what can be closed. Returns {sessions: [{session, name, model, tokens,
-        cached_tokens, busy, pinned, ephemeral, idle_s, expires_in_s, parent, persisted, versions}]}: cached_tokens are
-        in memory now, busy means that a turn is under way; and sandboxes: [{sandbox, name, variables, remembered, …}].
+        Call it to find a handle again, by a `text` that was said there (of the 200 used last of either kind; `asked`
+        says when, and by which client), or to see what can be closed. Returns {sessions: [{session, name, model,
+        tokens, cached_tokens, busy, pinned, ephemeral, idle_s, expires_in_s, parent, persisted, versions}]}:
+        cached_tokens are in memory now, busy means that a turn is under way; and sandboxes: [{sandbox, name, variables,
+        remembered, …}].
         """
-        caller = self._caller()
+        caller = self._caller(ctx)
         infos = await list_sessions(self._service, caller)
+        origins: list[Origin | None] = []
         known = await self._known()
         await known.expire(self._service)
         held = known.infos(caller.tenant)
         if given.text:
-            infos = await said_in_them(self._service, caller, infos, given.text)
+            found = await said_in_them(self._service, caller, infos, given.text)
+            infos, origins = [info for info, _ in found], [origin for _, origin in found]
             used_last = [known.get(caller.tenant, info.sandbox_id) for info in held[:MAX_SEARCHED]]
             held = [known.info(each) for each in await run_in_them(known.keeping, used_last, given.text)]
-        return reply(held_list(session_list(infos), held))
+        return reply(held_list(session_list(infos), origins, held))
 
     async def close_session(self, given: CloseArguments, ctx: ToolContext) -> Annotated[CallToolResult, Closed]:
         """End and delete sessions and sandboxes that are not needed any more, on disk too; there is no way back.
@@ -123,7 +127,7 @@ class SessionTools(SandboxToolSet):
         is need for room, and helps prompts that begin the same; that of an ephemeral session goes at once. If one of
         `sessions` is not there, none is closed. Of persisted ones your user is asked. Returns {closed: [handles]}.
         """
-        caller, known, asked = self._caller(), await self._known(), given.sessions or []
+        caller, known, asked = self._caller(ctx), await self._known(), given.sessions or []
         if given.all and not asked:
             sandboxes = [each for each in known.of(caller.tenant) if not each.kept.persisted]
         else:

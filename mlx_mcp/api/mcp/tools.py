@@ -93,7 +93,7 @@ class AnswerTools(ToolSet):
         """
 
         async def work(report: Report) -> BaseModel:
-            answered = await generate(self._service, self._caller(), given.context(), given.how(), report)
+            answered = await generate(self._service, self._caller(ctx), given.context(), given.how(), report)
             return generation(answered.result, answered.note)
 
         return await self._long(ctx, given, "generate", work, None if given.session else given.model)
@@ -110,7 +110,7 @@ class AnswerTools(ToolSet):
 
         async def work(report: Report) -> BaseModel:
             made = await generate_batch(
-                self._service, self._caller(), given.context(), given.prompts, given.n, given.how(), report
+                self._service, self._caller(ctx), given.context(), given.prompts, given.n, given.how(), report
             )
             return batch(made)
 
@@ -124,8 +124,8 @@ class AnswerTools(ToolSet):
         """
         jobs = self._service.jobs
         if not given.result_id:
-            return reply(result_list(jobs.of(self._caller().tenant)))
-        job = jobs.get(self._caller().tenant, given.result_id)
+            return reply(result_list(jobs.of(self._caller(ctx).tenant)))
+        job = jobs.get(self._caller(ctx).tenant, given.result_id)
         waiting = job.wait(self._seconds(ctx, given), progress_reporter(ctx))
         if not await while_connected(ctx, waiting):
             return reply(running(job))
@@ -137,7 +137,7 @@ class AnswerTools(ToolSet):
         A turn that is cut off leaves its session as it was. Returns {result_id, status}: "cancelled", or "done" or
         "failed" if it had ended before.
         """
-        job = self._service.jobs.get(self._caller().tenant, given.result_id)
+        job = self._service.jobs.get(self._caller(ctx).tenant, given.result_id)
         self._service.jobs.cancel(job)
         await job.wait(CANCEL_S)
         return reply(cancelled(job))
@@ -151,7 +151,7 @@ class AnswerTools(ToolSet):
         """
 
         async def work(report: Report) -> BaseModel:
-            counted = await count_tokens(self._service, self._caller(), given.context(), given.how(), report)
+            counted = await count_tokens(self._service, self._caller(ctx), given.context(), given.how(), report)
             return token_count(counted)
 
         return await self._long(ctx, given, "count_tokens", work, None if given.session else given.model)

@@ -1,4 +1,4 @@
-"""How long a call is waited for before it is answered with a handle, and how long an answer may be, by the host.
+"""How long a call is waited for before it is answered with a handle, how long an answer may be, and who the host is.
 
 Hosts cut calls that take longer than they allow, most of them after 60 s whatever progress says, and refuse or file
 away results that are too long. The figures are those that were observed; docs/guide.md has them as a table.
@@ -11,6 +11,8 @@ from typing import Any
 from mcp.server.context import ServerRequestContext
 from mcp.server.mcpserver import Context
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+
+from mlx_mcp.service.values import called
 
 WAIT_S = 50.0  # where nothing is known of a host: the shortest limit that was seen is 60 s
 TASK_WAIT_S = 10.0  # a client that takes tasks goes on with other work meanwhile
@@ -25,6 +27,15 @@ def host_of(context: Context) -> str:
     """What the client calls itself, in small letters; nothing if it does not say."""
     params = context.request_context.session.client_params
     return "" if params is None else params.client_info.name.lower()
+
+
+def name_of(context: Context) -> str:
+    """What the client calls itself in its handshake, with its version; else how it came, as HTTP has it."""
+    params, request = context.request_context.session.client_params, context.request_context.request
+    if params is not None:
+        return called(params.client_info.name, params.client_info.version)
+    headers = getattr(request, "headers", {})
+    return called("MCP", headers.get("user-agent", "").partition(" ")[0])
 
 
 def takes_tasks(context: ServerRequestContext[Any, Any]) -> bool:

@@ -9,8 +9,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from mlx_mcp.api.mcp.results import compact
-from mlx_mcp.api.web.results import Closed, SessionList
+from mlx_mcp.api.web.results import Closed, KeptSession, SessionList
 from mlx_mcp.service.files import Texts
+from mlx_mcp.service.values import Origin
 from mlx_mcp.workflows.sandbox.keeping import PersistedSandbox
 from mlx_mcp.workflows.sandbox.sandbox import Ran, Sandbox
 from mlx_mcp.workflows.sandbox.sandboxes import SandboxInfo
@@ -89,9 +90,17 @@ class HeldSandbox(BaseModel):
     versions: list[str] | None = None
 
 
-class Held(SessionList):
+class HeldSession(KeptSession):
+    """One of the sessions that `list_sessions` lists; of one found by a text `asked` says when, and who."""
+
+    asked: str | None = None
+
+
+class Held(BaseModel):
     """What `list_sessions` returns."""
 
+    sessions: list[HeldSession]
+    not_shown: int | None = None
     sandboxes: list[HeldSandbox] | None = None
     sandboxes_not_shown: int | None = None
 
@@ -130,10 +139,18 @@ def kept(made: PersistedSandbox) -> Kept:
     )
 
 
-def held_list(sessions: SessionList, infos: Sequence[SandboxInfo]) -> Held:
-    """The sessions and sandboxes of a caller, no more than a host takes."""
+def held_list(sessions: SessionList, origins: Sequence[Origin | None], infos: Sequence[SandboxInfo]) -> Held:
+    """The sessions and sandboxes of a caller, no more than a host takes.
+
+    If the sessions were found by a text, the `origins` are of the turns in which it was said, one for each.
+    """
+    lines = [None if origin is None else origin.line for origin in origins] or [None] * len(sessions.sessions)
     return Held(
-        **sessions.model_dump(),
+        sessions=[
+            HeldSession(**entry.model_dump(), asked=line)
+            for entry, line in zip(sessions.sessions, lines, strict=False)  # there may be more than are listed
+        ],
+        not_shown=sessions.not_shown,
         sandboxes=[held(info) for info in infos[:MAX_LISTED]] or None,
         sandboxes_not_shown=len(infos[MAX_LISTED:]) or None,
     )

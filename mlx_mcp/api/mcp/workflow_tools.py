@@ -14,6 +14,7 @@ from mlx_mcp.api.mcp.workflow_arguments import SandboxArguments
 from mlx_mcp.api.mcp.workflow_results import SandboxRun, described, left_out, run_of
 from mlx_mcp.errors import InvalidRequest
 from mlx_mcp.service.activity import Report
+from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.files import Texts
 from mlx_mcp.workflows.sandbox.host_calls import FUNCTIONS
 from mlx_mcp.workflows.sandbox.sandbox import Program, Sandbox
@@ -41,12 +42,12 @@ class WorkflowTools(SandboxToolSet):
         """
 
         async def work(report: Report) -> BaseModel:
-            return await self._run(given, report)
+            return await self._run(self._caller(ctx), given, report)
 
         return await self._long(ctx, given, "sandbox_run", work, None if given.sandbox else given.model)
 
-    async def _run(self, given: SandboxArguments, report: Report) -> SandboxRun:
-        caller, sandboxes = self._caller(), self._sandboxes
+    async def _run(self, caller: Caller, given: SandboxArguments, report: Report) -> SandboxRun:
+        sandboxes = self._sandboxes
         isolation = (await sandboxes.runtime()).isolation
         await sandboxes.ready(self._service)
         texts = await asyncio.to_thread(caller.files.texts, given.files) if given.files else Texts()

@@ -38,6 +38,7 @@ from mlx_mcp.service.sessions import (
     persist_session,
 )
 from mlx_mcp.service.transcripts import transcript
+from mlx_mcp.service.values import Origin
 
 CANCEL_S = 5.0  # what ends within that time is said to have ended
 
@@ -76,7 +77,12 @@ async def show(asked: Asked) -> SessionDetail:
     if not asked.query.transcript:
         return SessionDetail(**told)
     found = await transcript(asked.service, asked.caller, session_of(asked))
-    return SessionDetail(**told, transcript=[Said(role=said.role or None, text=said.text) for said in found.messages])
+    transcribed = []
+    for said in found.messages:
+        origin = found.origin(said) or Origin()
+        message = Said(role=said.role or None, text=said.text, at=origin.at or None, who=origin.who or None)
+        transcribed.append(message)
+    return SessionDetail(**told, transcript=transcribed)
 
 
 async def fork(asked: Asked) -> BaseModel | Response:

@@ -26,10 +26,15 @@ class SessionPage(BaseModel):
 
 
 class Said(BaseModel):
-    """A message of a session; without a role if it is not known who speaks."""
+    """A message of a session; without a role if it is not known who speaks.
+
+    `who` is what the client called itself that asked for its turn, `at` when that was, in seconds since 1970.
+    """
 
     role: str | None = None
     text: str
+    at: float | None = None
+    who: str | None = None
 
 
 class SessionDetail(KeptSession):

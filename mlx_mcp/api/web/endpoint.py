@@ -26,6 +26,7 @@ from mlx_mcp.service.activity import Activity
 from mlx_mcp.service.caller import Caller
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.service import Service
+from mlx_mcp.service.values import called
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class Answering:
         try:
             body = await self._body(request)
             query, headers = self._parsed(self.endpoint.query, dict(request.query_params)), self._headers(request)
-            caller = Caller(scope.get("state", {}).get("tenant", ""), self._serving.activity, self._serving.files)
+            caller = self._caller(request)
             with self._serving.activity.under_way():
                 response = await self._response(Asked(self._serving, caller, request, body, query, headers))
                 if response is not None:
@@ -149,6 +150,12 @@ class Answering:
             failure = failure_of(error)
         refusal = self._api.refuse(failure)
         await (sent.end_with(refusal) if sent.begun else refusal(scope, receive, send))
+
+    def _caller(self, request: Request) -> Caller:
+        """On whose behalf it is. The client is called by the API, and by the first word of its User-Agent."""
+        tenant: str = request.scope.get("state", {}).get("tenant", "")
+        agent = request.headers.get("user-agent", "").partition(" ")[0]
+        return Caller(tenant, self._serving.activity, self._serving.files, called(f"{self._api.name} API", agent))
 
     async def _body(self, request: Request) -> BaseModel | None:
         body = await self._whole_body(request)

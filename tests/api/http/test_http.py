@@ -111,6 +111,22 @@ async def legacy_session(http, address):
     return session
 
 
+@pytest.mark.parametrize(("says", "who"), [(True, "test 1"), (False, "MCP curl/8.5.0")])
+async def test_a_turn_was_asked_for_by_the_name_in_the_handshake_or_else_by_the_user_agent(engine, says, who):
+    headers, meta = REQUESTS["modern"]
+    named = {key: value for key, value in meta.items() if says or not key.endswith("clientInfo")}
+    arguments = {"prompt": "abc", "model": "tiny", "keep": True}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
+    accept = {"accept": "application/json, text/event-stream", "user-agent": "curl/8.5.0 (x86_64)"}
+    async with serving(engine) as address, httpx2.AsyncClient(headers=accept | headers, timeout=30) as http:
+        params = {"name": "generate", "arguments": arguments, "_meta": named}
+        answer = await http.post(f"{address}/mcp", json=body | {"params": params})
+    assert answer.status_code == 200, answer.text
+    [session] = await engine.sessions("")
+    _, _, [origin] = await engine.transcript("", session.session_id)
+    assert origin.who == who
+
+
 @pytest.mark.parametrize("era", REQUESTS)
 async def test_a_client_that_drops_its_connection_frees_its_row_within_a_step(engine, era):
     await held(engine)

@@ -8,6 +8,7 @@ import anyio
 import pytest
 from mcp import Client, MCPError
 from mcp_types import (
+    Implementation,
     PromptReference,
     ResourceListChangedNotification,
     ResourceTemplateReference,
@@ -15,7 +16,7 @@ from mcp_types import (
     ToolListChangedNotification,
 )
 
-from mlx_mcp.api.mcp import changes, completions, resources
+from mlx_mcp.api.mcp import calls, changes, completions, resources
 from mlx_mcp.api.mcp.server import INSTRUCTIONS, build_server
 from mlx_mcp.config import Config
 from mlx_mcp.models.registry import Registry
@@ -24,6 +25,8 @@ from mlx_mcp.wiring import wire
 from tests.fakes import FakeLoader, fake_client
 
 MODES = ["auto", "legacy"]
+HOST = Implementation(name="claude-code", version="2.1.332")
+LINE = r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC, "
 pytestmark = pytest.mark.filterwarnings(
     "ignore:resources/.* is removed as of 2026-07-28"
 )  # but there in older versions
@@ -98,7 +101,7 @@ async def test_a_transcript_is_read_from_disk_without_the_model_and_says_who_spo
     settings = {"model": "embedded", "openblas": False, "store_dir": tmp_path, "max_ssd_bytes": 1 << 30}
     said = "## user\n\nBob's badge is 171. What is Bob's badge?\n\n## assistant\n\n171"
     engine, registry = wire(Config.load(**settings))
-    async with Client(build_server(Service(engine, registry))) as client:
+    async with Client(build_server(Service(engine, registry)), client_info=HOST) as client:
         await call(client, "create_session", system="Be short.", name="badges")
         await call(client, "generate", session="badges", prompt=said.splitlines()[2], keep=True)
         first = await content(client, "mlx://sessions/badges")
@@ -106,11 +109,38 @@ async def test_a_transcript_is_read_from_disk_without_the_model_and_says_who_spo
     assert engine.close()
     assert "## system\n\nBe short." in first[1]
     assert said in first[1]
+    assert len(re.findall(f"`{LINE}claude-code 2.1.332`\n", first[1])) == 2
     engine, registry = wire(Config.load(**settings))
     async with Client(build_server(Service(engine, registry))) as client:
         assert await content(client, "mlx://sessions/badges") == first
         assert engine.stats.models == ()
     assert engine.close()
+
+
+async def test_a_transcript_and_a_search_say_which_client_asked_and_when(engine, mode, monkeypatch):
+    service = Service(engine, Registry(None))
+    async with Client(build_server(service), mode=mode, client_info=HOST) as client:
+        await call(client, "create_session", system="Be short.", name="base", model="tiny")
+        await call(client, "generate", session="base", prompt="Hello", keep=True)
+    other = Implementation(name="codex\n# x" + "y" * 99, version="1")
+    async with Client(build_server(service), mode=mode, client_info=other) as client:
+        await call(client, "generate", session="base", prompt="Bye", keep=True)
+        _, text = await content(client, "mlx://sessions/base")
+        assert [line for line in text.splitlines() if re.match(f"`{LINE}", line)] == [
+            line for line in text.splitlines() if line.startswith("`20")
+        ]
+        askers = re.findall(f"`{LINE}(.*)`\n\n## text\n\n\\W?(Be short.|Hello|Bye)", text)
+        assert askers == [
+            ("claude-code 2.1.332", "Be short."),
+            ("claude-code 2.1.332", "Hello"),
+            ("codex# x" + "y" * 56, "Bye"),
+        ]
+        for said, who in (("be SHORT", "claude-code 2.1.332"), ("bye", "codex# x" + "y" * 56)):
+            (found,) = (await call(client, "list_sessions", text=said))["sessions"]
+            assert re.fullmatch(LINE + who, found["asked"])
+        assert "asked" not in (await call(client, "list_sessions"))["sessions"][0]
+        monkeypatch.setattr(calls, "tenant", lambda: "other")
+        assert (await call(client, "list_sessions", text="bye"))["sessions"] == []
 
 
 async def test_another_callers_session_is_answered_as_one_that_is_not_there(engine, mode, monkeypatch):

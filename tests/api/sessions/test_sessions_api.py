@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import time
 
 import httpx2
 import pytest
@@ -16,6 +17,7 @@ from tests.engine.test_client import until
 from tests.fakes import FakeStore, fake_client
 
 __all__ = ["tokens"]
+AGENT = f"Sessions API python-httpx2/{httpx2.__version__}"
 
 
 @pytest.fixture
@@ -106,9 +108,26 @@ async def test_a_session_is_made_told_of_and_ended(http):
     assert shown["expires_in_s"] <= 60
     assert "transcript" not in shown
     told = (await http.get(f"/v1/sessions/{handle}?transcript=true")).json()
-    assert told["transcript"] == [{"text": "Be kind."}]
+    [message] = told["transcript"]
+    assert (message.pop("who"), abs(message.pop("at") - time.time()) < 60) == (AGENT, True)
+    assert message == {"text": "Be kind."}
     assert (await http.delete(f"/v1/sessions/{handle}")).json() == {"closed": [handle]}
     assert problem(await http.get(f"/v1/sessions/{handle}"))["code"] == "unknown_session"
+
+
+@pytest.mark.parametrize(
+    ("agent", "who"),
+    [
+        ("claude-cli/2.1.332 (external, cli)", "Sessions API claude-cli/2.1.332"),
+        ("x" * 200, "Sessions API " + "x" * 51),
+        ("", "Sessions API"),
+    ],
+)
+async def test_a_turn_was_asked_for_by_the_api_and_the_first_word_of_the_user_agent(http, agent, who):
+    http.headers["user-agent"] = agent
+    handle = await made(http)
+    told = (await http.get(f"/v1/sessions/{handle}?transcript=true")).json()
+    assert [message["who"] for message in told["transcript"]] == [who]
 
 
 async def test_a_turn_goes_on_with_the_session_unless_it_is_not_kept(http):
