@@ -27,7 +27,7 @@ from mlx_mcp.process import endings
 from mlx_mcp.process.place import user_place
 from mlx_mcp.wiring import memory_settings, wire
 from mlx_mcp.workflows.sandbox.isolation import advice
-from mlx_mcp.workflows.sandbox.monty import open_runtime
+from mlx_mcp.workflows.sandbox.opening import Python, open_runtime
 
 TESTED = {"mcp": "2.3", "mlx": "0.32", "mlx-lm": "0.32"}
 QUESTION = "Dana's badge is 482. The launch code is 9053. Rex has the color green. What is the launch code?"
@@ -62,7 +62,7 @@ def examine(config: Config) -> Iterator[Finding]:
     for entry in registry.entries():
         size = "not downloaded yet" if entry.weights_bytes is None else f"{entry.weights_bytes / 1e6:,.1f} MB"
         yield Finding("ok", f"model {entry.spec.name}{' (default)' if entry.default else ''}: {size}")
-    yield sandbox_finding()
+    yield sandbox_finding(config.sandbox_python)
     if registry.nothing_configured:
         yield Finding("hint", "no model is configured: the small embedded one serves. Choose one with --model.")
     try:
@@ -136,14 +136,15 @@ def backend_findings(backend: str) -> Iterator[Finding]:
         )
 
 
-def sandbox_finding() -> Finding:
+def sandbox_finding(python: Python = "monty") -> Finding:
     """What programs of `sandbox_run` run in, which is tried out."""
     try:
         with tempfile.TemporaryDirectory(prefix="mlx-mcp-doctor-") as folder:
-            runtime = asyncio.run(open_runtime(Path(folder)))
+            runtime = asyncio.run(open_runtime(Path(folder), python))
     except SandboxFailed as error:
         return Finding("fault", str(error))
-    found = f"sandbox: pydantic-monty {version('pydantic-monty')}, isolation: {runtime.isolation}"
+    interpreter = runtime.version if python == "cpython" else f"pydantic-monty {version('pydantic-monty')}"
+    found = f"sandbox: {interpreter}, isolation: {runtime.isolation}"
     hint = advice(runtime.isolation)
     return Finding("hint", f"{found}; {hint}.") if hint else Finding("ok", found)
 
