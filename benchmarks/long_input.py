@@ -39,7 +39,8 @@ from mlx_mcp.config import Config
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.service import Service
 from mlx_mcp.wiring import wire
-from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, closing, runtime_in
+from mlx_mcp.workflows.sandbox.opening import open_runtime
+from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, closing
 
 ARMS = ("direct", "map_reduce", "free", "host")
 COLORS = dict(zip(ARMS, ("#b6bcc4", "#1f6feb", "#8250df", "#1a7f37"), strict=True))
@@ -107,7 +108,7 @@ async def measure(
     try:
         with TemporaryDirectory() as folder:
             files = FileReader((Path(folder),), MAX_BYTES, MAX_BYTES)
-            sandboxes = Sandboxes(partial(runtime_in, Path(folder)))
+            sandboxes = Sandboxes(partial(open_runtime, Path(folder)))
             server = build_server(Service(engine, registry), files, sandboxes=sandboxes)
             async with closing(sandboxes), Client(server) as client:
                 for tokens, name, seed in product(sorted(sizes), tasks, range(rounds)):

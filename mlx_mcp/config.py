@@ -226,6 +226,11 @@ class Config(BaseSettings):
     sandbox_autosave_s: float = Field(
         300.0, ge=0, description="how often a changed sandbox is saved that has more than 16 MiB; a smaller one at once"
     )
+    sandbox_python: Literal["monty", "cpython"] = Field(
+        "monty",
+        description="what runs programs of sandboxes; cpython has installed packages, needs mlx-mcp[cpython], and runs "
+        "only within bubblewrap or Seatbelt",
+    )
     persisted_ttl_s: float = Field(
         30 * 86400.0, gt=0, le=315_360_000, description="how long an unused persisted session stays, if it does not say"
     )

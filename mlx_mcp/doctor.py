@@ -36,7 +36,7 @@ from mlx_mcp.workflows.asking import unheard
 from mlx_mcp.workflows.reason_over.question import Purse
 from mlx_mcp.workflows.reason_over.trial import PROBE, key_of, writes_programs
 from mlx_mcp.workflows.sandbox.isolation import advice
-from mlx_mcp.workflows.sandbox.monty import open_runtime
+from mlx_mcp.workflows.sandbox.opening import Python, open_runtime
 from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, closing
 from mlx_mcp.workflows.sandbox.trials import Trials
 
@@ -73,7 +73,7 @@ def examine(config: Config) -> Iterator[Finding]:
     for entry in registry.entries():
         size = "not downloaded yet" if entry.weights_bytes is None else f"{entry.weights_bytes / 1e6:,.1f} MB"
         yield Finding("ok", f"model {entry.spec.name}{' (default)' if entry.default else ''}: {size}")
-    found = sandbox_finding()
+    found = sandbox_finding(config.sandbox_python)
     sandboxes_work = found.kind != "fault"
     yield found
     if registry.nothing_configured:
@@ -81,7 +81,7 @@ def examine(config: Config) -> Iterator[Finding]:
     try:
         yield asyncio.run(embedded_finding(client))
         if sandboxes_work:
-            yield asyncio.run(programs_finding(Service(client, registry), Trials(trials_file())))
+            yield asyncio.run(programs_finding(Service(client, registry), Trials(trials_file()), config.sandbox_python))
     finally:
         client.close()
 
@@ -151,14 +151,15 @@ def backend_findings(backend: str) -> Iterator[Finding]:
         )
 
 
-def sandbox_finding() -> Finding:
+def sandbox_finding(python: Python = "monty") -> Finding:
     """What programs of `sandbox_run` run in, which is tried out."""
     try:
         with tempfile.TemporaryDirectory(prefix="mlx-mcp-doctor-") as folder:
-            runtime = asyncio.run(open_runtime(Path(folder)))
+            runtime = asyncio.run(open_runtime(Path(folder), python))
     except SandboxFailed as error:
         return Finding("fault", str(error))
-    found = f"sandbox: pydantic-monty {version('pydantic-monty')}, isolation: {runtime.isolation}"
+    interpreter = runtime.version if python == "cpython" else f"pydantic-monty {version('pydantic-monty')}"
+    found = f"sandbox: {interpreter}, isolation: {runtime.isolation}"
     hint = advice(runtime.isolation)
     return Finding("hint", f"{found}; {hint}.") if hint else Finding("ok", found)
 
@@ -179,7 +180,7 @@ async def embedded_finding(client: EngineClient) -> Finding:
     return Finding("ok", f"the embedded model answers right, {time.monotonic() - began:.1f} s with loading")
 
 
-async def programs_finding(service: Service, trials: Trials) -> Finding:
+async def programs_finding(service: Service, trials: Trials, python: Python = "monty") -> Finding:
     """Whether the default model can write programs for `reason_over`, which is tried where it is not known."""
     entry = next(entry for entry in service.registry.entries() if entry.default)
     name, known = entry.spec.name, trials.known(key_of(service, ""))
@@ -193,17 +194,17 @@ async def programs_finding(service: Service, trials: Trials) -> Finding:
                 "`mlx-mcp engine stop` and then `mlx-mcp doctor`.",
             )
         try:
-            known = await tried(service, trials)
+            known = await tried(service, trials, python)
         except MlxMcpError as error:
             return Finding("hint", f"whether {name} can write programs could not be tried: {error}")
     does = "writes its own programs" if known else "cannot write programs: ours read the input for it, part by part"
     return Finding("ok", f"reason_over: {name} {does}")
 
 
-async def tried(service: Service, trials: Trials) -> bool:
+async def tried(service: Service, trials: Trials, python: Python) -> bool:
     """Load the default model, and try whether it can write programs."""
     with tempfile.TemporaryDirectory(prefix="mlx-mcp-doctor-") as folder:
-        sandboxes = Sandboxes(partial(open_runtime, Path(folder)), trials=trials)
+        sandboxes = Sandboxes(partial(open_runtime, Path(folder), python), trials=trials)
         async with closing(sandboxes):
             counted = await count_tokens(
                 service, Caller(), Context(messages=(Message("user", QUESTION),)), Options(), unheard

@@ -51,7 +51,8 @@ INSIDE = {
     "Refused": "raised in a program, whose author is told of it",
     "CannotReplay": "why a state cannot be rebuilt: `loaded` says it in an OtherInterpreter",
     "Submitted": "a program has given its value",
-    "Malformed": "a note on an answer, not an error: what the model wrote is returned as text",
+    "Malformed": "a note on an answer, not an error: what the model wrote is returned as text; of a sandbox's process: "
+    "it is ended, and the run says so",
     "Unsound": "a damaged file is a miss and a counter; commands that read one say so in a text of their own",
     "CutOff": "a download goes on by itself, or ends in a text of its own",
     "Abandoned": "nobody waits for it",
@@ -65,9 +66,11 @@ INSIDE = {
     "next": "one branch's error, which is made elsewhere",
     "Failed": "of `text_processes`: caught by the caller; the engine's holds an error that is made elsewhere",
     "TemplateError": "raised for a template in its own process; `chat_template` says what to do",
+    "TypeError": "of a program's `print` in CPython; its author is told of it",
+    "PicklingError": "caught where variables of a program are pickled; one that cannot be is told by its name",
     "NotRun": "a program's error and hint, made elsewhere; tests/workflows/sandbox looks at each",
     "TooLarge": "becomes a program's ValueError, or a text in place of its value",
-    "RuntimeError": "of `MontyProcess`: caught as what the interpreter's library raises",
+    "RuntimeError": "of `MontyProcess`: caught as what the interpreter's library raises; in a program, its author's",
     "SecurityError": "raised for a template in its own process; `chat_template` says what to do",
 }
 MAKERS = OURS | PROTOCOL | PARTS.keys()

@@ -22,7 +22,8 @@ from mlx_mcp.config import Config
 from mlx_mcp.hosting import faces
 from mlx_mcp.hosting.logs import configure_logs, log_generations
 from mlx_mcp.service import tracing
-from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, closing, runtime_in
+from mlx_mcp.workflows.sandbox.opening import open_runtime
+from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, closing
 from tests.api.http.small_api import SMALL
 from tests.api.http.watched import served
 from tests.effort import THOROUGH
@@ -104,7 +105,7 @@ def filled(schema, defs, depth=0):
 
 async def through_tools(service, folder):
     count = 0
-    sandboxes = Sandboxes(partial(runtime_in, folder))
+    sandboxes = Sandboxes(partial(open_runtime, folder))
     async with closing(sandboxes), Client(build_server(service, sandboxes=sandboxes)) as client:
         for tool in (await client.list_tools()).tools:
             names = tool.input_schema["properties"]

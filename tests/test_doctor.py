@@ -86,8 +86,8 @@ def test_without_any_backend_it_says_what_to_install(monkeypatch):
     [("bubblewrap", "ok", ""), ("seatbelt", "ok", ""), ("interpreter only", "hint", "install bubblewrap")],
 )
 def test_says_what_is_around_programs_of_a_sandbox(monkeypatch, isolation, kind, advised):
-    async def found(folder):
-        return SimpleNamespace(isolation=isolation)
+    async def found(folder, python):
+        return SimpleNamespace(isolation=isolation, version="cpython 3.11.7")
 
     monkeypatch.setattr(doctor, "open_runtime", found)
     monkeypatch.setattr("sys.platform", "linux")
@@ -96,10 +96,12 @@ def test_says_what_is_around_programs_of_a_sandbox(monkeypatch, isolation, kind,
     assert finding.kind == kind
     assert f"isolation: {isolation}" in finding.text
     assert advised in finding.text
+    assert "pydantic-monty" in finding.text
+    assert "sandbox: cpython 3.11.7, isolation" in doctor.sandbox_finding("cpython").text
 
 
 def test_a_sandbox_that_cannot_start_is_a_fault(monkeypatch):
-    async def broken(folder):
+    async def broken(folder, python):
         raise SandboxFailed("Sandboxes need the package pydantic-monty. Run: pip install it.")
 
     monkeypatch.setattr(doctor, "open_runtime", broken)
@@ -138,7 +140,7 @@ async def test_does_not_load_a_model_beside_a_running_engine_or_one_that_is_not_
 
 
 async def test_a_trial_that_could_not_be_made_is_said_with_its_reason(service, monkeypatch):
-    async def fails(service, trials):
+    async def fails(*given):
         raise SandboxFailed("The sandbox's interpreter does not start. Try again.")
 
     monkeypatch.setattr(doctor, "tried", fails)

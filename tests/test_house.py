@@ -74,6 +74,16 @@ LAYERS = {
     "workflows/sandbox/rewriting": (("workflows/sandbox",), ()),
     "workflows/sandbox/idioms": (("workflows/sandbox",), ()),
     "workflows/sandbox/isolation": (("errors",), ()),
+    "workflows/sandbox/frames": ((), ()),
+    "workflows/sandbox/dumps": (("errors",), ()),
+    "workflows/sandbox/cpython": (("workflows/sandbox", "errors", "__init__"), ()),
+    "workflows/sandbox/cpython_process": (("workflows/sandbox", "errors"), ()),
+    "workflows/sandbox/cpython_worker": (("workflows/sandbox", "errors"), ()),
+    # It runs in a process of its own, which sees the standard library and cloudpickle.
+    "workflows/sandbox/child": (
+        tuple(f"workflows/sandbox/{name}" for name in ("frames", "inside", "journal", "values")),
+        ("cloudpickle",),
+    ),
     "workflows/sandbox/monty": (("workflows/sandbox", "errors"), ("pydantic_monty",)),
     "workflows/sandbox/monty_process": (("workflows/sandbox", "errors"), ("pydantic_monty",)),
     "workflows/sandbox/monty_worker": (("workflows/sandbox", "errors"), ("pydantic_monty",)),

@@ -9,9 +9,10 @@ from benchmarks import long_tasks as tasks
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.service import Service
 from mlx_mcp.workflows.asking import Budget
+from mlx_mcp.workflows.sandbox.opening import open_runtime
 from mlx_mcp.workflows.sandbox.runtime import Limits
 from mlx_mcp.workflows.sandbox.sandbox import Program
-from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, closing, runtime_in
+from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, closing
 from tests.fakes import FakeLoader, fake_client
 from tests.service.house import CALLER, unheard
 
@@ -22,7 +23,7 @@ async def test_a_program_and_a_model_that_reads_get_every_task_right(tmp_path, n
     loader = FakeLoader(context_tokens=2_000)
     loader.runner.says = lambda text: json.dumps({"about": tasks.about_of(": " + text.splitlines()[-1])})
     service = Service(fake_client(loader), Registry(None))
-    sandboxes = Sandboxes(partial(runtime_in, tmp_path))
+    sandboxes = Sandboxes(partial(open_runtime, tmp_path))
     async with closing(sandboxes):
         sandbox = await sandboxes.create(service, CALLER)
         program = Program(task.program, {"context": task.text})

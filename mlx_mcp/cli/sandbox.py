@@ -117,10 +117,11 @@ def read_value(sandbox: str, variable: str, version: str) -> Any:
     from mlx_mcp.core.durable_sandbox import find_sandbox
     from mlx_mcp.process.place import sandbox_folder
     from mlx_mcp.workflows.sandbox.keeping import state_from
-    from mlx_mcp.workflows.sandbox.monty import open_runtime
+    from mlx_mcp.workflows.sandbox.opening import open_runtime
     from mlx_mcp.workflows.sandbox.reading import value_of
 
-    with heads_in(Config.load()) as (heads, log):
+    config = Config.load()
+    with heads_in(config) as (heads, log):
         head = find_sandbox(heads, sandbox, version)
         record: SandboxRecord | None = log.load(head.sandbox_id, version)
     if record is None:
@@ -128,7 +129,7 @@ def read_value(sandbox: str, variable: str, version: str) -> Any:
     state = state_from(record)
 
     async def read() -> Any:
-        runtime = await open_runtime(Path(sandbox_folder()))
+        runtime = await open_runtime(Path(sandbox_folder()), config.sandbox_python)
         try:
             return await value_of(runtime, state, variable)
         finally:

@@ -10,8 +10,9 @@ from mlx_mcp.errors import NoSharedEngine, SandboxFailed
 from mlx_mcp.process.place import sandbox_folder, trials_file
 from mlx_mcp.wiring import open_sandbox_log
 from mlx_mcp.workflows.sandbox.keeping import Keeping, KeepingOptions
+from mlx_mcp.workflows.sandbox.opening import Python, open_runtime
 from mlx_mcp.workflows.sandbox.runtime import Runtime
-from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, runtime_in
+from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes
 from mlx_mcp.workflows.sandbox.trials import Trials
 
 
@@ -21,10 +22,11 @@ def sandboxes_of(config: Config) -> Sandboxes:
     keeping = Keeping(None, options=options)
     if config.max_ssd_bytes and config.max_sandbox_disk_bytes:
         keeping = Keeping(partial(open_sandbox_log, config), config.sandbox_dir.exists, options)
-    return Sandboxes(user_runtime, keeping, config.session_ttl_s, trials=Trials(trials_file()))
+    runtime = partial(user_runtime, config.sandbox_python)
+    return Sandboxes(runtime, keeping, config.session_ttl_s, trials=Trials(trials_file()))
 
 
-async def user_runtime() -> Runtime:
+async def user_runtime(python: Python) -> Runtime:
     """What runs programs here; what starts it is in the user's state folder.
 
     Raises:
@@ -37,4 +39,4 @@ async def user_runtime() -> Runtime:
         raise SandboxFailed(
             f"What starts sandboxes has no place: {error}. Set MLX_MCP_STATE_DIR to a folder of yours, and start again."
         ) from error
-    return await runtime_in(folder)
+    return await open_runtime(folder, python)

@@ -16,7 +16,7 @@ import pytest
 from mlx_mcp.workflows.sandbox.runtime import Ended, HostCall, Limits, Worker
 from tests.effort import drawn, seconds
 from tests.workflows.sandbox.hostile import COLLECTED, drawn_program
-from tests.workflows.sandbox.running import run, started
+from tests.workflows.sandbox.running import encloses_cpython, run, started
 
 NUM = drawn(200, least=60)
 SEED = int(os.environ.get("HOSTILE_SEED", "0"))
@@ -53,7 +53,10 @@ def outside(tmp_path):
 
 
 @pytest.mark.timeout(seconds(120))
-async def test_no_hostile_program_gets_out_or_goes_on_and_others_do(outside):
+@pytest.mark.parametrize("python", ["monty", pytest.param("cpython", marks=pytest.mark.long)])
+async def test_no_hostile_program_gets_out_or_goes_on_and_others_do(outside, python):
+    if python == "cpython" and not encloses_cpython():
+        pytest.skip("nothing encloses CPython here")
     rng = random.Random(f"hostile {SEED}")
     programs = rng.sample(COLLECTED, min(NUM // 2, len(COLLECTED)))
     programs = [outside.named_in(each) for each in programs + [drawn_program(rng) for _ in range(NUM - len(programs))]]
@@ -61,13 +64,13 @@ async def test_no_hostile_program_gets_out_or_goes_on_and_others_do(outside):
 
     async def attack(other: Other) -> None:
         for program in waiting:
-            async with started(LIMITS) as worker:
+            async with started(LIMITS, python=python) as worker:
                 try:
                     await asyncio.gather(attacked(worker, program, outside), other.goes_on())
                 except TimeoutError:
                     pytest.fail(f"goes on for {WAIT_S} s: {program[:2000]!r}")
 
-    async with started(LIMITS) as worker:
+    async with started(python=python) as worker:
         other = Other(worker)
         await asyncio.gather(attack(other), attack(other))
         assert other.count == len(programs)

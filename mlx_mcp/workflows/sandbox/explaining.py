@@ -13,7 +13,27 @@ ASKED = (
 )
 
 MAX_CHARS = 2000  # of a message: a program may put anything into its exceptions
+# The exceptions that a host call can raise.
+EXCEPTION_TYPES = frozenset(
+    "SystemExit TimeoutError RuntimeError ValueError TypeError KeyError OSError PermissionError FileNotFoundError "
+    "MemoryError NameError NotImplementedError Exception".split()
+)
 # "Type: message" → what to write instead, the first that is found; `{1}` is the first group.
+ANYWHERE: tuple[tuple[str, str], ...] = (
+    (r"name '(FINAL|FINAL_VAR|SUBMIT)' is not defined", "Hand in the result with submit(value)."),
+    (r"name '(SHOW_VARS)' is not defined", "Use show_vars()."),
+    (
+        r"name '(\w+)' is not defined",
+        "Define {1} first. Variables of earlier runs stay, those of a run that was undone do not.",
+    ),
+    (r"RecursionError", "Use a loop, with a list of what is still to be done."),
+    (
+        r"JSONDecodeError",
+        "Give llm_query a schema: what comes back is then parsed. Or look at the text with repr(text[:200]).",
+    ),
+    (r"unterminated|was never closed|unexpected EOF|invalid syntax", "Look at the line, and the one before it."),
+)
+# What else is said in pydantic-monty, and before that: it has less of Python.
 HINTS: tuple[tuple[str, str], ...] = (
     (
         r"No module named '(numpy|pandas|polars|scipy)",
@@ -61,12 +81,6 @@ HINTS: tuple[tuple[str, str], ...] = (
     (r"FileNotFoundError: .* is not one of `files`", "Take a name that is in `files`."),
     (r"name '(input|help|breakpoint)' is not defined", "Nobody answers here: print what you want to say."),
     (r"name '(globals|vars|dir|memoryview|bytearray|compile|delattr)' is not defined", "Use a dict of your own."),
-    (r"name '(FINAL|FINAL_VAR|SUBMIT)' is not defined", "Hand in the result with submit(value)."),
-    (r"name '(SHOW_VARS)' is not defined", "Use show_vars()."),
-    (
-        r"name '(\w+)' is not defined",
-        "Define {1} first. Variables of earlier runs stay, those of a run that was undone do not.",
-    ),
     (
         r"'(str|int|float|bytes|list|dict|datetime\.\w+)' object has no attribute '(\w+)'",
         "Write what {2} does yourself.",
@@ -78,17 +92,31 @@ HINTS: tuple[tuple[str, str], ...] = (
     ),
     (r"exceptions can only be called with zero or one string", "Give the exception one text."),
     (r"exceptions must derive from BaseException", "Raise a built-in exception, or a class that inherits from one."),
-    (r"RecursionError", "Use a loop, with a list of what is still to be done."),
-    (
-        r"JSONDecodeError",
-        "Give llm_query a schema: what comes back is then parsed. Or look at the text with repr(text[:200]).",
-    ),
-    (r"unterminated|was never closed|unexpected EOF|invalid syntax", "Look at the line, and the one before it."),
     (r"Internal error in monty", "Write the line in a simpler way."),
+    *ANYWHERE,
+)
+# What else is said in CPython.
+CPYTHON_HINTS: tuple[tuple[str, str], ...] = (
+    (r"No module named '([\w.]+)'", "{1} is not installed beside mlx-mcp. Write what you need of it."),
+    (
+        r"Network is unreachable|urlopen error|Name or service not known|Temporary failure in name resolution",
+        "There is no network here. Work on `context` and `files`, and ask the model with llm_query.",
+    ),
+    (
+        r"Read-only file system|FileNotFoundError",
+        "There is no disk here but /tmp, which is emptied after each run: read files['name'], and keep results in "
+        "variables.",
+    ),
+    (
+        r"in 'await' expression|'await' outside",
+        "Functions of the host are called without await; llm_map asks many at once.",
+    ),
+    (r"PermissionError.*Operation not permitted", "There are no processes and no network here."),
+    *ANYWHERE,
 )
 
 
-def explain(type_name: str, message: str, line: int | None) -> ProgramError:
+def explain(type_name: str, message: str, line: int | None, hints: tuple[tuple[str, str], ...] = HINTS) -> ProgramError:
     """The exception with a hint. `line` counts from 1 in `code`, as it was sent."""
     if message.count("\x1e") >= 2 and message.startswith(
         "\x1e"
@@ -97,7 +125,7 @@ def explain(type_name: str, message: str, line: int | None) -> ProgramError:
         return ProgramError(type_name[:MAX_CHARS], message[:MAX_CHARS], line, "")
     message = message[:MAX_CHARS]
     text = f"{type_name}: {message}"
-    for pattern, hint in HINTS:
+    for pattern, hint in hints:
         if found := re.search(pattern, text):
             return ProgramError(type_name, message, line, hint.format(found[0], *found.groups()))
     return ProgramError(type_name, message, line, "")
@@ -108,14 +136,22 @@ def limit_reached(error: BaseException, message: str, limits: Limits) -> Ended |
     if isinstance(error, TimeoutError) and "feed time limit exceeded" in message:
         return too_slow(limits)
     if isinstance(error, MemoryError) and message.endswith(f"> {limits.output_chars} bytes"):
-        hint = "Print less: counts, or the first few. What is large belongs in a variable."
-        text = f"the program printed more than {limits.output_chars} characters"
-        return Ended(error=ProgramError("MemoryError", text, None, hint))
-    if isinstance(error, MemoryError):
-        hint = "Keep less at once: go through the text in chunks, and do not copy it."
-        text = f"the program needed more than {limits.memory_bytes >> 20} MiB"
-        return Ended(error=ProgramError("MemoryError", text, None, hint), spoiled=True)
-    return None
+        return too_much_output(limits)
+    return too_much_memory(limits) if isinstance(error, MemoryError) else None
+
+
+def too_much_output(limits: Limits) -> Ended:
+    """How a program ended that printed more than it may. Its variables stay."""
+    hint = "Print less: counts, or the first few. What is large belongs in a variable."
+    text = f"the program printed more than {limits.output_chars} characters"
+    return Ended(error=ProgramError("MemoryError", text, None, hint))
+
+
+def too_much_memory(limits: Limits) -> Ended:
+    """How a program ended that needed more memory than it may."""
+    hint = "Keep less at once: go through the text in chunks, and do not copy it."
+    text = f"the program needed more than {limits.memory_bytes >> 20} MiB"
+    return Ended(error=ProgramError("MemoryError", text, None, hint), spoiled=True)
 
 
 def too_slow(limits: Limits) -> Ended:
@@ -128,3 +164,8 @@ def too_slow(limits: Limits) -> Ended:
 def spoiled(message: str) -> Ended:
     """How a program ended whose process is gone."""
     return Ended(error=ProgramError("RuntimeError", message, None, ""), spoiled=True)
+
+
+def raisable(type: str, message: str) -> tuple[str, str]:
+    """The exception that a host call raises, as one of a type that every program knows."""
+    return (type, message) if type in EXCEPTION_TYPES else ("RuntimeError", f"{type}: {message}")

@@ -10,11 +10,12 @@ from collections.abc import Collection
 from pathlib import Path
 
 from mlx_mcp.errors import SandboxFailed
-from mlx_mcp.workflows.sandbox.isolation import Enclosed, enclose
+from mlx_mcp.workflows.sandbox.isolation import Enclosed, Interpreter, enclose
 from mlx_mcp.workflows.sandbox.monty_worker import MontyWorker
 from mlx_mcp.workflows.sandbox.runtime import Limits, Worker
 
 DUMP_FORMAT = 1  # of what this package puts into a dump, beside the interpreter's own
+REINSTALL = "Reinstall it: pip install --force-reinstall 'pydantic-monty>=1.4,<2'."
 
 
 async def open_runtime(folder: Path) -> MontyRuntime:
@@ -29,13 +30,13 @@ async def open_runtime(folder: Path) -> MontyRuntime:
         import pydantic_monty
         from pydantic_monty._binary import find_monty_binary
 
-        interpreter = Path(find_monty_binary())
+        path = Path(find_monty_binary())
     except (ImportError, FileNotFoundError) as exc:
         raise SandboxFailed(
             "Sandboxes need the package pydantic-monty, which is not installed whole. Run: "
             "pip install --force-reinstall 'pydantic-monty>=1.4,<2', and start the server again."
         ) from exc
-    enclosed = await asyncio.to_thread(enclose, interpreter, folder)
+    enclosed = await asyncio.to_thread(enclose, Interpreter(path, b"monty", REINSTALL), folder)
     return MontyRuntime(enclosed, pydantic_monty.__version__)
 
 

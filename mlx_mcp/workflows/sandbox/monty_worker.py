@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -19,9 +18,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mlx_mcp.errors import SandboxFailed
-from mlx_mcp.workflows.sandbox import prelude
+from mlx_mcp.workflows.sandbox import dumps, prelude
 from mlx_mcp.workflows.sandbox.classes import NotRun
-from mlx_mcp.workflows.sandbox.explaining import ASKED, ENDED, explain, limit_reached, spoiled, too_slow
+from mlx_mcp.workflows.sandbox.explaining import ASKED, ENDED, explain, limit_reached, raisable, spoiled, too_slow
 from mlx_mcp.workflows.sandbox.idioms import Idioms
 from mlx_mcp.workflows.sandbox.isolation import Enclosed
 from mlx_mcp.workflows.sandbox.monty_process import TURN_GRACE_S, MontyProcess, foreign_errors
@@ -35,10 +34,6 @@ if TYPE_CHECKING:
 MAX_ASKED = 10_000  # looks at the clock, and at names and files that are not there, in one run
 TOO_LARGE_COUNTS = MAX_ASKED // 5  # as that many looks: what is too large has been read to be known as such
 MAX_ENTROPY_BYTES = 1 << 20
-EXCEPTION_TYPES = frozenset(
-    "SystemExit TimeoutError RuntimeError ValueError TypeError KeyError OSError PermissionError FileNotFoundError "
-    "MemoryError NameError NotImplementedError Exception".split()
-)
 
 
 class MontyWorker:
@@ -102,8 +97,7 @@ class MontyWorker:
 
     async def refuse(self, type: str, message: str) -> HostCall | Ended:
         """See `Worker.refuse`."""
-        if type not in EXCEPTION_TYPES:
-            type, message = "RuntimeError", f"{type}: {message}"
+        type, message = raisable(type, message)
         return await self._resume({"exc_type": type, "message": message})
 
     async def dump(self) -> bytes:
@@ -119,20 +113,11 @@ class MontyWorker:
         except foreign_errors() as exc:
             await self._end()
             raise SandboxFailed(ENDED) from exc
-        return json.dumps(head).encode() + b"\n" + state
+        return dumps.made(head, state)
 
     async def load(self, dump: bytes) -> HostCall | None:
         """See `Worker.load`."""
-        head, _, state = dump.partition(b"\n")
-        try:
-            found = json.loads(head)
-            version = str(found["version"])
-        except (ValueError, KeyError, TypeError) as exc:
-            raise SandboxFailed("What was given is not the state of a sandbox. Begin a new sandbox.") from exc
-        if version != self._version:
-            raise SandboxFailed(
-                f"This state was kept by {version[:80]!r}, and this is {self._version!r}. Run its programs again."
-            )
+        found, state = dumps.opened(dump, self._version)
         await self._end()
         await self.begin()
         assert self._process is not None
@@ -149,7 +134,7 @@ class MontyWorker:
             )
         except foreign_errors() as exc:
             await self._end()
-            raise SandboxFailed("The state of this sandbox is damaged. Begin a new sandbox.") from exc
+            raise SandboxFailed(dumps.DAMAGED) from exc
         assert isinstance(call, HostCall), "a program that waits for a call waits again"
         return call
 

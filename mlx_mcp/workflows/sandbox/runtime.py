@@ -70,7 +70,13 @@ class Worker(Protocol):
         """Raise an exception of a built-in type in place of the host call's value, and go on."""
 
     async def dump(self) -> bytes:
-        """All state, between two runs or while a program waits in a host call. Valid for one `Runtime.version`."""
+        """All state between two runs. Valid for one `Runtime.version`.
+
+        pydantic-monty also gives that of a program that waits in a host call.
+
+        Raises:
+            SandboxFailed: the worker has ended, or a program waits and this interpreter cannot be kept meanwhile.
+        """
 
     async def load(self, dump: bytes) -> HostCall | None:
         """Put a dump in place of all state. Returns the host call in which the dumped program waits, if it does.

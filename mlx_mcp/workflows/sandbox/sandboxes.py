@@ -18,7 +18,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import anyio
 
@@ -412,17 +411,6 @@ async def closing(sandboxes: Sandboxes) -> AsyncIterator[None]:
     finally:
         with anyio.CancelScope(shield=True):
             await sandboxes.end()
-
-
-async def runtime_in(folder: Path) -> Runtime:
-    """What runs programs here; what starts its processes is kept in a folder that is the user's alone.
-
-    Raises:
-        SandboxFailed: nothing can; the text says what to install.
-    """
-    from mlx_mcp.workflows.sandbox.monty import open_runtime  # only for the first program: it looks at the system
-
-    return await open_runtime(folder)
 
 
 async def no_runtime() -> Runtime:

@@ -71,6 +71,11 @@ class _Reader:
         attributes = getattr(value, "attributes", None)  # of an object of a class that the program has defined
         if isinstance(attributes, Mapping):
             return self.read(dict(attributes), depth + 1) if attributes else str(getattr(value, "name", "object"))
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            names = [each.name for each in dataclasses.fields(value)]
+            return self.read({name: getattr(value, name, None) for name in names}, depth + 1)
+        if not isinstance(value, type) and callable(listed := getattr(value, "tolist", None)):
+            return self.read(listed(), depth)  # of an array or a number of numpy, a series of pandas
         return _text(value)
 
     def _all(self, values: Iterable[Any], depth: int) -> list[Any]:

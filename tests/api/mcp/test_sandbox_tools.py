@@ -17,8 +17,9 @@ from mlx_mcp.engine.client import EngineClient
 from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.files import FileReader
 from mlx_mcp.service.service import Service
+from mlx_mcp.workflows.sandbox.opening import open_runtime
 from mlx_mcp.workflows.sandbox.runtime import HostCall
-from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, closing, runtime_in
+from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, closing
 from tests.fakes import FakeLoader, fake_client
 from tests.workflows.fakes import FakeRuntime, Spoil
 
@@ -288,7 +289,7 @@ after = 1
 async def test_each_budget_of_a_run_ends_it_and_is_named(
     engine: EngineClient, tmp_path: Path, code: str, options: dict[str, Any], told: str
 ) -> None:
-    service, sandboxes = Service(engine, Registry(None)), Sandboxes(partial(runtime_in, tmp_path))
+    service, sandboxes = Service(engine, Registry(None)), Sandboxes(partial(open_runtime, tmp_path))
     async with closing(sandboxes), Client(build_server(service, sandboxes=sandboxes)) as client:
         made = await run(client, "before = 1")
         ran = await run(client, code, sandbox=made["sandbox"], options=options)

@@ -11,8 +11,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mlx_mcp.workflows.sandbox.monty import MontyRuntime, open_runtime
-from mlx_mcp.workflows.sandbox.runtime import Ended, HostCall, Limits, Worker
+from mlx_mcp.errors import SandboxFailed
+from mlx_mcp.workflows.sandbox.cpython_worker import CPythonWorker
+from mlx_mcp.workflows.sandbox.monty_worker import MontyWorker
+from mlx_mcp.workflows.sandbox.opening import Python, open_runtime
+from mlx_mcp.workflows.sandbox.runtime import Ended, HostCall, Limits, Runtime, Worker
 from tests.workflows.sandbox.snippets import FUNCTIONS, answer
 
 LIMITS = Limits()
@@ -20,16 +23,41 @@ MOMENT = 1_767_225_600.0  # 2026-01-01
 
 
 @cache
-def runtime() -> MontyRuntime:
+def runtime(python: Python = "monty") -> Runtime:
     """One for all tests of a process; it is bound to no loop."""
     folder = Path(os.environ["MLX_MCP_STATE_DIR"]) / "sandbox"
     with ThreadPoolExecutor() as pool:  # where it is asked for, a loop may run
-        return pool.submit(asyncio.run, open_runtime(folder)).result()
+        return pool.submit(asyncio.run, open_runtime(folder, python)).result()
+
+
+@cache
+def encloses_cpython() -> bool:
+    """Whether something can be put around CPython here."""
+    try:
+        return bool(runtime("cpython").isolation)
+    except SandboxFailed as error:
+        if "only where the system encloses them" not in str(error):
+            raise
+        return False
+
+
+def pid_of(worker: Worker) -> int:
+    """The process of a worker."""
+    if isinstance(worker, MontyWorker):
+        assert worker._process is not None
+        assert worker._process._pid is not None
+        return worker._process._pid
+    assert isinstance(worker, CPythonWorker)
+    assert worker._process is not None
+    assert worker._process._process is not None
+    return worker._process._process.pid
 
 
 @asynccontextmanager
-async def started(limits: Limits = LIMITS, functions: tuple[str, ...] = FUNCTIONS) -> AsyncIterator[Worker]:
-    worker = await runtime().start(limits, functions)
+async def started(
+    limits: Limits = LIMITS, functions: tuple[str, ...] = FUNCTIONS, python: Python = "monty"
+) -> AsyncIterator[Worker]:
+    worker = await runtime(python).start(limits, functions)
     try:
         yield worker
     finally:

@@ -17,9 +17,10 @@ from mlx_mcp.models.registry import Registry
 from mlx_mcp.service.service import Service
 from mlx_mcp.workflows.asking import Budget
 from mlx_mcp.workflows.counting import Counts
+from mlx_mcp.workflows.sandbox.opening import open_runtime
 from mlx_mcp.workflows.sandbox.runtime import Limits
 from mlx_mcp.workflows.sandbox.sandbox import Program
-from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, closing, runtime_in
+from mlx_mcp.workflows.sandbox.sandboxes import Sandboxes, closing
 from tests.service.house import CALLER, unheard
 from training.grammar import NAMES, a_filler
 
@@ -63,7 +64,7 @@ async def test_every_text_is_asked_twice_and_computed_once(tmp_path: Path, num_t
     limits = EngineLimits(max_running=8)
     thread = EngineThread(lambda: Engine(loader, limits, 1 << 30, 4 << 30, EngineOptions()))
     client = EngineClient(thread, Registry(None), loader)
-    service, sandboxes = Service(client, Registry(None)), Sandboxes(partial(runtime_in, tmp_path))
+    service, sandboxes = Service(client, Registry(None)), Sandboxes(partial(open_runtime, tmp_path))
     counts: list[Counts] = []
     try:
         async with closing(sandboxes):

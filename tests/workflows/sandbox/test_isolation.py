@@ -8,7 +8,7 @@ import pytest
 
 from mlx_mcp.errors import SandboxFailed
 from mlx_mcp.workflows.sandbox import isolation
-from mlx_mcp.workflows.sandbox.isolation import BUBBLEWRAP, NOTHING, SEATBELT, advice, enclose
+from mlx_mcp.workflows.sandbox.isolation import BUBBLEWRAP, NOTHING, SEATBELT, Interpreter, advice, enclose
 
 WORKS = "#!/bin/sh\necho monty 1.4.0\n"
 
@@ -19,10 +19,14 @@ def executable(path: Path, text: str) -> Path:
     return path
 
 
+def monty(path: Path) -> Interpreter:
+    return Interpreter(path, b"monty", "Reinstall it: pip install it.")
+
+
 @pytest.fixture
 def interpreter(tmp_path):
     """Something that says what the interpreter says, and shows where it runs."""
-    return executable(tmp_path / "monty", f"{WORKS}pwd\nenv\n")
+    return monty(executable(tmp_path / "monty", f"{WORKS}pwd\nenv\n"))
 
 
 def test_without_anything_else_the_interpreter_runs_alone_and_in_the_root(interpreter, tmp_path, monkeypatch):
@@ -53,12 +57,12 @@ def test_bubblewrap_gets_no_network_no_environment_and_no_file_but_libraries(int
     words = told.read_text().split()
     assert {"--unshare-all", "--die-with-parent", "--clearenv", "--new-session"} <= set(words)
     bound = [words[at + 1] for at, word in enumerate(words) if "bind" in word]
-    assert set(bound) == {*isolation.LIBRARIES, str(interpreter)}
+    assert set(bound) == {*isolation.LIBRARIES, str(interpreter.path)}
     assert not any(word in ("--bind", "--dev-bind", "--share-net") for word in words)
 
 
 def test_seatbelt_denies_what_is_not_named(tmp_path):
-    profile = isolation._seatbelt_profile(tmp_path / 'a "b')
+    profile = isolation._seatbelt_profile(monty(tmp_path / 'a "b'))
     assert "(deny default)" in profile
     assert "network" not in profile
     assert '(allow process-exec (literal "' in profile
@@ -70,7 +74,7 @@ def test_an_interpreter_that_does_not_run_is_told_with_what_to_do(tmp_path, monk
     monkeypatch.setattr(shutil, "which", lambda name: None)
     broken = executable(tmp_path / "monty", "#!/bin/sh\nexit 3\n")
     with pytest.raises(SandboxFailed, match=r"does not run here \(exit status 3\). Reinstall it: pip install"):
-        enclose(broken, tmp_path / "scripts")
+        enclose(monty(broken), tmp_path / "scripts")
 
 
 def test_a_script_that_was_removed_or_changed_is_written_again(interpreter, tmp_path, monkeypatch):
@@ -90,7 +94,7 @@ def test_within_bubblewrap_the_interpreter_sees_no_file_of_the_system_and_no_oth
     """What a fault of the interpreter would let out is looked at with a shell in its place."""
     looks = f"ls / /etc /home /root /proc 2>&1 | tr '\\n' ' '\nenv\necho done > {tmp_path}/out 2>/dev/null || echo no\n"
     shell = executable(tmp_path / "monty", WORKS + looks)
-    words = isolation._bubblewrap(shutil.which("bwrap"), shell)
+    words = isolation._bubblewrap(shutil.which("bwrap"), monty(shell))
     at = words.index("--ro-bind")
     words[at:at] = [word for folder in ("/bin", "/usr/bin") for word in ("--ro-bind-try", folder, folder)]
     said = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
