@@ -134,7 +134,7 @@ class Scheduler:
             chunks,
             tuple(Decode(sequence.sequence_id, sequence.output_ids[-1]) for sequence in decoding),
             tuple(changes.moves.values()),
-            tuple(needed(r, sequence) for sequence, r in changes.admitted.items() if r is not None and r.num_tokens),
+            tuple(r for r in changes.admitted.values() if r is not None and r.brings_anything),
             self._cuts(chunks, [(sequence.sequence_id, sequence.num_computed + 1) for sequence in decoding]),
             tuple(admission(sequence) for sequence in changes.admitted),
             tuple(changes.released),
@@ -377,9 +377,3 @@ def admission(sequence: Sequence) -> Admission:
         sequence.slot,
         sequence.prefix,
     )
-
-
-def needed(restore: Restore, sequence: Sequence) -> Restore:
-    """What of a row has to be restored: nothing if its last token is drawn from cached logits, with which it ends."""
-    ends = restore.logits is not None and len(sequence.output_ids) + 1 >= sequence.params.max_tokens
-    return replace(restore, parts=(), num_tokens=0) if ends else restore

@@ -66,6 +66,11 @@ class Restore:
     num_tokens: int
     logits: Logits | None = None
 
+    @property
+    def brings_anything(self) -> bool:
+        """Whether the row begins with anything."""
+        return self.num_tokens > 0 or self.logits is not None
+
 
 @dataclass(frozen=True)
 class Cut:

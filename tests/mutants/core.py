@@ -420,9 +420,9 @@ MUTANTS = [
     ),
     fault(
         "row that goes on after cached logits not restored",
-        "core/scheduler.py",
-        "restore.logits is not None and len(sequence.output_ids) + 1 >= sequence.params.max_tokens",
-        "restore.logits is not None",
+        "core/cache/manager.py",
+        "match.logits is not None and len(sequence.output_ids) + 1 >= sequence.params.max_tokens",
+        "match.logits is not None",
         "cache/test_publishing.py::"
         "test_a_prompt_that_comes_again_for_one_token_is_neither_restored_nor_copied_once_more[full]",
     ),

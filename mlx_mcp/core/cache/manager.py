@@ -126,6 +126,9 @@ class KvCacheManager:
         if not sequence.num_preemptions:
             self._explain(track, match)
         assert match.num_tokens < sequence.num_tokens or match.logits is not None, "nothing is left to compute"
+        ends = match.logits is not None and len(sequence.output_ids) + 1 >= sequence.params.max_tokens
+        if ends and match.blocks[-1].end == match.num_tokens:  # else its end has yet to become a block of its own
+            return Restore(sequence.sequence_id, (), 0, match.logits)
         return Restore(sequence.sequence_id, match.parts, match.num_tokens, match.logits)
 
     def _place(self, track: Track, match: Match, num_tokens: int) -> bool:

@@ -38,6 +38,15 @@ def test_a_prompt_that_comes_again_for_one_token_is_neither_restored_nor_copied_
     assert house.pool.used_bytes == before
 
 
+def test_a_prompt_that_comes_again_and_ends_within_a_block_gets_a_block_of_its_own():
+    house = House()
+    house.say(words(30), max_tokens=3)  # its last block goes on after the prompt
+    before = house.pool.used_bytes
+    session = house.open(words(30), max_tokens=1)
+    assert session.leaf.end == 30
+    assert house.pool.used_bytes == before + 2
+
+
 def test_what_a_session_that_leaves_no_trace_computed_is_no_secret_once_another_says_it():
     house = House()
     house.say(words(30), max_tokens=1, ephemeral=True)
