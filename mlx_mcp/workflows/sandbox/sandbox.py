@@ -13,18 +13,20 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
-from mlx_mcp.errors import OtherInterpreter
+from mlx_mcp.errors import OtherInterpreter, SandboxFailed
 from mlx_mcp.workflows.asking import close_sessions
 from mlx_mcp.workflows.counting import Counts
 from mlx_mcp.workflows.sandbox.host_calls import FUNCTIONS, HostCalls, HostFunction, Refused, Said, Submitted
 from mlx_mcp.workflows.sandbox.journal import CannotReplay, Journal, Recording, replay
 from mlx_mcp.workflows.sandbox.runtime import Ended, HostCall, Limits, ProgramError, Runtime, Worker
+
+T = TypeVar("T")
 
 MAX_REFUSED = 1_000  # a program that goes on calling after so many refusals will not end by itself
 
@@ -153,22 +155,39 @@ async def loaded(
 
     Raises:
         OtherInterpreter: the state is that of another version, and cannot be rebuilt.
-        SandboxFailed: the worker does not start.
+        SandboxFailed: the worker does not start, or the dump is damaged and cannot be rebuilt.
     """
+    if not state.dump:
+        return await runtime.start(limits, functions), state
+    refused: SandboxFailed | None = None
+    if state.version == runtime.version:
+        try:
+            worker, _ = await started(runtime, limits, functions, lambda worker: worker.load(state.dump))
+            return worker, state
+        except SandboxFailed as error:  # CPython cannot make every object again that it could keep
+            refused = error
+
+    async def rebuild(worker: Worker) -> bytes:
+        await replay(state.journal, worker)
+        return await worker.dump()
+
+    try:
+        worker, dump = await started(runtime, limits, functions, rebuild)
+    except CannotReplay as why:
+        raise refused or OtherInterpreter(state.version, runtime.version, str(why)) from why
+    return worker, replace(state, dump=dump, version=runtime.version)
+
+
+async def started(
+    runtime: Runtime, limits: Limits, functions: Collection[str], fill: Callable[[Worker], Awaitable[T]]
+) -> tuple[Worker, T]:
+    """A new worker that something was done to, and what that gave. If that fails the worker is ended."""
     worker = await runtime.start(limits, functions)
     try:
-        if state.dump and state.version == runtime.version:
-            await worker.load(state.dump)
-        elif state.dump:
-            await replay(state.journal, worker)
-            state = replace(state, dump=await worker.dump(), version=runtime.version)
-    except CannotReplay as why:
-        await end(worker)
-        raise OtherInterpreter(state.version, runtime.version, str(why)) from why
+        return worker, await fill(worker)
     except BaseException:
         await end(worker)
         raise
-    return worker, state
 
 
 async def drive(worker: Worker, program: Program, host: HostCalls, recording: Recording) -> Ended:

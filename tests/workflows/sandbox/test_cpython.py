@@ -559,3 +559,23 @@ async def test_nothing_is_left_of_a_worker_that_was_closed_at_work():
     await worker.close()
     assert (await asyncio.wait_for(inside, 30)).spoiled
     wait_until(lambda: not is_alive(pid))
+
+
+@enclosed
+async def test_a_state_with_an_object_that_cannot_be_made_again_is_rebuilt_from_the_runs():
+    program = """
+class Refused(Exception):
+    def __init__(self, name, amount):
+        super().__init__(name)
+        self.amount = amount
+
+answers = [llm_query("How much?")]
+kept = Refused("Ann", 7)
+"""
+    async with process(runtime("cpython"), None) as server:
+        sandbox = await server.sandboxes.create(server.service, CALLER)
+        await server.run(sandbox, program)
+        asked = server.num_asked
+        await sandbox.release()
+        assert (await server.run(sandbox, "kept.amount, len(answers)")).ended.value == (7, 1)
+        assert server.num_asked == asked

@@ -15,6 +15,7 @@ from mlx_mcp.errors import (
     FolderInUse,
     OtherInterpreter,
     RateLimited,
+    SandboxFailed,
     StorageError,
     UnknownSandbox,
     UnknownVersion,
@@ -30,7 +31,7 @@ from mlx_mcp.workflows.sandbox.reading import value_of
 from mlx_mcp.workflows.sandbox.runtime import HostCall
 from tests.fakes import FakeStore
 from tests.service.house import CALLER
-from tests.workflows.fakes import FakeRuntime
+from tests.workflows.fakes import FakeRuntime, FakeWorker
 from tests.workflows.sandbox.processes import process
 
 Run = Generator[HostCall, Any, Any]
@@ -215,6 +216,28 @@ async def test_another_version_of_the_interpreter_rebuilds_the_state_and_asks_no
         assert await value_of(newer, await third.sandboxes.keeping.state_of(again), "n") == 20
         assert newer.workers[-1].loaded == [again.state.dump or (await third.sandboxes.keeping.state_of(again)).dump]
         assert newer.workers[-1].loaded != [dump]
+
+
+async def test_a_dump_that_is_not_taken_is_rebuilt_from_the_runs_if_these_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(worker: FakeWorker, dump: bytes) -> None:
+        raise SandboxFailed("The state of this sandbox is damaged. Begin a new sandbox.")
+
+    fake = runtime()
+    async with process(fake, tmp_path / "kept") as only:
+        sandbox = await only.sandboxes.create(only.service, CALLER, "repo")
+        await only.run(sandbox, "count")
+        asked = only.num_asked
+        monkeypatch.setattr(FakeWorker, "load", refuse)
+        await sandbox.release()
+        assert (await only.run(sandbox, "n")).ended.value == 1
+        assert only.num_asked == asked
+        await sandbox.release()
+        sandbox.state = replace(sandbox.state, journal=replace(sandbox.state.journal, is_whole=False))
+        with pytest.raises(SandboxFailed, match="is damaged"):
+            await only.run(sandbox, "n")
+        assert fake.live == []
 
 
 async def test_a_state_that_cannot_be_rebuilt_says_so_and_stays(tmp_path: Path) -> None:
