@@ -117,15 +117,24 @@ def service():
     client.close()
 
 
+CANNOT = "ok: reason_over: embedded cannot write programs: ours read the input for it, part by part"
+
+
+@pytest.mark.long
 async def test_tries_once_whether_the_default_model_writes_programs(service, tmp_path, monkeypatch):
     trials = Trials(str(tmp_path / "writes-programs.json"))
-    said = "reason_over: embedded cannot write programs: ours read the input for it, part by part"
-    assert told([await doctor.programs_finding(service, trials)]) == f"ok: {said}"
+    assert told([await doctor.programs_finding(service, trials)]) == CANNOT
     assert trials.known(key_of(service, "")) is False
     monkeypatch.setattr(doctor, "tried", None)  # which would fail
-    assert told([await doctor.programs_finding(service, trials)]) == f"ok: {said}"
-    trials.note(key_of(service, ""), True)
-    assert told([await doctor.programs_finding(service, trials)]) == "ok: reason_over: embedded writes its own programs"
+    assert told([await doctor.programs_finding(service, trials)]) == CANNOT
+
+
+async def test_what_is_known_of_the_default_model_is_said_without_a_trial(service, monkeypatch):
+    monkeypatch.setattr(doctor, "tried", None)  # which would fail
+    trials = Trials()
+    for can, said in ((False, CANNOT), (True, "ok: reason_over: embedded writes its own programs")):
+        trials.note(key_of(service, ""), can)
+        assert told([await doctor.programs_finding(service, trials)]) == said
 
 
 async def test_does_not_load_a_model_beside_a_running_engine_or_one_that_is_not_there(service, monkeypatch):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -44,6 +45,7 @@ def test_what_is_free_of_a_gpu_is_asked_before_a_model_takes_of_it(monkeypatch):
     found = [DeviceMemory("cuda", 24 * 10**9), DeviceMemory("cuda", 10**9)]
     monkeypatch.setattr("mlx_mcp.mlx_backend.device_memory.device_memory", lambda: found.pop(0))
     client, registry = wire(Config.load(openblas=False))
-    prepared = client.loader.prepare(registry.resolve(None), lambda progress: None)
+    with ThreadPoolExecutor() as pool:  # the thread that prepares a model leaves no streams behind
+        prepared = pool.submit(client.loader.prepare, registry.resolve(None), lambda progress: None).result()
     assert prepared.budget == budget_for(MemorySettings(), DeviceMemory("cuda", 24 * 10**9))
     assert len(found) == 1

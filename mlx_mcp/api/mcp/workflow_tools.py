@@ -34,8 +34,8 @@ class WorkflowTools(SandboxToolSet):
 
         In the code: llm_map(instruction, items, schema), llm_ask(text, questions, schema), llm_query_batched(prompts,
         text, schema) ask many at once; llm_query(prompt, text, schema) one; a JSON `schema` gives parsed objects, None
-        is a failure. remember(text, name) computes a text once, for over=name. submit(value) ends. No packages, no
-        network, no files but `files`.
+        is a failure. remember(text, name) computes a text once, for over=name. submit(value) ends. No network, no files
+        but `files`; installed packages only where `isolation` says CPython.
 
         Returns {sandbox, output, value, variables, calls: {calls, cached_tokens, computed_tokens, …}, failed,
         isolation, error: {type, message, line, hint}}. Long ones return a result_id, as generate does.

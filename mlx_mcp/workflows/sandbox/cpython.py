@@ -93,7 +93,7 @@ class CPythonRuntime:
 
     def __init__(self, enclosed: Enclosed, packages: list[Path], cloudpickle_version: str) -> None:
         """`enclosed` is what `enclose` found to work."""
-        self.isolation = enclosed.isolation
+        self.isolation = f"{enclosed.isolation}, around CPython"
         self.version = f"cpython {platform.python_version()}, cloudpickle {cloudpickle_version}, {DUMP_FORMAT}"
         self._enclosed, self._packages = enclosed, packages
         self._workers: set[CPythonWorker] = set()
@@ -105,7 +105,7 @@ class CPythonRuntime:
             "memory_bytes": limits.memory_bytes,
             "file_bytes": SCRATCH_BYTES,
             "output_chars": limits.output_chars,
-            "scratch": SCRATCH if self.isolation == BUBBLEWRAP else "",
+            "scratch": SCRATCH if self._enclosed.isolation == BUBBLEWRAP else "",
             "functions": sorted(functions),
         }
         command = Command(self._enclosed, (*FLAGS, "-c", START, *map(str, paths)), options)

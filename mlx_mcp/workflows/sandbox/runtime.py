@@ -100,7 +100,7 @@ class Worker(Protocol):
 class Runtime(Protocol):
     """Starts workers, each of them a process of its own."""
 
-    isolation: str  # what is around the interpreter: "bubblewrap", "seatbelt" or "interpreter only"
+    isolation: str  # what is around the interpreter: "bubblewrap", "seatbelt", "interpreter only"; and if it is CPython
     version: str  # dumps are valid within one
 
     async def start(self, limits: Limits, functions: Collection[str]) -> Worker:

@@ -84,7 +84,8 @@ def test_seatbelt_gets_the_files_of_python_and_no_network():
 async def test_it_is_named_with_the_versions_that_its_dumps_depend_on():
     assert isinstance(runtime("cpython"), CPythonRuntime)
     assert runtime("cpython").version.startswith(f"cpython {sys.version.split()[0]}, cloudpickle ")
-    assert runtime("cpython").isolation in (isolation.BUBBLEWRAP, isolation.SEATBELT)
+    around = [f"{name}, around CPython" for name in (isolation.BUBBLEWRAP, isolation.SEATBELT)]
+    assert runtime("cpython").isolation in around
 
 
 @enclosed
@@ -269,8 +270,9 @@ except OSError as error:
 full, written <= 64 << 20
 """
     async with worker_with() as worker:
+        mounted = await run(worker, "import os\nos.listdir('/tmp')")  # Python's own files may lie there
         assert await run(worker, program) == Ended(value=("ENOSPC", True))
-        assert await run(worker, "import os\nos.listdir('/tmp')") == Ended(value=[])
+        assert await run(worker, "os.listdir('/tmp')") == mounted
 
 
 def frame(message):
