@@ -126,7 +126,8 @@ class Relay:
                     self._piece(data, first)
         self._leaving = True
         # An engine that is being started is waited for: to the end if lines wait for it, else to hear of its error.
-        self._backlog.settled.wait(None if self._backlog.lines else EXIT_S)
+        if not self._backlog.settled.wait(None if self._backlog.lines else EXIT_S):
+            tell(f"The host went away, and after {EXIT_S:g} s it was not known whether an engine starts.")
         with self._sending:  # what has waited is sent by then
             if self._link is not None:
                 self._link.hang_up(socket.SHUT_WR)

@@ -22,7 +22,18 @@ from mlx_mcp.process import daemon
 from mlx_mcp.process.daemon import greet
 from mlx_mcp.process.environment import window_hello
 from mlx_mcp.process.locks import take_life_lock, try_lock
-from tests.process.windows import LONG, WAIT_S, Window, command, is_alive, run, state_folder, status, wait_until
+from tests.process.windows import (
+    LONG,
+    WAIT_S,
+    Window,
+    command,
+    is_alive,
+    refused,
+    run,
+    state_folder,
+    status,
+    wait_until,
+)
 
 FALLBACK = "serving in this process alone"
 
@@ -305,7 +316,7 @@ def test_settings_that_cannot_work_end_the_window_with_one_clear_line():
             ({"MLX_MCP_KV_BITS": "3"}, "kv_bits"),
             ({"MLX_MCP_ENGINE_IDLE_S": "0"}, "engine_idle_s"),
         ):
-            done = run(env | changes, "serve")
+            done = refused(env | changes)
             assert (done.returncode, done.stdout) == (2, "")
             assert words in done.stderr
             assert "Traceback" not in done.stderr
@@ -314,7 +325,7 @@ def test_settings_that_cannot_work_end_the_window_with_one_clear_line():
             (["--port", "1"], "--http"),
             (["--mod"], "--mod"),
         ):
-            done = run(env, "serve", *arguments)
+            done = refused(env, *arguments)
             assert (done.returncode, done.stdout) == (2, "")
             assert words in done.stderr
 
@@ -325,9 +336,9 @@ def test_a_typo_in_a_windows_settings_ends_it_with_the_name_that_was_meant(engin
     with state_folder(MLX_MCP_CONFIG=str(config)) as (_, env), contextlib.ExitStack() as windows:
         if engine:
             windows.enter_context(Window(env))
-        typo = run(env | {"MLX_MCP_MAX_KV_BYTE": "1"}, "serve")
+        typo = refused(env | {"MLX_MCP_MAX_KV_BYTE": "1"})
         config.write_text('modle = "x"\n')
-        in_the_file = run(env, "serve")
+        in_the_file = refused(env)
     for done in (typo, in_the_file):
         assert (done.returncode, done.stdout) == (2, "")
         assert "Traceback" not in done.stderr
@@ -337,7 +348,7 @@ def test_a_typo_in_a_windows_settings_ends_it_with_the_name_that_was_meant(engin
 
 def test_file_roots_that_are_no_folders_are_named():
     with state_folder() as (_, env):
-        done = run(env | {"MLX_MCP_FILE_ROOTS": "/nowhere"}, "serve")
+        done = refused(env | {"MLX_MCP_FILE_ROOTS": "/nowhere"})
         assert done.returncode == 2
         assert "file_roots" in done.stderr
 
@@ -489,7 +500,7 @@ def test_nothing_is_said_to_another_users_engine():
         with foreign:
             foreign.stdout.readline()
             os.chmod(place.folder, 0o700)
-            done = run(env, "serve")
+            done = refused(env)
             assert done.returncode == 2
             assert "a socket of user 65534, not your engine's socket" in done.stderr
             foreign.stdin.close()
@@ -508,7 +519,7 @@ def test_what_is_no_socket_of_ours_is_refused_and_left_alone(kind, tmp_path):
                 Path(place.socket).write_text("mine")
             case "folder":
                 os.mkdir(place.socket)
-        done = run(env, "serve")
+        done = run(env, "serve")  # whose host is gone at once
         assert (done.returncode, done.stdout) == (2, "")
         words = {"link": "a symbolic link", "file": "a file", "folder": "a folder"}[kind]
         assert f"{place.socket} is {words}, not your engine's socket" in done.stderr
@@ -528,7 +539,7 @@ def test_a_stale_socket_is_replaced():
 def test_a_folder_that_others_may_enter_is_refused():
     with state_folder() as (place, env):
         os.chmod(place.folder, 0o755)
-        done = run(env, "serve")
+        done = refused(env)
         assert done.returncode == 2
         assert f"chmod 700 {place.folder}" in done.stderr
         os.chmod(place.folder, 0o700)

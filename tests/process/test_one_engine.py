@@ -32,6 +32,7 @@ from tests.process.windows import (
     Window,
     command,
     is_alive,
+    refused,
     resident_mb,
     run,
     state_folder,
@@ -312,7 +313,7 @@ def test_a_folder_whose_name_stands_for_another_one_is_refused(shared, tmp_path)
     for name in ("x", "y"):
         shutil.copytree(EMBEDDED_FOLDER, tmp_path / name / "twin")
     with Window(env, "--model", str(tmp_path / "x" / "twin")):
-        second = run(env, "serve", "--model", str(tmp_path / "y" / "twin"))
+        second = refused(env, "--model", str(tmp_path / "y" / "twin"))
         assert second.returncode == 2
         assert "--standalone" in second.stderr
 

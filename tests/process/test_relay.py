@@ -20,7 +20,7 @@ from mlx_mcp.process.environment import window_hello
 from mlx_mcp.process.lines import ALIVE, ENDING, LONGEST_LINE, envelope, notice, pieces
 from mlx_mcp.process.relay import Relay, serve_options
 from tests.effort import drawn
-from tests.process.windows import WAIT_S, state_folder
+from tests.process.windows import WAIT_S, state_folder, wait_until
 
 
 @pytest.mark.parametrize(
@@ -546,3 +546,12 @@ def test_the_end_of_stdin_is_passed_on_and_what_still_comes_is_too():
         assert json.loads(lines.next())["id"] == 1
         connection.shutdown(socket.SHUT_RDWR)
         hang_up(connection, wire)
+
+
+def test_a_host_that_leaves_before_an_engine_is_there_is_told_so_and_the_relay_ends(monkeypatch, capfd):
+    monkeypatch.setattr(relay_module, "EXIT_S", 0.2)
+    with relaying() as (engine, to_relay, _):
+        connection, _ = engine.listener.accept()  # which never says that it is ready
+        to_relay.close()
+        wait_until(lambda: "not known whether an engine starts" in capfd.readouterr().err)
+        connection.close()

@@ -69,6 +69,22 @@ def run(env: Mapping[str, str], *arguments: str, **options: Any) -> subprocess.C
     )
 
 
+def refused(env: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`mlx-mcp serve` of a host that leaves once it has been told on stderr why there is no engine for it.
+
+    A window whose host is gone waits for an engine that is just being started for EXIT_S only.
+    """
+    with subprocess.Popen(command("serve", *arguments), stdin=-1, stdout=-1, stderr=-1, env=env, text=True) as window:
+        assert window.stderr is not None
+        said = ""
+        for line in window.stderr:
+            said += line
+            if "Calls are answered with this" in line:
+                break
+        out, rest = window.communicate(timeout=WAIT_S)
+        return subprocess.CompletedProcess(window.args, window.returncode, out, said + rest)
+
+
 class Window:
     """One host and its relay. Answers are read as they come, and waited for with a bound."""
 
