@@ -52,7 +52,7 @@ def client():
     assert client.close()
 
 
-async def until(condition, timeout_s=5.0):
+async def until(condition, timeout_s=20.0):
     """Wait for what another thread will make true; asyncio has no event for it."""
     async with asyncio.timeout(timeout_s):
         while not condition():

@@ -24,7 +24,7 @@ def started(loader, **options):
 
     thread.listen(0, sink)
     thread.send(Load(0, loader.prepare(ModelSpec("tiny", "folder", "/"), print)))
-    while not isinstance(events.get(timeout=5), Loaded):
+    while not isinstance(events.get(timeout=20), Loaded):
         pass
     return thread, events, sink
 
@@ -40,7 +40,7 @@ def find(thread, sink):
 
 
 def until(events, kind):
-    while not isinstance(event := events.get(timeout=5), kind):
+    while not isinstance(event := events.get(timeout=20), kind):
         pass
     return event
 
@@ -94,7 +94,7 @@ def test_an_engine_that_cannot_be_made_fails_the_first_command():
 
     thread, events = EngineThread(make), queue.SimpleQueue()
     find(thread, lambda event: events.put(event) or True)
-    assert "no device" in str(events.get(timeout=5).error)
+    assert "no device" in str(events.get(timeout=20).error)
 
 
 def test_stopping_fails_what_runs_lets_go_of_the_loader_and_can_be_repeated():

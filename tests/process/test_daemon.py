@@ -224,7 +224,7 @@ def test_a_signal_ends_the_engine_within_the_time_for_that():
         engine = status(place)["pid"]
         os.kill(engine, signal.SIGTERM)
         assert "Call again" in open_window.answer(call)["result"]["content"][0]["text"]
-        wait_until(lambda: not is_alive(engine), timeout_s=5)
+        wait_until(lambda: not is_alive(engine))
         assert "Traceback" not in run(env, "engine", "logs").stdout
 
 

@@ -79,7 +79,7 @@ class HttpListener:
     def __exit__(self, *_):
         self.process.terminate()
         try:
-            assert self.process.wait(20) == 0
+            assert self.process.wait(WAIT_S) == 0
         finally:
             self.process.kill()
             self.process.wait()
@@ -325,7 +325,7 @@ def test_a_signal_ends_a_relay_cleanly_and_its_calls_with_it(shared, number):
         window.call("generate", **LONG)
         wait_until(lambda: status(place)["rows"] == 1)
         window.process.send_signal(number)
-        assert window.process.wait(10) == 0
+        assert window.process.wait(WAIT_S) == 0
         assert b"Traceback" not in window.process.stderr.read()
         wait_until(lambda: status(place)["rows"] == 0)
 
@@ -348,7 +348,7 @@ def test_a_host_that_reads_nothing_holds_up_neither_the_engine_nor_the_relays_en
         deaf.stdin.flush()
         assert other.serves()
         deaf.terminate()
-        assert deaf.wait(10) == 0
+        assert deaf.wait(WAIT_S) == 0
     wait_until(lambda: status(place)["connections"] == [])
 
 
@@ -369,7 +369,7 @@ def test_a_bad_line_is_answered_through_the_relay_too(shared):
         for line, id_, words in BAD_LINES:
             if "longer than" not in words:
                 window.send(line.removesuffix(b"\n"))
-                answer = window.lines.get(timeout=10)
+                answer = window.lines.get(timeout=WAIT_S)
                 assert (answer["id"], words in answer["error"]["message"]) == (id_, True)
         assert window.serves()
 

@@ -42,7 +42,7 @@ async def test_an_outcome_is_its_owners_alone(gate):
         with pytest.raises(UnknownResult, match="get_result without a result_id lists yours"):
             jobs.get(owner, result_id)
     gate.set()
-    assert await job.wait(5)
+    assert await job.wait(20)
     assert job.result() == "done"
 
 
@@ -60,13 +60,13 @@ async def test_a_wait_ends_in_time_and_the_work_goes_on(gate):
     assert job.state is JobState.RUNNING
     assert jobs.busy
     gate.set()
-    assert await job.wait(5)
+    assert await job.wait(20)
     assert (job.state, jobs.busy) == (JobState.DONE, False)
 
 
 async def test_a_failure_is_raised_to_whoever_asks():
     job = Jobs().start("us", "generate", work(outcome=InvalidRequest("no such thing")))
-    assert await job.wait(5)
+    assert await job.wait(20)
     assert job.state is JobState.FAILED
     with pytest.raises(InvalidRequest, match="no such thing"):
         job.result()
@@ -77,7 +77,7 @@ async def test_a_cancelled_job_ends_and_says_so(gate):
     job = jobs.start("us", "generate", work(gate))
     await asyncio.sleep(0)
     jobs.cancel(job)
-    assert await job.wait(5)
+    assert await job.wait(20)
     assert job.state is JobState.CANCELLED
     with pytest.raises(GenerationFailed, match="call again if it is needed"):
         job.result()
@@ -89,7 +89,7 @@ async def test_a_job_that_is_cancelled_before_it_has_begun_ends_too(gate):
     jobs = Jobs()
     job = jobs.start("us", "generate", work(gate))
     jobs.cancel(job)
-    assert await job.wait(5)
+    assert await job.wait(20)
     assert job.state is JobState.CANCELLED
 
 
@@ -98,7 +98,7 @@ async def test_what_is_cut_off_at_the_end_of_the_process_fails(gate):
     job = jobs.start("us", "generate", work(gate))
     await asyncio.sleep(0)
     jobs.cut_off()
-    assert await job.wait(5)
+    assert await job.wait(20)
     with pytest.raises(GenerationFailed, match="gives calls no more time"):
         job.result()
 
@@ -146,12 +146,12 @@ async def test_who_comes_later_hears_at_once_how_far_it_is(gate, monkeypatch):
 async def test_a_job_without_a_handle_leaves_nothing(gate):
     jobs = Jobs()
     for outcome in ("done", InvalidRequest("no such thing")):
-        await jobs.start("us", "generate", work(outcome=outcome)).wait(5)
+        await jobs.start("us", "generate", work(outcome=outcome)).wait(20)
     job = jobs.start("us", "generate", work(gate))
     with pytest.raises(UnknownResult):
         jobs.get("us", job.result_id)
     jobs.cancel(job)
-    await job.wait(5)
+    await job.wait(20)
     assert not jobs._jobs
     assert not jobs._tasks
 
@@ -171,7 +171,7 @@ async def test_too_many_outcomes_push_out_the_oldest_fetched_ones_first_and_none
 
     async def kept(owner):
         job = jobs.start(owner, "generate", work())
-        await job.wait(5)
+        await job.wait(20)
         jobs.hand_over(job)
         return job
 
@@ -190,7 +190,7 @@ async def test_what_is_kept_and_what_goes_on_is_counted(gate):
     jobs.hand_over(job)
     assert (jobs.num_running, jobs.num_unfetched) == (1, 0)
     gate.set()
-    await job.wait(5)
+    await job.wait(20)
     assert (jobs.num_running, jobs.num_unfetched) == (0, 1)
     job.fetched = True
     assert jobs.num_unfetched == 0
@@ -212,7 +212,7 @@ async def test_the_work_of_a_key_is_done_once_and_its_outcome_is_kept(gate):
     assert again is first
     assert len({first, other, theirs}) == 3
     gate.set()
-    assert await first.wait(5)
+    assert await first.wait(20)
     assert jobs.once("us", "generate", KEY, run).result() == 0
     assert jobs.get("us", first.result_id) is first
     with pytest.raises(InvalidRequest, match="was used for another call"):
@@ -222,10 +222,10 @@ async def test_the_work_of_a_key_is_done_once_and_its_outcome_is_kept(gate):
 async def test_a_key_is_free_again_when_its_work_has_failed_or_its_outcome_is_gone():
     jobs = Jobs(ttl_s=0.01)
     failed = jobs.once("us", "generate", KEY, work(outcome=InvalidRequest("no")))
-    assert await failed.wait(5)
+    assert await failed.wait(20)
     done = jobs.once("us", "generate", KEY, work())
     assert done is not failed
-    assert await done.wait(5)
+    assert await done.wait(20)
     await until(lambda: not jobs.of("us"))
     assert jobs.once("us", "generate", KEY, work()) is not done
     assert len(jobs._keyed) == 1
@@ -236,7 +236,7 @@ async def test_a_job_that_is_dropped_ends_and_nothing_of_it_is_kept(gate):
     job = jobs.once("us", "generate", KEY, work(gate))
     await asyncio.sleep(0)
     jobs.drop(job)
-    assert await job.wait(5)
+    assert await job.wait(20)
     assert job.state is JobState.CANCELLED
     assert jobs.of("us") == []
     assert not jobs._keyed

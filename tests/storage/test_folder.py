@@ -85,7 +85,7 @@ def test_a_second_process_is_told_who_owns_the_folder(tmp_path):
         assert abs(refused.value.started_at - time.time()) < 60
     finally:
         owner.send_signal(signal.SIGKILL)
-        owner.communicate(timeout=10)
+        owner.communicate(timeout=60)
     open_and_close(tmp_path / "cache")
 
 
