@@ -34,7 +34,7 @@ characters at most each. Ask many at once, never one by one in a loop:
 {functions}
   A schema (a dict, a JSON schema) gives parsed objects. An answer that failed is None.
 - Print what you would submit, and look whether it can be right. Then submit(value) ends the work.
-There are no files, no network and no packages; re, json, math, datetime, itertools and collections are there.
+There are no files and no network. Import nothing but re, json, math, datetime, itertools and collections.
 """
 # What a first program may be, by the variable that has the input.
 LOOK = {

@@ -13,13 +13,13 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar
 
 from mlx_mcp.errors import SandboxFailed
 from mlx_mcp.workflows.sandbox.frames import Malformed, read_message
 from mlx_mcp.workflows.sandbox.isolation import Enclosed
+from mlx_mcp.workflows.sandbox.own_thread import OwnThread
 
 T = TypeVar("T")
 Exchange = Callable[[IO[bytes], IO[bytes]], T]  # writes to the first pipe, and reads from the second
@@ -44,10 +44,9 @@ class CPythonProcess:
     def __init__(self, command: Command) -> None:
         """Nothing is started yet."""
         self._command = command
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
+        self._thread = OwnThread()
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = False
-        self._last: asyncio.Future[Any] | None = None  # of the exchanges on the thread
 
     async def start(self) -> None:
         """Start the process, and wait until it takes requests.
@@ -98,28 +97,18 @@ class CPythonProcess:
         """A call on the thread; after the timeout, or cancelled, what the process does is unknown, and it is ended."""
         if self._ended:
             raise EOFError
-        future = self._queued(call)
         try:
-            return await asyncio.wait_for(asyncio.shield(future), timeout_s)
+            return await asyncio.wait_for(self._thread.call(call), timeout_s)
         except (TimeoutError, asyncio.CancelledError):
             await self.end()
             raise
 
-    def _queued(self, call: Callable[[], T]) -> asyncio.Future[T]:
-        future = asyncio.get_running_loop().run_in_executor(self._thread, call)
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())  # of which nobody may hear
-        self._last = future
-        return future
-
     async def end(self) -> None:
         """End the process and all that is around it, whatever it does. Whoever waits for it gets EOFError."""
-        if not self._ended:
+        if not self._ended:  # afterwards its id may be another's
             self._ended = True
             self._kill()
-            self._queued(self._stop)
-            self._thread.shutdown(wait=False)
-        if self._last is not None:
-            await asyncio.wait([self._last], timeout=END_TIMEOUT_S)
+        await self._thread.end(self._stop, END_TIMEOUT_S)
 
     def _kill(self) -> None:
         if self._process is not None and self._process.returncode is None:

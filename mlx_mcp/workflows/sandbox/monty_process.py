@@ -12,11 +12,11 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mlx_mcp.errors import SandboxFailed
 from mlx_mcp.workflows.sandbox.isolation import Enclosed
+from mlx_mcp.workflows.sandbox.own_thread import OwnThread
 from mlx_mcp.workflows.sandbox.runtime import Limits
 
 if TYPE_CHECKING:
@@ -39,11 +39,10 @@ class MontyProcess:
     def __init__(self, enclosed: Enclosed, limits: Limits) -> None:
         """Nothing is started yet."""
         self._enclosed, self._limits = enclosed, limits
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
+        self._thread = OwnThread()
         self._pool: Monty | None = None
         self._session: MontySession | None = None
         self._pid: int | None = None
-        self._last: asyncio.Future[Any] | None = None  # of the calls on the thread
 
     async def start(self) -> None:
         """Start the process.
@@ -52,7 +51,7 @@ class MontyProcess:
             SandboxFailed: it does not start.
         """
         try:
-            await self._settled(self._start)
+            await self._thread.call(self._start)
         except BaseException as exc:
             await self.end()
             if isinstance(exc, foreign_errors()):
@@ -94,20 +93,10 @@ class MontyProcess:
         if session is None:
             raise RuntimeError("the process has ended")
         try:
-            return await self._settled(lambda: call(session))
+            return await self._thread.call(lambda: call(session))
         except asyncio.CancelledError:
             await self.end()
             raise
-
-    async def _settled(self, call: Callable[[], T]) -> T:
-        """A call on the thread. Cancelled, it leaves the call to `end`: none may outlive its process."""
-        return await asyncio.shield(self._queued(call))
-
-    def _queued(self, call: Callable[[], T]) -> asyncio.Future[T]:
-        future = asyncio.get_running_loop().run_in_executor(self._thread, call)
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())  # of which nobody may hear
-        self._last = future
-        return future
 
     async def end(self) -> None:
         """End the process, whatever it does. Whoever waits for it gets an exception of `foreign_errors`."""
@@ -115,12 +104,7 @@ class MontyProcess:
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        if self._session is not None or self._pool is not None or self._last is not None:
-            with contextlib.suppress(RuntimeError):  # it has been stopped before
-                self._queued(self._stop)
-        self._thread.shutdown(wait=False)
-        if self._last is not None:
-            await asyncio.wait([self._last], timeout=TURN_GRACE_S)
+        await self._thread.end(self._stop, TURN_GRACE_S)
 
     def _stop(self) -> None:
         session, pool = self._session, self._pool

@@ -7,7 +7,7 @@ from mlx_mcp.workflows.sandbox.monty import open_runtime
 from mlx_mcp.workflows.sandbox.runtime import Ended, HostCall, Limits
 from tests.workflows.sandbox.running import MOMENT, run, started
 
-SMALL = Limits(seconds=0.2, memory_bytes=64 << 20, output_chars=20_000)
+BRIEF = Limits(seconds=1)
 
 
 async def test_a_value_that_is_too_large_is_told_of_and_a_call_with_one_fails(monkeypatch):
@@ -23,7 +23,7 @@ async def test_a_value_that_is_too_large_is_told_of_and_a_call_with_one_fails(mo
 
 
 async def test_a_program_that_needs_too_much_memory_is_ended():
-    async with started(SMALL) as worker:
+    async with started(Limits(memory_bytes=64 << 20)) as worker:
         dump = await worker.dump()
         ended = await run(worker, "try:\n    x = [0] * 10 ** 9\nexcept MemoryError:\n    x = 1")
         assert (ended.error.type, ended.spoiled) == ("MemoryError", True)
@@ -121,7 +121,7 @@ async def test_a_program_that_asks_again_and_again_with_too_large_values_is_ende
 
 
 async def test_a_program_that_replaces_what_variables_are_shown_by_shows_none_and_prints_nothing_here(capfd):
-    async with started(SMALL) as worker:
+    async with started(BRIEF) as worker:
         await run(worker, "x = 'a'\ndef len(x):\n    print('from len')\n    return 1")
         await worker.variables()
         await run(worker, "def len(x):\n    while True: pass")

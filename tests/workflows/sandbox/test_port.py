@@ -13,7 +13,7 @@ from mlx_mcp.workflows.sandbox.runtime import Ended, HostCall, Limits
 from tests.process.windows import is_alive, wait_until
 from tests.workflows.sandbox.running import encloses_cpython, pid_of, run, runtime, started
 
-SMALL = Limits(seconds=0.5, memory_bytes=64 << 20, output_chars=20_000)
+BRIEF = Limits(seconds=1)
 
 
 @pytest.fixture(params=["monty", "cpython"])
@@ -99,7 +99,7 @@ async def test_errors_tell_the_line_of_the_program_as_it_was_sent(python):
 
 @pytest.mark.parametrize("program", ["while True: pass", "try:\n    while True: pass\nexcept BaseException: x = 2"])
 async def test_a_program_that_takes_too_long_is_ended_and_the_last_dump_is_as_before(python, program):
-    async with started(SMALL, python=python) as worker:
+    async with started(BRIEF, python=python) as worker:
         await run(worker, "x = 1")
         dump = await worker.dump()
         ended = await run(worker, program)
@@ -111,11 +111,12 @@ async def test_a_program_that_takes_too_long_is_ended_and_the_last_dump_is_as_be
 
 
 async def test_a_program_that_prints_too_much_is_ended_and_its_variables_stay(python):
-    async with started(SMALL, python=python) as worker:
+    limits = Limits(output_chars=20_000)
+    async with started(limits, python=python) as worker:
         ended = await run(worker, "n = 0\nwhile True:\n    n += 1\n    print('x' * 1000)")
         assert (ended.error.type, ended.spoiled) == ("MemoryError", False)
         assert "Print less" in ended.error.hint
-        assert 0 < len(worker.take_output()) <= SMALL.output_chars
+        assert 0 < len(worker.take_output()) <= limits.output_chars
         assert (await run(worker, "n")).value > 10
 
 
