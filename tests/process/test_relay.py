@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_mcp.errors import EngineUnavailable
 from mlx_mcp.process import link as link_module
 from mlx_mcp.process import relay as relay_module
 from mlx_mcp.process.environment import window_hello
 from mlx_mcp.process.lines import ALIVE, ENDING, LONGEST_LINE, envelope, notice, pieces
 from mlx_mcp.process.relay import Relay, serve_options
 from tests.effort import drawn
-from tests.process.windows import WAIT_S, state_folder, wait_until
+from tests.process.windows import WAIT_S, state_folder
 
 
 @pytest.mark.parametrize(
@@ -549,9 +550,15 @@ def test_the_end_of_stdin_is_passed_on_and_what_still_comes_is_too():
 
 
 def test_a_host_that_leaves_before_an_engine_is_there_is_told_so_and_the_relay_ends(monkeypatch, capfd):
+    over = threading.Event()
+
+    def join(*_):
+        over.wait(WAIT_S)
+        raise EngineUnavailable("late")
+
     monkeypatch.setattr(relay_module, "EXIT_S", 0.2)
-    with relaying() as (engine, to_relay, _):
-        connection, _ = engine.listener.accept()  # which never says that it is ready
+    monkeypatch.setattr(relay_module, "join", join)
+    with relaying() as (_, to_relay, _):
         to_relay.close()
-        wait_until(lambda: "not known whether an engine starts" in capfd.readouterr().err)
-        connection.close()
+    assert "not known whether an engine starts" in capfd.readouterr().err
+    over.set()
