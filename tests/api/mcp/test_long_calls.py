@@ -171,8 +171,10 @@ async def test_results_go_after_their_time_and_the_oldest_before_it_where_there_
     monkeypatch.setattr("mlx_mcp.service.jobs.MAX_KEPT", 2)
     service = Service(engine, Registry(None), Jobs())
     async with connect(service) as client:
-        ids = [await begun(client) for _ in range(4)]
-        await until(lambda: not service.jobs.busy)
+        ids = []
+        for _ in range(4):  # one after the other, since the oldest is what ended first
+            ids.append(await begun(client))
+            await until(lambda: not service.jobs.busy)
         assert [each["result_id"] for each in (await call(client, "get_result"))["results"]] == ids[:1:-1]
 
 
